@@ -1,0 +1,283 @@
+"""Who holds which parameter frozen: the only room that writes `requires_grad` and clears `.grad`.
+
+There is one ledger per process, keyed by parameter identity, so it does not matter which model, callback or
+method a hold comes from. A parameter trains while its baseline is trainable and nobody holds it.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+
+from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["Hold", "hold", "holders", "is_held", "is_user_frozen", "reassert", "release", "thaw"]
+
+_WATCHED_PER_HOLD = 64  # a bound, so that watching costs the same in a model of 150 or 15,000 tensors
+
+
+class _Record:
+    """What the ledger knows of one parameter."""
+
+    __slots__ = ("__weakref__", "baseline", "count", "holds", "is_left", "parameter", "standing")
+
+    def __init__(self, parameter: Parameter) -> None:
+        self.parameter = weakref.ref(parameter, _forget(id(parameter)))
+        self.baseline = parameter.requires_grad
+        self.count = 0  # how many hold it now
+        self.holds: list[weakref.ref[Hold]] = []
+        self.standing: set[str] = set()  # holders that came through `hold()`
+        self.is_left = False  # frozen by us and left so when its last hold was abandoned
+
+
+_records: dict[int, _Record] = {}
+
+
+def _forget(key: int) -> Callable[[object], None]:
+    """The weak-reference callback that drops a record once its parameter is gone (its id may be reused)."""
+
+    def forget(_: object) -> None:
+        _records.pop(key, None)
+
+    return forget
+
+
+def _record_of(parameter: Parameter) -> _Record:
+    record = _records.get(id(parameter))
+    if record is None or record.parameter() is not parameter:
+        record = _records[id(parameter)] = _Record(parameter)
+    return record
+
+
+def _grip(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
+    """Count one more holder of each; freeze what trained until now."""
+    frozen = []
+    for parameter, record in pairs:
+        record.count += 1
+        if record.count == 1:
+            if parameter.requires_grad:
+                record.baseline = True
+                parameter.requires_grad = False
+                parameter.grad = None
+                frozen.append(parameter)
+            elif not record.is_left:
+                record.baseline = False
+    return frozen
+
+
+def _loosen(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
+    """Count one holder less of each; thaw what nobody holds any more and what trained before."""
+    thawed = []
+    for parameter, record in pairs:
+        record.count -= 1
+        if not record.count and record.baseline:
+            record.is_left = False
+            parameter.requires_grad = True
+            thawed.append(parameter)
+    return thawed
+
+
+class Hold:
+    """One holder's grip on a fixed set of parameters: taken and let go as often as its schedule says.
+
+    Args:
+        parameters: The parameters it can freeze. One that cannot train anyway (frozen by the user, an
+            integer tensor) is counted and left alone.
+        holder: Who holds, in words for logs and errors.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], holder: str) -> None:
+        self.holder = holder
+        self.is_active = False
+        self._grips = [(parameter, _record_of(parameter)) for parameter in parameters]
+        self._watches: list[RemovableHandle] = []
+        self._on_intrusion: Callable[[], None] | None = None
+        me = weakref.ref(self)
+        for _, record in self._grips:
+            record.holds = [hold for hold in record.holds if hold() is not None]
+            record.holds.append(me)
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """What this hold covers."""
+        return [parameter for parameter, _ in self._grips]
+
+    def take(self) -> list[Parameter]:
+        """Freeze: flags off, gradients cleared.
+
+        Returns:
+            The parameters that trained until now.
+        """
+        if self.is_active:
+            return []
+        self.is_active = True
+        self._watch()
+        return _grip(self._grips)
+
+    def let_go(self) -> list[Parameter]:
+        """Thaw what nobody else holds and what trained before.
+
+        Returns:
+            The parameters that train from now on.
+        """
+        if not self.is_active:
+            return []
+        self.is_active = False
+        self._unwatch()
+        return _loosen(self._grips)
+
+    def abandon(self) -> None:
+        """Stop holding, but leave the flags as they are: a run ended with the layers still frozen.
+
+        A later hold on the same parameters remembers that they trained before, and gives that back.
+        """
+        self._unwatch()
+        for _, record in self._grips:
+            if self.is_active:
+                record.count -= 1
+                record.is_left = record.baseline and not record.count
+            record.holds = [hold for hold in record.holds if hold() not in (None, self)]
+        self.is_active = False
+        self._grips = []
+
+    def moved_to(self, parameters: Sequence[Parameter]) -> "Hold":
+        """The same hold on the tensors that replaced its own, as FSDP2 does when it shards a module.
+
+        Args:
+            parameters: One successor for each parameter of this hold, in the same order.
+        """
+        for successor, (_, old) in zip(parameters, self._grips, strict=True):
+            record = _record_of(successor)
+            if not successor.requires_grad and (old.baseline and (old.count or old.is_left)):
+                record.baseline = record.is_left = True
+        was_active = self.is_active
+        self.abandon()
+        successor_hold = Hold(parameters, self.holder)
+        if was_active:
+            successor_hold.take()
+        return successor_hold
+
+    def watch(self, on_intrusion: Callable[[], None]) -> None:
+        """Call `on_intrusion` when a held parameter gets a gradient, because somebody else switched it on.
+
+        An evenly spread sample of at most 64 parameters is watched, by autograd hooks that never run while
+        the flags are as the ledger left them. To be called before `take`.
+        """
+        self._on_intrusion = on_intrusion
+
+    def _watch(self) -> None:
+        if self._on_intrusion is None:
+            return
+        trainable = [
+            parameter for parameter, _ in self._grips if parameter.requires_grad and parameter.is_leaf
+        ]
+        stride = -(-len(trainable) // _WATCHED_PER_HOLD) or 1
+        for parameter in trainable[::stride]:
+            watch = parameter.register_post_accumulate_grad_hook(self._intruded)  # type: ignore[no-untyped-call]
+            self._watches.append(watch)
+
+    def _unwatch(self) -> None:
+        for watch in self._watches:
+            watch.remove()
+        self._watches = []
+
+    def _intruded(self, parameter: object) -> None:
+        assert self._on_intrusion is not None
+        self._on_intrusion()
+
+
+def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
+    """Freeze parameters until the same holder releases them. To hold twice is to hold once.
+
+    Args:
+        parameters: What to freeze.
+        holder: Who holds, in words for logs and errors.
+
+    Returns:
+        The parameters that trained until now.
+    """
+    pairs = [(parameter, _record_of(parameter)) for parameter in parameters]
+    pairs = [(parameter, record) for parameter, record in pairs if holder not in record.standing]
+    for _, record in pairs:
+        record.standing.add(holder)
+    return _grip(pairs)
+
+
+def release(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
+    """Let go what `hold` took under this name.
+
+    Returns:
+        The parameters that train from now on: nobody else holds them and they trained before.
+    """
+    pairs = [(parameter, _record_of(parameter)) for parameter in parameters]
+    pairs = [(parameter, record) for parameter, record in pairs if holder in record.standing]
+    for _, record in pairs:
+        record.standing.remove(holder)
+    return _loosen(pairs)
+
+
+def thaw(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
+    """Make parameters trainable also where the user froze them, and release this holder's own hold.
+
+    A parameter that somebody else holds stays frozen until they let go; its baseline is trainable from now
+    on.
+
+    Returns:
+        The parameters that train from now on.
+    """
+    parameters = list(parameters)
+    released = release(parameters, holder)
+    for parameter in parameters:
+        record = _record_of(parameter)
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            continue
+        record.baseline = True
+        if not record.count and not parameter.requires_grad:
+            record.is_left = False
+            parameter.requires_grad = True
+            released.append(parameter)
+    return released
+
+
+def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """Freeze again what somebody else switched on while it was held; that flag is its baseline from now on.
+
+    Returns:
+        The parameters that had been switched on.
+    """
+    intruded = []
+    for parameter in parameters:
+        record = _record_of(parameter)
+        if not record.count:
+            continue
+        if parameter.requires_grad:
+            record.baseline = True
+            parameter.requires_grad = False
+            intruded.append(parameter)
+        if parameter.grad is not None:  # also when the flag went on and off again since
+            parameter.grad = None
+    return intruded
+
+
+def holders(parameter: Parameter) -> tuple[str, ...]:
+    """Who holds a parameter now, in alphabetical order; empty when nobody does."""
+    record = _records.get(id(parameter))
+    if record is None or record.parameter() is not parameter:
+        return ()
+    active = [hold.holder for hold in (reference() for reference in record.holds) if hold and hold.is_active]
+    return tuple(sorted({*active, *record.standing}))
+
+
+def is_held(parameter: Parameter) -> bool:
+    """Whether anybody holds a parameter now."""
+    record = _records.get(id(parameter))
+    return record is not None and record.parameter() is parameter and record.count > 0
+
+
+def is_user_frozen(parameter: Parameter) -> bool:
+    """Whether a parameter would stay frozen if every holder let go."""
+    record = _records.get(id(parameter))
+    if record is None or record.parameter() is not parameter:
+        return not parameter.requires_grad
+    if record.count:
+        return not record.baseline
+    return not parameter.requires_grad and not record.is_left
