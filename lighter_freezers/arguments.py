@@ -1,0 +1,103 @@
+"""Checks of the plain values that YAML passes to callbacks: types, ranges, choices."""
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+__all__ = ["choice", "count", "flag", "number", "positive", "step_windows"]
+
+Choice = TypeVar("Choice", bound=str)
+
+
+def number(argument: str, value: object) -> float:
+    """Check a real number from YAML.
+
+    Raises:
+        TypeError: It is something else, such as the string that YAML makes of `5e-5`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hint = " YAML reads 5e-5 as a string: write 5.0e-5." if isinstance(value, str) else ""
+        raise TypeError(f"{argument} must be a number. Got {value!r} ({type(value).__name__}).{hint}")
+    return float(value)
+
+
+def count(argument: str, value: object) -> int | None:
+    """Check a count of steps, epochs or checks from YAML; None stays None.
+
+    Raises:
+        TypeError: It is not a whole number.
+        ValueError: It is negative.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        hint = " Remove the quotes." if isinstance(value, str) else ""
+        raise TypeError(f"{argument} must be a whole number. Got {value!r} ({type(value).__name__}).{hint}")
+    if value < 0:
+        raise ValueError(f"{argument} counts from 0. Got {value}.")
+    return value
+
+
+def choice(argument: str, value: object, choices: Sequence[Choice]) -> Choice:
+    """Check that a word is one of a few.
+
+    Raises:
+        ValueError: It is not.
+    """
+    for known in choices:
+        if value == known:
+            return known
+    raise ValueError(f"{argument} must be one of {', '.join(choices)}. Got {value!r}.")
+
+
+def step_windows(argument: str, value: object) -> tuple[tuple[int, int], ...]:
+    """Check windows of optimizer steps, `[[0, 500], [2000, 2500]]`; None means no windows.
+
+    Raises:
+        TypeError: It is not a list of pairs of whole numbers.
+        ValueError: A window is empty or two overlap.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise TypeError(f"{argument} must be a list of [first, end) pairs such as [[0, 500]]. Got {value!r}.")
+    windows = sorted(_window(f"{argument}[{index}]", pair) for index, pair in enumerate(value))
+    for (start, end), (next_start, next_end) in zip(windows, windows[1:], strict=False):
+        if next_start < end:
+            raise ValueError(
+                f"{argument}: [{start}, {end}] and [{next_start}, {next_end}] overlap. Join them."
+            )
+    return tuple(windows)
+
+
+def _window(argument: str, pair: object) -> tuple[int, int]:
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        raise TypeError(f"{argument} must be a pair [first step, end step). Got {pair!r}.")
+    start, end = count(f"{argument}[0]", pair[0]), count(f"{argument}[1]", pair[1])
+    if start is None or end is None or start >= end:
+        raise ValueError(f"{argument} must begin before it ends. Got {list(pair)}.")
+    return start, end
+
+
+def positive(argument: str, value: object) -> float:
+    """Check a finite number above zero.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is not above zero, or not finite.
+    """
+    checked = number(argument, value)
+    if not 0 < checked < math.inf:
+        raise ValueError(f"{argument} must be above 0 and finite. Got {value}.")
+    return checked
+
+
+def flag(argument: str, value: object) -> bool:
+    """Check a truth value.
+
+    Raises:
+        TypeError: It is something else, such as the string 'false'.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be true or false. Got {value!r} ({type(value).__name__}).")
+    return value

@@ -1,0 +1,208 @@
+"""When something happens: moments of a run, schedules over them, and conditions on a metric.
+
+Everything here is a value: what a trigger remembers is a `History` that the caller keeps and saves.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lighter_freezers.arguments import count, number
+
+__all__ = ["History", "MetricBelow", "MetricTrigger", "Moment", "Plateau", "Schedule", "parse_metric_trigger"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point of a run.
+
+    Attributes:
+        optimizer_step: Optimizer steps done so far, as the Trainer counts them; the next one has this number.
+        epoch: The epoch that runs now, counted from 0.
+    """
+
+    optimizer_step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When to hold: a pure function of the moment.
+
+    It begins at `from_step` or `from_epoch` and ends at `until_step` or `until_epoch`, in each case whichever
+    comes first. `windows` are half-open intervals of optimizer steps and stand alone.
+    """
+
+    from_step: int | None = None
+    from_epoch: int | None = None
+    until_step: int | None = None
+    until_epoch: int | None = None
+    windows: tuple[tuple[int, int], ...] = ()
+
+    def is_active(self, moment: Moment) -> bool:
+        """Whether to hold at this moment."""
+        step = moment.optimizer_step
+        if self.windows:
+            return any(start <= step < end for start, end in self.windows)
+        has_begun = (self.from_step is None and self.from_epoch is None) or _reached(
+            moment, self.from_step, self.from_epoch
+        )
+        return has_begun and not _reached(moment, self.until_step, self.until_epoch)
+
+    @property
+    def steps(self) -> list[int]:
+        """The optimizer steps at which it may change."""
+        bounds = [bound for window in self.windows for bound in window]
+        return sorted({*bounds, *(step for step in (self.from_step, self.until_step) if step is not None)})
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs at which it may change."""
+        return sorted({epoch for epoch in (self.from_epoch, self.until_epoch) if epoch is not None})
+
+    def next_step(self, moment: Moment) -> int | None:
+        """The next optimizer step at which it may change; None when no step matters any more."""
+        return next((step for step in self.steps if step > moment.optimizer_step), None)
+
+    def __str__(self) -> str:
+        if self.windows:
+            return "in steps " + ", ".join(f"[{start}, {end})" for start, end in self.windows)
+        begin = _either("from", self.from_step, self.from_epoch)
+        end = _either("until", self.until_step, self.until_epoch)
+        return " ".join(part for part in (begin, end) if part)
+
+
+def _reached(moment: Moment, step: int | None, epoch: int | None) -> bool:
+    return (step is not None and moment.optimizer_step >= step) or (
+        epoch is not None and moment.epoch >= epoch
+    )
+
+
+def _either(word: str, step: int | None, epoch: int | None) -> str:
+    bounds = [f"{unit} {bound}" for unit, bound in (("step", step), ("epoch", epoch)) if bound is not None]
+    return f"{word} {' or '.join(bounds)}" if bounds else ""
+
+
+@dataclass(frozen=True)
+class History:
+    """What a metric trigger has seen.
+
+    Attributes:
+        best: The best value so far; None before the first.
+        num_without_progress: Checks in a row that brought no new best.
+        has_fired: Latched: stays true once the condition was met.
+    """
+
+    best: float | None = None
+    num_without_progress: int = 0
+    has_fired: bool = False
+
+
+@dataclass(frozen=True)
+class MetricBelow:
+    """Fires when a metric is strictly below `below`, or strictly above `above`."""
+
+    monitor: str
+    below: float | None = None
+    above: float | None = None
+
+    def observe(self, value: float, history: History) -> History:
+        """The history after one more value; a NaN meets no condition."""
+        is_met = (self.below is not None and value < self.below) or (
+            self.above is not None and value > self.above
+        )
+        return replace(history, has_fired=history.has_fired or is_met)
+
+    def __str__(self) -> str:
+        if self.below is not None:
+            return f"{self.monitor} < {self.below:g}"
+        return f"{self.monitor} > {self.above:g}"
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """Fires when a metric brought no new best by more than `min_delta` in `patience` checks in a row."""
+
+    monitor: str
+    patience: int
+    min_delta: float = 0.0
+    mode: Literal["min", "max"] = "min"
+
+    def observe(self, value: float, history: History) -> History:
+        """The history after one more value; a NaN is no progress."""
+        sign = 1.0 if self.mode == "min" else -1.0
+        is_best = not math.isnan(value) and (
+            history.best is None or sign * value < sign * history.best - self.min_delta
+        )
+        if is_best:
+            return replace(history, best=value, num_without_progress=0)
+        count = history.num_without_progress + 1
+        return replace(
+            history, num_without_progress=count, has_fired=history.has_fired or count >= self.patience
+        )
+
+    def __str__(self) -> str:
+        return f"{self.monitor} on a plateau of {self.patience} checks"
+
+
+MetricTrigger = MetricBelow | Plateau
+
+_FORMS = "{monitor: val/loss, below: 2.5} or {monitor: val/loss, plateau: {patience: 3, min_delta: 1.0e-3}}"
+
+
+def parse_metric_trigger(argument: str, config: object) -> MetricTrigger:
+    """Read a metric condition as it stands in YAML.
+
+    Args:
+        argument: The argument's name, for errors.
+        config: `{monitor: ..., below: ...}`, `{monitor: ..., above: ...}` or
+            `{monitor: ..., plateau: {patience: ..., min_delta: 0.0, mode: min}}`.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A key is missing, unknown, or in conflict with another.
+    """
+    condition = _mapping(argument, config)
+    _known_keys(argument, condition, ("monitor", "below", "above", "plateau"))
+    monitor = condition.get("monitor")
+    if not isinstance(monitor, str) or not monitor:
+        raise ValueError(
+            f"{argument} needs 'monitor', the name of a logged metric: {_FORMS}. Got {config!r}."
+        )
+    kinds = [kind for kind in ("below", "above", "plateau") if condition.get(kind) is not None]
+    if len(kinds) != 1:
+        raise ValueError(f"{argument} needs exactly one of below, above, plateau: {_FORMS}. Got {config!r}.")
+    if kinds == ["plateau"]:
+        return _parse_plateau(f"{argument}.plateau", monitor, condition["plateau"])
+    threshold = number(f"{argument}.{kinds[0]}", condition[kinds[0]])
+    return MetricBelow(monitor, **{kinds[0]: threshold})
+
+
+def _parse_plateau(argument: str, monitor: str, config: object) -> Plateau:
+    plateau = _mapping(argument, config)
+    _known_keys(argument, plateau, ("patience", "min_delta", "mode"))
+    patience = count(f"{argument}.patience", plateau.get("patience"))
+    if not patience:
+        raise ValueError(f"{argument} needs 'patience', a number of checks of at least 1. Got {config!r}.")
+    min_delta = number(f"{argument}.min_delta", plateau.get("min_delta", 0.0))
+    if not min_delta >= 0:
+        raise ValueError(f"{argument}.min_delta must be at least 0. Got {min_delta}.")
+    mode = plateau.get("mode", "min")
+    if mode not in ("min", "max"):
+        raise ValueError(f"{argument}.mode must be 'min' (lower is better) or 'max'. Got {mode!r}.")
+    return Plateau(monitor, patience, min_delta, mode)
+
+
+def _mapping(argument: str, config: object) -> Mapping[str, object]:
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{argument} must be a mapping such as {_FORMS}. Got {config!r}.")
+    return config
+
+
+def _known_keys(argument: str, config: Mapping[str, object], known: Sequence[str]) -> None:
+    unknown = [key for key in config if key not in known]
+    if unknown:
+        raise ValueError(
+            f"{argument} does not know {', '.join(map(repr, unknown))}. Keys: {', '.join(known)}."
+        )

@@ -1,0 +1,57 @@
+"""Plain values from YAML: what passes, and what the errors say."""
+
+from typing import Any
+
+import pytest
+
+from lighter_freezers import arguments
+
+
+@pytest.mark.parametrize(
+    ("check", "value", "message"),
+    [
+        (
+            arguments.number,
+            "5e-5",
+            r"must be a number. Got '5e-5' \(str\). YAML reads 5e-5 as a string: write 5.0e-5",
+        ),
+        (arguments.number, True, "must be a number"),
+        (arguments.count, "10", "must be a whole number. Got '10' .* Remove the quotes"),
+        (arguments.count, 10.0, "must be a whole number"),
+        (arguments.count, True, "must be a whole number"),
+        (arguments.flag, "false", "must be true or false. Got 'false'"),
+        (arguments.step_windows, 5, r"list of \[first, end\) pairs"),
+        (arguments.step_windows, [5], r"x\[0\] must be a pair"),
+    ],
+)
+def test_a_wrong_type_is_named(check: Any, value: object, message: str) -> None:
+    """A TypeError says which argument, what was given and what to write."""
+    with pytest.raises(TypeError, match=message):
+        check("x", value)
+
+
+@pytest.mark.parametrize(
+    ("check", "value", "message"),
+    [
+        (arguments.count, -1, "x counts from 0. Got -1"),
+        (arguments.positive, 0, "above 0"),
+        (arguments.positive, float("inf"), "finite"),
+        (arguments.step_windows, [[5, 5]], "must begin before it ends"),
+        (arguments.step_windows, [[0, 5], [4, 9]], r"\[0, 5\] and \[4, 9\] overlap"),
+    ],
+)
+def test_a_value_out_of_range_is_named(check: Any, value: object, message: str) -> None:
+    """A ValueError says the rule and the value."""
+    with pytest.raises(ValueError, match=message):
+        check("x", value)
+
+
+def test_a_choice_lists_what_there_is() -> None:
+    """A misspelt word comes back with the known ones."""
+    with pytest.raises(ValueError, match="frozen_norms must be one of eval, stats, train. Got 'evla'"):
+        arguments.choice("frozen_norms", "evla", ("eval", "stats", "train"))
+
+
+def test_windows_are_sorted() -> None:
+    """Windows may be written in any order."""
+    assert arguments.step_windows("windows", [[20, 25], [0, 5]]) == ((0, 5), (20, 25))
