@@ -1,0 +1,70 @@
+"""A set of parameter names in one short phrase for a log line."""
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+
+__all__ = ["compress_names"]
+
+TRUNKS = ("network", "model", "base_model", "transformer")  # leading segments a reader does not need
+
+
+def compress_names(names: Iterable[str], all_names: Sequence[str], num_items: int = 6) -> str:
+    """Name a set of parameters as briefly as a log line needs: `wte, h.0-5, ln_f.weight, ... and 12 more`.
+
+    A module stands for its parameters if all of them are in the set. Paths that differ in their first index
+    only are joined: `h.0-5`, `h.0-5.attn`.
+
+    Args:
+        names: Canonical names of the parameters to summarise.
+        all_names: Canonical names of all parameters of the model, in model order.
+        num_items: How many items to write out before the rest is only counted.
+    """
+    chosen = set(names)
+    if chosen and chosen.issuperset(all_names):
+        return "all parameters"
+    items = [_without_trunk(item) for item in _join_indices(_whole_modules(chosen, all_names))]
+    left_out = len(items) - num_items
+    if left_out > 0:
+        items[num_items:] = [f"... and {left_out} more"]
+    return ", ".join(items) or "no parameters"
+
+
+def _whole_modules(chosen: Set[str], all_names: Sequence[str]) -> list[str]:
+    """The outermost modules that are chosen as a whole, and the chosen parameters outside of these."""
+    incomplete = {path for name in all_names if name not in chosen for path in _enclosing(name)}
+    whole = (
+        next((path for path in _enclosing(name) if path not in incomplete), name)
+        for name in all_names
+        if name in chosen
+    )
+    return list(dict.fromkeys(whole))
+
+
+def _enclosing(name: str) -> list[str]:
+    """Paths of the modules a parameter is in, outermost first."""
+    segments = name.split(".")
+    return [".".join(segments[:length]) for length in range(1, len(segments))]
+
+
+def _join_indices(paths: Iterable[str]) -> Iterator[str]:
+    """Join paths that differ in their first index only; the order is that of first appearance."""
+    indices: dict[tuple[str, str], list[int]] = {}
+    for path in paths:
+        segments = path.split(".")
+        position = next((i for i, segment in enumerate(segments) if segment.isdecimal()), len(segments))
+        before, after = ".".join(segments[:position]), ".".join(segments[position + 1 :])
+        indices.setdefault((before, after), []).extend(map(int, segments[position : position + 1]))
+    for (before, after), group in indices.items():
+        spans = _spans(sorted(group)) if group else [""]
+        yield from (".".join(filter(None, (before, span, after))) for span in spans)
+
+
+def _spans(indices: Sequence[int]) -> list[str]:
+    """[0, 1, 2, 5] -> ["0-2", "5"]."""
+    starts = [index for index in indices if index - 1 not in indices]
+    ends = [index for index in indices if index + 1 not in indices]
+    return [str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True)]
+
+
+def _without_trunk(item: str) -> str:
+    head, _, rest = item.partition(".")
+    return _without_trunk(rest) if rest and head in TRUNKS else item

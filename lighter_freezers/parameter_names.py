@@ -1,0 +1,143 @@
+"""Names of parameters and modules, free of the segments that compile, FSDP, DDP and checkpointing add.
+
+What a name stands for in a transformer is in `layer_names.py`, which names a rule selects in `selection.py`.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
+
+from torch import nn
+
+__all__ = [
+    "canonical_name",
+    "canonical_parameters",
+    "closest_names",
+    "join",
+    "layout",
+    "named_aliases",
+    "unwrapped",
+    "walk",
+    "without_wrapper",
+]
+
+TECHNICAL_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+ROOT_SEGMENTS = TECHNICAL_SEGMENTS | {"module"}  # where DDP, DataParallel and AveragedModel hold the model
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+Layout: TypeAlias = tuple[Mapping[str, nn.Parameter | None], Mapping[str, nn.Module | None]]
+WRAPPERS = ("network", "model")  # LighterModule and most LightningModules hold the model under one of these
+
+
+def canonical_name(name: str) -> str:
+    """Drop the segments that wrappers add, so that a name survives compile, DDP, FSDP and checkpointing.
+
+    Args:
+        name: A name from `named_parameters`, `named_modules` or a state dict.
+
+    Returns:
+        The name without `_orig_mod`, `_fsdp_wrapped_module` and `_checkpoint_wrapped_module` anywhere, and
+        without `module` at its start.
+    """
+    segments = [segment for segment in name.split(".") if segment not in TECHNICAL_SEGMENTS]
+    while len(segments) > 1 and segments[0] == "module":
+        del segments[0]
+    return ".".join(segments)
+
+
+def without_wrapper(name: str) -> str:
+    """Drop a leading `network.` or `model.`."""
+    head, _, rest = name.partition(".")
+    return rest if rest and head in WRAPPERS else name
+
+
+def join(path: str, name: str) -> str:
+    """Path of what a module calls `name`; the model itself has the path ""."""
+    return f"{path}.{name}" if path else name
+
+
+def layout(module: nn.Module, at_root: bool = False) -> Layout:
+    """Own parameters and children of a module under their canonical names: wrappers are looked through.
+
+    Args:
+        module: Any module.
+        at_root: Whether the module is the model itself, where a child called `module` is a wrapper too.
+
+    Returns:
+        The parameters, then the children; like in the module itself, values may be None.
+    """
+    technical = ROOT_SEGMENTS if at_root else TECHNICAL_SEGMENTS
+    if technical.isdisjoint(module._modules):
+        return module._parameters, module._modules
+    parameters, children = dict(module._parameters), {}
+    for name, child in module._modules.items():
+        if name not in technical or child is None:
+            children[name] = child
+            continue
+        inner_parameters, inner_children = layout(child, at_root)
+        _refuse_clash(name, [*parameters, *children, *module._modules], [*inner_parameters, *inner_children])
+        parameters.update(inner_parameters)
+        children.update(inner_children)
+    return parameters, children
+
+
+def _refuse_clash(wrapper: str, outer: Iterable[str], inner: Iterable[str]) -> None:
+    clash = sorted(set(outer) & set(inner) - ROOT_SEGMENTS)
+    if clash:
+        raise ValueError(
+            f"'{clash[0]}' and '{wrapper}.{clash[0]}' become one name when '{wrapper}', which wrappers add, "
+            f"is dropped. Rename one of the two attributes of the model."
+        )
+
+
+def walk(module: nn.Module, path: str = "", at_root: bool = True) -> Iterator[tuple[str, nn.Module]]:
+    """Every module with its canonical path, in model order; a module that occurs twice comes twice.
+
+    Args:
+        module: Where to begin.
+        path: Canonical path of that module, "" for the model itself.
+        at_root: Whether the module is the model itself, or a wrapper right around it.
+
+    Yields:
+        Path and module; a wrapper and what it wraps have the same path.
+    """
+    yield path, module
+    technical = ROOT_SEGMENTS if at_root else TECHNICAL_SEGMENTS
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        if name in technical:
+            yield from walk(child, path, at_root)
+        else:
+            yield from walk(child, join(path, name), at_root=False)
+
+
+def named_aliases(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter under every name it has, in model order: a tied weight comes once for each alias."""
+    for path, module in walk(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield join(path, name), parameter
+
+
+def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter once, in model order, under the first of its canonical names."""
+    first_names: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, parameter in named_aliases(model):
+        first_names.setdefault(id(parameter), (name, parameter))
+    return dict(first_names.values())
+
+
+def unwrapped(module: nn.Module, at_root: bool = False) -> nn.Module:
+    """The module inside compile, FSDP and checkpoint wrappers; at the root also inside DDP."""
+    technical = ROOT_SEGMENTS if at_root and isinstance(module, PARALLEL) else TECHNICAL_SEGMENTS
+    inner = next((child for name, child in module._modules.items() if name in technical), None)
+    return module if inner is None else unwrapped(inner, at_root)
+
+
+def closest_names(asked: str, names: Iterable[str], count: int = 4) -> list[str]:
+    """The names most like the one asked for, wrappers left aside, best first."""
+    full_names: dict[str, str] = {}
+    for name in names:
+        full_names.setdefault(without_wrapper(name), name)
+    close = difflib.get_close_matches(without_wrapper(asked), full_names, n=count, cutoff=0.0)
+    return [full_names[short] for short in close]
