@@ -1,0 +1,37 @@
+"""The door: the only module that imports either Lightning namespace for the callbacks."""
+
+import logging
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback as _LightningCallback
+from pytorch_lightning.callbacks import Callback as _PyTorchLightningCallback
+
+__all__ = ["Callback", "log"]
+
+log = logging.getLogger("lighter_freezers")
+log.setLevel(logging.INFO)
+if not logging.getLogger().hasHandlers():  # as Lightning does: be seen, unless somebody set logging up
+    log.addHandler(logging.StreamHandler())
+    log.propagate = False
+
+
+class Callback(_PyTorchLightningCallback, _LightningCallback):  # type: ignore[misc] # same hooks, other Trainer
+    """A callback for the Trainers of both `pytorch_lightning` and `lightning.pytorch`.
+
+    Lightning spends about a microsecond on every hook of every callback at every step, called or not.
+    It skips a hook that is not callable, so the per-step hooks are None here, and a callback defines only
+    those it uses.
+    """
+
+    on_train_batch_start: Any = None
+    on_train_batch_end: Any = None
+    on_before_zero_grad: Any = None
+    on_before_backward: Any = None
+    on_after_backward: Any = None
+    on_before_optimizer_step: Any = None
+    on_validation_batch_start: Any = None
+    on_validation_batch_end: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel without `log` and `log_dict`, which tie a callback to the module it last saw."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}

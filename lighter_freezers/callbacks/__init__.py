@@ -1,0 +1,1 @@
+"""Callbacks for the Trainers of both Lightning namespaces."""

@@ -1,0 +1,126 @@
+"""Keeps a Trainer's optimizers in step with the rules: groups at the start, learning rates, lost state."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
+
+from lighter_freezers import ledger
+from lighter_freezers._lightning import log
+from lighter_freezers.callbacks import _clock
+from lighter_freezers.callbacks._player import Player
+from lighter_freezers.parameter_names import canonical_name
+from lighter_freezers.transitions import optimizer_groups
+from lighter_freezers.transitions.learning_rates import ThawedGroup
+
+__all__ = ["OptimizerFollower"]
+
+
+class OptimizerFollower:
+    """The optimizers of one fit.
+
+    Args:
+        players: All rules of the fit, bound to the model.
+    """
+
+    def __init__(self, players: Sequence[Player]) -> None:
+        self._players = players
+        self._groups: list[ThawedGroup] = []
+        self._hooks: list[RemovableHandle] = []
+        self._optimizers: list[Any] = []
+
+    @property
+    def sets_learning_rates(self) -> bool:
+        """Whether some rule asks for a learning rate."""
+        return bool(self._groups)
+
+    def prepare(self, trainer: Any, model: nn.Module) -> None:
+        """Give every parameter that may thaw a group, and those with a learning rate of their own another."""
+        self._optimizers = trainer.optimizers
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._add_missing(model, schedulers)
+        for freezers, parameters in _selected_alike(self._players):
+            self._split_off(freezers, parameters, schedulers)
+        for optimizer in {id(group.optimizer): group.optimizer for group in self._groups}.values():
+            hook = optimizer.register_step_pre_hook(
+                lambda *_: self.set_learning_rates(_clock.moment(trainer).optimizer_step)
+            )
+            self._hooks.append(hook)
+        self.set_learning_rates(_clock.moment(trainer).optimizer_step)
+
+    def set_learning_rates(self, optimizer_step: int) -> None:
+        """Put the learning rates asked for in force."""
+        for group in self._groups:
+            group.set_learning_rate(optimizer_step)
+
+    def forget(self, changes: Sequence[tuple[Player, list[Parameter], list[Parameter]]]) -> None:
+        """Drop the state of what froze, for the rules that want it."""
+        for player, frozen, _ in changes:
+            if player.rule.optimizer_state == "reset":
+                optimizer_groups.forget_state(frozen, self._optimizers)
+
+    def release(self) -> None:
+        """Leave the optimizers alone from now on."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._groups, self._optimizers = [], [], []
+
+    def _add_missing(self, model: nn.Module, schedulers: Sequence[Any]) -> None:
+        known = optimizer_groups.parameters_in(self._optimizers)
+        missing: dict[str, Parameter] = {}
+        for player in self._players:
+            absent = _absent(player, known)
+            if absent and player.rule.optimizer_params == "error":
+                shown = ", ".join(list(absent)[:3])
+                raise RuntimeError(
+                    f"{player.rule.title} will thaw {shown} ({len(absent)} in all), but no optimizer knows "
+                    "them, and optimizer_params is 'error'. Build the optimizer from all parameters, or set "
+                    "optimizer_params='auto' to have them added."
+                )
+            missing.update(absent)
+        if not missing:
+            return
+        names = {id(parameter): canonical_name(name) for name, parameter in model.named_parameters()}
+        added = optimizer_groups.add_missing(missing, names, self._optimizers, schedulers)
+        for group_name, members in added.items():
+            log.info("optimizer group '%s': added %d parameters that will thaw", group_name, len(members))
+
+    def _split_off(
+        self, freezers: Sequence[Player], parameters: dict[str, Parameter], schedulers: Sequence[Any]
+    ) -> None:
+        title = " + ".join(dict.fromkeys(player.rule.title for player in freezers if player.learning_rate))
+        num_before = len(self._groups)
+        moved = optimizer_groups.split_off(
+            parameters, f"{title} ({num_before + 1})", self._optimizers, schedulers
+        )
+        self._groups += [ThawedGroup(optimizer, group, home, freezers) for optimizer, group, home in moved]
+
+
+def _selected_alike(players: Sequence[Player]) -> list[tuple[Sequence[Player], dict[str, Parameter]]]:
+    """The parameters that the same players select, where one of these asks for a learning rate."""
+    players_of: dict[int, list[int]] = {}
+    named = {}
+    for index, player in enumerate(players):
+        for name, parameter in player.selected.items():
+            players_of.setdefault(id(parameter), []).append(index)
+            named[name] = parameter
+    cells: dict[tuple[int, ...], dict[str, Parameter]] = {}
+    for name, parameter in named.items():
+        cells.setdefault(tuple(players_of[id(parameter)]), {})[name] = parameter
+    ordered = [([players[index] for index in indices], cells[indices]) for indices in sorted(cells)]
+    return [
+        (freezers, cell) for freezers, cell in ordered if any(player.learning_rate for player in freezers)
+    ]
+
+
+def _absent(player: Player, known: set[int]) -> dict[str, Parameter]:
+    """What the rule will thaw and no optimizer knows."""
+    if player.rule.is_static:
+        return {}
+    return {
+        name: parameter
+        for name, parameter in player.selected.items()
+        if id(parameter) not in known and not ledger.is_user_frozen(parameter)
+    }

@@ -1,0 +1,152 @@
+"""One freezing rule and its part in a run: what it selects, whether it holds now, what it remembers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.nn import Parameter
+
+from lighter_freezers.ledger import Hold
+from lighter_freezers.selection import ParameterSelector
+from lighter_freezers.transitions.learning_rates import LearningRateRequest
+from lighter_freezers.transitions.norm_layers import NormMode
+from lighter_freezers.triggers import History, MetricTrigger, Moment, Schedule
+
+__all__ = ["FreezeRule", "Player"]
+
+
+@dataclass(frozen=True)
+class FreezeRule:
+    """What to freeze, when, and what else has to happen then; made from a callback's arguments alone.
+
+    Attributes:
+        title: Names the rule in logs, errors and checkpoints.
+        selector: Which parameters.
+        schedule: When to hold them.
+        trigger: Ends the rule for good when it fires; None for the schedule alone.
+        learning_rate: Asked for what thaws; None to leave learning rates alone.
+        frozen_norms: What norm layers do while all their parameters are held.
+        optimizer_state: Whether optimizers forget what they know of a parameter when it freezes.
+        optimizer_params: Whether a parameter that no optimizer knows gets a group, or is an error.
+        on_overlap: Whether other rules may select the same parameters.
+        on_missing: Whether a name that matches nothing is an error.
+        restore_on_end: Whether to thaw when the run ends.
+    """
+
+    title: str
+    selector: ParameterSelector
+    schedule: Schedule
+    trigger: MetricTrigger | None = None
+    learning_rate: LearningRateRequest | None = None
+    frozen_norms: NormMode = "eval"
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    optimizer_params: Literal["auto", "error"] = "auto"
+    on_overlap: Literal["compose", "error"] = "compose"
+    on_missing: Literal["error", "warn"] = "error"
+    restore_on_end: bool = False
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it holds from the first step to the last."""
+        return self.trigger is None and self.schedule == Schedule()
+
+
+class Player:
+    """A rule at work on a model.
+
+    Args:
+        rule: What to play.
+        key: Under which name its state stands in a checkpoint.
+    """
+
+    def __init__(self, rule: FreezeRule, key: str) -> None:
+        self.rule = rule
+        self.key = key
+        self.selected: dict[str, Parameter] = {}
+        self.hold = Hold([], rule.title)
+        self.history = History()
+        self.released_at: int | None = None
+        self._was_holding: bool | None = None  # when the checkpoint was saved that this run goes on from
+
+    @property
+    def learning_rate(self) -> LearningRateRequest | None:
+        """What it asks for the parameters it lets go."""
+        return self.rule.learning_rate
+
+    def bind(self, model: nn.Module) -> bool:
+        """Find its parameters, or find them again after a module was rebuilt or sharded.
+
+        Returns:
+            Whether they are other tensors than before.
+        """
+        selected = self.rule.selector.select(model, on_missing=self.rule.on_missing)
+        if [id(p) for p in selected.values()] == [id(p) for p in self.selected.values()]:
+            return False
+        if selected.keys() == self.selected.keys():
+            self.hold = self.hold.moved_to(list(selected.values()))
+        else:
+            self.hold.abandon()
+            self.hold = Hold(selected.values(), self.rule.title)
+        self.selected = selected
+        return True
+
+    def follow(self, moment: Moment) -> tuple[list[Parameter], list[Parameter]]:
+        """Hold or let go, as the rule says for this moment.
+
+        Returns:
+            The parameters that froze, and those that thawed.
+        """
+        if self.rule.schedule.is_active(moment) and not self.history.has_fired:
+            return self.hold.take(), []
+        if not self.hold.is_active:
+            return [], []
+        self.released_at = moment.optimizer_step
+        return [], self.hold.let_go()
+
+    def next_step(self, moment: Moment) -> int | None:
+        """The next optimizer step at which the rule may act by itself; None if there is none."""
+        return None if self.history.has_fired else self.rule.schedule.next_step(moment)
+
+    def observe(self, value: float) -> bool:
+        """Show the metric trigger a new value.
+
+        Returns:
+            Whether it fired just now.
+        """
+        assert self.rule.trigger is not None
+        had_fired = self.history.has_fired
+        self.history = self.rule.trigger.observe(value, self.history)
+        return self.history.has_fired and not had_fired
+
+    def leave(self) -> None:
+        """End of the run: thaw if the rule says so, else leave the flags as they are."""
+        if self.rule.restore_on_end:
+            self.hold.let_go()
+        self.hold.abandon()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to remember, in plain types; the rest follows from step and epoch."""
+        return {
+            "is_holding": self.hold.is_active,
+            "released_at": self.released_at,
+            "best": self.history.best,
+            "num_without_progress": self.history.num_without_progress,
+            "has_fired": self.history.has_fired,
+        }
+
+    def remember(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave when the checkpoint was saved; `resume` acts on it."""
+        self.history = History(state["best"], state["num_without_progress"], state["has_fired"])
+        self.released_at = state["released_at"]
+        self._was_holding = state["is_holding"]
+
+    def resume(self, moment: Moment) -> None:
+        """Hold what it held when the checkpoint was saved, or what the rule says if that is not known."""
+        if self._was_holding is None:
+            self.follow(moment)
+        elif self._was_holding:
+            self.hold.take()
+        else:
+            self.hold.let_go()
+        self._was_holding = None

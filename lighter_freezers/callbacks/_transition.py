@@ -1,0 +1,26 @@
+"""What the conductor tells its listeners: which parameters changed, when, and who holds them."""
+
+from dataclasses import dataclass
+
+__all__ = ["Transition"]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One change of what trains. Names are canonical.
+
+    Attributes:
+        optimizer_step: Optimizer steps done before it; it holds from the step with this number on.
+        epoch: The epoch it happens in, counted from 0.
+        frozen: What stops training.
+        thawed: What trains from now on.
+        holders: Who holds something frozen from now on.
+        is_initial: Sent once when a fit starts, also after a resume; `frozen` is then all that is frozen.
+    """
+
+    optimizer_step: int
+    epoch: int
+    frozen: tuple[str, ...]
+    thawed: tuple[str, ...]
+    holders: tuple[str, ...]
+    is_initial: bool

@@ -1,0 +1,206 @@
+"""The Freezer: hold parameters by name, for a while. It reads its arguments; the conductor plays the rule."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from lighter_freezers import arguments
+from lighter_freezers._lightning import log
+from lighter_freezers.callbacks._conductor import Conducted
+from lighter_freezers.callbacks._player import FreezeRule
+from lighter_freezers.selection import ParameterSelector
+from lighter_freezers.transitions.learning_rates import LearningRateRequest
+from lighter_freezers.transitions.norm_layers import NormMode
+from lighter_freezers.triggers import MetricTrigger, Schedule, parse_metric_trigger
+
+__all__ = ["Freezer"]
+
+Names = str | Sequence[str] | None
+
+
+class Freezer(Conducted):
+    """Freeze parameters by name, until a step, an epoch or a metric says otherwise.
+
+    Any number of Freezers compose, in any order: a parameter is frozen while one of them holds it, and
+    becomes what it was before when the last lets go. A parameter that nobody selects is never touched.
+
+    | call | what is frozen, and when |
+    |---|---|
+    | `Freezer(name_starts_with="encoder", until_epoch=5)` | the encoder, in epochs 0 to 4 |
+    | `Freezer(name_starts_with="encoder", until_epoch=5, until_step=900)` | the same, 900 steps at most |
+    | `Freezer(patterns="layers:attn.0", windows=[[0, 500], [2000, 2500]])` | steps 0-499 and 2000-2499 |
+    | `Freezer(patterns="*", except_name_starts_with="head")` | all but the head, for the whole run |
+    | `Freezer(names="wte.weight", until_metric={"monitor": "val/loss", "below": 2.5})` | until then |
+
+    Names match with or without the wrapper's `network.` or `model.`, through the segments that torch.compile,
+    DDP, FSDP and checkpoint wrappers add, and by every alias of a tied weight. Exceptions beat matches.
+
+    Args:
+        names: Full parameter names.
+        name_starts_with: Literal prefixes of parameter names: `layer1` takes `layer10` too, and says so.
+        except_names: Full names to leave alone, even where something above matches.
+        except_name_starts_with: Prefixes to leave alone.
+        until_step: Hold before this optimizer step, counted from 0 as `trainer.global_step` does: not
+            batches, and with several optimizers each of their steps. None means no limit.
+        until_epoch: Hold before this epoch, counted from 0. With `until_step`, whichever comes first.
+        patterns: Globs on the full name (`encoder.*.bias`; `*` crosses dots), `re:` and a regular expression
+            searched in the full name, `class:BatchNorm2d` for what modules of this class own, `layers:attn.2`
+            for a layer of a transformer.
+        except_patterns: The same, to leave alone.
+        from_step: Begin to hold at this optimizer step. None means at once.
+        from_epoch: Begin to hold at this epoch; with `from_step`, whichever comes first.
+        windows: Pairs `[first step, end step)` in which to hold, instead of the four bounds above.
+        until_metric: Let go for good when a logged metric meets a condition: `{monitor: val/loss, below:
+            2.5}`, `{monitor: val/acc, above: 0.9}`, or
+            `{monitor: val/loss, plateau: {patience: 3, min_delta: 1.0e-3, mode: min}}`. It is looked at after
+            each validation and at each epoch's end, as the mean over all ranks.
+        frozen_norms: What a batch-norm layer does while all its parameters are held: `eval` normalises with
+            its running statistics, which stand still; `stats` normalises with the batch, and they stand
+            still; `train` leaves the layer alone.
+        unfreeze_lr: Learning rate of what thaws, in force at every step from then on, whatever the LR
+            scheduler does to the other groups. None leaves it to the optimizer and its scheduler.
+        unfreeze_lr_factor: Instead of `unfreeze_lr`: this factor times what the LR scheduler gives to the
+            rest of the group.
+        warmup_steps: Optimizer steps over which the learning rate of what thaws rises linearly from zero.
+        optimizer_state: `keep` or `reset` what the optimizer remembers of a parameter when it freezes.
+        optimizer_params: `auto` adds what will thaw and no optimizer knows to a group of its own, with the
+            options of its nearest relative by name; `error` refuses it.
+        on_overlap: `compose`, or `error` where another Freezer selects the same parameter.
+        on_missing: `error` or `warn` where a name, prefix or pattern matches nothing.
+        restore_on_end: Thaw when the run ends. By default flags stay as the last step had them.
+
+    Raises:
+        TypeError: An argument has the wrong type, such as a string where a number belongs.
+        ValueError: Nothing is selected, or arguments contradict each other.
+
+    Runs on: `setup`; everything else is done by the Trainer's conductor, at `on_train_batch_start` between
+    two optimizer steps.
+
+    Saves: per Freezer, whether its metric condition was met, and the step at which it let go last.
+
+    Logs: one line per transition, from the logger `lighter_freezers`. `FreezeStateLogger` shows it in
+    TensorBoard.
+
+    Example:
+        ```yaml
+        trainer:
+          callbacks:
+            - _target_: lighter_freezers.Freezer
+              name_starts_with: [backbone]
+              until_epoch: 5
+              unfreeze_lr_factor: 0.1
+              warmup_steps: 100
+        ```
+    """
+
+    def __init__(
+        self,
+        names: Names = None,
+        name_starts_with: Names = None,
+        except_names: Names = None,
+        except_name_starts_with: Names = None,
+        until_step: int | None = None,
+        until_epoch: int | None = None,
+        *,
+        patterns: Names = None,
+        except_patterns: Names = None,
+        from_step: int | None = None,
+        from_epoch: int | None = None,
+        windows: Sequence[Sequence[int]] | None = None,
+        until_metric: Mapping[str, Any] | None = None,
+        frozen_norms: NormMode = "eval",
+        unfreeze_lr: float | None = None,
+        unfreeze_lr_factor: float | None = None,
+        warmup_steps: int = 0,
+        optimizer_state: Literal["keep", "reset"] = "keep",
+        optimizer_params: Literal["auto", "error"] = "auto",
+        on_overlap: Literal["compose", "error"] = "compose",
+        on_missing: Literal["error", "warn"] = "error",
+        restore_on_end: bool = False,
+    ) -> None:
+        super().__init__()
+        selector = ParameterSelector.from_arguments(
+            names=names,
+            name_starts_with=name_starts_with,
+            patterns=patterns,
+            except_names=except_names,
+            except_name_starts_with=except_name_starts_with,
+            except_patterns=except_patterns,
+        )
+        schedule = _schedule(from_step, from_epoch, until_step, until_epoch, windows)
+        trigger = None if until_metric is None else parse_metric_trigger("until_metric", until_metric)
+        self._rule = FreezeRule(
+            title=_title(selector, schedule, trigger),
+            selector=selector,
+            schedule=schedule,
+            trigger=trigger,
+            learning_rate=_learning_rate(unfreeze_lr, unfreeze_lr_factor, warmup_steps),
+            frozen_norms=arguments.choice("frozen_norms", frozen_norms, ("eval", "stats", "train")),
+            optimizer_state=arguments.choice("optimizer_state", optimizer_state, ("keep", "reset")),
+            optimizer_params=arguments.choice("optimizer_params", optimizer_params, ("auto", "error")),
+            on_overlap=arguments.choice("on_overlap", on_overlap, ("compose", "error")),
+            on_missing=arguments.choice("on_missing", on_missing, ("error", "warn")),
+            restore_on_end=arguments.flag("restore_on_end", restore_on_end),
+        )
+
+    @property
+    def state_key(self) -> str:
+        """Made from the arguments, so that it is the same in a resumed run."""
+        return repr(self._rule)
+
+    def rules(self) -> list[FreezeRule]:
+        """The one rule of this Freezer."""
+        return [self._rule]
+
+    def __repr__(self) -> str:
+        return self._rule.title
+
+
+def _schedule(
+    from_step: int | None,
+    from_epoch: int | None,
+    until_step: int | None,
+    until_epoch: int | None,
+    windows: Sequence[Sequence[int]] | None,
+) -> Schedule:
+    bounds = {
+        "from_step": from_step,
+        "from_epoch": from_epoch,
+        "until_step": until_step,
+        "until_epoch": until_epoch,
+    }
+    given = [name for name, value in bounds.items() if arguments.count(name, value) is not None]
+    if windows is not None and given:
+        raise ValueError(f"windows says when to hold; {', '.join(given)} would too. Give one or the other.")
+    for begin, end in (("from_step", "until_step"), ("from_epoch", "until_epoch")):
+        first, last = bounds[begin], bounds[end]
+        if first is not None and last is not None and first >= last:
+            raise ValueError(f"{begin}={first} is not before {end}={last}, so this Freezer would never hold.")
+    if 0 in (until_step, until_epoch):
+        log.warning("a Freezer until step or epoch 0 never holds anything: both are counted from 0")
+    return Schedule(
+        from_step, from_epoch, until_step, until_epoch, arguments.step_windows("windows", windows)
+    )
+
+
+def _learning_rate(
+    unfreeze_lr: float | None, unfreeze_lr_factor: float | None, warmup_steps: int
+) -> LearningRateRequest | None:
+    ramp = arguments.count("warmup_steps", warmup_steps) or 0
+    if unfreeze_lr is not None and unfreeze_lr_factor is not None:
+        raise ValueError(
+            "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
+        )
+    if unfreeze_lr is not None:
+        return LearningRateRequest(absolute=arguments.positive("unfreeze_lr", unfreeze_lr), warmup_steps=ramp)
+    if unfreeze_lr_factor is not None:
+        return LearningRateRequest(
+            factor=arguments.positive("unfreeze_lr_factor", unfreeze_lr_factor), warmup_steps=ramp
+        )
+    return LearningRateRequest(warmup_steps=ramp) if ramp else None
+
+
+def _title(selector: ParameterSelector, schedule: Schedule, trigger: MetricTrigger | None) -> str:
+    wanted = [*selector.names, *selector.prefixes, *selector.patterns]
+    what = ", ".join(wanted[:3]) + (f" and {len(wanted) - 3} more" if len(wanted) > 3 else "")
+    until = f"until {trigger}" if trigger else ""
+    return f"Freezer[{' '.join(part for part in (what, str(schedule), until) if part)}]"
