@@ -1,0 +1,45 @@
+"""Start real gloo processes for a test and bring their results back."""
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def run_ranks(work: Callable[..., Any], folder: Path, num_ranks: int, *arguments: Any) -> list[Any]:
+    """Call `work(*arguments)` in each of several processes that know each other; returns what each returned.
+
+    A rank that raises fails the test with its traceback. `work` must be importable.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.start_processes(
+        _rank, (num_ranks, port, folder, work, arguments), nprocs=num_ranks, start_method="spawn"
+    )
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+
+
+def _rank(
+    rank: int, num_ranks: int, port: int, folder: Path, work: Callable[..., Any], arguments: Any
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        WORLD_SIZE=str(num_ranks),
+        NODE_RANK="0",
+        LOCAL_RANK=str(rank),
+        RANK=str(rank),
+        GLOO_SOCKET_IFNAME="lo",
+    )
+    try:
+        torch.save(work(*arguments), folder / f"rank{rank}.pt")
+    except Exception:
+        traceback.print_exc()
+        raise
