@@ -1,0 +1,190 @@
+"""The callback that shows what is frozen, in every logger of the Trainer. It freezes nothing."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from lighter_freezers._lightning import Callback
+from lighter_freezers.arguments import flag
+from lighter_freezers.callbacks._clock import moment
+from lighter_freezers.callbacks._conductor import Conductor
+from lighter_freezers.callbacks._logger_outputs import write_image, write_layout, write_metrics, write_text
+from lighter_freezers.callbacks._transition import Transition
+from lighter_freezers.reports import Census, ComponentState, state_table_markdown, state_table_rich
+from lighter_freezers.timeline import Timeline, TimelineState, draw_timeline
+
+__all__ = ["FreezeStateLogger"]
+
+_CHARTS = (
+    ("attention", re.compile(r"attn|attention")),
+    ("norms", re.compile(r"(^|[._])ln|norm")),
+    ("mlp", re.compile(r"mlp|ffn|feed_forward")),
+    ("embeddings & head", re.compile(r"wte|wpe|emb|head|classifier")),
+    ("components", re.compile("")),
+)
+
+
+class FreezeStateLogger(Callback):
+    """Log what is frozen, at the steps where it changes, to TensorBoard and all other loggers of the Trainer.
+
+    Nothing is written or read in between: it has no hook that runs per step. It shows what any callback of
+    this package freezes; a flag that somebody else sets shows at the next change of the same component.
+
+    Logged keys, by optimizer step:
+
+    | key | what | when |
+    |---|---|---|
+    | `freeze/trainable_parameters` | elements that train | start, each change and the step before it, end |
+    | `freeze/frozen_share` | share of all elements that does not, 0 to 1 | the same |
+    | `freeze/components/<component>` | share of it that trains, 0 to 1 | the same, at its own changes |
+    | `freeze/state` | a Markdown table (TensorBoard only) | start, each change |
+    | `freeze/timeline` | a picture, layers by steps | each checkpoint, end |
+
+    The picture goes to TensorBoard and to loggers with `log_image`; the others get the file
+    `freeze_timeline.png` in their folder, written anew each time.
+
+    Runs on: setup, the transitions that the package's other callbacks make, on_save_checkpoint, on_train_end.
+
+    Saves: the timeline, so that the picture of a resumed run begins where the first run began.
+
+    Args:
+        show_table: Also print the table in the terminal.
+        log_image: Draw the picture.
+        log_layout: Group the components into charts on TensorBoard's custom-scalars tab. A run has one
+            layout: switch it off to write your own.
+
+    Example:
+        ```yaml
+        trainer:
+          callbacks:
+            - _target_: lighter_freezers.Freezer
+              name_starts_with: [network.encoder]
+              until_step: 500
+            - _target_: lighter_freezers.FreezeStateLogger
+              show_table: true
+        ```
+    """
+
+    def __init__(self, show_table: bool = False, *, log_image: bool = True, log_layout: bool = True) -> None:
+        self.show_table = flag("show_table", show_table)
+        self.log_image = flag("log_image", log_image)
+        self.log_layout = flag("log_layout", log_layout)
+        self._timeline = Timeline([])
+        self._census: Census | None = None  # of the fit that runs now
+        self._logged_step = -1  # the last that has points
+        self._drawn_step = -1
+
+    @property
+    def state_key(self) -> str:
+        """The same whatever the arguments: they may change at a resume, the timeline goes on."""
+        return "FreezeStateLogger"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Listen to the changes of this fit."""
+        if stage != "fit":
+            return
+        num_alike = sum(isinstance(callback, FreezeStateLogger) for callback in trainer.callbacks)
+        if num_alike > 1:
+            raise RuntimeError(
+                f"The Trainer has {num_alike} FreezeStateLogger callbacks. One writes to all loggers. "
+                "Remove the others."
+            )
+        Conductor.of(trainer).add_listener(self)
+
+    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+        """Write what changed; called by the conductor on every rank, once per change."""
+        if not trainer.is_global_zero:
+            return
+        if transition.is_initial:
+            self._start(trainer, Census(pl_module), transition)
+        else:
+            assert self._census is not None, "the conductor sends the initial transition first"
+            self._change(trainer, self._census, transition)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Draw the timeline so far."""
+        if self._census is not None:
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Draw the whole timeline, and end every curve at the last step."""
+        if self._census is None:
+            return
+        last_step = moment(trainer).optimizer_step
+        if last_step > self._logged_step:
+            write_metrics(trainer.loggers, _metrics(self._census.total, self._census.states), last_step)
+        self._draw(trainer)
+        self._census = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The timeline, in plain types."""
+        return dict(self._timeline.to_state())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on with the timeline of the checkpoint."""
+        self._timeline = Timeline.from_state(cast(TimelineState, state_dict))
+
+    def _start(self, trainer: Any, census: Census, transition: Transition) -> None:
+        self._census = census
+        self._drawn_step = -1
+        components = [state.name for state in census.states]
+        if self._timeline.components != components:
+            self._timeline = Timeline(components)
+        if self.log_layout:
+            write_layout(trainer.loggers, "freeze", _charts(components))
+        write_metrics(trainer.loggers, _metrics(census.total, census.states), transition.optimizer_step)
+        self._show(trainer, census, census.states, transition)
+
+    def _change(self, trainer: Any, census: Census, transition: Transition) -> None:
+        total = census.total
+        changes = census.recount([*transition.frozen, *transition.thawed])
+        if not changes:
+            return
+        step = transition.optimizer_step
+        if step - 1 > self._logged_step:  # so that the curve is a step, not a slope
+            write_metrics(trainer.loggers, _metrics(total, [old for old, _ in changes]), step - 1)
+        changed = [new for _, new in changes]
+        write_metrics(trainer.loggers, _metrics(census.total, changed), step)
+        self._show(trainer, census, changed, transition)
+
+    def _show(
+        self, trainer: Any, census: Census, changed: Iterable[ComponentState], transition: Transition
+    ) -> None:
+        """What follows the numbers: timeline, table as text, table in the terminal."""
+        self._logged_step = transition.optimizer_step
+        self._timeline.record(transition.optimizer_step, {state.name: state.state for state in changed})
+        headline = _headline(census.total, transition)
+        text = f"`{headline}`\n\n{state_table_markdown(census.rows)}"  # a pattern's asterisks are no emphasis
+        write_text(trainer.loggers, "freeze/state", text, transition.optimizer_step)
+        if self.show_table:
+            from rich.console import Console
+
+            console = Console()
+            console.print(headline, markup=False, highlight=False)
+            console.print(state_table_rich(census.rows))
+
+    def _draw(self, trainer: Any) -> None:
+        step = moment(trainer).optimizer_step
+        is_wanted = self.log_image and trainer.loggers and self._timeline.steps
+        if not is_wanted or step == self._drawn_step:
+            return
+        write_image(trainer.loggers, "freeze/timeline", draw_timeline(self._timeline, step), step)
+        self._drawn_step = step
+
+
+def _metrics(total: ComponentState, components: Iterable[ComponentState]) -> dict[str, float]:
+    totals = {"freeze/trainable_parameters": total.num_trainable, "freeze/frozen_share": total.frozen_share}
+    return totals | {f"freeze/components/{state.name}": state.trainable_share for state in components}
+
+
+def _charts(components: Iterable[str]) -> dict[str, list[str]]:
+    charts: dict[str, list[str]] = {title: [] for title, _ in _CHARTS}
+    for name in components:
+        title = next(title for title, pattern in _CHARTS if pattern.search(name))
+        charts[title].append(f"freeze/components/{name}")
+    return {"frozen share": ["freeze/frozen_share"]} | {title: keys for title, keys in charts.items() if keys}
+
+
+def _headline(total: ComponentState, transition: Transition) -> str:
+    held_by = f", held by {', '.join(transition.holders)}" if transition.holders else ""
+    return f"Optimizer step {transition.optimizer_step}: {total.frozen_share:.1%} frozen{held_by}"
