@@ -1,18 +1,11 @@
 """The door: the only module that imports either Lightning namespace for the callbacks."""
 
-import logging
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback as _LightningCallback
 from pytorch_lightning.callbacks import Callback as _PyTorchLightningCallback
 
-__all__ = ["Callback", "log"]
-
-log = logging.getLogger("lighter_freezers")
-log.setLevel(logging.INFO)
-if not logging.getLogger().hasHandlers():  # as Lightning does: be seen, unless somebody set logging up
-    log.addHandler(logging.StreamHandler())
-    log.propagate = False
+__all__ = ["Callback"]
 
 
 class Callback(_PyTorchLightningCallback, _LightningCallback):  # type: ignore[misc] # same hooks, other Trainer
