@@ -1,0 +1,48 @@
+"""The second door: what has a Lightning base class, for the Trainer of `lightning.pytorch`.
+
+`from lighter_freezers.lightning import GPTModule, TextDataModule` does not import `pytorch_lightning`.
+The callbacks work in both Trainers; they are here too, so that one import serves.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from lighter_freezers.training._language_modelling import LanguageModelling
+from lighter_freezers.training._text_data import TextData
+
+if TYPE_CHECKING:
+    from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
+    from lighter_freezers.callbacks.freezer import Freezer
+
+__all__ = ["FreezeStateLogger", "Freezer", "GPTModule", "TextDataModule"]
+
+_HOMES = {
+    "FreezeStateLogger": "lighter_freezers.callbacks.freeze_state_logger",
+    "Freezer": "lighter_freezers.callbacks.freezer",
+}
+
+
+class GPTModule(LanguageModelling, LightningModule):
+    """`lighter_freezers.GPTModule`, with the same arguments, for the Trainer of `lightning.pytorch`."""
+
+
+class TextDataModule(TextData, LightningDataModule):
+    """`lighter_freezers.TextDataModule`, with the same arguments, for the Trainer of `lightning.pytorch`."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a callback, and with it both namespaces, the first time somebody asks for it."""
+    if name not in _HOMES:
+        raise AttributeError(
+            f"module 'lighter_freezers.lightning' has no attribute {name!r}. "
+            f"Public names: {', '.join(__all__)}"
+        )
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
