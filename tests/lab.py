@@ -159,3 +159,15 @@ def frozen_at_each_step(namespace: str, callbacks: Sequence[Any], **options: Any
         regression(namespace), batches(), batches()
     )
     return list(seen.seen)
+
+
+def frozen_components(model: nn.Module) -> list[str]:
+    """The components, `attn.0` and the like, of which nothing trains."""
+    from lighter_freezers.layer_names import components
+
+    parameters = dict(model.named_parameters())
+    return [
+        component
+        for component, names in components(model).items()
+        if not any(parameters[name].requires_grad for name in names)
+    ]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from lighter_freezers import ledger
-from lighter_freezers._lightning import log
+from lighter_freezers._log import log
 from lighter_freezers.callbacks._player import Player
 from lighter_freezers.callbacks._transition import Transition
 from lighter_freezers.name_summary import compress_names

@@ -64,6 +64,7 @@ class Conductor(Callback):
         self._builds_late = False
         self._has_resumed = False
         self._has_warned = False
+        self._last_state: dict[str, Any] = {}
 
     @classmethod
     def of(cls, trainer: Any) -> "Conductor":
@@ -105,6 +106,8 @@ class Conductor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Latches and release steps of all rules, in plain types."""
+        if not self._players:
+            return self._last_state  # `trainer.save_checkpoint` after the fit
         players = {player.key: player.state() for player in self._players}
         return {"players": players, "validated_at": self._metrics.validated_at}
 
@@ -272,6 +275,7 @@ class Conductor(Callback):
                     _announcement.warn_of_intrusion(player, intruded)
 
     def _disband(self) -> None:
+        self._last_state = self.state_dict()
         for player in self._players:
             player.leave()
         self._norms.resume()

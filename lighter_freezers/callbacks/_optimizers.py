@@ -8,7 +8,7 @@ from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers import ledger
-from lighter_freezers._lightning import log
+from lighter_freezers._log import log
 from lighter_freezers.callbacks import _clock
 from lighter_freezers.callbacks._player import Player
 from lighter_freezers.parameter_names import canonical_name

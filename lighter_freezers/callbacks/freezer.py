@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lighter_freezers import arguments
-from lighter_freezers._lightning import log
+from lighter_freezers._log import log
 from lighter_freezers.callbacks._conductor import Conducted
 from lighter_freezers.callbacks._player import FreezeRule
 from lighter_freezers.selection import ParameterSelector
@@ -201,6 +201,7 @@ def _learning_rate(
 
 def _title(selector: ParameterSelector, schedule: Schedule, trigger: MetricTrigger | None) -> str:
     wanted = [*selector.names, *selector.prefixes, *selector.patterns]
-    what = ", ".join(wanted[:3]) + (f" and {len(wanted) - 3} more" if len(wanted) > 3 else "")
+    # quoted, because lighter's log would take an unquoted word behind the bracket for a colour
+    what = ", ".join(map(repr, wanted[:3])) + (f" and {len(wanted) - 3} more" if len(wanted) > 3 else "")
     until = f"until {trigger}" if trigger else ""
     return f"Freezer[{' '.join(part for part in (what, str(schedule), until) if part)}]"

@@ -201,8 +201,8 @@ def test_one_log_line_per_transition(caplog: pytest.LogCaptureFixture) -> None:
 
     assert [record.message for record in caplog.records if record.name == "lighter_freezers"] == [
         "step 0: starts with frozen layer1, layer2 (144 parameters), 64 % frozen, "
-        "held by Freezer[layer1., layer2 until step 2], Freezer[layer2 until step 3]",
-        "step 2: thawed layer1 (72 parameters), 32 % frozen, held by Freezer[layer2 until step 3]",
+        "held by Freezer['layer1.', 'layer2' until step 2], Freezer['layer2' until step 3]",
+        "step 2: thawed layer1 (72 parameters), 32 % frozen, held by Freezer['layer2' until step 3]",
         "step 3: thawed layer2 (72 parameters), 0 % frozen",
     ]
 

@@ -61,7 +61,7 @@ def test_a_name_that_matches_nothing_may_be_a_warning() -> None:
 def test_everything_frozen_at_the_first_step() -> None:
     """Said at once, with who holds it; not by autograd in the middle of a backward pass."""
     with pytest.raises(
-        RuntimeError, match=r"every parameter is frozen.*held by Freezer\[\*\].*exclude something"
+        RuntimeError, match=r"every parameter is frozen.*held by Freezer\['\*'\].*exclude something"
     ):
         refused(Freezer(patterns="*"))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,7 +206,7 @@ def test_several_optimizers_under_manual_optimisation(namespace: str) -> None:
     assert [len(optimizer.param_groups) for optimizer in fit.optimizers] == [1, 3]
 
 
-def test_a_learning_rate_monitor_names_the_group() -> None:
+def test_a_learning_rate_monitor_names_the_group(tmp_path: Path) -> None:
     """Lightning's monitor shows the rate in force under the Freezer's name."""
     from pytorch_lightning.callbacks import LearningRateMonitor
     from pytorch_lightning.loggers import CSVLogger
@@ -219,11 +220,11 @@ def test_a_learning_rate_monitor_names_the_group() -> None:
 
     freezer = Freezer(name_starts_with="layer2", until_step=2, unfreeze_lr=0.001)
     fit = trainer(
-        LONE, callbacks=[freezer, LearningRateMonitor("step")], logger=Memory("unused"), log_every_n_steps=1
+        LONE, callbacks=[freezer, LearningRateMonitor("step")], logger=Memory(tmp_path), log_every_n_steps=1
     )
     fit.fit(regression(LONE), batches(), batches())
 
-    assert logged["lr-SGD/Freezer[layer2 until step 2] (1)"][2:] == [0.001, 0.001]
+    assert logged["lr-SGD/Freezer['layer2' until step 2] (1)"][2:] == [0.001, 0.001]
     assert logged["lr-SGD/pg1"] == [0.05] * 4
 
 

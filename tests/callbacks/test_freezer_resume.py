@@ -204,3 +204,16 @@ def test_a_checkpoint_tests_and_validates_without_a_warning(tmp_path: Path) -> N
         module, batches(), ckpt_path=tmp_path / "end.ckpt", verbose=False
     )
     assert metrics["val/loss"] == fit.callback_metrics["val/loss"]
+
+
+def test_a_checkpoint_saved_after_the_fit_remembers_too(tmp_path: Path) -> None:
+    """`trainer.save_checkpoint` when the run is over has the same latches as one saved at its last step."""
+    fit = trainer(LONE, callbacks=freezers(), max_epochs=1)
+    states = recorder(LONE, lambda trainer, _: trainer.callbacks[1].state_dict())
+    fit.callbacks.append(states)
+    fit.fit(regression(LONE), batches(), batches())
+    fit.save_checkpoint(tmp_path / "end.ckpt")
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)["callbacks"]["Conductor"]
+
+    assert saved["players"].keys() == states.seen[-1]["players"].keys()
+    assert any(player["released_at"] == 3 for player in saved["players"].values())
