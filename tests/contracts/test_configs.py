@@ -1,0 +1,113 @@
+"""Every shipped config runs, says what it is, and does what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.lab import frozen_components, recorder
+
+pytestmark = pytest.mark.xdist_group("configs")
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+TINY = [
+    "data::num_train_sequences=4",
+    "data::num_val_sequences=2",
+    "data::batch_size=2",
+    "model::network::config::n_embd=16",
+]
+LOWER = ["wte", "wpe", *(f"{part}.{n}" for n in (0, 1) for part in ("ln_1", "attn", "ln_2", "mlp"))]
+UPPER = [f"{part}.{n}" for n in (2, 3) for part in ("ln_1", "attn", "ln_2", "mlp")]
+TRUNK = [*LOWER, *UPPER, "ln_f"]
+KEPT = [name for name in TRUNK if not name.endswith(".3") and not name.startswith("ln")]
+
+# What is frozen in each of the twelve epochs of two steps.
+RECIPES: dict[str, list[list[str]]] = {
+    "gradual_unfreezing": [TRUNK] * 5 + [LOWER[2:]] * 5 + [[]] * 2,
+    "practical_example": [TRUNK] * 5 + [LOWER] * 5 + [[]] * 2,
+    "exclusion": [KEPT] * 7 + [[]] * 5,
+    "until_step_or_epoch": [TRUNK] * 5 + [[]] * 7,
+    "discriminative_learning_rates": [TRUNK] * 5 + [[]] * 7,
+}
+
+
+def test_all_configs_are_known_here() -> None:
+    """A new config needs a test; a config that nobody runs is worth nothing."""
+    assert {path.stem for path in CONFIGS} == {"quickstart", *RECIPES}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_opens_like_a_man_page(path: Path) -> None:
+    """What it does, the command that runs it, and what one sees."""
+    opening = path.read_text().split("\n\n")[0]
+
+    assert f"Run it:       lighter fit {path.relative_to(ROOT)}" in opening
+    assert "What it does: " in opening
+    assert "Look at it:" in opening
+    assert not re.search(r"[:\s]\d+e-?\d", path.read_text())  # YAML reads 5e-5 as a string
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_freezes_what_it_says(name: str, tmp_path: Path, cache: Path, monkeypatch: Any) -> None:
+    """At every step of every epoch, built by lighter from the file."""
+    from lighter.engine.runner import ConfigLoader
+
+    monkeypatch.chdir(tmp_path)
+    config = ConfigLoader.load(
+        [str(ROOT / f"configs/freezing/{name}.yaml"), *TINY, f"data::cache_dir={cache}"]
+    )
+    model, trainer = config.resolve("model"), config.resolve("trainer")
+    seen = recorder(
+        "pytorch_lightning", lambda trainer, m: (trainer.current_epoch, tuple(frozen_components(m)))
+    )
+    trainer.callbacks.append(seen)
+    trainer.fit(model, datamodule=config.resolve("data"))
+
+    assert len(seen.seen) == 24
+    assert [list(components) for _, components in seen.seen[::2]] == RECIPES[name]
+    assert seen.seen[::2] == seen.seen[1::2]
+
+
+def test_the_quickstart_by_its_own_command(tmp_path: Path, cache: Path) -> None:
+    """`lighter fit` in a fresh process thaws, freezes, logs bits per byte and leaves a TensorBoard run."""
+    small = [
+        "trainer::max_steps=210",
+        "data::batch_size=2",
+        "data::num_val_sequences=4",
+        f"data::cache_dir={cache}",
+    ]
+    command = [
+        str(Path(sys.executable).parent / "lighter"),
+        "fit",
+        str(ROOT / "configs/quickstart.yaml"),
+        *small,
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    events = EventAccumulator(str(next(tmp_path.glob("outputs/quickstart/version_0"))))
+    events.Reload()
+    bits = [event.value for event in events.Scalars("val/bits_per_byte")]
+    shares = {event.step: event.value for event in events.Scalars("freeze/frozen_share")}
+    assert len(bits) == 4
+    assert 1.0 < bits[-1] < bits[0] < 6.0
+    assert [round(shares[step], 2) for step in (0, 99, 100, 199, 200, 210)] == [
+        0.42,
+        0.42,
+        0.0,
+        0.0,
+        0.16,
+        0.16,
+    ]
+    assert "freeze/timeline" in events.Tags()["images"]
+    assert "thawed h.0-1" in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tokenizer for all runs."""
+    return tmp_path_factory.mktemp("cache")
