@@ -1,0 +1,72 @@
+"""What an import loads, in fresh interpreters: the module sets of benchmark B13."""
+
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NEVER = {"peft", "torchvision", "tensorboard", "pandas"}
+BOTH = "import pytorch_lightning, lightning.pytorch"
+LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
+
+
+@lru_cache
+def loaded(statement: str) -> frozenset[str]:
+    """The modules in `sys.modules` of a fresh interpreter after a statement."""
+    code = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return frozenset(run.stdout.splitlines())
+
+
+def roots(modules: frozenset[str]) -> set[str]:
+    """Top-level names."""
+    return {name.split(".")[0] for name in modules}
+
+
+def test_the_package_alone_loads_the_standard_library_only() -> None:
+    """`import lighter_freezers` loads no torch, no Lightning, no numpy, and none of its own rooms."""
+    modules = loaded("import lighter_freezers") - loaded("pass")
+
+    assert roots(modules) - set(sys.stdlib_module_names) == {"lighter_freezers"}
+    assert {name for name in modules if name.startswith("lighter_freezers")} == {"lighter_freezers"}
+
+
+def test_listing_the_names_loads_nothing() -> None:
+    """`dir()` and `__all__` are for completion, not for importing."""
+    listed = "import lighter_freezers; dir(lighter_freezers); lighter_freezers.__all__"
+
+    assert "torch" not in roots(loaded(listed))
+
+
+def test_the_gpt_loads_torch_and_no_lightning() -> None:
+    """The model is a plain module: it adds nothing to `import torch` but itself and the standard library."""
+    modules = loaded("from lighter_freezers.gpt import GPT")
+
+    assert "torch" in roots(modules)
+    assert roots(modules) & (LIGHTNING | NEVER | {"lighter", "transformers"}) == set()
+
+
+def test_the_freezer_adds_nothing_to_lightning() -> None:
+    """`from lighter_freezers import Freezer` loads both namespaces and its own rooms, nothing else."""
+    lightning = loaded(BOTH)
+    added = loaded("from lighter_freezers import Freezer") - lightning
+
+    assert {name for name in added if name.split(".")[0] != "lighter_freezers"} == set()
+
+
+@pytest.mark.parametrize("name", ["Freezer", "FreezeStateLogger"])
+def test_a_callback_never_loads_what_it_does_not_use(name: str) -> None:
+    """Beyond Lightning no peft, torchvision, tensorboard or pandas, and no models or texts of ours."""
+    modules = loaded(f"from lighter_freezers import {name}") - loaded(BOTH)
+
+    assert roots(modules) & NEVER == set()
+    rooms = ("lighter_freezers.gpt", "lighter_freezers.training", "lighter_freezers.tasks")
+    assert not [module for module in modules if module.startswith(rooms)]
+
+
+def test_a_module_that_is_loaded_is_seen() -> None:
+    """The measurement itself: what a statement imports turns up."""
+    assert "tensorboard" in roots(loaded("import tensorboard"))

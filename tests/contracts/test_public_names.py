@@ -1,0 +1,40 @@
+"""What `lighter_freezers` promises to have, and that asking for it works."""
+
+import inspect
+
+import pytest
+
+import lighter_freezers
+from lighter_freezers import _HOMES
+
+
+def test_all_names_what_the_homes_know() -> None:
+    """A public name stands in `__all__` and has a home; there are no others."""
+    assert sorted(lighter_freezers.__all__) == sorted(_HOMES)
+    assert len(set(lighter_freezers.__all__)) == len(lighter_freezers.__all__)
+
+
+@pytest.mark.parametrize("name", lighter_freezers.__all__)
+def test_a_public_name_resolves_and_says_what_it_is(name: str) -> None:
+    """It is what its home module exports under this name, with a docstring of its own."""
+    value = getattr(lighter_freezers, name)
+
+    assert value.__name__ == name
+    assert value.__module__ == _HOMES[name]
+    assert name in dir(lighter_freezers)
+    assert inspect.isclass(value)
+    assert value.__doc__ is not None
+    assert not value.__doc__.startswith(f"{name}(")  # what a dataclass writes by itself
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    """The error lists what there is."""
+    with pytest.raises(AttributeError, match="no attribute 'Freezr'.*Freezer.*GPT"):
+        _ = lighter_freezers.Freezr
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    """`__version__` and the package's metadata agree."""
+    from importlib.metadata import version
+
+    assert lighter_freezers.__version__ == version("lighter-freezers")
