@@ -39,9 +39,11 @@ class TextLikelihood(Metric):
             targets: The tokens that came, (B, T); negative where there is none.
             num_bytes: Bytes of text that the targets of each row stand for, (B).
         """
-        self.nats += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        self.num_tokens += (targets >= 0).sum()
-        self.num_bytes += num_bytes.sum()
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        # Not `+=`: after `trainer.validate` the totals are inference tensors, which a fit could not change.
+        self.nats = self.nats + nats
+        self.num_tokens = self.num_tokens + (targets >= 0).sum()
+        self.num_bytes = self.num_bytes + num_bytes.sum()
 
     def compute(self) -> dict[str, Tensor]:
         """`loss` in nats per token, its exponential `perplexity`, and `bits_per_byte`."""

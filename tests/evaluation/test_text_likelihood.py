@@ -67,3 +67,15 @@ def test_half_precision_logits_are_summed_in_single_precision() -> None:
     )
 
     assert likelihood.compute()["bits_per_byte"].item() == pytest.approx(4, rel=1e-4)
+
+
+def test_it_can_be_reset_in_inference_mode() -> None:
+    """`trainer.validate` runs in it, and a fit with the same module comes after."""
+    likelihood = TextLikelihood()
+    batch = (torch.zeros(1, 2, 4), torch.tensor([[0, 1]]), torch.tensor([2]))
+    with torch.inference_mode():
+        likelihood.update(*batch)
+        likelihood.reset()
+    likelihood.update(*batch)
+
+    assert likelihood.compute()["bits_per_byte"].item() == pytest.approx(2)
