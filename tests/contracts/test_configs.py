@@ -11,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.lab import frozen_components, recorder
 
-pytestmark = pytest.mark.xdist_group("configs")
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 TINY = [

@@ -11,8 +11,6 @@ from lighter_freezers import Freezer
 from tests.distributed.run_ranks import run_ranks
 from tests.lab import adamw, batches, frozen_layers, recorder, regression, trainer
 
-pytestmark = pytest.mark.xdist_group("ddp")  # one pair of processes for the whole file
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "find_unused": {"find_unused_parameters": True},

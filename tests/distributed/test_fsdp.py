@@ -10,8 +10,6 @@ from lighter_freezers import Freezer
 from tests.distributed.run_ranks import run_ranks
 from tests.lab import adamw, batches, frozen_layers, recorder, regression, trainer
 
-pytestmark = pytest.mark.xdist_group("fsdp")
-
 SCHEDULES: dict[str, list[dict[str, Any]]] = {
     "thaw": [{"name_starts_with": "layer2", "until_step": 2}],
     "freeze": [{"name_starts_with": "layer2", "from_step": 2}],

@@ -184,7 +184,6 @@ def _rank(folder: Path) -> dict[str, Any]:
     return seen
 
 
-@pytest.mark.xdist_group("ddp")
 def test_two_ranks_see_what_one_process_sees(tmp_path: Path) -> None:
     """Each global batch is that of one process with twice the batch size; no sequence comes twice."""
     one = rows_seen("pytorch_lightning", text_data("pytorch_lightning", tmp_path, num_val_sequences=13))
