@@ -1,0 +1,1 @@
+"""Benchmarks of lighter_freezers against named peers, one module each: `python -m benchmarks.NAME --help`."""

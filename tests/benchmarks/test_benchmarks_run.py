@@ -1,0 +1,115 @@
+"""Each benchmark runs, prints its table and writes what it measured with."""
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import hooks, imports, logging_cost, loop, measure, peers, render, switch
+from benchmarks.measure import Report, Row, Samples, interleave
+
+TINY: list[tuple[ModuleType, str, list[str]]] = [
+    (hooks, "B1", ["--params", "150", "300", "--calls", "20", "--rounds", "2"]),
+    (loop, "B2", ["--steps", "2", "--rounds", "2"]),
+    (switch, "B3", ["--params", "150", "--rounds", "2", "--fits", "1"]),
+    (imports, "B13", ["--rounds", "1", "--light"]),
+    (logging_cost, "B14", ["--params", "150", "--periods", "1", "--rounds", "2"]),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def result(rows: list[Row], benchmark: str = "B1") -> dict[str, Any]:
+    return json.loads(Report(benchmark, "title", "method", rows).as_json(["python"]))
+
+
+@pytest.mark.parametrize(
+    ("module", "number", "arguments"), TINY, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_a_benchmark_prints_a_table_and_writes_json(
+    module: Any, number: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the versions, the command and the date; and Markdown can be made of it."""
+    path = tmp_path / "result.json"
+    report = measure.main(module.run, module.parser(), [*arguments, "--json", str(path)])
+    written = json.loads(path.read_text())
+
+    assert report.rows[0].what in capsys.readouterr().out
+    assert written["benchmark"] == number
+    assert {"python", "torch", "lightning", "lighter", "finetuning-scheduler", "platform"} <= written[
+        "versions"
+    ].keys()
+    assert written["command"] == " ".join(["python", "-m", module.parser().prog, *arguments])
+    assert all(row["is_met"] for row in written["rows"] if row["is_exact"] and row["target"] is not None)
+    assert f"| {report.rows[0].what} |" in render.table(written)
+
+
+@pytest.mark.parametrize("module", [hooks, loop, switch])
+def test_a_peer_that_is_missing_is_skipped_visibly(
+    module: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are measured, and the table says what is missing."""
+    monkeypatch.setattr(peers, "lighter_freezer", lambda: None)
+    monkeypatch.setattr(peers, "fts", lambda: None)
+    arguments = next(arguments for each, _, arguments in TINY if each is module)
+    measure.main(module.run, module.parser(), arguments)
+
+    assert capsys.readouterr().out.count("not installed") == 2
+
+
+def test_variants_take_turns_and_turn_round() -> None:
+    """Every other round goes the other way."""
+    order: list[str] = []
+
+    def variant(name: str) -> Callable[[], float]:
+        return lambda: order.append(name) or 1.0  # type: ignore[func-returns-value]
+
+    interleave({"a": variant("a"), "b": variant("b")}, 3)
+
+    assert order == ["a", "b", "b", "a", "a", "b"]
+
+
+def test_ratios_are_paired() -> None:
+    """The median of the ratios, not the ratio of the medians."""
+    samples = Samples({"a": [1.0, 10.0, 9.0], "b": [1.0, 5.0, 3.0]})
+
+    assert samples.ratio("a", "b") == 2.0
+    assert samples.added("a", "b") == 5.0
+
+
+def test_a_missed_target_is_said() -> None:
+    """In the terminal and in the page."""
+    report = Report("B1", "title", "method", [Row("ours", 3.0, "x", 2.0)])
+
+    assert "MISSED" in report.as_text()
+    assert "| ours | 3 x | at most 2 x | **no** |" in render.table(json.loads(report.as_json(["python"])))
+
+
+def test_tables_replace_those_of_the_last_time() -> None:
+    """Filling a page twice leaves one table per benchmark, each at its place."""
+    page = "# A\n\n<!-- results: B1 -->\n\n# B\n\n<!-- results: B2 -->\n"
+    first = [result([Row("old", 1, "")]), result([Row("two", 2, "")], "B2")]
+    filled = render.fill(render.fill(page, first), [result([Row("new", 3, "")])])
+
+    assert "| old |" not in filled
+    assert filled.index("| new | 3 |") < filled.index("# B") < filled.index("| two | 2 |")
+
+
+def test_a_page_without_a_place_is_an_error() -> None:
+    with pytest.raises(ValueError, match="results: B1"):
+        render.fill("# A\n", [result([])])
+
+
+def test_modules_have_a_command_line() -> None:
+    """Each says what it measures."""
+    assert all(isinstance(module.parser(), ArgumentParser) and module.__doc__ for module, _, _ in TINY)
