@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from torch import nn
 
-from lighter_freezers.name_summary import compress_names
 from lighter_freezers.parameter_names import (
     WRAPPERS,
     canonical_parameters,
@@ -26,7 +25,6 @@ from lighter_freezers.parameter_names import (
 __all__ = [
     "BlockStack",
     "components",
-    "compress_names",
     "expand_layers",
     "find_blocks",
     "parameters_of_layer",

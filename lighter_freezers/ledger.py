@@ -167,13 +167,13 @@ class Hold:
     def _watch(self) -> None:
         if self._on_intrusion is None:
             return
-        trainable = [
-            parameter for parameter, _ in self._grips if parameter.requires_grad and parameter.is_leaf
-        ]
-        stride = -(-len(trainable) // _WATCHED_PER_HOLD) or 1
-        for parameter in trainable[::stride]:
-            watch = parameter.register_post_accumulate_grad_hook(self._intruded)  # type: ignore[no-untyped-call]
-            self._watches.append(watch)
+        stride = -(-len(self._grips) // _WATCHED_PER_HOLD) or 1
+        for first in range(0, len(self._grips), stride):
+            for parameter, _ in self._grips[first : first + stride]:
+                if parameter.requires_grad and parameter.is_leaf:
+                    watch = parameter.register_post_accumulate_grad_hook(self._intruded)  # type: ignore[no-untyped-call]
+                    self._watches.append(watch)
+                    break
 
     def _unwatch(self) -> None:
         for watch in self._watches:

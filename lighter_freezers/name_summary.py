@@ -1,42 +1,52 @@
 """A set of parameter names in one short phrase for a log line."""
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["compress_names"]
+__all__ = ["NameSummary"]
 
 TRUNKS = ("network", "model", "base_model", "transformer")  # leading segments a reader does not need
 
 
-def compress_names(names: Iterable[str], all_names: Sequence[str], num_items: int = 6) -> str:
-    """Name a set of parameters as briefly as a log line needs: `wte, h.0-5, ln_f.weight, ... and 12 more`.
-
-    A module stands for its parameters if all of them are in the set. Paths that differ in their first index
-    only are joined: `h.0-5`, `h.0-5.attn`.
+class NameSummary:
+    """Puts sets of names of one model into words. What all of them share is worked out once.
 
     Args:
-        names: Canonical names of the parameters to summarise.
         all_names: Canonical names of all parameters of the model, in model order.
-        num_items: How many items to write out before the rest is only counted.
     """
-    chosen = set(names)
-    if chosen and chosen.issuperset(all_names):
-        return "all parameters"
-    items = [_without_trunk(item) for item in _join_indices(_whole_modules(chosen, all_names))]
-    left_out = len(items) - num_items
-    if left_out > 0:
-        items[num_items:] = [f"... and {left_out} more"]
-    return ", ".join(items) or "no parameters"
 
+    def __init__(self, all_names: Sequence[str]) -> None:
+        self._enclosing = {name: _enclosing(name) for name in all_names}
+        self._position = {name: position for position, name in enumerate(all_names)}
+        self._sizes = Counter(path for paths in self._enclosing.values() for path in paths)
 
-def _whole_modules(chosen: Set[str], all_names: Sequence[str]) -> list[str]:
-    """The outermost modules that are chosen as a whole, and the chosen parameters outside of these."""
-    incomplete = {path for name in all_names if name not in chosen for path in _enclosing(name)}
-    whole = (
-        next((path for path in _enclosing(name) if path not in incomplete), name)
-        for name in all_names
-        if name in chosen
-    )
-    return list(dict.fromkeys(whole))
+    def compress(self, names: Iterable[str], num_items: int = 6) -> str:
+        """Name parameters as briefly as a log line needs: `wte, h.0-5, ln_f.weight, ... and 12 more`.
+
+        A module stands for its parameters if all of them are in the set. Paths that differ in their first
+        index only are joined: `h.0-5`, `h.0-5.attn`.
+
+        Args:
+            names: Canonical names of the parameters to summarise.
+            num_items: How many items to write out before the rest is only counted.
+        """
+        chosen = sorted(set(names), key=self._position.__getitem__)
+        if chosen and len(chosen) == len(self._position):
+            return "all parameters"
+        items = [_without_trunk(item) for item in _join_indices(self._whole_modules(chosen))]
+        left_out = len(items) - num_items
+        if left_out > 0:
+            items[num_items:] = [f"... and {left_out} more"]
+        return ", ".join(items) or "no parameters"
+
+    def _whole_modules(self, chosen: Sequence[str]) -> list[str]:
+        """The outermost modules that are chosen as a whole, and the chosen parameters outside of these."""
+        counts = Counter(path for name in chosen for path in self._enclosing[name])
+        whole = (
+            next((path for path in self._enclosing[name] if counts[path] == self._sizes[path]), name)
+            for name in chosen
+        )
+        return list(dict.fromkeys(whole))
 
 
 def _enclosing(name: str) -> list[str]:

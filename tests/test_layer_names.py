@@ -7,7 +7,6 @@ from torch import nn
 
 from lighter_freezers.layer_names import (
     components,
-    compress_names,
     expand_layers,
     find_blocks,
     parameters_of_layer,
@@ -260,31 +259,3 @@ def test_expand_layers_writes_out_ranges() -> None:
     assert expand_layers(gpt2(), "attn.-1") == ["attn.-1"]
     with pytest.raises(ValueError, match=r"'attn\.3-1' runs backwards: write 'attn\.1-3'"):
         expand_layers(gpt2(), "attn.3-1")
-
-
-@pytest.mark.parametrize(
-    ("prefixes", "expected"),
-    [
-        (("transformer.h.0.", "transformer.h.1.", "transformer.h.2.", "transformer.h.4."), "h.0-2, h.4"),
-        (("transformer.wte", "transformer.wpe", "transformer.h"), "wte, wpe, h"),
-        (tuple(f"transformer.h.{block}.attn" for block in range(5)), "h.0-4.attn"),
-        (tuple(f"transformer.h.{block}.ln_1.bias" for block in range(4)), "h.0-3.ln_1.bias"),
-        (("transformer",), "all parameters"),
-        (("nothing",), "no parameters"),
-    ],
-)
-def test_compress_names(prefixes: tuple[str, ...], expected: str) -> None:
-    """Whole modules stand for their parameters, and neighbours are joined."""
-    names = [name for name, _ in gpt2(5).named_parameters()]
-    assert compress_names([name for name in names if name.startswith(prefixes)], names) == expected
-    wrapped = [f"network.{name}" for name in names]
-    assert (
-        compress_names([f"network.{name}" for name in names if name.startswith(prefixes)], wrapped)
-        == expected
-    )
-
-
-def test_compress_names_counts_what_it_leaves_out() -> None:
-    """A long list ends in a count."""
-    every = [f"part_{letter}.weight" for letter in "abcdefghijk"]
-    assert compress_names(every[:-1], every, num_items=2) == "part_a, part_b, ... and 8 more"

@@ -2,7 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import compress
+from operator import attrgetter
 
 from torch import nn
 from torch.nn import Parameter
@@ -11,55 +13,78 @@ from lighter_freezers import ledger
 from lighter_freezers._log import log
 from lighter_freezers.callbacks._player import Player
 from lighter_freezers.callbacks._transition import Transition
-from lighter_freezers.name_summary import compress_names
+from lighter_freezers.name_summary import NameSummary
 from lighter_freezers.parameter_names import canonical_name
 from lighter_freezers.triggers import Moment
 
-__all__ = ["log_line", "transition", "warn_of_intrusion"]
+__all__ = ["Announcer", "warn_of_intrusion"]
 
 
-def transition(
-    model: nn.Module,
-    moment: Moment,
-    frozen: Iterable[Parameter],
-    thawed: Iterable[Parameter],
-    players: Sequence[Player],
-    is_initial: bool,
-) -> Transition:
-    """The record of a transition that has just happened."""
-    names = {id(parameter): canonical_name(name) for name, parameter in model.named_parameters()}
-    return Transition(
-        optimizer_step=moment.optimizer_step,
-        epoch=moment.epoch,
-        frozen=tuple(names[id(parameter)] for parameter in frozen),
-        thawed=tuple(names[id(parameter)] for parameter in thawed),
-        holders=tuple(dict.fromkeys(player.rule.title for player in players if player.hold.is_active)),
-        is_initial=is_initial,
-    )
+class Announcer:
+    """Says what transitions do to one model. Names and sizes are looked up here, and not at each transition.
 
+    Args:
+        model: The module that trains.
+        players: The rules at work. What each of them can freeze or thaw is put into words in advance.
+    """
 
-def log_line(transition: Transition, model: nn.Module) -> None:
-    """Log one sentence: what changed, how much of the model is frozen now, and who holds it."""
-    if not log.isEnabledFor(logging.INFO):
-        return
-    sizes = {canonical_name(name): parameter.numel() for name, parameter in model.named_parameters()}
-    num_frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
-    frozen_verb = "starts with frozen" if transition.is_initial else "froze"
-    parts = [
-        _part(frozen_verb, transition.frozen, sizes),
-        _part("thawed", transition.thawed, sizes),
-        f"{100 * num_frozen / max(1, sum(sizes.values())):.3g} % frozen",
-        f"held by {', '.join(transition.holders)}" if transition.holders else "",
-    ]
-    log.info("step %d: %s", transition.optimizer_step, ", ".join(part for part in parts if part))
-    log.debug("step %d: froze %s, thawed %s", transition.optimizer_step, transition.frozen, transition.thawed)
+    def __init__(self, model: nn.Module, players: Sequence[Player]) -> None:
+        named = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
+        self._names = {id(parameter): name for name, parameter in named.items()}
+        self._parameters = list(named.values())
+        self._sizes = [parameter.numel() for parameter in self._parameters]
+        self._summary = NameSummary(list(named))
+        self._groups: dict[tuple[int, ...], tuple[str, ...]] = {}  # ids -> names
+        self._texts: dict[tuple[str, ...], str] = {}  # names -> a short phrase
+        self._players = players
+        for player in players:
+            self._named([p for p in player.hold.parameters if not ledger.is_user_frozen(p)])
 
+    def transition(
+        self,
+        moment: Moment,
+        frozen: Sequence[Parameter],
+        thawed: Sequence[Parameter],
+        is_initial: bool,
+    ) -> Transition:
+        """The record of a transition that has just happened."""
+        holding = (player.rule.title for player in self._players if player.hold.is_active)
+        return Transition(
+            optimizer_step=moment.optimizer_step,
+            epoch=moment.epoch,
+            frozen=self._named(frozen),
+            thawed=self._named(thawed),
+            holders=tuple(dict.fromkeys(holding)),
+            is_initial=is_initial,
+        )
 
-def _part(verb: str, names: Sequence[str], sizes: dict[str, int]) -> str:
-    if not names:
-        return ""
-    amount = _amount(sum(sizes[name] for name in names))
-    return f"{verb} {compress_names(names, list(sizes))} ({amount} parameters)"
+    def log_line(self, transition: Transition) -> None:
+        """Log one sentence: what changed, how much of the model is frozen now, and who holds it."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        num_elements = sum(self._sizes)
+        flags = map(attrgetter("requires_grad"), self._parameters)
+        num_frozen = num_elements - sum(compress(self._sizes, flags))
+        frozen_verb = "starts with frozen" if transition.is_initial else "froze"
+        parts = [
+            f"{frozen_verb} {self._texts[transition.frozen]}" if transition.frozen else "",
+            f"thawed {self._texts[transition.thawed]}" if transition.thawed else "",
+            f"{100 * num_frozen / max(1, num_elements):.3g} % frozen",
+            f"held by {', '.join(transition.holders)}" if transition.holders else "",
+        ]
+        step = transition.optimizer_step
+        log.info("step %d: %s", step, ", ".join(part for part in parts if part))
+        log.debug("step %d: froze %s, thawed %s", step, transition.frozen, transition.thawed)
+
+    def _named(self, parameters: Sequence[Parameter]) -> tuple[str, ...]:
+        """The names of parameters that change together; they are put into words the first time."""
+        key = tuple(map(id, parameters))
+        if key not in self._groups:
+            names = tuple(self._names[each] for each in key)
+            amount = _amount(sum(parameter.numel() for parameter in parameters))
+            self._groups[key] = names
+            self._texts[names] = f"{self._summary.compress(names)} ({amount} parameters)"
+        return self._groups[key]
 
 
 def _amount(number: int) -> str:

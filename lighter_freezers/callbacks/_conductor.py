@@ -5,7 +5,7 @@ bring the rules have no per-step hook at all, so ten of them cost no more than o
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -13,7 +13,8 @@ from torch.nn import Parameter
 
 from lighter_freezers import ledger
 from lighter_freezers._lightning import Callback
-from lighter_freezers.callbacks import _announcement, _clock, _forecast
+from lighter_freezers.callbacks import _clock, _forecast
+from lighter_freezers.callbacks._announcement import Announcer, warn_of_intrusion
 from lighter_freezers.callbacks._metric_watch import MetricWatch
 from lighter_freezers.callbacks._optimizers import OptimizerFollower
 from lighter_freezers.callbacks._player import FreezeRule, Player
@@ -24,7 +25,7 @@ from lighter_freezers.triggers import Moment
 
 __all__ = ["Conducted", "Conductor", "TransitionListener"]
 
-_NEVER = 2**62  # batches
+_NEVER = 2**29  # batches: after these it looks again; a small int counts down faster than a large one
 
 
 class TransitionListener(Protocol):
@@ -60,6 +61,7 @@ class Conductor(Callback):
         self._norms = FrozenNorms(nn.Module(), [])
         self._optimizers = OptimizerFollower([])
         self._metrics = MetricWatch([])
+        self._announcer = Announcer(nn.Module(), [])
         self._wait = 1  # batches until something may change
         self._builds_late = False
         self._has_resumed = False
@@ -147,6 +149,7 @@ class Conductor(Callback):
         if before != _flags(pl_module):
             ddp_wrapper.rebuild(trainer.strategy)
         self._norms.follow()
+        self._announcer = Announcer(pl_module, self._players)
         frozen = [parameter for parameter in pl_module.parameters() if not parameter.requires_grad]
         self._announce(trainer, pl_module, frozen, [], is_initial=True)
 
@@ -219,7 +222,8 @@ class Conductor(Callback):
         if self._optimizers.sets_learning_rates or (steps and not pl_module.automatic_optimization):
             self._wait = 1  # under manual optimisation a batch may be any number of optimizer steps
         else:
-            self._wait = (min(steps) - moment.optimizer_step) * window if steps else _NEVER
+            num_steps = min(steps, default=_NEVER) - moment.optimizer_step
+            self._wait = min(num_steps * window, _NEVER)
 
     def _make_transition(
         self, trainer: Any, pl_module: Any, changes: list[tuple[Player, list[Parameter], list[Parameter]]]
@@ -245,15 +249,13 @@ class Conductor(Callback):
         self,
         trainer: Any,
         pl_module: Any,
-        frozen: Iterable[Parameter],
-        thawed: Iterable[Parameter],
+        frozen: Sequence[Parameter],
+        thawed: Sequence[Parameter],
         is_initial: bool = False,
     ) -> None:
-        transition = _announcement.transition(
-            pl_module, _clock.moment(trainer), frozen, thawed, self._players, is_initial
-        )
+        transition = self._announcer.transition(_clock.moment(trainer), frozen, thawed, is_initial)
         if trainer.is_global_zero and (self._players or not is_initial):
-            _announcement.log_line(transition, pl_module)
+            self._announcer.log_line(transition)
         for listener in self._listeners:
             listener.on_transition(trainer, pl_module, transition)
 
@@ -266,13 +268,13 @@ class Conductor(Callback):
 
     def _reassert(self) -> None:
         """Freeze again what somebody else switched on, and warn once."""
-        self.__dict__.pop("on_before_optimizer_step", None)
+        self.on_before_optimizer_step = None
         for player in self._players:
             if player.hold.is_active:
                 intruded = ledger.reassert(player.hold.parameters)
                 if intruded and not self._has_warned:
                     self._has_warned = True
-                    _announcement.warn_of_intrusion(player, intruded)
+                    warn_of_intrusion(player, intruded)
 
     def _disband(self) -> None:
         self._last_state = self.state_dict()
@@ -280,9 +282,9 @@ class Conductor(Callback):
             player.leave()
         self._norms.resume()
         self._optimizers.release()
-        for hook in ("on_before_optimizer_step", "on_train_batch_end"):
-            self.__dict__.pop(hook, None)
+        self.on_before_optimizer_step = self.on_train_batch_end = None
         self._players, self._listeners = [], []
+        self._announcer = Announcer(nn.Module(), [])
         self._has_warned = self._has_resumed = False
 
 

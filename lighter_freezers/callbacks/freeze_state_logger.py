@@ -81,6 +81,7 @@ class FreezeStateLogger(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Listen to the changes of this fit."""
+        conductor = Conductor.of(trainer)  # in every stage: a checkpoint may hold its state
         if stage != "fit":
             return
         num_alike = sum(isinstance(callback, FreezeStateLogger) for callback in trainer.callbacks)
@@ -89,7 +90,7 @@ class FreezeStateLogger(Callback):
                 f"The Trainer has {num_alike} FreezeStateLogger callbacks. One writes to all loggers. "
                 "Remove the others."
             )
-        Conductor.of(trainer).add_listener(self)
+        conductor.add_listener(self)
 
     def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
         """Write what changed; called by the conductor on every rank, once per change."""
