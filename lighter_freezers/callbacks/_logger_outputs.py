@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["write_image", "write_layout", "write_metrics", "write_text"]
+__all__ = ["tensorboard_folders", "write_image", "write_layout", "write_metrics", "write_text"]
 
 _INDEX = re.compile(r"\\\.\d+(?=\\\.|$)")  # ".3" in an escaped name
 
@@ -17,6 +17,11 @@ Loggers = Sequence[Any]  # of either Lightning namespace, or of the user's makin
 def _is_tensorboard(logger: Any) -> bool:
     """TensorBoardLogger of either namespace, whichever SummaryWriter it uses, without an import of one."""
     return callable(getattr(logger.experiment, "add_custom_scalars", None))
+
+
+def tensorboard_folders(loggers: Loggers) -> list[str]:
+    """Where TensorBoard finds the runs that these loggers write."""
+    return [str(logger.root_dir) for logger in loggers if _is_tensorboard(logger) and logger.root_dir]
 
 
 def write_metrics(loggers: Loggers, metrics: Mapping[str, float], step: int) -> None:

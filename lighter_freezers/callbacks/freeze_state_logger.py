@@ -5,10 +5,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from lighter_freezers._lightning import Callback
+from lighter_freezers._log import log
 from lighter_freezers.arguments import flag
 from lighter_freezers.callbacks._clock import moment
 from lighter_freezers.callbacks._conductor import Conductor
-from lighter_freezers.callbacks._logger_outputs import write_image, write_layout, write_metrics, write_text
+from lighter_freezers.callbacks._logger_outputs import (
+    tensorboard_folders,
+    write_image,
+    write_layout,
+    write_metrics,
+    write_text,
+)
 from lighter_freezers.callbacks._transition import Transition
 from lighter_freezers.reports import Census, ComponentState, state_table_markdown, state_table_rich
 from lighter_freezers.timeline import Timeline, TimelineState, draw_timeline
@@ -116,6 +123,8 @@ class FreezeStateLogger(Callback):
             write_metrics(trainer.loggers, _metrics(self._census.total, self._census.states), last_step)
         self._draw(trainer)
         self._census = None
+        for folder in tensorboard_folders(trainer.loggers):
+            log.info("See what was frozen, and when: tensorboard --logdir %s", folder)
 
     def state_dict(self) -> dict[str, Any]:
         """The timeline, in plain types."""

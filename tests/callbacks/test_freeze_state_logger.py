@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import re
 from importlib import import_module
 from pathlib import Path
@@ -88,6 +89,15 @@ def test_scalars_are_written_at_transitions_only(namespace, tmp_path):
     assert points(read, "freeze/components/mlp.1") == [(0, 1.0), (12, 1.0)]
     assert points(read, "freeze/trainable_parameters") == [(0, 257), (4, 257), (5, 329), (12, 329)]
     assert points(read, "freeze/frozen_share")[0] == (0, 72 / 329)
+
+
+@BOTH
+def test_the_log_ends_with_the_command_that_shows_the_run(namespace, tmp_path, caplog):
+    """For TensorBoard, the only logger that has one."""
+    caplog.set_level(logging.INFO, logger="lighter_freezers")
+    fit(namespace, [csv_logger(namespace, tmp_path), tensorboard(namespace, tmp_path)], FreezeStateLogger())
+    shown = [record.message for record in caplog.records if "--logdir" in record.message]
+    assert shown == [f"See what was frozen, and when: tensorboard --logdir {tmp_path / 'tb'}"]
 
 
 def test_a_thaw_right_after_a_thaw_repeats_no_point(tmp_path):
