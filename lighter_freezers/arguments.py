@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-__all__ = ["choice", "count", "flag", "number", "positive", "step_windows"]
+__all__ = ["choice", "count", "flag", "fraction", "number", "positive", "step_windows"]
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -101,3 +101,16 @@ def flag(argument: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{argument} must be true or false. Got {value!r} ({type(value).__name__}).")
     return value
+
+
+def fraction(argument: str, value: object) -> float:
+    """Check a number from 0 to 1, both included.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is outside.
+    """
+    checked = number(argument, value)
+    if not 0 <= checked <= 1:
+        raise ValueError(f"{argument} must be between 0 and 1. Got {value}.")
+    return checked

@@ -36,6 +36,8 @@ def test_a_wrong_type_is_named(check: Any, value: object, message: str) -> None:
         (arguments.count, -1, "x counts from 0. Got -1"),
         (arguments.positive, 0, "above 0"),
         (arguments.positive, float("inf"), "finite"),
+        (arguments.fraction, 1.5, "x must be between 0 and 1. Got 1.5"),
+        (arguments.fraction, -0.1, "between 0 and 1"),
         (arguments.step_windows, [[5, 5]], "must begin before it ends"),
         (arguments.step_windows, [[0, 5], [4, 9]], r"\[0, 5\] and \[4, 9\] overlap"),
     ],
