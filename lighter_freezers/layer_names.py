@@ -212,8 +212,8 @@ def parameters_of_layer(model: nn.Module, layer: str) -> dict[str, nn.Parameter]
     Args:
         model: Any module with one stack of blocks: a network, or a LightningModule around it.
         layer: `attn.N`, `mlp.N`, `ln_1.N`, `ln_2.N`, the whole block as `block.N` (or as the model calls it:
-            `h.N`, `layers.N`), `wte`, `wpe`, `ln_f`, `lm_head`, or another component of `components(model)`.
-            N counts from 0.
+            `h.N`, `layers.N`), `wte`, `wpe`, `ln_f`, `lm_head`, or another component of `components(model)`,
+            such as the `classifier_head` of a GPT. N counts from 0.
 
     Returns:
         Canonical name to parameter, in model order. A tied weight has its first name: where `lm_head` is tied

@@ -1,5 +1,6 @@
 """GPT: the model itself, plain torch. `training.gpt_module` trains it."""
 
-from lighter_freezers.gpt.model import GPT, GPTConfig
+from lighter_freezers.gpt.config import GPTConfig, ModelMode
+from lighter_freezers.gpt.model import GPT
 
-__all__ = ["GPT", "GPTConfig"]
+__all__ = ["GPT", "GPTConfig", "ModelMode"]

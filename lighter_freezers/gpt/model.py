@@ -1,173 +1,41 @@
-"""A GPT to read in one sitting: pre-norm blocks, causal attention, and the parameter names of nanoGPT.
+"""A GPT: one trunk, and the head of its mode.
 
-Shapes: B batch, T time, V vocabulary, C channels (`n_embd`), H heads, D = C / H channels of a head.
+Shapes: B batch, T time, V vocabulary, C channels (`n_embd`), K classes.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-__all__ = ["GPT", "GPTConfig"]
+from lighter_freezers.arguments import count
+from lighter_freezers.gpt.config import GPTConfig, ModelMode
+from lighter_freezers.gpt.freezing_methods import FreezingMethods
+from lighter_freezers.gpt.generation import Sampling, continued, evaluating
+from lighter_freezers.gpt.heads import LossModifiers, objective_of
+from lighter_freezers.gpt.on_device import require
+from lighter_freezers.gpt.padding import checked_attention_mask, mask_of_padding
+from lighter_freezers.gpt.trunk import Trunk
 
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The size of a GPT.
-
-    Raises:
-        TypeError: A size is not a whole number, or a switch not a truth value.
-        ValueError: A size is out of range, or `n_embd` is not a multiple of `n_head`.
-    """
-
-    block_size: int = 256  # the longest sequence, in tokens
-    vocab_size: int = 1024
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 128
-    dropout: float = 0.0  # probability, in [0, 1)
-    bias: bool = False  # in linear layers and layer norms; GPT-2 has them
-    use_rotary_embeddings: bool = False  # positions by rotation of queries and keys, so there is no `wpe`
-    tie_weights: bool = True  # lm_head.weight and transformer.wte.weight are one parameter
-
-    def __post_init__(self) -> None:
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"GPTConfig.{name} must be a whole number. Got {size!r}.")
-            if size < 1:
-                raise ValueError(f"GPTConfig.{name} must be at least 1. Got {size}.")
-        for name in ("bias", "use_rotary_embeddings", "tie_weights"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"GPTConfig.{name} must be true or false. Got {getattr(self, name)!r}.")
-        if isinstance(self.dropout, str) or not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"GPTConfig.dropout must be a number in [0, 1). Got {self.dropout!r}.")
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: change one of them."
-            )
-        if self.use_rotary_embeddings and self.n_embd // self.n_head % 2:
-            raise ValueError(
-                f"Rotary embeddings turn pairs of channels, but a head has {self.n_embd // self.n_head}. "
-                "Choose n_embd and n_head so that n_embd / n_head is even."
-            )
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> "GPTConfig":
-        """The same from a dictionary, as YAML has it.
-
-        Raises:
-            ValueError: A key is unknown.
-        """
-        known = [field.name for field in fields(cls)]
-        unknown = [key for key in values if key not in known]
-        if unknown:
-            raise ValueError(f"GPTConfig does not know {', '.join(unknown)}. It knows {', '.join(known)}.")
-        return cls(**values)
+__all__ = ["GPT"]
 
 
-class CausalSelfAttention(nn.Module):
-    """Every position looks at itself and what came before."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.n_head = config.n_head
-        self.dropout = config.dropout
-        self.use_rotary_embeddings = config.use_rotary_embeddings
-        self.c_attn = nn.Linear(
-            config.n_embd, 3 * config.n_embd, bias=config.bias
-        )  # query, key, value in one
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        B, T, C = x.shape
-        parts = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, D) each
-        if self.use_rotary_embeddings:
-            q, k = rotated(q), rotated(k)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
-
-
-def rotated(x: Tensor) -> Tensor:
-    """Turn pairs of channels by an angle that grows with the position (RoPE, arXiv 2104.09864).
-
-    The product of a rotated query and a rotated key depends on the distance between their positions only.
-
-    Args:
-        x: Queries or keys, (B, H, T, D) with an even D; channel i is paired with channel i + D / 2.
-    """
-    T, D = x.shape[-2:]
-    frequency = 10_000.0 ** (-torch.arange(0, D, 2, device=x.device, dtype=torch.float32) / D)  # (D / 2)
-    angle = torch.arange(T, device=x.device, dtype=torch.float32)[:, None] * frequency  # (T, D / 2)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    left, right = x.chunk(2, dim=-1)  # (B, H, T, D / 2)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
-
-
-class MLP(nn.Module):
-    """Two linear layers with a GELU between, four times as wide inside."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.dropout = config.dropout
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
-        return F.dropout(self.c_proj(x), self.dropout, self.training)
-
-
-class Block(nn.Module):
-    """Attention, then MLP, each behind a norm and around a residual path."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.mlp = MLP(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))  # (B, T, C)
-        mixed: Tensor = x + self.mlp(self.ln_2(x))  # (B, T, C)
-        return mixed
-
-
-class Trunk(nn.Module):
-    """Everything but the head: embeddings, blocks and the final norm."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.dropout = config.dropout
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = None if config.use_rotary_embeddings else nn.Embedding(config.block_size, config.n_embd)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        x: Tensor = self.wte(input_ids)  # (B, T, C)
-        if self.wpe is not None:
-            x = x + self.wpe.weight[: input_ids.shape[1]]  # (B, T, C) + (T, C)
-        x = F.dropout(x, self.dropout, self.training)
-        for block in self.h:
-            x = block(x)
-        hidden: Tensor = self.ln_f(x)  # (B, T, C)
-        return hidden
-
-
-class GPT(nn.Module):
-    """A decoder-only transformer language model.
+class GPT(FreezingMethods):
+    """A transformer with one trunk and the head of its mode.
 
     Parameters are called as in nanoGPT: `transformer.wte`, `transformer.wpe` (unless rotary),
-    `transformer.h.N.{ln_1, attn.{c_attn, c_proj}, ln_2, mlp.{c_fc, c_proj}}`, `transformer.ln_f`, `lm_head`.
+    `transformer.h.N.{ln_1, attn.{c_attn, c_proj}, ln_2, mlp.{c_fc, c_proj}}`, `transformer.ln_f` and
+    the head.
+
+    | mode | head | predicts | targets | loss |
+    |---|---|---|---|---|
+    | `language_model` | `lm_head` | logits (B, T, V) | tokens (B, T) | cross-entropy |
+    | `token_classifier` | `classifier_head` | logits (B, T, K) | classes (B, T), soft (B, T, K) | the same |
+    | `sequence_scorer` | `sequence_head` | scores (B) in (0, 1) | scores (B) in [0, 1] | squared error |
+
+    A scorer has a `cls_embedding` too: it stands at the first position in place of the token's embedding.
 
     | initial value | of |
     |---|---|
@@ -176,7 +44,7 @@ class GPT(nn.Module):
     | 1 and 0 | weights and biases of norms; biases of linear layers are 0 |
 
     Args:
-        config: Its size: a `GPTConfig`, or a mapping with the same keys.
+        config: What it is: a `GPTConfig`, or a mapping with the same keys.
 
     Example:
         ```python
@@ -189,140 +57,188 @@ class GPT(nn.Module):
         ```
     """
 
+    lm_head: nn.Linear
+    classifier_head: nn.Linear
+    sequence_head: nn.Linear
+
     def __init__(self, config: GPTConfig | Mapping[str, Any]) -> None:
         super().__init__()
         self.config = config if isinstance(config, GPTConfig) else GPTConfig.from_mapping(config)
         config = self.config
         self.transformer = Trunk(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.objective = objective_of(config)
+        self.add_module(self.objective.head_name, self.objective.new_head())
+        is_scorer = config.mode == ModelMode.SEQUENCE_SCORER
+        self.cls_embedding = nn.Parameter(torch.empty(config.n_embd)) if is_scorer else None
         self._initialise()
-        if config.tie_weights:
+        if config.tie_weights and config.mode == ModelMode.LANGUAGE_MODEL:
             self.lm_head.weight = self.transformer.wte.weight
+        if config.init_from_checkpoint is not None:
+            from lighter_freezers.gpt.pretrained import load_pretrained
+
+            load_pretrained(self, config.init_from_checkpoint)
+        if config.freeze_transformer:
+            self.freeze_transformer_weights()
 
     def _initialise(self) -> None:
         residual = 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif parameter.ndim > 1:
+            elif parameter.ndim > 1 or name == "cls_embedding":
                 nn.init.normal_(parameter, std=residual if name.endswith("c_proj.weight") else 0.02)
 
-    def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Predict the next token at every position.
+    @property
+    def head(self) -> nn.Module:
+        """The head of the mode: `lm_head`, `classifier_head` or `sequence_head`."""
+        return self.get_submodule(self.objective.head_name)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        *,
+        loss_modifiers: LossModifiers | None = None,
+        attention_mask: Tensor | None = None,
+        with_logits: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict what the mode predicts.
 
         Args:
-            input_ids: Token numbers, (B, T), T at most `block_size`.
-            targets: The tokens that follow, (B, T); torch's default `ignore_index` marks those without a
-                loss. None to get no loss.
+            input_ids: Token numbers, (B, T), T at most `block_size`. A sequence scorer's begin with [CLS].
+            targets: As in the table of the class; positions whose target is `ignore_index`, or whose soft
+                target sums to 0, have no loss. None to get no loss.
+            loss_modifiers: A `LossModifierPipeline`. None for the plain loss.
+            attention_mask: True where a token is real, (B, T); padding comes after it, has no loss and is not
+                looked at. None: no row is padded. Causal attention needs it for the loss only.
+            with_logits: False to get an empty tensor in place of the predictions; `loss` says why.
 
         Returns:
-            Logits (B, T, V), and the mean cross-entropy in nats per token, or None.
+            The predictions, and the loss or None: nats per token, or the squared error. It is 0 where no
+            position has a target.
 
         Raises:
-            ValueError: The sequence is longer than `block_size`.
+            ValueError: The sequence is longer than `block_size`, a shape or a dtype does not fit, padding
+                comes first, or a sequence scorer's input does not begin with [CLS].
         """
+        self._check(input_ids)
+        is_real = None if attention_mask is None else checked_attention_mask(attention_mask, input_ids)
+        if targets is not None:
+            targets = self.objective.checked_targets(targets, input_ids, is_real)
+        mask = mask_of_padding(is_real, self.config.attention_type == "causal")
+        hidden = self.transformer(input_ids, mask, cls_embedding=self.cls_embedding)  # (B, T or 1, C)
+        if targets is not None and not with_logits:
+            loss = self.objective.loss_of_hidden(self.head, hidden, targets, loss_modifiers)
+            return hidden.new_empty(0), loss
+        predictions = self.objective.predictions(self.head, hidden)
+        if targets is None:
+            return predictions, None
+        return predictions, self.objective.loss(predictions, targets, loss_modifiers)
+
+    def loss(
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        *,
+        loss_modifiers: LossModifiers | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The loss alone, as training needs it, for less.
+
+        A language model computes no logits that nobody looks at:
+
+        - Positions without a target do not go through the head: on a CPU always, on a GPU if
+          `head_on_supervised_only` is true, as the host then waits once a step for the number of targets.
+        - From 2**21 logits on, head and cross-entropy are one, a few positions at a time, where that is
+          faster for the dtype; such a loss has no second derivatives.
+
+        Active loss modifiers look at all logits.
+
+        Args:
+            input_ids: As for `forward`, and so are the others.
+            targets: Not None.
+            loss_modifiers: None for the plain loss.
+            attention_mask: None where no row is padded.
+
+        Returns:
+            The loss that `forward` returns, a scalar; summed in another order where something was left out.
+        """
+        _, loss = self(
+            input_ids,
+            targets,
+            loss_modifiers=loss_modifiers,
+            attention_mask=attention_mask,
+            with_logits=False,
+        )
+        assert isinstance(loss, Tensor)
+        return loss
+
+    def _check(self, input_ids: Tensor) -> None:
         T = input_ids.shape[1]
         if self.config.block_size < T:
             raise ValueError(
                 f"A sequence of {T} tokens is longer than block_size={self.config.block_size}. "
                 "Cut it, or build the model with a larger block_size."
             )
-        logits = self.lm_head(self.transformer(input_ids))  # (B, T, V)
-        if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+        if self.config.cls_token_id is not None:
+            require(
+                input_ids[:, 0].eq(self.config.cls_token_id).all(),
+                f"Every sequence of a sequence_scorer begins with cls_token_id={self.config.cls_token_id}: "
+                "put it before the first token.",
+            )
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        *,
+        top_p: float | None = None,
+        eos_token_id: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Continue sequences, one token at a time.
+        """Continue sequences, one token at a time, without dropout.
 
         Args:
             input_ids: How they begin, (B, T) with T at least 1; only the last `block_size` tokens are seen.
             max_new_tokens: How many tokens to add.
             temperature: Divides the logits: below 1 is bolder, 0 always takes the most likely token.
             top_k: Draw among the k most likely tokens only. None draws among all.
+            top_p: Draw among the most likely tokens that together reach this probability. None draws among
+                all. With `top_k`, among those of the k.
+            eos_token_id: The token that ends a sequence: it is filled up with it. None never ends one.
+            generator: Randomness, on the device of the model. None is torch's own.
 
         Returns:
             The sequences with their continuations, (B, T + max_new_tokens).
 
         Raises:
-            ValueError: `temperature` is negative or `top_k` is below 1.
+            TypeError: A value is not a number.
+            ValueError: A value is out of range, the beginning is empty, or this model cannot continue text.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature must be at least 0 (0 is greedy). Got {temperature}.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, or None. Got {top_k}.")
-        for _ in range(max_new_tokens):
-            logits, _loss = self(input_ids[:, -self.config.block_size :])
-            input_ids = torch.cat((input_ids, _choose(logits[:, -1], temperature, top_k)), dim=1)
-        return input_ids
+        if self.config.mode != ModelMode.LANGUAGE_MODEL or self.config.attention_type != "causal":
+            raise ValueError(
+                "generate() needs mode: language_model with causal attention. "
+                f"Here mode is {self.config.mode} and attention_type {self.config.attention_type}."
+            )
+        count("max_new_tokens", max_new_tokens)
+        count("eos_token_id", eos_token_id)
+        if not input_ids.shape[1]:
+            raise ValueError("generate() continues a beginning: give at least one token.")
+        sampling = Sampling(temperature, top_k, top_p)
+        with evaluating(self):
+            return continued(
+                self._next_logits,
+                input_ids,
+                max_new_tokens,
+                sampling,
+                eos_token_id=eos_token_id,
+                generator=generator,
+            )
 
-    def freeze_layer(self, layer: str) -> int:
-        """Hold a layer frozen until `unfreeze_layer`: it composes with every Freezer.
-
-        Args:
-            layer: `attn.N`, `mlp.N`, `ln_1.N`, `ln_2.N`, `wte`, `wpe`, `ln_f` or `lm_head`, N from 0.
-                With tied weights `wte` and `lm_head` are one parameter.
-
-        Returns:
-            How many elements trained until now.
-
-        Raises:
-            ValueError: There is no such layer; the message says what there is.
-        """
-        from lighter_freezers import layer_names, ledger
-
-        parameters = layer_names.parameters_of_layer(self, layer)
-        return sum(parameter.numel() for parameter in ledger.hold(parameters.values(), "freeze_layer"))
-
-    def unfreeze_layer(self, layer: str) -> int:
-        """Let a layer train, also one that the user froze; what a Freezer holds has to wait for that.
-
-        Args:
-            layer: As for `freeze_layer`.
-
-        Returns:
-            How many elements train from now on.
-
-        Raises:
-            ValueError: There is no such layer; the message says what there is.
-        """
-        from lighter_freezers import layer_names, ledger
-
-        parameters = layer_names.parameters_of_layer(self, layer)
-        return sum(parameter.numel() for parameter in ledger.thaw(parameters.values(), "freeze_layer"))
-
-    def get_detailed_param_count(self) -> dict[str, dict[str, int]]:
-        """Count elements by component.
-
-        Returns:
-            Component (`wte`, `attn.0`, ..., in model order, then `total`) -> `total`, `trainable` and
-            `frozen` elements. A tied `lm_head` is counted once, under `wte`.
-        """
-        from lighter_freezers import layer_names
-
-        parameters = dict(self.named_parameters())
-        counts = {}
-        for component, names in layer_names.components(self).items():
-            members = [parameters[name] for name in names]
-            counts[component] = _count(members)
-        return {**counts, "total": _count(list(self.parameters()))}
-
-
-def _choose(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
-    """The next token of each sequence: (B, V) -> (B, 1)."""
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    logits = logits / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        threshold = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < threshold, -math.inf)
-    return torch.multinomial(logits.softmax(dim=-1), num_samples=1)
-
-
-def _count(parameters: list[nn.Parameter]) -> dict[str, int]:
-    total = sum(parameter.numel() for parameter in parameters)
-    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    return {"total": total, "trainable": trainable, "frozen": total - trainable}
+    def _next_logits(self, input_ids: Tensor) -> Tensor:
+        hidden = self.transformer(input_ids[:, -self.config.block_size :])  # (B, T, C)
+        logits: Tensor = self.head(hidden[:, -1])  # (B, V)
+        return logits

@@ -1,25 +1,16 @@
-"""The GPT against transformers' GPT-2, against the properties of its parts, and layer by layer."""
+"""The GPT against transformers' GPT-2 and against what the language model was before it had modes."""
 
+import copy
+import math
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lighter_freezers import GPT, Freezer, GPTConfig, ledger
-from lighter_freezers.gpt.model import rotated
-from lighter_freezers.ledger import Hold
-
-SMALL = {"block_size": 16, "vocab_size": 61, "n_layer": 2, "n_head": 2, "n_embd": 16}
-
-
-def small(**changes: Any) -> GPT:
-    torch.manual_seed(0)
-    return GPT(GPTConfig(**{**SMALL, **changes}))
-
-
-def tokens(batch: int = 3, time: int = 16) -> torch.Tensor:
-    return torch.randint(61, (batch, time), generator=torch.Generator().manual_seed(1))
+from lighter_freezers import GPT, GPTConfig
+from tests.gpt.networks import SMALL, classifier, gradients, ignored, scorer, small, tokens, with_cls
 
 
 def test_logits_and_gradients_equal_those_of_transformers_gpt2() -> None:
@@ -27,18 +18,9 @@ def test_logits_and_gradients_equal_those_of_transformers_gpt2() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     ours = small(bias=True)
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=61,
-            n_positions=16,
-            n_embd=16,
-            n_layer=2,
-            n_head=2,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
-        )
-    )
+    sizes = {"vocab_size": 61, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0)
+    theirs = GPT2LMHeadModel(GPT2Config(**sizes, **off, bos_token_id=0, eos_token_id=0))
     transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     weights = {k: v.T if k.endswith(transposed) else v for k, v in ours.state_dict().items()}
     theirs.load_state_dict(weights)
@@ -53,28 +35,121 @@ def test_logits_and_gradients_equal_those_of_transformers_gpt2() -> None:
     assert torch.allclose(ours.transformer.h[0].attn.c_attn.weight.grad, gradient.T, atol=1e-6)
 
 
+def test_classes_and_gradients_equal_those_of_a_bidirectional_encoder() -> None:
+    """Torch's own pre-norm encoder with the same weights, its padding mask the other way round."""
+    ours = classifier(bias=True)
+    layer = nn.TransformerEncoderLayer(
+        16, 2, 64, 0.0, lambda x: F.gelu(x, approximate="tanh"), batch_first=True, norm_first=True
+    )
+    names = {
+        "self_attn.in_proj_": "attn.c_attn.",
+        "self_attn.out_proj.": "attn.c_proj.",
+        "linear1.": "mlp.c_fc.",
+        "linear2.": "mlp.c_proj.",
+        "norm1.": "ln_1.",
+        "norm2.": "ln_2.",
+    }
+    real = torch.arange(16) < torch.tensor([16, 9, 1])[:, None]
+    x = ours.transformer.wte(tokens()) + ours.transformer.wpe.weight
+    for block in ours.transformer.h:
+        for theirs, mine in names.items():
+            for kind in ("weight", "bias"):
+                layer.get_parameter(theirs + kind).data = block.get_parameter(mine + kind).data
+        x = layer(x, src_key_padding_mask=~real)
+    expected = ours.classifier_head(ours.transformer.ln_f(x))
+
+    assert torch.allclose(ours(tokens(), attention_mask=real)[0][real], expected[real], atol=1e-5)
+
+
+def initial_values(seed: int) -> dict[str, Tensor]:
+    """Default values drawn in the order of construction, then normal ones in the order of names."""
+    torch.manual_seed(seed)
+    modules = {"transformer.wte": nn.Embedding(61, 16), "transformer.wpe": nn.Embedding(16, 16)}
+    for index in range(2):
+        for name, size in (
+            ("attn.c_attn", (16, 48)),
+            ("attn.c_proj", (16, 16)),
+            ("mlp.c_fc", (16, 64)),
+            ("mlp.c_proj", (64, 16)),
+        ):
+            modules[f"transformer.h.{index}.{name}"] = nn.Linear(*size, bias=False)
+    modules["lm_head"] = nn.Linear(16, 61, bias=False)
+    for name, module in modules.items():
+        nn.init.normal_(module.weight, std=0.02 / math.sqrt(4) if name.endswith("c_proj") else 0.02)
+    return {f"{name}.weight": module.weight for name, module in modules.items()}
+
+
+def plain_logits(weights: dict[str, Tensor], input_ids: Tensor) -> Tensor:
+    """What the language model computed before it had modes, in one piece."""
+    x = F.embedding(input_ids, weights["transformer.wte.weight"])
+    x = x + weights["transformer.wpe.weight"][: input_ids.shape[1]]
+    for index in range(2):
+        block = {k.removeprefix(f"transformer.h.{index}."): v for k, v in weights.items()}
+        normal = F.layer_norm(x, (16,), block["ln_1.weight"])
+        packed = F.linear(normal, block["attn.c_attn.weight"]).view(*input_ids.shape, 3, 2, 8)
+        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape)
+        x = x + F.linear(y, block["attn.c_proj.weight"])
+        inside = F.gelu(
+            F.linear(F.layer_norm(x, (16,), block["ln_2.weight"]), block["mlp.c_fc.weight"]),
+            approximate="tanh",
+        )
+        x = x + F.linear(inside, block["mlp.c_proj.weight"])
+    return F.linear(F.layer_norm(x, (16,), weights["transformer.ln_f.weight"]), weights["lm_head.weight"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_language_model_is_what_it_was_to_the_last_bit(tied: bool) -> None:
+    """Initial values, logits, loss and gradients; also of the method that gives the loss alone."""
+    torch.set_num_threads(1)
+    targets = tokens().flip(1)
+    torch.manual_seed(7)
+    model = GPT(GPTConfig(**SMALL, tie_weights=tied))
+    initial = initial_values(seed=7)
+    for name, value in initial.items():
+        assert torch.equal(
+            model.state_dict()[name],
+            value if not tied or name != "lm_head.weight" else initial["transformer.wte.weight"],
+        )
+    logits, loss = model(tokens(), targets)
+    assert loss is not None
+    loss.backward()
+    ours = gradients(model)
+    model.zero_grad()
+    alone = model.loss(tokens(), targets)
+    alone.backward()
+    ours_alone = gradients(model)
+    model.zero_grad()
+    expected = plain_logits(dict(model.named_parameters(remove_duplicate=False)), tokens())
+    before = F.cross_entropy(expected.view(-1, 61), targets.view(-1))
+    before.backward()
+
+    assert torch.equal(logits, expected)
+    assert torch.equal(loss, before)
+    assert torch.equal(alone, before)
+    for name, gradient in gradients(model).items():
+        assert torch.equal(ours[name], gradient), name
+        assert torch.equal(ours_alone[name], gradient), name
+
+
 def test_parameters_are_called_as_in_nanogpt() -> None:
     """Checkpoints and layer names rely on it."""
-    block = [
-        "ln_1.weight",
-        "attn.c_attn.weight",
-        "attn.c_proj.weight",
-        "ln_2.weight",
-        "mlp.c_fc.weight",
-        "mlp.c_proj.weight",
-    ]
-    names = [
-        "wte.weight",
-        "wpe.weight",
-        *(f"h.{n}.{part}" for n in range(2) for part in block),
-        "ln_f.weight",
-    ]
+    parts = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    blocks = [f"h.{index}.{part}" for index in range(2) for part in parts]
+    names = [f"transformer.{name}.weight" for name in ("wte", "wpe", *blocks, "ln_f")]
 
-    assert [name for name, _ in small().named_parameters()] == [f"transformer.{name}" for name in names]
+    assert [name for name, _ in small().named_parameters()] == names
     assert "lm_head.weight" in small().state_dict()
     model, untied = small(), small(tie_weights=False)
     assert model.lm_head.weight is model.transformer.wte.weight
     assert untied.lm_head.weight is not untied.transformer.wte.weight
+    assert list(classifier().state_dict()) == [*names, "classifier_head.weight", "classifier_head.bias"]
+    assert list(scorer().state_dict()) == [
+        "cls_embedding",
+        *names,
+        "sequence_head.weight",
+        "sequence_head.bias",
+    ]
 
 
 def test_there_are_no_buffers_and_rotary_has_no_position_table() -> None:
@@ -85,37 +160,24 @@ def test_there_are_no_buffers_and_rotary_has_no_position_table() -> None:
     assert not any("wpe" in name for name in model.state_dict())
 
 
-@pytest.mark.parametrize("rotary", [False, True])
-def test_no_position_sees_what_comes_after(rotary: bool) -> None:
-    """Changing the last tokens leaves the logits before them alone, bit for bit."""
-    torch.set_num_threads(1)
-    model, changed = small(use_rotary_embeddings=rotary), tokens()
-    changed[:, 10:] = (changed[:, 10:] + 1) % 61
-
-    before, after = model(tokens())[0], model(changed)[0]
-    assert torch.equal(before[:, :10], after[:, :10])
-    assert not torch.equal(before[:, 10:], after[:, 10:])
-
-
-def test_rotary_products_depend_on_the_distance_only() -> None:
-    """Query at 7 and key at 4 as query at 3 and key at 0; lengths are kept."""
-    query, key = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
-    q, k = rotated(query.expand(1, 1, 9, 8)), rotated(key.expand(1, 1, 9, 8))
-    products = (q @ k.transpose(-1, -2))[0, 0]
-
-    assert torch.allclose(products[7, 4], products[3, 0], atol=1e-5)
-    assert not torch.allclose(products[7, 4], products[7, 0], atol=1e-2)
-    assert torch.allclose(q.norm(dim=-1), query.norm(dim=-1).expand(1, 1, 9), atol=1e-5)
-
-
 def test_the_initial_loss_is_that_of_a_guess() -> None:
     """About ln(vocabulary), by the initial deviations."""
     _, loss = small()(tokens(), tokens().flip(1))
 
     assert loss is not None
-    assert loss.item() == pytest.approx(torch.log(torch.tensor(61.0)).item(), abs=0.1)
+    assert loss.item() == pytest.approx(math.log(61), abs=0.1)
     projection = small(n_embd=128, n_layer=8).transformer.h[0].mlp.c_proj.weight
     assert projection.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+
+
+def test_heads_begin_small() -> None:
+    """Weights and the [CLS] embedding with deviation 0.02, biases 0."""
+    big = scorer(n_embd=256)
+
+    assert big.sequence_head.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert big.cls_embedding.std().item() == pytest.approx(0.02, rel=0.2)
+    assert not big.sequence_head.bias.any()
+    assert not classifier().classifier_head.bias.any()
 
 
 def test_targets_without_a_loss_are_left_out() -> None:
@@ -128,14 +190,80 @@ def test_targets_without_a_loss_are_left_out() -> None:
     assert torch.allclose(loss, expected)
 
 
-def test_greedy_generation_takes_the_most_likely_token() -> None:
-    """And draws from the k most likely with `top_k`; 1 is greedy too. Longer than block_size works."""
-    model = small().eval()
-    greedy = model.generate(tokens(1, 12), 8, temperature=0)
+def few_targets() -> Tensor:
+    """Two of 48 positions."""
+    targets = torch.full((3, 16), ignored())
+    targets[0, 3], targets[2, 9] = 5, 11
+    return targets
 
-    assert greedy.shape == (1, 20)
-    assert torch.equal(greedy[:, 12], model(tokens(1, 12))[0][:, -1].argmax(-1))
-    assert torch.equal(greedy, model.generate(tokens(1, 12), 8, temperature=0.7, top_k=1))
+
+def rows_through_head(model: GPT) -> list[int]:
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, output: rows.append(args[0].numel() // 16))
+    return rows
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_positions_with_a_target_go_through_the_head(tied: bool) -> None:
+    """Where only the loss is wanted; it and its gradients are those of all logits."""
+    model = small(tie_weights=tied)
+    _, expected = model(tokens(), few_targets())
+    assert expected is not None
+    expected.backward()
+    theirs = gradients(model)
+    model.zero_grad()
+    rows = rows_through_head(model)
+    loss = model.loss(tokens(), few_targets())
+    loss.backward()
+
+    assert rows == [2]
+    assert torch.allclose(loss, expected)
+    for name, gradient in gradients(model).items():
+        assert torch.allclose(gradient, theirs[name], atol=1e-7), name
+
+
+@pytest.mark.parametrize(("choice", "num_rows"), [(None, 2), (True, 2), (False, 48)])
+def test_the_selection_can_be_switched(choice: bool | None, num_rows: int) -> None:
+    """Off, or on where it costs a host read."""
+    model = small(head_on_supervised_only=choice)
+    rows = rows_through_head(model)
+    model.loss(tokens(), few_targets())
+
+    assert rows == [num_rows]
+
+
+def test_the_loss_alone_is_that_of_forward_in_every_mode() -> None:
+    """And forward gives no predictions when told so."""
+    real = torch.arange(16) < torch.tensor([16, 9, 1])[:, None]
+    cases: list[tuple[GPT, Tensor, Tensor]] = [
+        (small(), tokens(), tokens().flip(1)),
+        (classifier(class_weights="balanced"), tokens(), tokens() % 3),
+        (scorer(), with_cls(), torch.tensor([0.0, 0.5, 1.0])),
+    ]
+    for model, input_ids, targets in cases:
+        predictions, loss = model(input_ids, targets, attention_mask=real)
+        none, same = model(input_ids, targets, attention_mask=real, with_logits=False)
+
+        assert torch.allclose(loss, same)
+        assert torch.equal(same, model.loss(input_ids, targets, attention_mask=real))
+        assert predictions.numel()
+        assert not none.numel()
+
+
+def test_a_model_can_be_copied_and_moved() -> None:
+    """With its objective, its tie and its weights of classes."""
+    for model in (small(), classifier(class_weights=[1, 2, 3]), scorer()):
+        twin = copy.deepcopy(model).double()
+        assert torch.allclose(twin(with_cls())[0].float(), model(with_cls())[0], atol=1e-5)
+    twin = copy.deepcopy(small())
+    assert twin.lm_head.weight is twin.transformer.wte.weight
+
+
+def test_a_mapping_is_a_config() -> None:
+    """As YAML has it; an unknown key comes back with the known ones."""
+    assert GPT(SMALL).config == GPTConfig(**SMALL)
+    with pytest.raises(ValueError, match="does not know n_layers. It knows block_size, vocab_size, n_layer"):
+        GPT({**SMALL, "n_layers": 2})
 
 
 @pytest.mark.parametrize(
@@ -155,94 +283,7 @@ def test_an_impossible_size_is_refused(changes: dict[str, Any], error: type[Exce
         small(**changes)
 
 
-def test_a_mapping_is_a_config() -> None:
-    """As YAML has it; an unknown key comes back with the known ones."""
-    assert GPT(SMALL).config == GPTConfig(**SMALL)
-    with pytest.raises(ValueError, match="does not know n_layers. It knows block_size, vocab_size, n_layer"):
-        GPT({**SMALL, "n_layers": 2})
-
-
 def test_a_sequence_that_is_too_long_is_refused() -> None:
     """With both lengths."""
     with pytest.raises(ValueError, match="17 tokens is longer than block_size=16"):
         small()(tokens(1, 17))
-
-
-def test_layers_freeze_and_thaw_by_name() -> None:
-    """The guide's names; the returned count is of elements that changed."""
-    model = small()
-    assert model.freeze_layer("attn.1") == 4 * 16 * 16
-    assert model.freeze_layer("attn.1") == 0
-    assert [n for n, p in model.named_parameters() if not p.requires_grad] == [
-        "transformer.h.1.attn.c_attn.weight",
-        "transformer.h.1.attn.c_proj.weight",
-    ]
-    assert model.unfreeze_layer("attn.1") == 4 * 16 * 16
-
-
-@pytest.mark.parametrize(
-    ("layer", "message"),
-    [
-        ("attn.7", "Layer index 7 out of range: .* 2 layers"),
-        ("attn.-1", "attn.-1"),
-        ("atn.0", "Unknown component 'atn'.*attn"),
-        ("wtf", "wte"),
-    ],
-)
-def test_a_bad_layer_name_is_an_error(layer: str, message: str) -> None:
-    """Not a print that nobody reads."""
-    with pytest.raises(ValueError, match=message):
-        small().freeze_layer(layer)
-
-
-def test_rotary_says_that_there_is_no_wpe() -> None:
-    """Its positions are angles."""
-    with pytest.raises(ValueError, match="no 'wpe'.*rotary"):
-        small(use_rotary_embeddings=True).freeze_layer("wpe")
-
-
-def test_freeze_layer_composes_with_other_holders() -> None:
-    """A Freezer's hold outlasts `unfreeze_layer`, and the other way round."""
-    model = small()
-    hold = Hold(model.transformer.h[0].attn.parameters(), "Freezer")
-    hold.take()
-    model.freeze_layer("attn.0")
-    hold.let_go()
-    assert ledger.holders(model.transformer.h[0].attn.c_attn.weight) == ("freeze_layer",)
-    hold.take()
-
-    assert model.unfreeze_layer("attn.0") == 0
-    assert len(hold.let_go()) == 2
-
-
-def test_counts_by_component() -> None:
-    """A tied head is counted once, under wte; frozen and trainable add up."""
-    model = small()
-    model.freeze_layer("mlp.0")
-    counts = model.get_detailed_param_count()
-
-    assert list(counts) == [
-        "wte",
-        "wpe",
-        "ln_1.0",
-        "attn.0",
-        "ln_2.0",
-        "mlp.0",
-        "ln_1.1",
-        "attn.1",
-        "ln_2.1",
-        "mlp.1",
-        "ln_f",
-        "total",
-    ]
-    assert counts["mlp.0"] == {"total": 8 * 16 * 16, "trainable": 0, "frozen": 8 * 16 * 16}
-    assert counts["total"]["total"] == sum(p.numel() for p in model.parameters())
-    assert sum(c["trainable"] for c in counts.values()) == 2 * counts["total"]["trainable"]
-
-
-def test_a_freezer_finds_a_tied_head_by_either_name() -> None:
-    """`lm_head.weight` and `transformer.wte.weight` are one parameter."""
-    for name in ("lm_head.weight", "transformer.wte.weight"):
-        model = small()
-        (rule,) = Freezer(names=name).rules()
-        assert list(rule.selector.select(model)) == ["transformer.wte.weight"]

@@ -1,0 +1,118 @@
+"""The methods of a GPT that freeze, thaw and count layers: thin, the ledger and `layer_names` do the work."""
+
+import warnings
+from collections.abc import Iterable
+
+from torch import nn
+
+from lighter_freezers.gpt.config import GPTConfig, ModelMode
+
+__all__ = ["FreezingMethods"]
+
+
+class FreezingMethods(nn.Module):
+    """To be inherited by a model with a `config` and a trunk called `transformer`."""
+
+    config: GPTConfig
+    transformer: nn.Module
+
+    def freeze_layer(self, layer: str) -> int:
+        """Hold a layer frozen until `unfreeze_layer`: it composes with every Freezer.
+
+        Args:
+            layer: `attn.N`, `mlp.N`, `ln_1.N`, `ln_2.N`, `wte`, `wpe`, `ln_f`, the head as `lm_head`,
+                `classifier_head` or `sequence_head`, or `cls_embedding`; N from 0. With tied weights `wte`
+                and `lm_head` are one parameter.
+
+        Returns:
+            How many elements trained until now.
+
+        Raises:
+            ValueError: There is no such layer; the message says what there is.
+        """
+        from lighter_freezers import layer_names, ledger
+
+        parameters = layer_names.parameters_of_layer(self, layer)
+        return _num_elements(ledger.hold(parameters.values(), "freeze_layer"))
+
+    def unfreeze_layer(self, layer: str) -> int:
+        """Let a layer train, also one that the user froze; what a Freezer holds has to wait for that.
+
+        Args:
+            layer: As for `freeze_layer`.
+
+        Returns:
+            How many elements train from now on.
+
+        Raises:
+            ValueError: There is no such layer; the message says what there is.
+        """
+        from lighter_freezers import layer_names
+
+        return _let_train(layer_names.parameters_of_layer(self, layer).values())
+
+    def freeze_transformer_weights(self) -> int:
+        """Hold the trunk frozen until `unfreeze_transformer_weights`; the head and [CLS] go on training.
+
+        A tied `lm_head` is a part of the trunk: it is frozen too, with a warning. The embedding of [CLS] goes
+        in before the first block, so while it trains, gradients go through the whole frozen trunk.
+
+        Returns:
+            How many elements trained until now.
+        """
+        from lighter_freezers import ledger
+
+        if self.config.mode == ModelMode.LANGUAGE_MODEL and self.config.tie_weights:
+            warnings.warn(
+                "lm_head is tied to transformer.wte, so it is frozen with the trunk and nothing of the model "
+                "trains. For a head of its own, set tie_weights: false.",
+                stacklevel=2,
+            )
+        return _num_elements(ledger.hold(self.transformer.parameters(), "freeze_transformer"))
+
+    def unfreeze_transformer_weights(self) -> int:
+        """Let the whole trunk train, also layers that the user froze; what a Freezer holds has to wait.
+
+        Returns:
+            How many elements train from now on.
+        """
+        return _let_train(self.transformer.parameters())
+
+    def get_frozen_status(self) -> bool:
+        """Whether nothing of the trunk trains."""
+        return not any(parameter.requires_grad for parameter in self.transformer.parameters())
+
+    def get_detailed_param_count(self) -> dict[str, dict[str, int]]:
+        """Count elements by component.
+
+        Returns:
+            Component (`wte`, `attn.0`, ..., in model order, then `total`) -> `total`, `trainable` and
+            `frozen` elements. A tied `lm_head` is counted once, under `wte`.
+        """
+        from lighter_freezers import layer_names
+
+        parameters = dict(self.named_parameters())
+        counts = {}
+        for component, names in layer_names.components(self).items():
+            members = [parameters[name] for name in names]
+            counts[component] = _count(members)
+        return {**counts, "total": _count(list(self.parameters()))}
+
+
+def _let_train(parameters: Iterable[nn.Parameter]) -> int:
+    """Undo both ways in which this model's methods freeze."""
+    from lighter_freezers import ledger
+
+    parameters = list(parameters)
+    holders = ("freeze_layer", "freeze_transformer")
+    return sum(_num_elements(ledger.thaw(parameters, holder)) for holder in holders)
+
+
+def _num_elements(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _count(parameters: list[nn.Parameter]) -> dict[str, int]:
+    trainable = _num_elements(parameter for parameter in parameters if parameter.requires_grad)
+    total = _num_elements(parameters)
+    return {"total": total, "trainable": trainable, "frozen": total - trainable}
