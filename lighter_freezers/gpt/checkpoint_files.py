@@ -1,0 +1,228 @@
+"""Checkpoints where they lie: reads tensors from a file, a folder or the hub, and never runs a pickle's code.
+
+What the tensors are called in a GPT is in `checkpoint_names.py`, what model they need in
+`checkpoint_config.py`.
+"""
+
+import difflib
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lighter_freezers.gpt.checkpoint_config import config_of_model_args, config_of_transformers
+
+__all__ = ["Checkpoint", "read_checkpoint"]
+
+WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")  # of a transformers folder, best first
+INDEX_FILES = tuple(f"{name}.index.json" for name in WHOLE_FILES)  # the same in several files
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")  # nanoGPT's, Lightning's, a habit of many
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors, and what their file says about the model they are of.
+
+    Attributes:
+        source: What was asked for, for messages.
+        tensors: Name in the file -> tensor on the CPU.
+        stated: `GPTConfig` values that the file itself states; often empty.
+    """
+
+    source: str
+    tensors: Mapping[str, Tensor]
+    stated: Mapping[str, int | bool]
+
+
+def read_checkpoint(source: str | PathLike[str]) -> Checkpoint:
+    """Read the weights of a model.
+
+    Args:
+        source: A file of torch or Lightning, a `.safetensors` file, a transformers folder, or a model's id
+            on the Hugging Face hub, which is fetched if nothing here is called so.
+
+    Raises:
+        TypeError: It is not a path.
+        FileNotFoundError: It is not here, nor could it be fetched.
+        ValueError: It holds no weights, is damaged, or is a pickle that would have to run code.
+    """
+    if not isinstance(source, (str, PathLike)) or not str(source):
+        raise TypeError(f"A checkpoint is a path or a hub id. Got {source!r} ({type(source).__name__}).")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_folder(path, str(source))
+    if path.is_file():
+        tensors, stated = _read_file(path)
+        beside = _config_in(path.parent) if path.name in WHOLE_FILES else {}
+        return Checkpoint(str(source), tensors, stated or beside)
+    if isinstance(source, str) and HUB_ID.fullmatch(source) and path.suffix not in SUFFIXES:
+        return _read_folder(_fetched(source), source)
+    raise FileNotFoundError(f"There is no '{source}'. {_closest_files(path)}")
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, int | bool]]:
+    """The tensors of one file, and what it states about their model."""
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path), {}
+    content = _unpickled(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"'{path}' holds a {type(content).__name__} instead of a state dict.")
+    model_args = content.get("model_args")
+    stated = config_of_model_args(model_args) if isinstance(model_args, Mapping) else {}
+    for part in (*(content.get(key) for key in STATE_DICT_KEYS), content):
+        tensors = _tensors_of(part)
+        if tensors:
+            return tensors, stated
+    raise ValueError(
+        f"'{path}' holds no state dict: neither at its top nor under {', '.join(STATE_DICT_KEYS)}. "
+        f"It has {', '.join(map(repr, content)) or 'nothing at all'}."
+    )
+
+
+def _tensors_of(part: object) -> dict[str, Tensor]:
+    items = part.items() if isinstance(part, Mapping) else ()
+    return {str(name): value for name, value in items if isinstance(value, Tensor)}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"'{path}' is not a whole safetensors file ({error}). Get it again, or give the right file."
+        ) from error
+
+
+def _unpickled(path: Path) -> Any:
+    """What torch.save wrote, if it is tensors and plain values only."""
+    is_archive = zipfile.is_zipfile(path)  # torch's own format; only what is used of it is read from disk
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # damaged pickles raise anything: KeyError, IndexError, RuntimeError, ...
+        raise _refusal(path, is_archive, error) from error
+
+
+def _refusal(path: Path, is_archive: bool, error: Exception) -> ValueError:
+    """Say why a file was not read: it holds objects, or it is no checkpoint."""
+    objects = _objects_in(path, is_archive, str(error))
+    if objects:
+        return ValueError(
+            f"'{path}' was refused, and nothing in it was run: besides tensors and plain values it holds "
+            f"{', '.join(objects)}, and to read objects is to run code of the file. If you made it, save the "
+            "weights alone: torch.save(model.state_dict(), 'weights.pt') or "
+            "safetensors.torch.save_model(model, 'weights.safetensors'). A harmless class of your own can be "
+            "allowed before loading: torch.serialization.add_safe_globals([TheClass])."
+        )
+    with path.open("rb") as file:
+        is_pickle = file.read(1) == b"\x80"
+    if is_pickle:
+        return ValueError(
+            f"'{path}' was refused, and nothing in it was run: it is a pickle that is damaged or was not "
+            "written by torch.save, and to read any pickle is to run code of the file. Save the weights with "
+            "torch.save(model.state_dict(), 'weights.pt') or as .safetensors."
+        )
+    return ValueError(
+        f"'{path}' ({path.stat().st_size} bytes) is not a whole checkpoint of torch.save: it is cut short, "
+        "or another kind of file. Save or download it again."
+    )
+
+
+def _objects_in(path: Path, is_archive: bool, message: str) -> list[str]:
+    """The classes and functions that a pickle names, without calling any."""
+    if is_archive:
+        try:
+            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except (RuntimeError, ValueError):  # an archive of something else
+            return []
+    return re.findall(r"GLOBAL ([\w.]*\w)", message)[:1]  # torch reads the older format up to the first
+
+
+def _read_folder(folder: Path, source: str) -> Checkpoint:
+    """The weights of a transformers folder, in one file or several."""
+    present = [name for name in (*WHOLE_FILES, *INDEX_FILES) if (folder / name).is_file()]
+    if not present:
+        raise ValueError(f"The folder '{source}' has no {' or '.join(WHOLE_FILES)}. {_files_in(folder)}")
+    stated = _config_in(folder)
+    if present[0] in WHOLE_FILES:
+        return Checkpoint(source, _read_file(folder / present[0])[0], stated)
+    parts = sorted(set(_read_json(folder / present[0]).get("weight_map", {}).values()))
+    lost = [part for part in parts if not (folder / part).is_file()]
+    if lost or not parts:
+        raise FileNotFoundError(
+            f"'{folder / present[0]}' names {len(parts)} files of weights, of which {len(lost)} are not "
+            f"there: {', '.join(lost[:4])}. Download the folder again."
+        )
+    tensors = {name: tensor for part in parts for name, tensor in _read_file(folder / part)[0].items()}
+    return Checkpoint(source, tensors, stated)
+
+
+def _config_in(folder: Path) -> dict[str, int | bool]:
+    file = folder / "config.json"
+    return config_of_transformers(_read_json(file), str(file)) if file.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not JSON: {error}. Download it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' holds a {type(content).__name__} instead of a mapping.")
+    return content
+
+
+def _fetched(hub_id: str) -> Path:
+    """The folder of a model of the hub, from the cache or the network; never a pickle if it can be helped."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        for name in WHOLE_FILES:
+            stem, _, suffix = name.partition(".")
+            patterns = ["config.json", f"{stem}*.{suffix}", f"{name}.index.json"]
+            folder = Path(snapshot_download(hub_id, allow_patterns=patterns))
+            if any((folder / known).is_file() for known in (*WHOLE_FILES, *INDEX_FILES)):
+                break
+    except (OSError, ValueError) as error:  # everything the hub raises is one of these
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise FileNotFoundError(
+            f"'{hub_id}' is neither a file nor a folder here, and could not be fetched from the Hugging Face "
+            f"hub: {reason}. {_closest_files(Path(hub_id))} Without a network, download the model "
+            "elsewhere and give the folder."
+        ) from error
+    return folder
+
+
+def _closest_files(path: Path) -> str:
+    """What is there instead of a path that is not."""
+    while not path.parent.is_dir():
+        path = path.parent
+    names = [child.name for child in path.parent.iterdir()]
+    close = difflib.get_close_matches(path.name, names, n=4)
+    alike = f"; the closest names are {', '.join(close)}" if close else ", nor anything with a name like it"
+    return f"'{path.parent.absolute()}' has no '{path.name}'{alike}."
+
+
+def _files_in(folder: Path) -> str:
+    """What a folder without weights has."""
+    names = sorted(child.name for child in folder.iterdir())
+    loadable = [name for name in names if Path(name).suffix in SUFFIXES]
+    if loadable:
+        return f"Give one of its files instead: {', '.join(loadable[:6])}."
+    return f"It has {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}." if names else "It is empty."

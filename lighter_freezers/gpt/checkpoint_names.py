@@ -1,0 +1,62 @@
+"""The names and layouts of others, turned into those of our GPT: prefixes, Conv1D, masks, tied embeddings."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lighter_freezers.parameter_names import canonical_name, without_wrapper
+
+__all__ = ["HEAD", "POSITIONS", "TOKENS", "is_of_trunk", "with_gpt_names"]
+
+TOKENS, POSITIONS, HEAD = "transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"
+TRUNK_PARTS = ("wte", "wpe", "h", "ln_f")
+MASKS = ("attn.bias", "attn.masked_bias")  # buffers of GPT-2 and of nanoGPT without flash attention
+LINEARS = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+def is_of_trunk(name: str) -> bool:
+    """Whether a parameter belongs to the trunk, as opposed to a head."""
+    return name.partition(".")[0] == "transformer"
+
+
+def with_gpt_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of any GPT-2 checkpoint under our names and in our layout.
+
+    `_orig_mod.`, `module.`, `model.` and `network.` are dropped from the front in any nesting, masks are left
+    out, the transposed weights of transformers' Conv1D are turned, and where the token embedding was left out
+    because the head is the same tensor, it is put back.
+
+    Raises:
+        ValueError: Two tensors with different values get the same name.
+    """
+    origins: dict[str, str] = {}
+    renamed: dict[str, Tensor] = {}
+    for origin, tensor in tensors.items():
+        name = _gpt_name(origin)
+        if name.partition(".h.")[2].partition(".")[2] in MASKS:
+            continue
+        if name in renamed and not torch.equal(renamed[name], tensor):
+            raise ValueError(
+                f"'{origins[name]}' and '{origin}' are both '{name}', with different values. "
+                "Save the model that you want alone."
+            )
+        origins[name], renamed[name] = origin, tensor
+    if HEAD in renamed:
+        renamed.setdefault(TOKENS, renamed[HEAD])  # safetensors.torch.save_model keeps one of the two names
+    return _turned(renamed)
+
+
+def _gpt_name(name: str) -> str:
+    shorter = without_wrapper(canonical_name(name))
+    if shorter != name:
+        return _gpt_name(shorter)
+    return f"transformer.{name}" if name.partition(".")[0] in TRUNK_PARTS else name
+
+
+def _turned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Conv1D keeps weights as (in, out): the projection to queries, keys and values shows which it is."""
+    first = next((tensor for name, tensor in tensors.items() if name.endswith(LINEARS[0])), None)
+    if first is None or first.ndim != 2 or first.shape[1] != 3 * first.shape[0]:
+        return tensors
+    return {name: tensor.T if name.endswith(LINEARS) else tensor for name, tensor in tensors.items()}
