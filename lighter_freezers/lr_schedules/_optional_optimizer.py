@@ -1,0 +1,70 @@
+"""LR schedulers that also answer without an optimizer. What the rates are is said in the rooms next door."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+__all__ = ["OptionalOptimizerLR", "check_optimizer", "share", "warmed_up"]
+
+_PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
+
+
+class OptionalOptimizerLR(LRScheduler, ABC):
+    """A torch LR scheduler whose rates are a pure function of the iteration.
+
+    Only its progress is saved, so that a resumed run follows the arguments it was started with.
+
+    Args:
+        optimizer: What to drive; None to be asked only.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer | None) -> None:
+        check_optimizer(type(self).__name__, optimizer)
+        if optimizer is not None:
+            super().__init__(optimizer)
+
+    @abstractmethod
+    def group_rates(self, iter_num: int) -> list[float]:
+        """The rate of each parameter group of the optimizer at an iteration."""
+
+    def step(self, epoch: int | None = None) -> None:
+        """Go on to the next iteration, after the optimizer's step.
+
+        Raises:
+            RuntimeError: There is no optimizer.
+        """
+        if not hasattr(self, "optimizer"):
+            raise RuntimeError(
+                f"This {type(self).__name__} drives no optimizer. Ask it with get_lr(iter_num), or build it "
+                "with optimizer=..."
+            )
+        super().step(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The progress, as plain values."""
+        return {key: value for key, value in vars(self).items() if key in _PROGRESS}
+
+
+def check_optimizer(scheduler: str, optimizer: object) -> None:
+    """Check that something is an optimizer or None.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"The first argument of {scheduler} is a torch optimizer, or None. Got {optimizer!r}. "
+            "The others are given by their names."
+        )
+
+
+def warmed_up(iter_num: int, warmup_iters: int) -> float:
+    """The share of the rate in force during a linear warm-up, `(iter_num + 1) / (warmup_iters + 1)`."""
+    return min(1.0, (iter_num + 1) / (warmup_iters + 1))
+
+
+def share(iter_num: int, first: int, last: int | None) -> float:
+    """How much of the way from one iteration to another is done, in [0, 1]; 0 where there is no last one."""
+    return 0.0 if last is None else min(1.0, max(0.0, (iter_num - first) / (last - first)))
