@@ -47,6 +47,8 @@ class Corpus:
     def describe(self) -> str:
         """One line for the log: source, sizes and digest."""
         sizes = ", ".join(
-            f"{name} {len(self.split(name))} documents / {self.num_bytes(name):,} bytes" for name in SPLITS
+            f"{name} {len(self.split(name))} documents / {self.num_bytes(name):,} bytes"
+            for name in SPLITS
+            if self.split(name)
         )
         return f"{self.source}: {sizes}; digest {self.digest[:16]}"

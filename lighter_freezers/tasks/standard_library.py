@@ -82,5 +82,6 @@ def _no_source(folder: Path, num_modules: int) -> str:
     return (
         f"The default text is the source of Python's standard library, but {folder} holds {num_modules} "
         "usable .py files: too few for training, validation and test (some installations ship only .pyc). "
-        "Give a text of your own instead: `text:` a .txt file or a folder of .txt files."
+        "Give a text of your own instead: `text:` a .txt file or a folder of .txt files, or files of rows, "
+        "`train_file:` and `val_file:`."
     )

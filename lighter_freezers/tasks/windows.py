@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from lighter_freezers.tasks.sequences import Batch, Sequences, window_starts
 from lighter_freezers.tasks.tokenizer import TextTokenizer
 
 __all__ = ["TokenWindows"]
 
 
-class TokenWindows(Dataset[dict[str, Tensor]]):
+class TokenWindows(Sequences):
     """Windows of a token stream, side by side, indexed by lists of window numbers.
 
     The stream is `<eos> document <eos> document <eos>`. What is left at its end, less than a window, is left
@@ -31,21 +30,16 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
         block_size: int,
         num_windows: int | None = None,
     ) -> None:
-        stream = [tokenizer.eos_id]
-        for ids in tokenizer.encode_all(documents):
-            stream += [*ids, tokenizer.eos_id]
-        self.num_tokens = len(stream)
-        self._tokens = torch.tensor(stream)
+        self._tokens = torch.tensor(tokenizer.stream(documents))
+        self.num_tokens = len(self._tokens)
         self._bytes_per_token = torch.tensor(tokenizer.bytes_per_token())
-        total = (len(stream) - 1) // block_size
-        kept = total if num_windows is None else min(num_windows, total)
-        self._starts = torch.arange(kept) * total // max(kept, 1) * block_size
+        self._starts = window_starts(self.num_tokens, block_size, num_windows)
         self._offsets = torch.arange(block_size + 1)
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
         """The batch of these B windows of T tokens: input_ids, targets and num_bytes of the targets."""
         starts = self._starts[torch.as_tensor(indices)]
         windows = self._tokens[starts[:, None] + self._offsets]  # (B, T + 1)
@@ -55,3 +49,7 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
             "targets": targets,  # (B, T)
             "num_bytes": self._bytes_per_token[targets].sum(dim=1),  # (B,)
         }
+
+    def describe(self) -> str:
+        """As `36 sequences of 128 tokens`."""
+        return f"{len(self):,} sequences of {len(self._offsets) - 1} tokens"

@@ -3,12 +3,15 @@
 import multiprocessing
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from lighter_freezers.tasks.corpus import Corpus
 from lighter_freezers.tasks.text_files import text_files
-from lighter_freezers.tasks.tokenizer import cached_tokenizer
+from lighter_freezers.tasks.tokenizer import cached_tokenizer, tokenizer_of_file
 from tests.texts import write_texts
 
 VOCAB_SIZE = 300
@@ -118,3 +121,73 @@ def test_a_tokenizer_travels(corpus: Corpus, tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(tokenizer))
 
     assert copy.encode("a<eos>b") == tokenizer.encode("a<eos>b")
+
+
+def test_a_saved_tokenizer_is_the_same_in_another_run(corpus: Corpus, tmp_path: Path) -> None:
+    """Ids, bytes, and the token that ends a text."""
+    tokenizer = cached_tokenizer(corpus, VOCAB_SIZE, tmp_path)
+    tokenizer.save(tmp_path / "mine.json")
+    again = tokenizer_of_file(tmp_path / "mine.json")
+
+    assert again.encode_all(HARD) == tokenizer.encode_all(HARD)
+    assert again.bytes_per_token() == tokenizer.bytes_per_token()
+    assert (again.eos_id, again.vocab_size) == (tokenizer.eos_id, tokenizer.vocab_size)
+
+
+def foreign(folder: Path, end_of_text: str = "<|endoftext|>", **options: Any) -> Path:
+    """A byte-level BPE as the package tokenizers saves one, such as GPT-2's."""
+    bpe = tokenizers.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=options.get("add_prefix_space", False))
+    bpe.decoder = decoders.ByteLevel()
+    if "normalizer" in options:
+        bpe.normalizer = options["normalizer"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(
+        HARD,
+        trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=[end_of_text], show_progress=False),
+    )
+    bpe.add_tokens(["<think>"])
+    bpe.post_processor = processors.TemplateProcessing(
+        single=f"{end_of_text} $0", special_tokens=[(end_of_text, bpe.token_to_id(end_of_text))]
+    )
+    bpe.enable_truncation(3)
+    bpe.enable_padding(length=20)
+    bpe.save(str(folder / "foreign.json"))
+    return folder / "foreign.json"
+
+
+@pytest.mark.parametrize("text", [*HARD, "a <think> <|endoftext|> long text that nobody may cut"])
+def test_a_foreign_tokenizer_counts_every_byte_too(tmp_path: Path, text: str) -> None:
+    """Nothing is cut, filled up or put before a text; its token that ends a text is no text."""
+    tokenizer = tokenizer_of_file(foreign(tmp_path))
+    ids = tokenizer.encode(text)
+    num_bytes = tokenizer.bytes_per_token()
+
+    assert tokenizer.decode(ids) == text
+    assert sum(num_bytes[index] for index in ids) == len(text.encode())
+    assert tokenizer.encode_all([text]) == [ids]
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.stream([text]) == [tokenizer.eos_id, *ids, tokenizer.eos_id]
+    assert pickle.loads(pickle.dumps(tokenizer)).encode(text) == ids
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"normalizer": normalizers.Lowercase()}, {"normalizer": normalizers.NFC()}, {"add_prefix_space": True}],
+)
+def test_a_tokenizer_that_changes_texts_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    """For labels and bytes could not be told."""
+    with pytest.raises(ValueError, match=r"foreign\.json does not give each text back as it was"):
+        tokenizer_of_file(foreign(tmp_path, **options))
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    """The error names it."""
+    (tmp_path / "other.json").write_text("{}")
+
+    with pytest.raises(ValueError, match=r"missing\.json does not exist .*data\.tokenizer\.save"):
+        tokenizer_of_file(tmp_path / "missing.json")
+    with pytest.raises(ValueError, match=r"other\.json is no file of the package tokenizers"):
+        tokenizer_of_file(tmp_path / "other.json")
+    with pytest.raises(ValueError, match=r"has no token that ends a text: none of <eos>, "):
+        tokenizer_of_file(foreign(tmp_path, end_of_text="[SEP]"))

@@ -1,0 +1,38 @@
+"""What a data module asks of a text: which one it is, and its sequences. Abstract."""
+
+from typing import Protocol
+
+from lighter_freezers.tasks.corpus import Corpus
+from lighter_freezers.tasks.sequences import Sequences
+from lighter_freezers.tasks.tokenizer import TextTokenizer
+
+__all__ = ["Task"]
+
+
+class Task(Protocol):
+    """A text that was read, and what a model is to learn about it."""
+
+    @property
+    def corpus(self) -> Corpus:
+        """The text that a tokenizer is trained on."""
+
+    def describe(self) -> str:
+        """Where it is from and how much it is, in words for a log line."""
+
+    def prepare(self) -> None:
+        """Make and keep what takes seconds to make; one process of a machine does this."""
+
+    def sequences(
+        self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
+    ) -> Sequences:
+        """The sequences of `train`, `val` or `test`.
+
+        Args:
+            split: Which of them.
+            tokenizer: Turns text into tokens.
+            block_size: Tokens in a sequence at most.
+            limit: How many to keep, spread evenly. None keeps all.
+
+        Raises:
+            ValueError: There is not one, or a row is none of this task.
+        """
