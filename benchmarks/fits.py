@@ -131,7 +131,14 @@ class Count(logging.Handler):
         self.num_lines += self.format(record).count("\n") + 1
 
 
-LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning", "lighter_freezers")
+LOGGERS = (
+    "pytorch_lightning",
+    "lightning_fabric",
+    "lightning.pytorch",
+    "lightning.fabric",
+    "lightning",
+    "lighter_freezers",
+)
 
 
 @contextmanager

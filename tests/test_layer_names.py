@@ -5,6 +5,7 @@ import torch
 import transformers
 from torch import nn
 
+from lighter_freezers.gpt import GPT
 from lighter_freezers.layer_names import (
     components,
     expand_layers,
@@ -234,6 +235,27 @@ def test_rotary_models_have_no_wpe() -> None:
     """Asking for position embeddings that do not exist says why."""
     with pytest.raises(ValueError, match="LlamaForCausalLM has no 'wpe': its positions are rotary"):
         parameters_of_layer(llama(), "wpe")
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Wrapper], ids=["bare", "wrapped"])
+@pytest.mark.parametrize(
+    ("mode", "own"),
+    [
+        ({"mode": "token_classifier", "num_token_classes": 3}, {"classifier_head": 2}),
+        ({"mode": "sequence_scorer", "cls_token_id": 5}, {"sequence_head": 2, "cls_embedding": 1}),
+        ({"tie_weights": False}, {"lm_head": 1}),
+    ],
+)
+def test_a_gpt_has_the_head_of_its_mode(wrap, mode, own) -> None:
+    """Under the name it has in the model; another mode's head is an error that lists what there is."""
+    model = wrap(GPT({"vocab_size": 32, "n_embd": 8, "n_layer": 2, "n_head": 2, **mode}))
+    outside = {label for label in components(model) if not label[-1].isdecimal()}
+
+    assert outside == {"wte", "wpe", "ln_f", *own}
+    assert {label: len(parameters_of_layer(model, label)) for label in own} == own
+    for other in {"classifier_head", "sequence_head", "lm_head", "cls_embedding"} - set(own):
+        with pytest.raises(ValueError, match=f"Unknown layer '{other}'.* has .*{min(own)}"):
+            parameters_of_layer(model, other)
 
 
 def test_a_model_without_blocks_says_so() -> None:

@@ -69,9 +69,10 @@ class Objective(nn.Module, ABC):
             ValueError: Their shape or dtype is not that of this mode.
         """
 
-    @abstractmethod
     def predictions(self, head: nn.Module, hidden: Tensor) -> Tensor:
-        """What the model returns: logits or scores."""
+        """What the model returns: logits, (B, T, C) -> (B, T, V or K), or scores."""
+        logits: Tensor = head(hidden)
+        return logits
 
     @abstractmethod
     def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
@@ -96,11 +97,6 @@ class LanguageModelling(Objective):
     def checked_targets(self, targets: Tensor, input_ids: Tensor, is_real: Tensor | None) -> Tensor:
         """Token numbers, (B, T)."""
         return _checked_classes(targets, input_ids, is_real, self.config.ignore_index)
-
-    def predictions(self, head: nn.Module, hidden: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, V)."""
-        logits: Tensor = head(hidden)
-        return logits
 
     def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
         """Nats per token."""
@@ -159,11 +155,6 @@ class TokenClassification(Objective):
                 f"Got {tuple(targets.shape)} of {targets.dtype}."
             )
         return targets if is_real is None else targets * is_real[:, :, None]
-
-    def predictions(self, head: nn.Module, hidden: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, K)."""
-        logits: Tensor = head(hidden)
-        return logits
 
     def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
         """Nats per token, weighted as `class_weights` says."""
