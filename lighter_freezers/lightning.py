@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lighter_freezers.training._language_modelling import LanguageModelling
+from lighter_freezers.training._gpt_training import GPTTraining
+from lighter_freezers.training._labelled_data import SequenceScoreData, TokenLabelData
 from lighter_freezers.training._text_data import TextData
 
 if TYPE_CHECKING:
     from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
     from lighter_freezers.callbacks.freezer import Freezer
 
-__all__ = ["FreezeStateLogger", "Freezer", "GPTModule", "TextDataModule"]
+__all__ = [
+    "FreezeStateLogger",
+    "Freezer",
+    "GPTModule",
+    "SequenceScoreDataModule",
+    "TextDataModule",
+    "TokenLabelDataModule",
+]
 
 _HOMES = {
     "FreezeStateLogger": "lighter_freezers.callbacks.freeze_state_logger",
@@ -24,12 +32,20 @@ _HOMES = {
 }
 
 
-class GPTModule(LanguageModelling, LightningModule):
+class GPTModule(GPTTraining, LightningModule):
     """`lighter_freezers.GPTModule`, with the same arguments, for the Trainer of `lightning.pytorch`."""
 
 
 class TextDataModule(TextData, LightningDataModule):
     """`lighter_freezers.TextDataModule`, with the same arguments, for the Trainer of `lightning.pytorch`."""
+
+
+class TokenLabelDataModule(TokenLabelData, LightningDataModule):
+    """`lighter_freezers.TokenLabelDataModule`, with the same arguments, for `lightning.pytorch`."""
+
+
+class SequenceScoreDataModule(SequenceScoreData, LightningDataModule):
+    """`lighter_freezers.SequenceScoreDataModule`, with the same arguments, for `lightning.pytorch`."""
 
 
 def __getattr__(name: str) -> object:

@@ -4,14 +4,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lighter_freezers.tasks.windows import TokenWindows
+from lighter_freezers.tasks.sequences import Batch, Sequences
 
-__all__ = ["Batch", "Batches", "EpochOrder", "EvaluationLoader", "Share", "TrainingLoader"]
-
-Batch = dict[str, Tensor]
+__all__ = ["Batches", "EpochOrder", "EvaluationLoader", "Share", "TrainingLoader"]
 
 
 class Share(NamedTuple):
@@ -22,15 +19,15 @@ class Share(NamedTuple):
 
 
 class EpochOrder:
-    """All windows in an order drawn from a seed and the epoch, or as they come.
+    """All sequences in an order drawn from a seed and the epoch, or as they come.
 
     Args:
-        num_windows: How many there are.
-        seed: Draws the orders. None leaves the windows as they come.
+        num_sequences: How many there are.
+        seed: Draws the orders. None leaves them as they come.
     """
 
-    def __init__(self, num_windows: int, seed: int | None) -> None:
-        self.num_windows = num_windows
+    def __init__(self, num_sequences: int, seed: int | None) -> None:
+        self.num_sequences = num_sequences
         self.epoch = 0
         self._seed = seed
 
@@ -39,25 +36,25 @@ class EpochOrder:
         self.epoch = epoch
 
     def of_epoch(self, epoch: int) -> list[int]:
-        """The numbers of all windows."""
+        """The numbers of all sequences."""
         if self._seed is None:
-            return list(range(self.num_windows))
+            return list(range(self.num_sequences))
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        return [int(index) for index in torch.randperm(self.num_windows, generator=generator)]
+        return [int(index) for index in torch.randperm(self.num_sequences, generator=generator)]
 
 
 class Batches:
     """The share that one process has in the global batches of an epoch.
 
-    Of the order of all windows rank r of n takes every n-th from the r-th on. So n ranks together see the
+    Of the order of all sequences rank r of n takes every n-th from the r-th on. So n ranks together see the
     batches of one process with an n times larger batch.
 
     Args:
-        sampler: The order of all windows; Lightning looks for `set_epoch` under this name.
-        batch_size: Windows in a batch of one process.
+        sampler: The order of all sequences; Lightning looks for `set_epoch` under this name.
+        batch_size: Sequences in a batch of one process.
         share: Which process this is.
         drop_last: Leave out a last incomplete global batch. Otherwise only what cannot be shared equally is
-            left out, fewer than n windows, so that the ranks stay in step.
+            left out, fewer than n sequences, so that the ranks stay in step.
     """
 
     def __init__(self, sampler: EpochOrder, batch_size: int, share: Share, drop_last: bool) -> None:
@@ -65,13 +62,13 @@ class Batches:
         self._batch_size = batch_size
         self._share = share
         unit = share.num_ranks * (batch_size if drop_last else 1)
-        self._num_used = sampler.num_windows // unit * unit
+        self._num_used = sampler.num_sequences // unit * unit
 
     def __len__(self) -> int:
         return -(-self._num_used // (self._batch_size * self._share.num_ranks))
 
     def of_epoch(self, epoch: int) -> list[list[int]]:
-        """The numbers of the windows in each batch of this process."""
+        """The numbers of the sequences in each batch of this process."""
         order = self.sampler.of_epoch(epoch)
         mine = order[self._share.rank : self._num_used : self._share.num_ranks]
         return [mine[first : first + self._batch_size] for first in range(0, len(mine), self._batch_size)]
@@ -81,13 +78,13 @@ class EvaluationLoader:
     """Gives all batches in the order of the text, each time it is iterated.
 
     Args:
-        windows: What the batches are made of.
-        batches: The numbers of the windows in each batch.
+        sequences: What the batches are made of.
+        batches: The numbers of the sequences in each batch.
         num_workers: Processes that make batches; 0 makes them here.
     """
 
-    def __init__(self, windows: TokenWindows, batches: Batches, num_workers: int = 0) -> None:
-        self._windows = windows
+    def __init__(self, sequences: Sequences, batches: Batches, num_workers: int = 0) -> None:
+        self._sequences = sequences
         self._batches = batches
         self._num_workers = num_workers
 
@@ -95,7 +92,7 @@ class EvaluationLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _make(self._windows, self._batches.of_epoch(0), self._num_workers)
+        return _make(self._sequences, self._batches.of_epoch(0), self._num_workers)
 
 
 class TrainingLoader:
@@ -111,14 +108,14 @@ class TrainingLoader:
     whole one, and after a whole one without validation it asks for one batch more.
 
     Args:
-        windows: What the batches are made of.
-        batches: The numbers of the windows in each batch; Lightning looks for the sampler in `batch_sampler`.
+        sequences: What the batches are made of.
+        batches: The numbers of the sequences in each batch; Lightning looks for the sampler in it.
         num_workers: Processes that make batches; 0 makes them here.
     """
 
-    def __init__(self, windows: TokenWindows, batches: Batches, num_workers: int = 0) -> None:
+    def __init__(self, sequences: Sequences, batches: Batches, num_workers: int = 0) -> None:
         self.batch_sampler = batches
-        self._windows = windows
+        self._sequences = sequences
         self._num_workers = num_workers
         self._epoch: int | None = None  # not begun: begins with the epoch that Lightning tells
         self._num_given = 0
@@ -133,7 +130,7 @@ class TrainingLoader:
             epoch = self._begin_or_go_on()
             batches = self.batch_sampler.of_epoch(epoch)[self._num_given :][:num_wanted]
             num_wanted -= len(batches)
-            for batch in _make(self._windows, batches, self._num_workers):
+            for batch in _make(self._sequences, batches, self._num_workers):
                 self._num_given += 1
                 yield batch
 
@@ -153,11 +150,11 @@ class TrainingLoader:
         return self._epoch
 
 
-def _make(windows: TokenWindows, batches: list[list[int]], num_workers: int) -> Iterator[Batch]:
+def _make(sequences: Sequences, batches: list[list[int]], num_workers: int) -> Iterator[Batch]:
     loader: DataLoader[Batch] = DataLoader(
-        windows,
+        sequences,
         sampler=batches,
-        batch_size=None,  # `windows` makes a whole batch from a list of numbers
+        batch_size=None,  # `sequences` makes a whole batch from a list of numbers
         num_workers=num_workers,
         generator=torch.Generator(),  # or it would draw from the global one, and dropout would notice
     )
