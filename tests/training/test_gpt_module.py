@@ -1,4 +1,4 @@
-"""GPTModule under real Trainers of both namespaces: what it trains, logs, checks and predicts."""
+"""GPTModule as a language model under real Trainers of both namespaces, and what all modes share."""
 
 import math
 import subprocess
@@ -15,25 +15,13 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader
 
-from lighter_freezers import GPT, GPTConfig
+from lighter_freezers import GPT
 from tests.distributed.run_ranks import run_ranks
 from tests.lab import NAMESPACES, recorder, trainer
 from tests.texts import write_texts
+from tests.training.gpts import HOMES, module, network
 
-HOMES = {"pytorch_lightning": "lighter_freezers", "lightning.pytorch": "lighter_freezers.lightning"}
-SIZE = {"block_size": 16, "vocab_size": 300, "n_layer": 2, "n_head": 2, "n_embd": 16}
 both = pytest.mark.parametrize("namespace", NAMESPACES)
-
-
-def network(**changes: Any) -> GPT:
-    """The same small GPT every time."""
-    torch.manual_seed(0)
-    return GPT(GPTConfig(**{**SIZE, **changes}))
-
-
-def module(namespace: str, gpt: GPT | None = None, **options: Any) -> Any:
-    """A GPTModule of either namespace."""
-    return import_module(HOMES[namespace]).GPTModule(gpt or network(), **options)
 
 
 def text_data(namespace: str, folder: Path, **options: Any) -> Any:
@@ -199,7 +187,13 @@ def test_a_scheduler_goes_on_when_it_should(
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be above 0"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be at least 0"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1. Got 0"),
-        ({"temperature": math.inf}, ValueError, "temperature must be at least 0 and finite"),
+        ({"temperature": math.inf}, ValueError, "temperature must be at least 0 .0 is greedy.. Got inf"),
+        ({"temperature": "0.5"}, TypeError, "temperature must be a number"),
+        ({"top_k": 0}, ValueError, "top_k must be at least 1, or None. Got 0"),
+        ({"top_p": 1.5}, ValueError, "top_p must be between 0 and 1. Got 1.5"),
+        ({"eos_token_id": "0"}, TypeError, "eos_token_id must be a whole number"),
+        ({"head_learning_rate": "1e-2"}, TypeError, "YAML reads 5e-5 as a string"),
+        ({"loss_modifiers": ["entropy"]}, TypeError, "loss_modifiers must be a lighter_freezers.LossModif"),
         ({"scheduler_interval": "batch"}, ValueError, "scheduler_interval must be one of step, epoch"),
     ],
 )
@@ -238,6 +232,34 @@ def test_a_scheduler_needs_its_optimizer() -> None:
         module("pytorch_lightning", scheduler=StepLR(optimizer, 1))
 
 
+def test_a_rate_for_the_head_needs_no_other_optimizer() -> None:
+    """Beside an optimizer it would be a value that nobody reads."""
+    gpt = network("token_classifier")
+    optimizer = torch.optim.SGD(gpt.parameters(), lr=1.0)
+
+    with pytest.raises(ValueError, match="head_learning_rate is for the AdamW that is made"):
+        module("pytorch_lightning", gpt, optimizer=optimizer, head_learning_rate=0.1)
+
+
+@pytest.mark.parametrize("mode", ["token_classifier", "sequence_scorer"])
+def test_the_head_can_have_a_rate_of_its_own(mode: str) -> None:
+    """The trunk has the other one; matrices decay and vectors do not, in both."""
+    gpt = network(mode)
+    optimizer = module(
+        "pytorch_lightning", gpt, learning_rate=0.1, head_learning_rate=0.2, weight_decay=0.3
+    ).configure_optimizers()
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    options = {
+        name: (groups[id(p)]["lr"], groups[id(p)]["weight_decay"]) for name, p in gpt.named_parameters()
+    }
+    head = {name: value for name, value in options.items() if not name.startswith("transformer.")}
+
+    assert options["transformer.wte.weight"] == (0.1, 0.3)
+    assert options["transformer.ln_f.weight"] == (0.1, 0.0)
+    assert set(head.values()) == {(0.2, 0.3), (0.2, 0.0)}
+    assert len(options) == len(list(gpt.parameters()))
+
+
 @both
 def test_data_with_more_tokens_than_the_model_are_refused(namespace: str, tmp_path: Path) -> None:
     """Before the first batch, with both numbers; more rows than tokens are fine."""
@@ -251,6 +273,17 @@ def test_data_with_more_tokens_than_the_model_are_refused(namespace: str, tmp_pa
 
 
 @both
+@pytest.mark.parametrize("run_name", ["fit", "validate", "test", "predict"])
+def test_data_of_another_kind_are_refused(namespace: str, run_name: str, tmp_path: Path) -> None:
+    """A classifier learns nothing from tokens that follow; each way to run it says so."""
+    run, data = trainer(namespace), text_data(namespace, tmp_path)
+    model = module(namespace, network("token_classifier"))
+
+    with pytest.raises(ValueError, match="data of TextDataModule are for mode: language_model.*Set the GPT"):
+        getattr(run, run_name)(model, datamodule=data)
+
+
+@both
 def test_predicting_continues_each_sequence(namespace: str, tmp_path: Path) -> None:
     """The new tokens only, those of `GPT.generate`."""
     model, data = module(namespace, max_new_tokens=5), text_data(namespace, tmp_path)
@@ -261,6 +294,46 @@ def test_predicting_continues_each_sequence(namespace: str, tmp_path: Path) -> N
     assert [tuple(tokens.shape) for tokens in predicted] == [(8, 5), (4, 5)]
     expected = model.network.generate(rows[0]["input_ids"], 5, temperature=0)[:, 10:]
     assert torch.equal(predicted[0], expected)
+
+
+@both
+def test_predicting_from_a_data_module_gives_text_too(namespace: str, tmp_path: Path) -> None:
+    """Decoded by its tokenizer, as far as the end of the text."""
+    data = text_data(namespace, tmp_path)
+    model = module(namespace, max_new_tokens=5, temperature=0.8, top_k=20, top_p=0.9, eos_token_id=0)
+    (first, _) = trainer(namespace).predict(model, datamodule=data)
+
+    assert first["tokens"].shape == (8, 5)
+    assert first["text"] == [data.tokenizer.decode(row.tolist()) for row in first["tokens"]]
+
+
+def test_the_options_of_generation_reach_it() -> None:
+    """Drawn with the same seed, the tokens are those of `generate` with the same options."""
+    options: dict[str, Any] = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "eos_token_id": 7}
+    model = module("pytorch_lightning", max_new_tokens=12, **options)
+    input_ids = torch.arange(24).reshape(2, 12)
+    seed = recorder("pytorch_lightning", lambda *_: torch.manual_seed(1), "on_predict_batch_start")
+    loader = DataLoader([{"input_ids": input_ids}], batch_size=None)
+    (predicted,) = trainer("pytorch_lightning", callbacks=[seed]).predict(model, loader)
+    torch.manual_seed(1)
+
+    assert torch.equal(predicted, model.network.generate(input_ids, 12, **options)[:, 12:])
+
+
+def test_padding_is_not_continued() -> None:
+    """Each row goes on from its own end, as it would alone."""
+    model = module("pytorch_lightning", max_new_tokens=4)
+    rows = torch.arange(1, 31).reshape(3, 10)
+    lengths = [10, 3, 7]
+    mask = torch.arange(10) < torch.tensor(lengths)[:, None]
+    batch = {"input_ids": rows.masked_fill(~mask, 0), "attention_mask": mask}
+    (predicted,) = trainer("pytorch_lightning").predict(model, DataLoader([batch], batch_size=None))
+    alone = [
+        model.network.generate(row[None, :length], 4, temperature=0)[0, length:]
+        for row, length in zip(rows, lengths, strict=True)
+    ]
+
+    assert torch.equal(predicted, torch.stack(alone))
 
 
 def _rank(folder: Path) -> dict[str, Any]:
@@ -293,3 +366,15 @@ def test_it_imports_one_namespace_only() -> None:
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
 
     assert run.returncode == 0
+
+
+@both
+def test_its_checkpoint_tells_what_the_weights_do_not(namespace: str, tmp_path: Path) -> None:
+    """Two heads or four have the same weights; a GPT with the wrong number of heads does not load them."""
+    run = trainer(namespace, max_steps=1)
+    run.fit(module(namespace), datamodule=text_data(namespace, tmp_path))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+
+    network(init_from_checkpoint=str(tmp_path / "last.ckpt"))
+    with pytest.raises(ValueError, match="n_head=2"):
+        network(n_head=4, init_from_checkpoint=str(tmp_path / "last.ckpt"))
