@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.lab import frozen_components, recorder
@@ -33,10 +34,21 @@ RECIPES: dict[str, list[list[str]]] = {
     "discriminative_learning_rates": [TRUNK] * 5 + [[]] * 7,
 }
 
+MODES = {"token_classifier": "val/macro_f1", "sequence_scorer": "val/r2"}
+FEW_STEPS = ["trainer::val_check_interval=2", "data::num_train_sequences=8", "data::num_val_sequences=4"]
+CHECKPOINT = "model::network::config::init_from_checkpoint"
+FREEZE = "model::network::config::freeze_transformer"
+UNFREEZE = "model::network::config::unfreeze_at_iteration"
+VARIANTS = {
+    "thawed midway": ([f"{UNFREEZE}=2"], [True, True, False, False]),
+    "never frozen": ([f"{FREEZE}=false", f"{UNFREEZE}=null"], [False] * 4),
+    "from scratch": ([f"{CHECKPOINT}=null", f"{FREEZE}=false", f"{UNFREEZE}=null"], [False] * 4),
+}
+
 
 def test_all_configs_are_known_here() -> None:
     """A new config needs a test; a config that nobody runs is worth nothing."""
-    assert {path.stem for path in CONFIGS} == {"quickstart", *RECIPES}
+    assert {path.stem for path in CONFIGS} == {"quickstart", "pretrain", *MODES, *RECIPES}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -79,14 +91,7 @@ def test_the_quickstart_by_its_own_command(tmp_path: Path, cache: Path) -> None:
         "data::num_val_sequences=4",
         f"data::cache_dir={cache}",
     ]
-    command = [
-        str(Path(sys.executable).parent / "lighter"),
-        "fit",
-        str(ROOT / "configs/quickstart.yaml"),
-        *small,
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = fit(tmp_path, "configs/quickstart.yaml", *small)
 
     events = EventAccumulator(str(next(tmp_path.glob("outputs/quickstart/version_0"))))
     events.Reload()
@@ -103,7 +108,63 @@ def test_the_quickstart_by_its_own_command(tmp_path: Path, cache: Path) -> None:
         0.16,
     ]
     assert "freeze/timeline" in events.Tags()["images"]
-    assert "thawed h.0-1" in " ".join((done.stdout + done.stderr).split())
+    assert "thawed h.0-1" in printed
+
+
+def fit(folder: Path, config: str, *overrides: str) -> str:
+    """`lighter fit` in a fresh process; what it printed, in one line."""
+    command = [str(Path(sys.executable).parent / "lighter"), "fit", str(ROOT / config), *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A folder in which `configs/gpt/pretrain.yaml` has run, by its own command."""
+    folder = tmp_path_factory.mktemp("gpt")
+    small = [*FEW_STEPS, "trainer::max_steps=4", "data::batch_size=4", f"data::cache_dir={cache}"]
+    fit(folder, "configs/gpt/pretrain.yaml", *small)
+    return folder
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_is_learnt_from_the_pretrained_checkpoint(mode: str, pretrained: Path, cache: Path) -> None:
+    """By the command that it names: the trunk is frozen, thaws, and the figures of the mode are logged."""
+    small = [*FEW_STEPS, "trainer::max_steps=4", f"{UNFREEZE}=2", "data::batch_size=4"]
+    printed = fit(pretrained, f"configs/gpt/{mode}.yaml", *small, f"data::cache_dir={cache}")
+
+    events = EventAccumulator(str(pretrained / f"outputs/gpt/{mode}/version_0"))
+    events.Reload()
+    shares = {event.step: event.value for event in events.Scalars("freeze/frozen_share")}
+    assert shares[1] > 0.99
+    assert shares[2] == 0
+    assert [event.step for event in events.Scalars(MODES[mode])] == [1, 3]
+    assert "step 2: thawed" in printed
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_variants_of_a_mode_are_overrides(
+    mode: str, variant: str, pretrained: Path, cache: Path, monkeypatch: Any
+) -> None:
+    """Whether the trunk is frozen at each step, and whether it begins with the pretrained weights."""
+    from lighter.engine.runner import ConfigLoader
+
+    monkeypatch.chdir(pretrained)
+    overrides, expected = VARIANTS[variant]
+    small = [*FEW_STEPS, "trainer::max_steps=4", "trainer::limit_val_batches=0", "trainer::logger=false"]
+    options = [*small, "data::batch_size=4", f"data::cache_dir={cache}", *overrides]
+    config = ConfigLoader.load([str(ROOT / f"configs/gpt/{mode}.yaml"), *options])
+    model, trainer = config.resolve("model"), config.resolve("trainer")
+    saved = torch.load("outputs/gpt/pretrain/last.ckpt", weights_only=True)["state_dict"]
+    loaded, name = dict(model.named_parameters()), "network.transformer.h.0.mlp.c_fc.weight"
+    assert torch.equal(loaded[name], saved[name]) is (variant != "from scratch")
+
+    seen = recorder("pytorch_lightning", lambda trainer, m: m.network.get_frozen_status())
+    trainer.callbacks.append(seen)
+    trainer.fit(model, datamodule=config.resolve("data"))
+    assert seen.seen == expected
 
 
 @pytest.fixture(scope="module")
