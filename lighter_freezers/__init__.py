@@ -9,20 +9,75 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
     from lighter_freezers.callbacks.freezer import Freezer
-    from lighter_freezers.gpt.model import GPT, GPTConfig
+    from lighter_freezers.gpt.config import GPTConfig, ModelMode
+    from lighter_freezers.gpt.model import GPT
+    from lighter_freezers.gpt.pretrained import config_from_checkpoint, load_pretrained
+    from lighter_freezers.losses.factory import create_loss_modifier_pipeline
+    from lighter_freezers.losses.pipeline import LossModifierPipeline
+    from lighter_freezers.losses.score_modifiers import SequenceCorrelationModifier, SequenceVarianceModifier
+    from lighter_freezers.losses.token_modifiers import (
+        EntropyModifier,
+        MaskRatioModifier,
+        TargetSmoothingModifier,
+    )
+    from lighter_freezers.lr_schedules.adaptive import AdaptiveScheduler
+    from lighter_freezers.lr_schedules.groups import trunk_and_head_groups
+    from lighter_freezers.lr_schedules.transfer import TransferLearningScheduler
+    from lighter_freezers.lr_schedules.warmup_only import WarmupOnlyScheduler
     from lighter_freezers.training.gpt_module import GPTModule
+    from lighter_freezers.training.sequence_score_datamodule import SequenceScoreDataModule
     from lighter_freezers.training.text_datamodule import TextDataModule
+    from lighter_freezers.training.token_label_datamodule import TokenLabelDataModule
 
 _HOMES = {
+    "AdaptiveScheduler": "lighter_freezers.lr_schedules.adaptive",
+    "EntropyModifier": "lighter_freezers.losses.token_modifiers",
     "FreezeStateLogger": "lighter_freezers.callbacks.freeze_state_logger",
     "Freezer": "lighter_freezers.callbacks.freezer",
     "GPT": "lighter_freezers.gpt.model",
-    "GPTConfig": "lighter_freezers.gpt.model",
+    "GPTConfig": "lighter_freezers.gpt.config",
     "GPTModule": "lighter_freezers.training.gpt_module",
+    "LossModifierPipeline": "lighter_freezers.losses.pipeline",
+    "MaskRatioModifier": "lighter_freezers.losses.token_modifiers",
+    "ModelMode": "lighter_freezers.gpt.config",
+    "SequenceCorrelationModifier": "lighter_freezers.losses.score_modifiers",
+    "SequenceScoreDataModule": "lighter_freezers.training.sequence_score_datamodule",
+    "SequenceVarianceModifier": "lighter_freezers.losses.score_modifiers",
+    "TargetSmoothingModifier": "lighter_freezers.losses.token_modifiers",
     "TextDataModule": "lighter_freezers.training.text_datamodule",
+    "TokenLabelDataModule": "lighter_freezers.training.token_label_datamodule",
+    "TransferLearningScheduler": "lighter_freezers.lr_schedules.transfer",
+    "WarmupOnlyScheduler": "lighter_freezers.lr_schedules.warmup_only",
+    "config_from_checkpoint": "lighter_freezers.gpt.pretrained",
+    "create_loss_modifier_pipeline": "lighter_freezers.losses.factory",
+    "load_pretrained": "lighter_freezers.gpt.pretrained",
+    "trunk_and_head_groups": "lighter_freezers.lr_schedules.groups",
 }
 
-__all__ = ["GPT", "FreezeStateLogger", "Freezer", "GPTConfig", "GPTModule", "TextDataModule"]
+__all__ = [
+    "FreezeStateLogger",
+    "Freezer",
+    "GPTConfig",
+    "ModelMode",
+    "GPT",
+    "config_from_checkpoint",
+    "load_pretrained",
+    "create_loss_modifier_pipeline",
+    "LossModifierPipeline",
+    "SequenceCorrelationModifier",
+    "SequenceVarianceModifier",
+    "EntropyModifier",
+    "MaskRatioModifier",
+    "TargetSmoothingModifier",
+    "AdaptiveScheduler",
+    "trunk_and_head_groups",
+    "TransferLearningScheduler",
+    "WarmupOnlyScheduler",
+    "GPTModule",
+    "SequenceScoreDataModule",
+    "TextDataModule",
+    "TokenLabelDataModule",
+]
 __version__ = "0.1.0"
 
 

@@ -106,7 +106,7 @@ HOMES = [
     Home(
         "touches optimizer groups",
         lambda node: _is_attribute(node, "param_groups", "add_param_group"),
-        ("transitions/",),
+        ("transitions/", "lr_schedules/"),  # the rates of a group are what an LR scheduler writes
         "optimizer.param_groups[0]['lr'] = 0.1",
     ),
     Home(
@@ -124,7 +124,15 @@ HOMES = [
         ),
         "from torch.nn.parallel import DistributedDataParallel",
     ),
-    Home("writes -100", _is_minus_hundred, ("tasks/encode.py",), "labels[mask] = -100"),
+    Home(
+        "writes -100",
+        _is_minus_hundred,
+        (
+            "tasks/encode.py",
+            "gpt/config.py",
+        ),  # data that has it, and the default of a model that knows no data
+        "labels[mask] = -100",
+    ),
 ]
 
 

