@@ -71,8 +71,8 @@ class GPTConfig:
     head_on_supervised_only: bool | None = None  # see GPT.loss; None: where it costs no host read
     init_from_checkpoint: str | None = None  # see gpt.pretrained.load_pretrained
     freeze_transformer: bool = False  # all but the head, and the [CLS] embedding
-    unfreeze_at_iteration: int | None = None  # optimizer steps until the trunk trains; None: never
-    unfreeze_lr_multiplier: float = 0.1  # of every learning rate, from then on
+    unfreeze_at_iteration: int | None = None  # optimizer steps of a GPTModule's run; None: never
+    unfreeze_lr_multiplier: float = 0.1  # of the trunk's learning rate, from then on
 
     def __post_init__(self) -> None:
         self._check_sizes()

@@ -43,6 +43,9 @@ class GPT(FreezingMethods):
     | normal, deviation 0.02 / sqrt(2 n_layer) | `c_proj`, whose outputs add up along the residual path |
     | 1 and 0 | weights and biases of norms; biases of linear layers are 0 |
 
+    A model does not count optimizer steps: `unfreeze_at_iteration` works in a `GPTModule`. In a training loop
+    of your own, call `unfreeze_transformer_weights` at that step.
+
     Args:
         config: What it is: a `GPTConfig`, or a mapping with the same keys.
 
