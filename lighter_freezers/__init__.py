@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
     from lighter_freezers.callbacks.freezer import Freezer
+    from lighter_freezers.callbacks.layer_operations import LayerOperations
+    from lighter_freezers.callbacks.lora_phases import (
+        LoraPhases,
+        create_layerwise_lora_config,
+        create_phased_lora_config,
+    )
+    from lighter_freezers.callbacks.lora_rank_scheduler import LoraRankScheduler
     from lighter_freezers.gpt.config import GPTConfig, ModelMode
     from lighter_freezers.gpt.model import GPT
     from lighter_freezers.gpt.pretrained import config_from_checkpoint, load_pretrained
+    from lighter_freezers.lora.apply import apply_lora
+    from lighter_freezers.lora.export import save_adapter
+    from lighter_freezers.lora.ranks import resize_lora_layer
+    from lighter_freezers.lora.verbs import set_layer_lora_rank
     from lighter_freezers.losses.factory import create_loss_modifier_pipeline
     from lighter_freezers.losses.pipeline import LossModifierPipeline
     from lighter_freezers.losses.score_modifiers import SequenceCorrelationModifier, SequenceVarianceModifier
@@ -37,6 +48,9 @@ _HOMES = {
     "GPT": "lighter_freezers.gpt.model",
     "GPTConfig": "lighter_freezers.gpt.config",
     "GPTModule": "lighter_freezers.training.gpt_module",
+    "LayerOperations": "lighter_freezers.callbacks.layer_operations",
+    "LoraPhases": "lighter_freezers.callbacks.lora_phases",
+    "LoraRankScheduler": "lighter_freezers.callbacks.lora_rank_scheduler",
     "LossModifierPipeline": "lighter_freezers.losses.pipeline",
     "MaskRatioModifier": "lighter_freezers.losses.token_modifiers",
     "ModelMode": "lighter_freezers.gpt.config",
@@ -48,35 +62,50 @@ _HOMES = {
     "TokenLabelDataModule": "lighter_freezers.training.token_label_datamodule",
     "TransferLearningScheduler": "lighter_freezers.lr_schedules.transfer",
     "WarmupOnlyScheduler": "lighter_freezers.lr_schedules.warmup_only",
+    "apply_lora": "lighter_freezers.lora.apply",
     "config_from_checkpoint": "lighter_freezers.gpt.pretrained",
+    "create_layerwise_lora_config": "lighter_freezers.callbacks.lora_phases",
     "create_loss_modifier_pipeline": "lighter_freezers.losses.factory",
+    "create_phased_lora_config": "lighter_freezers.callbacks.lora_phases",
     "load_pretrained": "lighter_freezers.gpt.pretrained",
+    "resize_lora_layer": "lighter_freezers.lora.ranks",
+    "save_adapter": "lighter_freezers.lora.export",
+    "set_layer_lora_rank": "lighter_freezers.lora.verbs",
     "trunk_and_head_groups": "lighter_freezers.lr_schedules.groups",
 }
 
 __all__ = [
+    "AdaptiveScheduler",
+    "EntropyModifier",
     "FreezeStateLogger",
     "Freezer",
-    "GPTConfig",
-    "ModelMode",
     "GPT",
-    "config_from_checkpoint",
-    "load_pretrained",
-    "create_loss_modifier_pipeline",
-    "LossModifierPipeline",
-    "SequenceCorrelationModifier",
-    "SequenceVarianceModifier",
-    "EntropyModifier",
-    "MaskRatioModifier",
-    "TargetSmoothingModifier",
-    "AdaptiveScheduler",
-    "trunk_and_head_groups",
-    "TransferLearningScheduler",
-    "WarmupOnlyScheduler",
+    "GPTConfig",
     "GPTModule",
+    "LayerOperations",
+    "LoraPhases",
+    "LoraRankScheduler",
+    "LossModifierPipeline",
+    "MaskRatioModifier",
+    "ModelMode",
+    "SequenceCorrelationModifier",
     "SequenceScoreDataModule",
+    "SequenceVarianceModifier",
+    "TargetSmoothingModifier",
     "TextDataModule",
     "TokenLabelDataModule",
+    "TransferLearningScheduler",
+    "WarmupOnlyScheduler",
+    "apply_lora",
+    "config_from_checkpoint",
+    "create_layerwise_lora_config",
+    "create_loss_modifier_pipeline",
+    "create_phased_lora_config",
+    "load_pretrained",
+    "resize_lora_layer",
+    "save_adapter",
+    "set_layer_lora_rank",
+    "trunk_and_head_groups",
 ]
 __version__ = "0.1.0"
 

@@ -5,12 +5,24 @@ method a hold comes from. A parameter trains while its baseline is trainable and
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Hold", "hold", "holders", "is_held", "is_user_frozen", "reassert", "release", "thaw"]
+__all__ = [
+    "Hold",
+    "hold",
+    "holders",
+    "is_held",
+    "is_user_frozen",
+    "reassert",
+    "release",
+    "succeed",
+    "thaw",
+    "unobserved",
+]
 
 _WATCHED_PER_HOLD = 64  # a bound, so that watching costs the same in a model of 150 or 15,000 tensors
 
@@ -21,7 +33,7 @@ class _Record:
     __slots__ = ("__weakref__", "baseline", "count", "holds", "is_left", "parameter", "standing")
 
     def __init__(self, parameter: Parameter) -> None:
-        self.parameter = weakref.ref(parameter, _forget(id(parameter)))
+        self.parameter: Callable[[], Parameter | None] = _observed(parameter)
         self.baseline = parameter.requires_grad
         self.count = 0  # how many hold it now
         self.holds: list[weakref.ref[Hold]] = []
@@ -39,6 +51,10 @@ def _forget(key: int) -> Callable[[object], None]:
         _records.pop(key, None)
 
     return forget
+
+
+def _observed(parameter: Parameter) -> Callable[[], Parameter | None]:
+    return weakref.ref(parameter, _forget(id(parameter)))
 
 
 def _record_of(parameter: Parameter) -> _Record:
@@ -156,6 +172,9 @@ class Hold:
             successor_hold.take()
         return successor_hold
 
+    def _replace(self, old: Parameter, new: Parameter) -> None:
+        self._grips = [(new if parameter is old else parameter, record) for parameter, record in self._grips]
+
     def watch(self, on_intrusion: Callable[[], None]) -> None:
         """Call `on_intrusion` when a held parameter gets a gradient, because somebody else switched it on.
 
@@ -256,6 +275,37 @@ def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
         if parameter.grad is not None:  # also when the flag went on and off again since
             parameter.grad = None
     return intruded
+
+
+@contextmanager
+def unobserved(parameter: Parameter) -> Iterator[None]:
+    """Keep no weak reference to a parameter for a moment, since `torch.utils.swap_tensors` refuses those."""
+    record = _records.get(id(parameter))
+    if record is None or record.parameter() is not parameter:
+        yield
+        return
+    record.parameter = lambda: parameter
+    try:
+        yield
+    finally:
+        record.parameter = _observed(parameter)
+
+
+def succeed(old: Parameter, new: Parameter) -> None:
+    """Let a new parameter take the place of an old one: its baseline and everybody who holds it.
+
+    Args:
+        old: Not to be used any more.
+        new: Its successor, with the same `requires_grad`.
+    """
+    record = _records.pop(id(old), None)
+    if record is None or record.parameter() is not old:
+        return
+    record.parameter = _observed(new)
+    _records[id(new)] = record
+    for reference in record.holds:
+        if (hold := reference()) is not None:
+            hold._replace(old, new)
 
 
 def holders(parameter: Parameter) -> tuple[str, ...]:

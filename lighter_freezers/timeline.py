@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypedDict
 
+from lighter_freezers.rank_history import RankHistory, RankHistoryState, draw_ranks
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
@@ -17,16 +19,20 @@ _COLOURS = {"frozen": "#2F6DAA", "trainable": "#F0A818", "user-frozen": "#CFCFCF
 _LEGEND = ("frozen", "trainable", "partial", "user-frozen")
 _INK, _FAINT = "#222222", "#8A8A8A"
 _PLOT_WIDTH, _MARGIN, _TOP, _BOTTOM = 1200, 56, 150, 100  # pixels
-_TEXT, _TITLE = 22, 32  # font sizes in pixels
+_TEXT, _TITLE, _RANK = 22, 32, 18  # font sizes in pixels
 _BLOCK = re.compile(r"(?P<block>.+?\.\d+)\..+|(?P<stem>(?:.*\.)?)[^.]+\.(?P<index>\d+)")
 
 
-class TimelineState(TypedDict):
-    """A timeline in plain types, as a checkpoint holds it."""
-
+class _Changes(TypedDict):
     components: list[str]
     steps: list[int]
     changes: list[dict[str, str]]
+
+
+class TimelineState(_Changes, total=False):
+    """A timeline in plain types, as a checkpoint holds it."""
+
+    ranks: RankHistoryState  # of runs before LoRA there are none
 
 
 class Timeline:
@@ -40,6 +46,7 @@ class Timeline:
         self.components = list(components)
         self._events: list[tuple[int, dict[str, str]]] = []
         self._latest: dict[str, str] = {}
+        self.ranks = RankHistory()
 
     @property
     def steps(self) -> list[int]:
@@ -49,15 +56,17 @@ class Timeline:
     def record(self, optimizer_step: int, states: Mapping[str, str]) -> None:
         """Note the states that components have from a step on.
 
-        What was noted for this step or later is dropped: a run resumed from an earlier checkpoint sends its
-        whole state again and knows nothing of what came after.
+        What was noted for later steps is dropped: a run resumed from an earlier checkpoint sends its whole
+        state again and knows nothing of what came after. For this step, the new states come on top.
 
         Args:
             optimizer_step: The first step they hold for.
             states: Component to "frozen", "trainable", "partial" or "user-frozen"; only what changed.
         """
         if self._events and self._events[-1][0] >= optimizer_step:
+            noted = [changes for step, changes in self._events if step == optimizer_step]
             self._keep([event for event in self._events if event[0] < optimizer_step])
+            states = {name: state for changes in (*noted, states) for name, state in changes.items()}
         changes = {name: state for name, state in states.items() if self._latest.get(name) != state}
         if changes:
             self._events.append((optimizer_step, changes))
@@ -91,6 +100,7 @@ class Timeline:
             "components": list(self.components),
             "steps": self.steps,
             "changes": [dict(changes) for _, changes in self._events],
+            "ranks": self.ranks.to_state(),
         }
 
     @classmethod
@@ -98,6 +108,8 @@ class Timeline:
         """The timeline that `to_state` was called on."""
         timeline = cls(state["components"])
         timeline._keep([(step, dict(c)) for step, c in zip(state["steps"], state["changes"], strict=True)])
+        if "ranks" in state:
+            timeline.ranks = RankHistory.from_state(state["ranks"])
         return timeline
 
 
@@ -157,9 +169,12 @@ def draw_timeline(timeline: Timeline, last_step: int) -> "Image":
         for start, end, state in timeline.spans(members, last_step):
             box = (left + (start - first_step) * scale, left + (end - first_step) * scale)
             _fill(image, (round(box[0]), top, round(box[1]), top + height - (2 if height > 8 else 0)), state)
+        marks = [(left + (step - first_step) * scale, text) for step, text in timeline.ranks.marks(members)]
+        draw_ranks(canvas, marks, top, height, _font(max(8, min(_RANK, height - 6))))
     _draw_heading(image, canvas, left)
     _draw_axis(canvas, left, _TOP + height * len(rows), (first_step, last_step))
-    _draw_changes(canvas, left, [(step, left + (step - first_step) * scale) for step in timeline.steps])
+    steps = sorted({*timeline.steps, *timeline.ranks.steps})
+    _draw_changes(canvas, left, [(step, left + (step - first_step) * scale) for step in steps])
     return image
 
 

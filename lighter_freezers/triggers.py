@@ -10,7 +10,17 @@ from typing import Literal
 
 from lighter_freezers.arguments import count, number
 
-__all__ = ["History", "MetricBelow", "MetricTrigger", "Moment", "Plateau", "Schedule", "parse_metric_trigger"]
+__all__ = [
+    "History",
+    "LossOrWait",
+    "MetricBelow",
+    "MetricTrigger",
+    "Moment",
+    "Plateau",
+    "Schedule",
+    "parse_loss_or_wait",
+    "parse_metric_trigger",
+]
 
 
 @dataclass(frozen=True)
@@ -206,3 +216,85 @@ def _known_keys(argument: str, config: Mapping[str, object], known: Sequence[str
         raise ValueError(
             f"{argument} does not know {', '.join(map(repr, unknown))}. Keys: {', '.join(known)}."
         )
+
+
+@dataclass(frozen=True)
+class LossOrWait:
+    """Fires when a loss is low enough, or when it was waited for long enough; in a queue, one after another.
+
+    Attributes:
+        monitor: The loss, by the name it is logged under.
+        trigger_loss: Fires once the latest value is strictly below it; `math.inf` at once, without a value;
+            None never by a value.
+        max_wait: Fires this many optimizer steps after the one before it, whatever the loss; 0 at once; None
+            never by waiting.
+    """
+
+    monitor: str
+    trigger_loss: float | None
+    max_wait: int | None = None
+
+    @property
+    def is_immediate(self) -> bool:
+        """Whether it waits for nothing but its turn."""
+        return self.trigger_loss == math.inf or self.max_wait == 0
+
+    @property
+    def looks_at_loss(self) -> bool:
+        """Whether the value of the loss decides anything."""
+        return self.trigger_loss is not None and not self.is_immediate
+
+    def reason(self, value: float | None, num_steps: int) -> str | None:
+        """Why it fires, in words; None while it does not.
+
+        Args:
+            value: The latest value of the loss; None before the first. A NaN meets no condition.
+            num_steps: Optimizer steps since the one before it.
+        """
+        if self.is_immediate:
+            return "at once"
+        if value is not None and self.trigger_loss is not None and value < self.trigger_loss:
+            return f"{self.monitor} {value:.4g} < {self.trigger_loss:g}"
+        if self.max_wait is not None and num_steps >= self.max_wait:
+            return f"waited {self.max_wait} steps"
+        return None
+
+    def deadline(self, since: int) -> int | None:
+        """The optimizer step at which it fires at the latest; None if it may wait for ever."""
+        return None if self.max_wait is None else since + self.max_wait
+
+    def __str__(self) -> str:
+        if self.is_immediate:
+            return "at once"
+        loss = "" if self.trigger_loss is None else f"{self.monitor} < {self.trigger_loss:g}"
+        wait = "" if self.max_wait is None else f"{self.max_wait} steps"
+        return f"waits for {' or '.join(filter(None, (loss, wait)))}"
+
+
+def parse_loss_or_wait(argument: str, config: Mapping[str, object], monitor: str) -> LossOrWait:
+    """Read `trigger_loss` and `max_wait_iters` of an entry as they stand in YAML or JSON.
+
+    Args:
+        argument: The entry's name, for errors.
+        config: The entry; a key that is missing and one that is null are the same. Other keys are not looked
+            at.
+        monitor: The metric that the loss is compared as.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: Neither is given, or it could never fire.
+    """
+    loss, wait = config.get("trigger_loss"), config.get("max_wait_iters")
+    max_wait = count(f"{argument}.max_wait_iters", wait)
+    if isinstance(loss, str) and loss.strip("+-.").lower() in ("inf", "infinity"):
+        raise TypeError(f"{argument}.trigger_loss: write .inf in YAML, Infinity in JSON. Got {loss!r}.")
+    trigger_loss = None if loss is None else number(f"{argument}.trigger_loss", loss)
+    if trigger_loss is None and max_wait is None:
+        raise ValueError(
+            f"{argument} does not say when. Give trigger_loss (.inf for at once), max_wait_iters, or both."
+        )
+    if trigger_loss is not None and math.isnan(trigger_loss):
+        raise ValueError(f"{argument}.trigger_loss must be a number to compare with, not NaN.")
+    if trigger_loss == -math.inf and max_wait is None:
+        raise ValueError(f"{argument}: no loss is below -.inf, so this would never happen.")
+    return LossOrWait(monitor, trigger_loss, max_wait)

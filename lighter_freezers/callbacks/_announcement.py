@@ -11,13 +11,14 @@ from torch.nn import Parameter
 
 from lighter_freezers import ledger
 from lighter_freezers._log import log
+from lighter_freezers.callbacks._acts import Act, Outcome
 from lighter_freezers.callbacks._player import Player
 from lighter_freezers.callbacks._transition import Transition
 from lighter_freezers.name_summary import NameSummary
 from lighter_freezers.parameter_names import canonical_name
 from lighter_freezers.triggers import Moment
 
-__all__ = ["Announcer", "warn_of_intrusion"]
+__all__ = ["Announcer"]
 
 
 class Announcer:
@@ -26,9 +27,10 @@ class Announcer:
     Args:
         model: The module that trains.
         players: The rules at work. What each of them can freeze or thaw is put into words in advance.
+        acts: The acts at work.
     """
 
-    def __init__(self, model: nn.Module, players: Sequence[Player]) -> None:
+    def __init__(self, model: nn.Module, players: Sequence[Player], acts: Sequence[Act] = ()) -> None:
         named = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
         self._names = {id(parameter): name for name, parameter in named.items()}
         self._parameters = list(named.values())
@@ -37,6 +39,7 @@ class Announcer:
         self._groups: dict[tuple[int, ...], tuple[str, ...]] = {}  # ids -> names
         self._texts: dict[tuple[str, ...], str] = {}  # names -> a short phrase
         self._players = players
+        self._acts = acts
         for player in players:
             self._named([p for p in player.hold.parameters if not ledger.is_user_frozen(p)])
 
@@ -46,9 +49,12 @@ class Announcer:
         frozen: Sequence[Parameter],
         thawed: Sequence[Parameter],
         is_initial: bool,
+        outcome: Outcome | None = None,
     ) -> Transition:
         """The record of a transition that has just happened."""
-        holding = (player.rule.title for player in self._players if player.hold.is_active)
+        holding = [player.rule.title for player in self._players if player.hold.is_active]
+        holding += [hold.holder for act in self._acts for hold in act.holds if hold.is_active]
+        done = outcome or Outcome()
         return Transition(
             optimizer_step=moment.optimizer_step,
             epoch=moment.epoch,
@@ -56,11 +62,18 @@ class Announcer:
             thawed=self._named(thawed),
             holders=tuple(dict.fromkeys(holding)),
             is_initial=is_initial,
+            notes=done.notes,
+            ranks=done.ranks,
+            is_reshaped=done.is_reshaped,
         )
 
-    def log_line(self, transition: Transition) -> None:
-        """Log one sentence: what changed, how much of the model is frozen now, and who holds it."""
+    def log_lines(self, transition: Transition) -> None:
+        """Log a sentence for each act, and one: what changed, how much is frozen now, and who holds it."""
         if not log.isEnabledFor(logging.INFO):
+            return
+        for note in transition.notes:
+            log.info("step %d: %s", transition.optimizer_step, note)
+        if not (transition.frozen or transition.thawed or transition.is_initial):
             return
         num_elements = sum(self._sizes)
         flags = map(attrgetter("requires_grad"), self._parameters)
@@ -75,6 +88,17 @@ class Announcer:
         step = transition.optimizer_step
         log.info("step %d: %s", step, ", ".join(part for part in parts if part))
         log.debug("step %d: froze %s, thawed %s", step, transition.frozen, transition.thawed)
+
+    def warn_of_intrusion(self, intruded: Sequence[Parameter]) -> None:
+        """Say that something else switched held parameters on, and what becomes of it."""
+        names = self._named(intruded)
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        holders = ", ".join(ledger.holders(intruded[0]))
+        warnings.warn(
+            f"Something else set requires_grad=True on {shown}, held frozen by {holders}. "
+            "They stay frozen while they are held and train afterwards. This is said once per run.",
+            stacklevel=2,
+        )
 
     def _named(self, parameters: Sequence[Parameter]) -> tuple[str, ...]:
         """The names of parameters that change together; they are put into words the first time."""
@@ -92,15 +116,3 @@ def _amount(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return str(number)
-
-
-def warn_of_intrusion(player: Player, intruded: Sequence[Parameter]) -> None:
-    """Say that something else switched held parameters on, and what becomes of it."""
-    names = [name for name, parameter in player.selected.items() if any(parameter is p for p in intruded)]
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    holders = ", ".join(ledger.holders(intruded[0]))
-    warnings.warn(
-        f"Something else set requires_grad=True on {shown}, held frozen by {holders}. "
-        "They stay frozen while they are held and train afterwards. This is said once per run.",
-        stacklevel=2,
-    )

@@ -1,46 +1,42 @@
-"""One conductor per Trainer: it hears the clock for all rules and makes one transition of their changes.
+"""One conductor per Trainer: it hears the clock for all rules and acts, and makes one transition of them.
 
 It adds itself to `trainer.callbacks` during `setup`, next to the first callback of ours. The callbacks that
-bring the rules have no per-step hook at all, so ten of them cost no more than one.
+bring them have no per-step hook at all, so ten of them cost no more than one.
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
-from torch.nn import Parameter
 
 from lighter_freezers import ledger
 from lighter_freezers._lightning import Callback
 from lighter_freezers.callbacks import _clock, _forecast
-from lighter_freezers.callbacks._announcement import Announcer, warn_of_intrusion
+from lighter_freezers.callbacks._acts import Act, Acts, Outcome, Stage
+from lighter_freezers.callbacks._followers import Change, Followers, TransitionListener
 from lighter_freezers.callbacks._metric_watch import MetricWatch
-from lighter_freezers.callbacks._optimizers import OptimizerFollower
-from lighter_freezers.callbacks._player import FreezeRule, Player
-from lighter_freezers.callbacks._transition import Transition
+from lighter_freezers.callbacks._player import FreezeRule, Player, players_of, refuse_overlap
 from lighter_freezers.transitions import ddp_wrapper
-from lighter_freezers.transitions.norm_layers import FrozenNorms
 from lighter_freezers.triggers import Moment
 
-__all__ = ["Conducted", "Conductor", "TransitionListener"]
+__all__ = ["Conducted", "Conductor"]
 
 _NEVER = 2**29  # batches: after these it looks again; a small int counts down faster than a large one
 
 
-class TransitionListener(Protocol):
-    """A callback that wants to be told of transitions."""
-
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
-        """Called on every rank after each transition, and once when training starts."""
-
-
 class Conducted(Callback):
-    """A callback that brings freezing rules; the conductor of its Trainer plays them."""
+    """A callback that brings freezing rules or acts; the conductor of its Trainer plays them."""
 
     def rules(self) -> list[FreezeRule]:
         """The rules, made from the arguments alone."""
-        raise NotImplementedError
+        return []
+
+    def rules_for(self, model: nn.Module) -> list[FreezeRule]:
+        """The rules for one model, for callbacks that have to see it before they can make them."""
+        return self.rules()
+
+    def acts(self) -> list[Act]:
+        """The acts, made anew from the arguments alone: one fit, or one validation, asks once for them."""
+        return []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Make sure that the Trainer has a conductor."""
@@ -48,7 +44,7 @@ class Conducted(Callback):
 
 
 class Conductor(Callback):
-    """Plays the rules of all `Conducted` callbacks of one Trainer.
+    """Plays the rules and acts of all `Conducted` callbacks of one Trainer.
 
     Runs on: `setup` (hold what the first step holds, before the optimizer, the sanity check and the DDP
     wrapper), `on_fit_start` (optimizer groups), `on_train_start` (after a resume, hold what the checkpoint
@@ -57,14 +53,15 @@ class Conductor(Callback):
 
     def __init__(self) -> None:
         self._players: list[Player] = []
+        self._acts = Acts([])
         self._listeners: list[TransitionListener] = []
-        self._norms = FrozenNorms(nn.Module(), [])
-        self._optimizers = OptimizerFollower([])
+        self._followers = Followers([], self._acts)
         self._metrics = MetricWatch([])
-        self._announcer = Announcer(nn.Module(), [])
         self._wait = 1  # batches until something may change
-        self._builds_late = False
+        self._builds_late = self._is_set_up = False
+        self._loaded_state: dict[str, Any] = {}
         self._has_resumed = False
+        self._is_intruded = False
         self._has_warned = False
         self._last_state: dict[str, Any] = {}
 
@@ -86,55 +83,70 @@ class Conductor(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Select and hold what the first step holds."""
-        if stage != "fit":
-            return
-        rules = [
-            rule
-            for callback in trainer.callbacks
-            if isinstance(callback, Conducted)
-            for rule in callback.rules()
-        ]
-        ddp_wrapper.refuse_unsupported_strategy(
-            trainer.strategy, is_static=all(rule.is_static for rule in rules)
-        )
-        self._players = _players(rules)
-        self._metrics = MetricWatch(self._players)
         self._builds_late = "core.hooks" not in type(pl_module).configure_model.__module__
+        conducted = _conducted(trainer)
+        self._acts = Acts([act for callback in conducted for act in callback.acts()])
+        self._is_set_up = False
         try:
-            self._bind(trainer, pl_module)
+            for act in self._acts:
+                act.on_intrusion = self._on_intrusion
+                act.setup(trainer, pl_module, stage)
+            if stage == "fit":
+                self._set_up_fit(trainer, pl_module)
         except ValueError:
             if not self._builds_late:
                 raise
 
+    def _set_up_fit(self, trainer: Any, pl_module: Any) -> None:
+        rules = [rule for callback in _conducted(trainer) for rule in callback.rules_for(pl_module)]
+        ddp_wrapper.refuse_unsupported_strategy(
+            trainer.strategy,
+            is_static=all(rule.is_static for rule in rules) and not len(self._acts),
+            reshapes=any(act.reshapes for act in self._acts),
+        )
+        self._players = players_of(rules)
+        self._metrics = MetricWatch([*self._players, *self._acts])
+        self._followers = Followers(self._players, self._acts)
+        self._is_set_up = True
+        self._bind(trainer, pl_module)
+
+    def _set_up_late(self, trainer: Any, pl_module: Any) -> None:
+        """Once more, now that the module is built."""
+        for act in self._acts:
+            act.setup(trainer, pl_module, "fit")
+        if self._is_set_up:
+            self._bind(trainer, pl_module)
+            return
+        self._set_up_fit(trainer, pl_module)  # the rules could not be made before
+        if self._loaded_state:
+            self.load_state_dict(self._loaded_state)
+
     def state_dict(self) -> dict[str, Any]:
-        """Latches and release steps of all rules, in plain types."""
-        if not self._players:
+        """Latches and release steps of all rules, and what acts have done, in plain types."""
+        if not self._players and not len(self._acts):
             return self._last_state  # `trainer.save_checkpoint` after the fit
         players = {player.key: player.state() for player in self._players}
-        return {"players": players, "validated_at": self._metrics.validated_at}
+        validated_at = self._metrics.validated_at
+        return {"players": players, "validated_at": validated_at, **self._acts.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Give every rule its latches back; `on_train_start` lets it hold accordingly."""
         for player in self._players:
             if player.key in state_dict["players"]:
                 player.remember(state_dict["players"][player.key])
+        self._acts.remember(state_dict)
         self._metrics.validated_at = state_dict["validated_at"]
         self._has_resumed = True
+        self._loaded_state = state_dict
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Put every parameter that may thaw into an optimizer; catch up with modules built since `setup`."""
         if self._builds_late:
             before = _flags(pl_module)
-            self._bind(trainer, pl_module)
+            self._set_up_late(trainer, pl_module)
             if before != _flags(pl_module):
                 ddp_wrapper.rebuild(trainer.strategy)
-        self._optimizers = OptimizerFollower(self._players)
-        self._optimizers.prepare(trainer, pl_module)
-        if self._optimizers.sets_learning_rates:
-            self.on_train_batch_end = self._set_learning_rates
-        self._norms = FrozenNorms(
-            pl_module, [(p.hold.parameters, p.rule.frozen_norms) for p in self._players]
-        )
+        self._followers.prepare(Stage(trainer, pl_module, _clock.moment(trainer)), self._listeners)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Resume: hold what the checkpoint held. Stop the norm layers of what is held, and report.
@@ -143,15 +155,12 @@ class Conductor(Callback):
         run began, or the state in the checkpoint would not fit it.
         """
         self._wait = 1
-        moment, before = _clock.moment(trainer), _flags(pl_module)
+        stage, before = Stage(trainer, pl_module, _clock.moment(trainer)), _flags(pl_module)
         for player in self._players:
-            player.resume(moment)
-        if before != _flags(pl_module):
-            ddp_wrapper.rebuild(trainer.strategy)
-        self._norms.follow()
-        self._announcer = Announcer(pl_module, self._players)
-        frozen = [parameter for parameter in pl_module.parameters() if not parameter.requires_grad]
-        self._announce(trainer, pl_module, frozen, [], is_initial=True)
+            player.resume(stage.moment)
+        self._acts.resume(stage, _clock.window_length(trainer))
+        self._arm()
+        self._followers.begin(stage, has_changed=before != _flags(pl_module))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Look at the schedules again, for epochs count."""
@@ -194,12 +203,12 @@ class Conductor(Callback):
         for player in self._players:
             if player.bind(pl_module):
                 player.hold.watch(self._on_intrusion)
-        _refuse_overlap(self._players)
+        refuse_overlap(self._players)
         self._follow(_clock.moment(trainer))
-        if self._players:
+        if self._players and not len(self._acts):  # an act may thaw something in time
             _forecast.refuse_idle_phase(self._players, pl_module)
 
-    def _follow(self, moment: Moment) -> list[tuple[Player, list[Parameter], list[Parameter]]]:
+    def _follow(self, moment: Moment) -> list[Change]:
         """Let every rule do what it says for this moment; returns who froze and thawed what."""
         changes = ((player, *player.follow(moment)) for player in self._players)
         return [(player, frozen, thawed) for player, frozen, thawed in changes if frozen or thawed]
@@ -214,103 +223,77 @@ class Conductor(Callback):
             self._wait = window - batch_idx % window
             return
         moment = _clock.moment(trainer)
-        changes = self._follow(moment)
-        if changes:
-            self._make_transition(trainer, pl_module, changes)
-        self._optimizers.set_learning_rates(moment.optimizer_step)
+        changes, stage = self._follow(moment), Stage(trainer, pl_module, moment)
+        outcome = self._acts.perform(stage)
+        if changes or outcome:
+            self._followers.follow(stage, changes, outcome or Outcome())
+            self._arm()
+        self._followers.optimizers.set_learning_rates(moment.optimizer_step)
         steps = [step for step in (player.next_step(moment) for player in self._players) if step is not None]
-        if self._optimizers.sets_learning_rates or (steps and not pl_module.automatic_optimization):
+        steps += self._acts.next_steps(moment)
+        if self._followers.optimizers.sets_learning_rates or (steps and not pl_module.automatic_optimization):
             self._wait = 1  # under manual optimisation a batch may be any number of optimizer steps
         else:
             num_steps = min(steps, default=_NEVER) - moment.optimizer_step
             self._wait = min(num_steps * window, _NEVER)
 
-    def _make_transition(
-        self, trainer: Any, pl_module: Any, changes: list[tuple[Player, list[Parameter], list[Parameter]]]
-    ) -> None:
-        """Bring everything in line with the flags, once for all rules."""
-        frozen = [
-            parameter
-            for _, parameters, _ in changes
-            for parameter in parameters
-            if not parameter.requires_grad
-        ]
-        thawed = [
-            parameter for _, _, parameters in changes for parameter in parameters if parameter.requires_grad
-        ]
-        if frozen:
-            _forecast.refuse_idle_now(pl_module, _clock.moment(trainer))
-            self._optimizers.forget(changes)
-        self._norms.follow()
-        ddp_wrapper.rebuild(trainer.strategy)
-        self._announce(trainer, pl_module, frozen, thawed)
+    def _arm(self) -> None:
+        """Have the per-step hooks that somebody needs now, and no others."""
+        has_ending = self._followers.optimizers.sets_learning_rates or self._acts.listens_to_loss
+        self.on_train_batch_end = self._end_batch if has_ending else None
+        wants_gradients = self._is_intruded or any(act.wants_gradients for act in self._acts)
+        self.on_before_optimizer_step = self._look_at_gradients if wants_gradients else None
 
-    def _announce(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        frozen: Sequence[Parameter],
-        thawed: Sequence[Parameter],
-        is_initial: bool = False,
-    ) -> None:
-        transition = self._announcer.transition(_clock.moment(trainer), frozen, thawed, is_initial)
-        if trainer.is_global_zero and (self._players or not is_initial):
-            self._announcer.log_line(transition)
-        for listener in self._listeners:
-            listener.on_transition(trainer, pl_module, transition)
+    def _end_batch(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        """Keep the loss for the acts that wait for it, and the learning rates in force."""
+        if self._acts.note_loss(trainer, outputs):
+            self._wait = min(self._wait, 1 + _clock.window_length(trainer))
+        if self._followers.optimizers.sets_learning_rates:
+            self._followers.optimizers.set_learning_rates(_clock.moment(trainer).optimizer_step)
 
-    def _set_learning_rates(self, trainer: Any, *_: Any) -> None:
-        self._optimizers.set_learning_rates(_clock.moment(trainer).optimizer_step)
+    def _look_at_gradients(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Undo an intrusion, and show the gradients to the acts that want to see them."""
+        self._reassert()
+        for act in self._acts:
+            if act.wants_gradients:
+                act.before_optimizer_step(optimizer)
+        self._arm()
 
     def _on_intrusion(self) -> None:
         """A held parameter got a gradient: undo it before the optimizer sees it."""
-        self.on_before_optimizer_step = lambda *_: self._reassert()
+        self._is_intruded = True
+        self._arm()
 
     def _reassert(self) -> None:
         """Freeze again what somebody else switched on, and warn once."""
-        self.on_before_optimizer_step = None
-        for player in self._players:
-            if player.hold.is_active:
-                intruded = ledger.reassert(player.hold.parameters)
+        if self._is_intruded:
+            self._is_intruded = False
+            self._arm()
+        holds = [player.hold for player in self._players]
+        holds += [hold for act in self._acts for hold in act.holds]
+        for hold in holds:
+            if hold.is_active:
+                intruded = ledger.reassert(hold.parameters)
                 if intruded and not self._has_warned:
                     self._has_warned = True
-                    warn_of_intrusion(player, intruded)
+                    self._followers.announcer.warn_of_intrusion(intruded)
 
     def _disband(self) -> None:
         self._last_state = self.state_dict()
         for player in self._players:
             player.leave()
-        self._norms.resume()
-        self._optimizers.release()
+        self._acts.leave()
+        self._followers.release()
         self.on_before_optimizer_step = self.on_train_batch_end = None
-        self._players, self._listeners = [], []
-        self._announcer = Announcer(nn.Module(), [])
-        self._has_warned = self._has_resumed = False
+        self._players, self._listeners, self._acts = [], [], Acts([])
+        self._followers = Followers([], self._acts)
+        self._has_warned = self._has_resumed = self._is_intruded = False
+        self._loaded_state = {}
+
+
+def _conducted(trainer: Any) -> list[Conducted]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Conducted)]
 
 
 def _flags(model: nn.Module) -> list[bool]:
     return [parameter.requires_grad for parameter in model.parameters()]
-
-
-def _players(rules: list[FreezeRule]) -> list[Player]:
-    """One player per rule; equal rules get keys of their own, in their order."""
-    seen: Counter[str] = Counter()
-    players = []
-    for rule in rules:
-        seen[repr(rule)] += 1
-        players.append(Player(rule, f"{rule!r}#{seen[repr(rule)]}"))
-    return players
-
-
-def _refuse_overlap(players: list[Player]) -> None:
-    """Raise where two rules select a parameter and one of them does not want that."""
-    owners: dict[int, Player] = {}
-    for player in players:
-        for name, parameter in player.selected.items():
-            other = owners.setdefault(id(parameter), player)
-            if other is not player and "error" in (other.rule.on_overlap, player.rule.on_overlap):
-                raise ValueError(
-                    f"{other.rule.title} and {player.rule.title} both select '{name}', "
-                    "and on_overlap is 'error'. Exclude it from one of them, or set on_overlap='compose': "
-                    "it is then frozen as long as either holds it."
-                )

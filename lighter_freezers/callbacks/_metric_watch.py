@@ -1,31 +1,58 @@
-"""Shows logged metrics to the rules that wait for one, each value once, the same on every rank."""
+"""Shows logged metrics to the rules and acts that wait for one, each value once, the same on every rank."""
 
 import difflib
 import re
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
 from lighter_freezers.callbacks import _clock
-from lighter_freezers.callbacks._player import Player
 
-__all__ = ["MetricWatch"]
+__all__ = ["TRAINING_LOSS", "MetricWatch", "Watcher"]
+
+TRAINING_LOSS = "training_loss"  # stands for what `training_step` returns, and is looked at elsewhere
+
+
+class Watcher(Protocol):
+    """Something that may wait for metrics."""
+
+    @property
+    def title(self) -> str:
+        """Names it in errors."""
+
+    @property
+    def monitor_argument(self) -> str:
+        """What the user calls the argument that names the metrics."""
+
+    @property
+    def monitors(self) -> frozenset[str]:
+        """The metrics it waits for now."""
+
+    def observe(self, monitor: str, value: float) -> bool:
+        """Take note of a value; whether something may change now."""
 
 
 class MetricWatch:
-    """The metric triggers of one fit.
+    """The metrics that are waited for in one fit.
 
     Args:
-        players: All rules; those without a trigger are passed over.
+        watchers: All rules and acts; those that wait for nothing are passed over.
     """
 
-    def __init__(self, players: list[Player]) -> None:
-        self._waiting = [player for player in players if player.rule.trigger is not None]
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
         self._before_validation: dict[str, torch.Tensor] = {}
         self._of_validation: set[str] = set()  # metrics that validation logs
         self._has_validated = False
         self.validated_at: int | None = None  # optimizer step of the last validation that was looked at
+
+    @property
+    def _waiting(self) -> list[tuple[Watcher, str]]:
+        """Who waits for which logged metric now."""
+        waiting = [(watcher, monitor) for watcher in self._watchers for monitor in sorted(watcher.monitors)]
+        return [(watcher, monitor) for watcher, monitor in waiting if monitor != TRAINING_LOSS]
 
     def note_validation_start(self, trainer: Any) -> None:
         """Remember what was logged before, to know afterwards which metrics validation logs."""
@@ -73,7 +100,7 @@ class MetricWatch:
         """
         step = _clock.moment(trainer).optimizer_step
         if self._waiting and _clock.validation_was_due(trainer, batch_idx) and self.validated_at != step:
-            waiting = ", ".join(dict.fromkeys(player.rule.title for player in self._waiting))
+            waiting = ", ".join(dict.fromkeys(watcher.title for watcher, _ in self._waiting))
             warnings.warn(
                 f"The checkpoint was saved at step {step}, right before a validation, and Lightning does not "
                 f"make up for it: {waiting} goes without this value. Save checkpoints after validation "
@@ -82,15 +109,13 @@ class MetricWatch:
             )
 
     def _observe(self, trainer: Any, fresh: dict[str, torch.Tensor]) -> bool:
-        monitors = dict.fromkeys(_monitor(player) for player in self._waiting)
+        waiting = self._waiting
+        monitors = dict.fromkeys(monitor for _, monitor in waiting)
         values = {name: _clock.reduced(trainer, fresh[name]) for name in monitors if name in fresh}
         fired = [
-            player
-            for player in self._waiting
-            if _monitor(player) in values and player.observe(values[_monitor(player)])
+            watcher.observe(monitor, values[monitor]) for watcher, monitor in waiting if monitor in values
         ]
-        self._waiting = [player for player in self._waiting if not player.history.has_fired]
-        return bool(fired)
+        return any(fired)
 
     def refuse_misspelt(self, trainer: Any) -> None:
         """After the sanity check: a monitor that begins like a validation metric must be one of them.
@@ -100,20 +125,14 @@ class MetricWatch:
         """
         names = list(_clock.metrics(trainer))
         families = {_family(name) for name in names}
-        for player in self._waiting:
-            monitor = _monitor(player)
+        for watcher, monitor in self._waiting:
             if monitor not in names and _family(monitor) in families:
-                raise RuntimeError(_unknown(player, names))
+                raise RuntimeError(_unknown(watcher, monitor, names))
 
     def _refuse_unknown(self, names: list[str]) -> None:
-        for player in self._waiting:
-            if _monitor(player) not in names:
-                raise RuntimeError(_unknown(player, names))
-
-
-def _monitor(player: Player) -> str:
-    assert player.rule.trigger is not None
-    return player.rule.trigger.monitor
+        for watcher, monitor in self._waiting:
+            if monitor not in names:
+                raise RuntimeError(_unknown(watcher, monitor, names))
 
 
 def _family(name: str) -> str:
@@ -121,11 +140,10 @@ def _family(name: str) -> str:
     return re.split(r"[/_]", name, maxsplit=1)[0]
 
 
-def _unknown(player: Player, names: list[str]) -> str:
-    monitor = _monitor(player)
+def _unknown(watcher: Watcher, monitor: str, names: list[str]) -> str:
     closest = difflib.get_close_matches(monitor, names, n=3, cutoff=0.0)
     return (
-        f"{player.rule.title} waits for the metric '{monitor}', but nobody logged it. "
+        f"{watcher.title} waits for the metric '{monitor}', but nobody logged it. "
         f"Closest: {', '.join(closest) or 'none'}. Logged: {', '.join(sorted(names)) or 'nothing'}. "
-        f"Correct until_metric.monitor, or call self.log('{monitor}', ...) in the validation step."
+        f"Correct {watcher.monitor_argument}, or call self.log('{monitor}', ...) in the validation step."
     )

@@ -1,6 +1,6 @@
 """Keeps a Trainer's optimizers in step with the rules: groups at the start, learning rates, lost state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -36,11 +36,19 @@ class OptimizerFollower:
         """Whether some rule asks for a learning rate."""
         return bool(self._groups)
 
-    def prepare(self, trainer: Any, model: nn.Module) -> None:
-        """Give every parameter that may thaw a group, and those with a learning rate of their own another."""
+    def prepare(
+        self, trainer: Any, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
+    ) -> None:
+        """Give every parameter that may thaw a group, and those with a learning rate of their own another.
+
+        Args:
+            trainer: The Trainer.
+            model: The module that trains.
+            trainable_later: Name -> what acts, not rules, may thaw.
+        """
         self._optimizers = trainer.optimizers
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        self._add_missing(model, schedulers)
+        self._add_missing(model, schedulers, trainable_later or {})
         for freezers, parameters in _selected_alike(self._players):
             self._split_off(freezers, parameters, schedulers)
         for optimizer in {id(group.optimizer): group.optimizer for group in self._groups}.values():
@@ -67,9 +75,11 @@ class OptimizerFollower:
             hook.remove()
         self._hooks, self._groups, self._optimizers = [], [], []
 
-    def _add_missing(self, model: nn.Module, schedulers: Sequence[Any]) -> None:
+    def _add_missing(
+        self, model: nn.Module, schedulers: Sequence[Any], trainable_later: Mapping[str, Parameter]
+    ) -> None:
         known = optimizer_groups.parameters_in(self._optimizers)
-        missing: dict[str, Parameter] = {}
+        missing = {name: p for name, p in trainable_later.items() if id(p) not in known}
         for player in self._players:
             absent = _absent(player, known)
             if absent and player.rule.optimizer_params == "error":

@@ -1,6 +1,7 @@
 """One freezing rule and its part in a run: what it selects, whether it holds now, what it remembers."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from lighter_freezers.transitions.learning_rates import LearningRateRequest
 from lighter_freezers.transitions.norm_layers import NormMode
 from lighter_freezers.triggers import History, MetricTrigger, Moment, Schedule
 
-__all__ = ["FreezeRule", "Player"]
+__all__ = ["FreezeRule", "Player", "players_of", "refuse_overlap"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Player:
         key: Under which name its state stands in a checkpoint.
     """
 
+    monitor_argument = "until_metric.monitor"
+
     def __init__(self, rule: FreezeRule, key: str) -> None:
         self.rule = rule
         self.key = key
@@ -68,6 +71,17 @@ class Player:
         self.history = History()
         self.released_at: int | None = None
         self._was_holding: bool | None = None  # when the checkpoint was saved that this run goes on from
+
+    @property
+    def title(self) -> str:
+        """Names the rule in logs and errors."""
+        return self.rule.title
+
+    @property
+    def monitors(self) -> frozenset[str]:
+        """The metric it waits for; empty when it does not, or not any more."""
+        trigger = None if self.history.has_fired else self.rule.trigger
+        return frozenset() if trigger is None else frozenset({trigger.monitor})
 
     @property
     def learning_rate(self) -> LearningRateRequest | None:
@@ -108,7 +122,7 @@ class Player:
         """The next optimizer step at which the rule may act by itself; None if there is none."""
         return None if self.history.has_fired else self.rule.schedule.next_step(moment)
 
-    def observe(self, value: float) -> bool:
+    def observe(self, monitor: str, value: float) -> bool:
         """Show the metric trigger a new value.
 
         Returns:
@@ -150,3 +164,31 @@ class Player:
         else:
             self.hold.let_go()
         self._was_holding = None
+
+
+def players_of(rules: Sequence[FreezeRule]) -> list[Player]:
+    """One player per rule; equal rules get keys of their own, in their order."""
+    seen: Counter[str] = Counter()
+    players = []
+    for rule in rules:
+        seen[repr(rule)] += 1
+        players.append(Player(rule, f"{rule!r}#{seen[repr(rule)]}"))
+    return players
+
+
+def refuse_overlap(players: Sequence[Player]) -> None:
+    """Raise where two rules select a parameter and one of them does not want that.
+
+    Raises:
+        ValueError: There is such a parameter; the message names it and both rules.
+    """
+    owners: dict[int, Player] = {}
+    for player in players:
+        for name, parameter in player.selected.items():
+            other = owners.setdefault(id(parameter), player)
+            if other is not player and "error" in (other.rule.on_overlap, player.rule.on_overlap):
+                raise ValueError(
+                    f"{other.rule.title} and {player.rule.title} both select '{name}', "
+                    "and on_overlap is 'error'. Exclude it from one of them, or set on_overlap='compose': "
+                    "it is then frozen as long as either holds it."
+                )

@@ -1,6 +1,7 @@
 """What the conductor tells its listeners: which parameters changed, when, and who holds them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 __all__ = ["Transition"]
 
@@ -16,6 +17,10 @@ class Transition:
         thawed: What trains from now on.
         holders: Who holds something frozen from now on.
         is_initial: Sent once when a fit starts, also after a resume; `frozen` is then all that is frozen.
+        notes: What acts did, one sentence each.
+        ranks: LoRA rank from now on, for the components whose rank changed; all of them when it is initial.
+        is_reshaped: Whether parameters have other shapes or names than before, so that sizes have to be
+            looked up again.
     """
 
     optimizer_step: int
@@ -24,3 +29,6 @@ class Transition:
     thawed: tuple[str, ...]
     holders: tuple[str, ...]
     is_initial: bool
+    notes: tuple[str, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    is_reshaped: bool = False

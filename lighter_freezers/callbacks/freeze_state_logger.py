@@ -35,7 +35,8 @@ class FreezeStateLogger(Callback):
     """Log what is frozen, at the steps where it changes, to TensorBoard and all other loggers of the Trainer.
 
     Nothing is written or read in between: it has no hook that runs per step. It shows what any callback of
-    this package freezes; a flag that somebody else sets shows at the next change of the same component.
+    this package freezes, and the LoRA ranks it sets; a flag that somebody else sets shows at the next change
+    of the same component.
 
     Logged keys, by optimizer step:
 
@@ -45,7 +46,7 @@ class FreezeStateLogger(Callback):
     | `freeze/frozen_share` | share of all elements that does not, 0 to 1 | the same |
     | `freeze/components/<component>` | share of it that trains, 0 to 1 | the same, at its own changes |
     | `freeze/state` | a Markdown table (TensorBoard only) | start, each change |
-    | `freeze/timeline` | a picture, layers by steps | each checkpoint, end |
+    | `freeze/timeline` | a picture, layers by steps, with LoRA ranks | each checkpoint, end |
 
     The picture goes to TensorBoard and to loggers with `log_image`; the others get the file
     `freeze_timeline.png` in their folder, written anew each time.
@@ -107,7 +108,7 @@ class FreezeStateLogger(Callback):
             self._start(trainer, Census(pl_module), transition)
         else:
             assert self._census is not None, "the conductor sends the initial transition first"
-            self._change(trainer, self._census, transition)
+            self._change(trainer, pl_module, self._census, transition)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Draw the timeline so far."""
@@ -145,10 +146,17 @@ class FreezeStateLogger(Callback):
         write_metrics(trainer.loggers, _metrics(census.total, census.states), transition.optimizer_step)
         self._show(trainer, census, census.states, transition)
 
-    def _change(self, trainer: Any, census: Census, transition: Transition) -> None:
+    def _change(self, trainer: Any, pl_module: Any, census: Census, transition: Transition) -> None:
         total = census.total
-        changes = census.recount([*transition.frozen, *transition.thawed])
-        if not changes:
+        if transition.is_reshaped:  # sizes and names are others than those counted
+            self._census, before = Census(pl_module), {state.name: state for state in census.states}
+            census = self._census
+            changes = [
+                (before.get(new.name, new), new) for new in census.states if before.get(new.name) != new
+            ]
+        else:
+            changes = census.recount([*transition.frozen, *transition.thawed])
+        if not changes and not transition.ranks:
             return
         step = transition.optimizer_step
         if step - 1 > self._logged_step:  # so that the curve is a step, not a slope
@@ -163,6 +171,7 @@ class FreezeStateLogger(Callback):
         """What follows the numbers: timeline, table as text, table in the terminal."""
         self._logged_step = transition.optimizer_step
         self._timeline.record(transition.optimizer_step, {state.name: state.state for state in changed})
+        self._timeline.ranks.record(transition.optimizer_step, transition.ranks)
         headline = _headline(census.total, transition)
         text = f"`{headline}`\n\n{state_table_markdown(census.rows)}"  # a pattern's asterisks are no emphasis
         write_text(trainer.loggers, "freeze/state", text, transition.optimizer_step)

@@ -44,11 +44,17 @@ VARIANTS = {
     "never frozen": ([f"{FREEZE}=false", f"{UNFREEZE}=null"], [False] * 4),
     "from scratch": ([f"{CHECKPOINT}=null", f"{FREEZE}=false", f"{UNFREEZE}=null"], [False] * 4),
 }
+ELSEWHERE = {
+    *("rank_schedule", "rank_by_loss"),  # tests/lora/test_lora_configs.py
+    # test_operation_configs.py
+    *("complete_example", "progressive_rank_scaling", "layerwise_unfreezing", "component_wise"),
+    *("phases", "phases_early_late", "phases_free"),
+}
 
 
 def test_all_configs_are_known_here() -> None:
     """A new config needs a test; a config that nobody runs is worth nothing."""
-    assert {path.stem for path in CONFIGS} == {"quickstart", "pretrain", *MODES, *RECIPES}
+    assert {path.stem for path in CONFIGS} == {"quickstart", "pretrain", *MODES, *RECIPES, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

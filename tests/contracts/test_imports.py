@@ -57,7 +57,9 @@ def test_the_freezer_adds_nothing_to_lightning() -> None:
     assert {name for name in added if name.split(".")[0] != "lighter_freezers"} == set()
 
 
-@pytest.mark.parametrize("name", ["Freezer", "FreezeStateLogger"])
+@pytest.mark.parametrize(
+    "name", ["Freezer", "FreezeStateLogger", "LoraRankScheduler", "LayerOperations", "LoraPhases"]
+)
 def test_a_callback_never_loads_what_it_does_not_use(name: str) -> None:
     """Beyond Lightning no peft, torchvision, tensorboard or pandas, and no models or texts of ours."""
     modules = loaded(f"from lighter_freezers import {name}") - loaded(BOTH)

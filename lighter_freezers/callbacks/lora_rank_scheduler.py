@@ -1,0 +1,113 @@
+"""The callback that gives LoRA layers other ranks while a model trains: what it is told, an act does."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lighter_freezers import arguments
+from lighter_freezers.callbacks._acts import Act
+from lighter_freezers.callbacks._clock import moment
+from lighter_freezers.callbacks._conductor import Conducted
+from lighter_freezers.callbacks._rank_act import RankAct, RankOptions
+from lighter_freezers.lora.ranks import OnZero, Shrink
+from lighter_freezers.lora.schedule import parse_rank_schedule
+
+__all__ = ["LoraRankScheduler"]
+
+
+class LoraRankScheduler(Conducted):
+    """Change the LoRA rank of layers at a step, an epoch, or when a loss is low enough.
+
+    The layers are those of PEFT (`apply_lora`). Growth keeps the function of the model, shrinking loses as
+    little of the update as a lower rank can. Optimizers keep their groups and what they know of the
+    components that stay, LR schedulers notice nothing, and frozen adapters stay frozen.
+
+    | entry of `schedule` | what it does |
+    |---|---|
+    | `{step: 500, rank_pattern: {attn.0: 8, wte: 8}}` | ranks for an attention and for the embeddings |
+    | `{epoch: 3, rank_pattern: {"attn.*": 4}}` | one rank for every attention |
+    | `{trigger_loss: 2.8, max_wait_iters: 1000, rank_pattern: {attn.3: 16}}` | when `monitor` is below 2.8 |
+    | `{step: 900, rank_pattern: {mlp.1: 0}}` | no LoRA there: see `on_zero` |
+
+    Args:
+        schedule: Entries with a `rank_pattern` and one of `step` (optimizer steps, counted from 0), `epoch`
+            (from 0), or `trigger_loss` and/or `max_wait_iters`; `desc` is for you. A rank pattern maps
+            layers to ranks: `attn.N`, `mlp.N`, `block.N` (N may be `0-3` or `*`), `wte`, `lm_head` stand for
+            all layers with LoRA in them, whatever the model calls these; any other key is a regular
+            expression for the end of a layer's name, as in PEFT. Entries with `trigger_loss` are done in
+            their order: `trigger_loss` is met by a value strictly below it, `.inf` at once, null never;
+            `max_wait_iters` counts optimizer steps since the one before, 0 is at once, null is no limit.
+        adapter_name: PEFT's name of the adapter.
+        monitor: The metric for `trigger_loss`, looked at where it is logged, as the mean over all ranks.
+            `training_loss` is a running mean of the training loss.
+        on_zero: What rank 0 means: `drop` the update (a warning says how large it is), `merge` it into the
+            base weight, or `freeze` the components as they are. `merge` refuses tied and quantised weights.
+        shrink: `svd` keeps the update as it is as far as it can, `kfac` the loss, for which it listens to
+            the training at the price of two small products per layer.
+        average_over: Optimizer steps in one mean of `training_loss`.
+        seed: Makes new components differ from run to run.
+
+    Raises:
+        TypeError: A value has the wrong type, such as a string where a number belongs.
+        ValueError: An entry does not say what or when; in `setup`, a name without LoRA or an impossible rank.
+        RuntimeError: In `setup`: strategy, optimizer, callback or layer cannot follow a change of rank.
+
+    Runs on: `setup`; everything else is done by the Trainer's conductor, at `on_train_batch_start` between
+    two optimizer steps.
+
+    Saves: which entries are done, since when the next one waits, the latest loss. The ranks themselves stand
+    in the weights; they are restored before these are loaded.
+
+    Logs: `lora/rank/<layer>`, `lora/parameters`, and `lora/discarded/<layer>` where something is lost.
+    `FreezeStateLogger` draws the ranks into its timeline.
+
+    Example:
+        ```yaml
+        trainer:
+          callbacks:
+            - _target_: lighter_freezers.LoraRankScheduler
+              schedule:
+                - {step: 500, rank_pattern: {attn.0: 8, wte: 8}}
+                - {trigger_loss: 2.8, max_wait_iters: 1000, rank_pattern: {attn.3: 16}}
+        ```
+    """
+
+    def __init__(
+        self,
+        schedule: Sequence[Mapping[str, Any]],
+        adapter_name: str = "default",
+        *,
+        monitor: str = "val/loss",
+        on_zero: OnZero = "drop",
+        shrink: Shrink = "svd",
+        average_over: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for argument, value in (("adapter_name", adapter_name), ("monitor", monitor)):
+            if not isinstance(value, str) or not value:
+                raise TypeError(f"{argument} must be a name. Got {value!r}.")
+        self._entries = parse_rank_schedule(schedule, monitor)
+        num_steps = arguments.count("average_over", average_over)
+        if not num_steps:
+            raise ValueError(f"average_over must be at least 1. Got {average_over!r}.")
+        self._options = RankOptions(
+            adapter_name=adapter_name,
+            on_zero=arguments.choice("on_zero", on_zero, ("drop", "merge", "freeze")),
+            shrink=arguments.choice("shrink", shrink, ("svd", "kfac")),
+            monitor=monitor,
+            average_over=num_steps,
+            seed=arguments.count("seed", seed) or 0,
+        )
+        self._act = RankAct(self._entries, self._options)
+
+    def acts(self) -> list[Act]:
+        """The one act of this callback, anew for each fit."""
+        self._act = RankAct(self._entries, self._options)
+        return [self._act]
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """End the curves at the last step."""
+        self._act.finish(trainer, moment(trainer).optimizer_step)
+
+    def __repr__(self) -> str:
+        return f"LoraRankScheduler[{'; '.join(map(str, self._entries))}]"

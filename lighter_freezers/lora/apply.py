@@ -1,0 +1,120 @@
+"""LoRA from a config: the layers of PEFT, put into a network that keeps its class."""
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lighter_freezers.arguments import count, number
+from lighter_freezers.lora.layers import find_lora_sites, select_sites
+from lighter_freezers.lora.ranks import resize_lora_layer
+from lighter_freezers.lora.restore import install_rank_restore
+from lighter_freezers.parameter_names import closest_names, walk
+
+__all__ = ["apply_lora"]
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: str = "default") -> Network:
+    """Put LoRA layers of PEFT into a network, and freeze all the rest of it.
+
+    The network is changed in place and keeps its class and the names of its parts, so it goes wherever it
+    went before: into `GPTModule`, into `generate`. Checkpoints of it load at whatever ranks they were saved.
+
+    | config | what gets LoRA |
+    |---|---|
+    | `{r: 8, target_modules: [c_attn]}` | every layer whose name ends in `c_attn`, rank 8, scaling 1 |
+    | `{r: 8, lora_alpha: 16, target_modules: [c_attn, wte]}` | embeddings too; scaling 16 / 8 |
+    | `{r: 8, target_modules: [c_attn], rank_pattern: {h.3.attn.c_attn: 0}}` | the same, none yet in block 3 |
+    | `{r: 4, target_modules: all-linear, use_dora: true}` | every linear layer, with magnitudes |
+
+    Args:
+        network: Any module: a GPT of this package, a model of transformers, your own.
+        config: What `peft.LoraConfig` takes, as a mapping; or a `LoraConfig`. A 0 in `rank_pattern` is
+            allowed here: the layer can get a rank later.
+        adapter_name: PEFT's name of the adapter.
+
+    Returns:
+        The network.
+
+    Raises:
+        TypeError: A number is a string, as YAML makes of `5e-5`.
+        ValueError: PEFT does not know an option, a target matches no layer, or targets are to be tied.
+
+    Example:
+        ```yaml
+        network:
+          _target_: lighter_freezers.apply_lora
+          network:
+            _target_: lighter_freezers.GPT
+            config: {vocab_size: 1024, n_layer: 4}
+          config: {r: 8, lora_alpha: 16, target_modules: [c_attn, wte]}
+        ```
+    """
+    from peft import inject_adapter_in_model
+
+    peft_config = _peft_config(config)
+    without_lora = [key for key, rank in peft_config.rank_pattern.items() if rank == 0]
+    peft_config.rank_pattern = {key: rank or peft_config.r for key, rank in peft_config.rank_pattern.items()}
+    _check_targets(network, peft_config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter
+        inject_adapter_in_model(peft_config, network, adapter_name)
+    sites = find_lora_sites(network, adapter_name)
+    for key in without_lora:
+        for site in select_sites(network, sites, key):
+            resize_lora_layer(site.factors.layer, 0, adapter_name)
+    install_rank_restore(network)
+    return network
+
+
+def _peft_config(config: Mapping[str, Any] | Any) -> Any:
+    """A `LoraConfig` of our own."""
+    from peft import LoraConfig
+
+    if isinstance(config, LoraConfig):
+        return copy.deepcopy(config)
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config must be a mapping or a peft.LoraConfig. Got {type(config).__name__}.")
+    defaults = {field.name: field.default for field in dataclasses.fields(LoraConfig)}
+    for key, value in config.items():
+        if key not in defaults:
+            close = ", ".join(closest_names(key, defaults, 3))
+            raise ValueError(f"peft.LoraConfig does not know '{key}'. Closest: {close}.")
+        if type(defaults[key]) in (int, float):
+            number(f"config.{key}", value)
+    for key, value in (config.get("rank_pattern") or {}).items():
+        count(f"config.rank_pattern['{key}']", value)
+    if not count("config.r", config.get("r", defaults["r"])):
+        raise ValueError(
+            "config.r must be at least 1: it sets the scaling, lora_alpha / r. For layers that begin without "
+            "LoRA write 0 in config.rank_pattern."
+        )
+    return LoraConfig(**config)
+
+
+def _check_targets(network: nn.Module, config: Any) -> None:
+    """Raise where a target is nowhere in the network, and where PEFT would tie factors."""
+    if getattr(config, "ensure_weight_tying", False):
+        raise ValueError(
+            "ensure_weight_tying shares factors between embedding and head in a way that trains them twice "
+            "as fast and merges them twice. Leave it out: LoRA on the embedding then adapts the input side."
+        )
+    if not isinstance(config.target_modules, (list, set, tuple)):  # a regular expression, or PEFT's defaults
+        return
+    paths = [path for path, _ in walk(network) if path]
+    for target in config.target_modules:
+        if not any(path == target or path.endswith(f".{target}") for path in paths):
+            close = ", ".join(f"'{name}'" for name in closest_names(target, [_last(path) for path in paths]))
+            raise ValueError(
+                f"config.target_modules: no layer of {type(network).__name__} is called '{target}'. "
+                f"Closest: {close}. All: [name for name, _ in network.named_modules()]"
+            )
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]

@@ -1,0 +1,55 @@
+"""Making a LoRA update part of the weight below it, and when that would be wrong."""
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from lighter_freezers.lora.layers import LoraFactors, is_tied
+
+__all__ = ["check_merge", "merge_into_base"]
+
+
+@torch.no_grad()
+def merge_into_base(factors: LoraFactors) -> None:
+    """Add the update to the base weight, with PEFT's own arithmetic; the factors stay as they are."""
+    layer, name = factors.layer, factors.adapter_name
+    layer.merge(safe_merge=True, adapter_names=[name])
+    layer.merged_adapters.remove(name)
+    layer._caches.pop(f"{name}-weight_norm", None)  # what DoRA keeps for `unmerge`
+    if not factors.is_embedding and layer.lora_B[name].bias is not None:
+        layer.lora_B[name].bias.zero_()
+    if (
+        name in layer.lora_magnitude_vector
+    ):  # a negative one has become part of the weight, and its sign with it
+        layer.lora_magnitude_vector[name].weight.abs_()
+    layer.base_is_changed = True  # `save_adapter` has to know
+
+
+def check_merge(factors: LoraFactors, model: nn.Module | None) -> None:
+    """Raise where a merge would change more than this layer, or nothing well.
+
+    Args:
+        factors: Those to merge.
+        model: The model around them.
+
+    Raises:
+        ValueError: No model was given.
+        RuntimeError: The base weight is quantised or tied, or another adapter is merged.
+    """
+    if model is None:
+        raise ValueError("on_zero='merge' needs model=..., to see whether something else uses the weight.")
+    layer = factors.layer
+    kind, weight = type(layer.get_base_layer()).__name__, layer.get_base_layer().weight
+    if type(weight) is not Parameter or not weight.is_floating_point():
+        raise RuntimeError(
+            f"Nothing can be merged into the weight of this {kind}: it is quantised "
+            f"({type(weight).__name__}, {weight.dtype}). Use on_zero='drop' or 'freeze'."
+        )
+    if is_tied(model, weight):
+        raise RuntimeError(
+            f"The weight of this {kind} is tied to another layer, which a merge would change too. "
+            "Use on_zero='drop' or 'freeze', or give that layer a weight of its own."
+        )
+    if layer.merged_adapters:
+        merged = ", ".join(layer.merged_adapters)
+        raise RuntimeError(f"Adapters of this {kind} are merged already ({merged}): call `unmerge` first.")

@@ -1,0 +1,279 @@
+"""One layer with LoRA, and the rank it has: growing, shrinking, rank 0 in three ways."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lighter_freezers import ledger
+from lighter_freezers._log import log
+from lighter_freezers.arguments import choice
+from lighter_freezers.lora.layers import LoraFactors, why_unsupported
+from lighter_freezers.lora.merging import check_merge, merge_into_base
+from lighter_freezers.lora.optimizer_state import Recombination, carry_state
+from lighter_freezers.lora.resize import Truncation, new_components, truncated, truncated_by_loss
+from lighter_freezers.transitions.parameter_swap import reshape_parameter
+
+__all__ = [
+    "OnZero",
+    "RankChange",
+    "Shrink",
+    "alpha_for",
+    "check_rank",
+    "check_shrink",
+    "fit_rank",
+    "in_words",
+    "resize_lora_layer",
+]
+
+OnZero = Literal["drop", "merge", "freeze"]
+Shrink = Literal["svd", "kfac"]
+
+_HOLDER = "LoRA rank 0"
+
+
+@dataclass(frozen=True)
+class RankChange:
+    """What a change of rank did.
+
+    Attributes:
+        rank_before: Components before.
+        rank_after: Components now.
+        num_kept: How many of these are made of the old ones; those after them are new.
+        discarded: Frobenius norm of what the layer's weight update lost, its scaling included.
+        is_merged: Whether the update became part of the base weight.
+        frozen: Parameters that stop training with it.
+        thawed: Parameters that train from now on.
+        replaced: Old and new parameter, where torch did not allow to keep the object.
+    """
+
+    rank_before: int
+    rank_after: int
+    num_kept: int
+    discarded: float = 0.0
+    is_merged: bool = False
+    frozen: tuple[Parameter, ...] = ()
+    thawed: tuple[Parameter, ...] = ()
+    replaced: tuple[tuple[Parameter, Parameter], ...] = ()
+
+
+def check_rank(layer: Any, rank: object, adapter_name: str = "default") -> int:
+    """Check that a layer with LoRA can have a rank.
+
+    Raises:
+        TypeError: It is not a whole number, or the layer is none of PEFT's with such an adapter.
+        ValueError: It is negative, or larger than the layer's weight allows.
+        RuntimeError: PEFT computes this layer in a way that depends on the rank.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        hint = " Remove the quotes." if isinstance(rank, str) else ""
+        raise TypeError(f"A LoRA rank must be a whole number. Got {rank!r} ({type(rank).__name__}).{hint}")
+    known = [*getattr(layer, "lora_A", ()), *getattr(layer, "lora_embedding_A", ())]
+    if adapter_name not in known:
+        there = f"It has {', '.join(map(repr, known))}." if known else "It is no LoRA layer of PEFT."
+        raise TypeError(f"{type(layer).__name__} has no adapter '{adapter_name}'. {there}")
+    if reason := why_unsupported(layer, adapter_name):
+        raise RuntimeError(f"The rank of this {type(layer).__name__} cannot change: {reason}.")
+    m, n = LoraFactors(layer, adapter_name).shape
+    if not 0 <= rank <= min(m, n):
+        raise ValueError(
+            f"LoRA rank {rank} is impossible here: the weight is {m} x {n}, so give 0 to {min(m, n)}."
+        )
+    return rank
+
+
+def resize_lora_layer(
+    layer: Any,
+    r: int,
+    adapter_name: str = "default",
+    *,
+    on_zero: OnZero = "drop",
+    shrink: Shrink = "svd",
+    statistics: tuple[Tensor, Tensor] | None = None,
+    model: nn.Module | None = None,
+    optimizers: Iterable[Optimizer] = (),
+    generator: torch.Generator | None = None,
+) -> RankChange:
+    """Change the rank of one LoRA layer of PEFT, in place: Linear, Conv1D, Embedding, Conv1d to Conv3d.
+
+    Plain LoRA, rsLoRA and DoRA. The scaling of the update stays what it is (`lora_alpha` follows the rank),
+    magnitudes of DoRA stay what they are, and the flags and holders of the parameters too.
+
+    | from 8 to | what happens to the layer's function |
+    |---|---|
+    | 16 | nothing: new components begin at zero, with a gradient |
+    | 4 | the best approximation of the update with 4 components |
+    | 0, `drop` | the update is gone |
+    | 0, `merge` | nothing: the update becomes part of the base weight |
+    | 0, `freeze` | nothing: the components stay, held frozen until the next change of rank |
+
+    Args:
+        layer: A layer of PEFT with this adapter.
+        r: The new rank.
+        adapter_name: PEFT's name of the adapter. Others of the same layer are left alone.
+        on_zero: What rank 0 means.
+        shrink: `svd` changes the weight least, `kfac` the loss, as far as `statistics` can tell.
+        statistics: For `kfac`, the means of z z^T and g g^T, (r, r) each: see `truncated_by_loss`.
+        model: The model around the layer; `merge` has to see whether something else uses its weight.
+        optimizers: Those whose state for the factors is to be carried along. To be called between steps.
+        generator: Where new components are drawn from, on the CPU. None for torch's own.
+
+    Raises:
+        TypeError: The rank is not a whole number, or the layer has no such adapter.
+        ValueError: The rank is impossible, or an argument is missing.
+        RuntimeError: The layer's class or state does not allow it: a merged adapter, or `merge` into a weight
+            that is tied or quantised.
+
+    Example:
+        ```python
+        import torch
+        from peft import LoraConfig
+        from lighter_freezers import GPT, apply_lora, resize_lora_layer
+
+        model = apply_lora(GPT({"n_layer": 2}), LoraConfig(r=4, target_modules=["c_attn"]))
+        optimizer = torch.optim.AdamW(model.parameters())
+        layer = model.transformer.h[0].attn.c_attn
+        resize_lora_layer(layer, 16, optimizers=[optimizer])
+        ```
+    """
+    check_rank(layer, r, adapter_name)
+    choice("on_zero", on_zero, ("drop", "merge", "freeze"))
+    choice("shrink", shrink, ("svd", "kfac"))
+    if adapter_name in layer.merged_adapters:
+        raise RuntimeError(f"The adapter '{adapter_name}' is merged: call `unmerge` before its rank changes.")
+    factors = LoraFactors(layer, adapter_name)
+    check_shrink(factors, shrink)
+    if shrink == "kfac" and 0 < r < factors.rank and statistics is None:
+        raise ValueError(
+            "shrink='kfac' needs statistics, or the callback, which collects them. Or use 'svd'."
+        )
+    if r == 0 and on_zero == "freeze":
+        frozen = ledger.hold(factors.parameters, _HOLDER)
+        return RankChange(factors.rank, factors.rank, factors.rank, frozen=tuple(frozen))
+    is_merged = r == 0 and on_zero == "merge" and factors.rank > 0
+    if is_merged:
+        check_merge(factors, model)
+        merge_into_base(factors)
+    thawed = ledger.release(factors.parameters, _HOLDER)
+    if r == factors.rank:
+        return RankChange(r, r, r, thawed=tuple(thawed))
+    change = _resize(factors, r, statistics if shrink == "kfac" else None, list(optimizers), generator)
+    successors = {id(old): new for old, new in change.replaced}
+    thawed = [successors.get(id(parameter), parameter) for parameter in thawed]
+    return replace(
+        change,
+        thawed=tuple(thawed),
+        is_merged=is_merged,
+        discarded=0.0 if is_merged else change.discarded,
+    )
+
+
+def in_words(title: str, change: RankChange) -> str:
+    """A sentence about a change of rank, for the log; the title may name several layers."""
+    text = f"LoRA rank {change.rank_after} for {title}"
+    if change.rank_before != change.rank_after:
+        text += f" (was {change.rank_before})"
+    elif change.frozen:
+        text += ", frozen as it is"
+    else:
+        text += ", training again" if change.thawed else " as before"
+    if change.is_merged:
+        return f"{text}, merged into the base weight"
+    return f"{text}, discards {change.discarded:.3g} of its update" if change.discarded else text
+
+
+def fit_rank(factors: LoraFactors, rank: int) -> None:
+    """Give factors the shapes of a rank, whatever is in them: their values come from a checkpoint next."""
+    A, B = factors.parameters
+    num_components = max(rank, 1) if A.ndim > 2 else rank
+    shapes = (num_components, *A.shape[1:]), (B.shape[0], num_components, *B.shape[2:])
+    for (owner, name), shape in zip(factors.owners, shapes, strict=True):
+        reshape_parameter(owner, name, torch.zeros(shape))
+    _note_rank(factors, rank)
+
+
+def check_shrink(factors: LoraFactors, shrink: Shrink) -> None:
+    """Raise where components cannot be chosen in this way.
+
+    Raises:
+        ValueError: `kfac` does not know DoRA.
+    """
+    if shrink == "kfac" and factors.adapter_name in factors.layer.lora_magnitude_vector:
+        raise ValueError("shrink='kfac' does not know DoRA: use shrink='svd'.")
+
+
+def _resize(
+    factors: LoraFactors,
+    r: int,
+    statistics: tuple[Tensor, Tensor] | None,
+    optimizers: list[Optimizer],
+    generator: torch.Generator | None,
+) -> RankChange:
+    rank_before, scaling = factors.rank, factors.scaling
+    A, B, cut = _new_values(factors, r, statistics, generator)
+    num_kept = len(cut.A) if cut else rank_before
+    replaced = []
+    mixes = (cut.P.T, cut.T) if cut else (None, None)
+    for axis, ((owner, name), value, mix) in enumerate(zip(factors.owners, (A, B), mixes, strict=True)):
+        if pair := reshape_parameter(owner, name, value, optimizers):
+            replaced.append(pair)
+        change = Recombination(axis, mix, num_kept, r - num_kept)
+        for optimizer in optimizers:
+            if not carry_state(factors.parameters[axis], change, optimizer):
+                log.info("%s starts afresh for LoRA factors of a new rank", type(optimizer).__name__)
+    _note_rank(factors, r)
+    lost = abs(scaling) * cut.discarded if cut else 0.0
+    return RankChange(rank_before, r, num_kept, discarded=lost, replaced=tuple(replaced))
+
+
+@torch.no_grad()
+def _new_values(
+    factors: LoraFactors,
+    r: int,
+    statistics: tuple[Tensor, Tensor] | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Truncation | None]:
+    """A and B of the new rank in the shapes of their parameters. No view of the old ones lives on."""
+    A, B = factors.matrices  # (r, n), (m, r)
+    m, n = factors.shape
+    cut = None
+    if r < factors.rank:
+        zero = factors.zero_factor
+        cut = truncated_by_loss(A, B, r, *statistics, zero) if statistics else truncated(A, B, r, zero)
+        A, B = cut.A.to(A), cut.B.to(B)
+    new_A, new_B = new_components(r - len(A), n, m, factors.zero_factor, generator)
+    A, B = torch.cat([A, new_A.to(A)]), torch.cat([B, new_B.to(B)], dim=1)
+    old_A, old_B = factors.parameters
+    if not r and old_A.ndim > 2:  # torch has no convolution without channels
+        A, B = A.new_zeros(1, n), B.new_zeros(m, 1)
+    A, B = A.reshape(-1, *old_A.shape[1:]), B.reshape(m, -1, *old_B.shape[2:])
+    return A, B, cut
+
+
+def _note_rank(factors: LoraFactors, r: int) -> None:
+    """Let PEFT's layer say what it is, so that alpha and rank still give its scaling."""
+    layer, name = factors.layer, factors.adapter_name
+    layer.r[name] = r
+    if r:
+        layer.lora_alpha[name] = alpha_for(factors.scaling, r, layer.use_rslora.get(name, False))
+    if factors.is_embedding:
+        return
+    num_components = factors.parameters[0].shape[0]
+    if isinstance(layer.lora_A[name], nn.Linear):
+        layer.lora_A[name].out_features = layer.lora_B[name].in_features = num_components
+    else:
+        layer.lora_A[name].out_channels = layer.lora_B[name].in_channels = num_components
+
+
+def alpha_for(scaling: float, rank: int, use_rslora: bool) -> float:
+    """The `lora_alpha` that gives a scaling at a rank, to the last bit where there is one that does."""
+    divisor = math.sqrt(rank) if use_rslora else rank
+    alpha = scaling * divisor
+    near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
+    alpha = next((candidate for candidate in near if candidate / divisor == scaling), alpha)
+    return int(alpha) if alpha == int(alpha) else alpha

@@ -1,0 +1,67 @@
+"""Checkpoints of models whose LoRA ranks have changed: the shapes are there before the values are loaded.
+
+PyTorch Lightning loads weights before it gives callbacks their state, so the layers themselves take their
+ranks out of the checkpoint.
+"""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lighter_freezers.lora.layers import LoraFactors, why_unsupported
+from lighter_freezers.lora.ranks import fit_rank
+
+__all__ = ["install_rank_restore"]
+
+_MARK = "base_is_changed"
+
+
+def install_rank_restore(model: nn.Module) -> None:
+    """Let `load_state_dict` give each LoRA layer of PEFT the rank it has in the checkpoint.
+
+    `apply_lora` and the callbacks do this by themselves. A model that PEFT adapted needs it for
+    `load_from_checkpoint`, where no callback is at work.
+
+    Args:
+        model: A network, or a LightningModule around one. To do it twice is to do it once.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        if not getattr(layer, "restores_rank", False):
+            layer.restores_rank = True
+            layer.register_load_state_dict_pre_hook(_fit_ranks)
+            layer.register_state_dict_post_hook(_save_mark)
+
+
+def _fit_ranks(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
+    """Give every adapter of a layer the shapes that its factors have in a checkpoint."""
+    for name in [*layer.lora_A, *layer.lora_embedding_A]:
+        if why_unsupported(layer, name):
+            continue
+        rank = _rank_in(state_dict, prefix, name)
+        factors = LoraFactors(layer, name)
+        if rank is not None and rank != factors.rank:
+            fit_rank(factors, rank)
+    layer.base_is_changed = bool(state_dict.pop(prefix + _MARK, False))
+
+
+def _rank_in(state_dict: MutableMapping[str, torch.Tensor], prefix: str, adapter_name: str) -> int | None:
+    """The rank of an adapter in a checkpoint; None if it is not in there."""
+    A = state_dict.get(f"{prefix}lora_embedding_A.{adapter_name}")
+    if A is not None:
+        return A.shape[0]
+    A, B = (state_dict.get(f"{prefix}lora_{side}.{adapter_name}.weight") for side in "AB")
+    if A is None or B is None:
+        return None
+    is_empty_convolution = A.ndim > 2 and not (A.any() or B.any())  # one component of zeros is rank 0 there
+    return 0 if is_empty_convolution else A.shape[0]
+
+
+def _save_mark(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
+    """Say in a checkpoint that something was merged into the base weight."""
+    if getattr(layer, _MARK, False):
+        state_dict[prefix + _MARK] = torch.tensor(True)

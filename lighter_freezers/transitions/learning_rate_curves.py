@@ -1,0 +1,147 @@
+"""The whole curve of the learning rates, scaled or begun anew: the optimizers' groups and their schedulers.
+
+A scheduler goes on as it is, on a curve of another height: what it computes from (`base_lrs`, `initial_lr`,
+`max_lr`, `eta_min`, ...) is scaled along with what is in force now, so nothing has to be done again at later
+steps, and a checkpoint of optimizer and scheduler holds all of it.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+__all__ = ["RateCurves"]
+
+_IN_GROUP = ("lr", "initial_lr", "max_lr", "min_lr")
+_PER_GROUP = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")  # lists that schedulers keep
+_FLOORS = ("eta_min", "default_min_lr")  # numbers that schedulers keep, for all groups alike
+
+
+class RateCurves:
+    """The learning rates of one fit, remembered as they are when it begins.
+
+    To be made after all groups are, and before a checkpoint is loaded.
+
+    Args:
+        optimizers: Those of the Trainer.
+        schedulers: Its LR schedulers.
+
+    Raises:
+        RuntimeError: A scheduler is none of torch's, so nobody knows what it computes from.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+        self._optimizers, self._schedulers = list(optimizers), list(schedulers)
+        for scheduler in schedulers:
+            if not isinstance(scheduler, LRScheduler):
+                raise RuntimeError(
+                    f"{type(scheduler).__name__} is no torch LRScheduler, so set_lr, scale_lr and "
+                    "reset_lr_schedule cannot know its curve. Use one of torch, or remove these operations."
+                )
+        for group in self._groups:
+            group.setdefault("initial_lr", _copied(group["lr"]))
+        self._first_rates = [
+            [
+                {key: _copied(group[key]) for key in _IN_GROUP if key in group}
+                for group in optimizer.param_groups
+            ]
+            for optimizer in self._optimizers
+        ]
+        self._first_states = [copy.deepcopy(scheduler.state_dict()) for scheduler in schedulers]
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether anything drives the learning rates."""
+        return bool(self._schedulers)
+
+    @property
+    def heights(self) -> list[float]:
+        """What each group's curve is relative to; without a curve, or on a plateau, the rate in force."""
+        return [height for optimizer in self._optimizers for height in self._heights(optimizer)]
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate in force in each group."""
+        return [float(group["lr"]) for group in self._groups]
+
+    def set_height(self, rate: float) -> None:
+        """Scale the curve of every group so that its height is `rate`.
+
+        Raises:
+            RuntimeError: A group has the height 0.
+        """
+        if 0.0 in self.heights:
+            raise RuntimeError("a parameter group has the learning rate 0, which no factor makes another.")
+        for optimizer in self._optimizers:
+            self._scale(optimizer, [rate / height for height in self._heights(optimizer)])
+
+    def scale(self, factor: float) -> None:
+        """Scale the curve of every group by the same factor."""
+        for optimizer in self._optimizers:
+            self._scale(optimizer, [factor] * len(optimizer.param_groups))
+
+    def restart(self) -> None:
+        """Begin every schedule anew, warm-up included, at the height it has now."""
+        for scheduler, state in zip(self._schedulers, self._first_states, strict=True):
+            scheduler.load_state_dict(copy.deepcopy(state))
+        for optimizer, first_rates in zip(self._optimizers, self._first_rates, strict=True):
+            factors = []
+            for group, first in zip(optimizer.param_groups, first_rates, strict=True):
+                before = float(first["initial_lr"])
+                factors.append(float(group["initial_lr"]) / before if before else 1.0)
+                for key, value in first.items():
+                    _put(group, key, value)
+            self._scale(optimizer, factors)
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    def _heights(self, optimizer: Optimizer) -> list[float]:
+        has_curve = any(_drives(scheduler, optimizer) for scheduler in self._schedulers)
+        return [float(group["initial_lr" if has_curve else "lr"]) for group in optimizer.param_groups]
+
+    def _scale(self, optimizer: Optimizer, factors: Sequence[float]) -> None:
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            for key in _IN_GROUP:
+                if key in group:
+                    _put(group, key, group[key] * factor)
+        for scheduler in self._schedulers:
+            _scale_scheduler(scheduler, optimizer, factors)
+
+
+def _drives(scheduler: Any, optimizer: Optimizer) -> bool:
+    """Whether a scheduler computes the rates of an optimizer from its step, and not from what is in force."""
+    return scheduler.optimizer is optimizer and not isinstance(scheduler, ReduceLROnPlateau)
+
+
+def _scale_scheduler(scheduler: Any, optimizer: Optimizer, factors: Sequence[float]) -> None:
+    """Scale what a scheduler, and those it is made of, compute from."""
+    for part in getattr(scheduler, "_schedulers", ()):
+        _scale_scheduler(part, optimizer, factors)
+    if getattr(scheduler, "optimizer", None) is not optimizer:
+        return
+    for key in _PER_GROUP:
+        entries = getattr(scheduler, key, None)
+        if isinstance(entries, list) and len(entries) == len(factors):
+            # a new list: SequentialLR shares the list of its parts
+            setattr(scheduler, key, [entry * factor for entry, factor in zip(entries, factors, strict=True)])
+    for key in _FLOORS:
+        floor = getattr(scheduler, key, None)
+        if isinstance(floor, (int, float)) and factors:
+            setattr(scheduler, key, floor * min(factors))
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _put(group: dict[str, Any], key: str, value: Any) -> None:
+    """Keep a tensor the same tensor, as compiled optimizers need it."""
+    if isinstance(group[key], torch.Tensor):
+        group[key].copy_(torch.as_tensor(value))
+    else:
+        group[key] = value
