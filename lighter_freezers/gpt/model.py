@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lighter_freezers.arguments import count
 from lighter_freezers.gpt.config import GPTConfig, ModelMode
-from lighter_freezers.gpt.freezing_methods import FreezingMethods
 from lighter_freezers.gpt.generation import Sampling, continued, evaluating
 from lighter_freezers.gpt.heads import LossModifiers, objective_of
+from lighter_freezers.gpt.lora_methods import LoraMethods
 from lighter_freezers.gpt.on_device import require
 from lighter_freezers.gpt.padding import checked_attention_mask, mask_of_padding
 from lighter_freezers.gpt.trunk import Trunk
@@ -22,7 +22,7 @@ from lighter_freezers.gpt.trunk import Trunk
 __all__ = ["GPT"]
 
 
-class GPT(FreezingMethods):
+class GPT(LoraMethods):
     """A transformer with one trunk and the head of its mode.
 
     Parameters are called as in nanoGPT: `transformer.wte`, `transformer.wpe` (unless rotary),

@@ -1,0 +1,72 @@
+"""The methods of a GPT that set LoRA ranks: thin, `lighter_freezers.lora` does the work."""
+
+import warnings
+
+from torch import nn
+
+from lighter_freezers.gpt.config import GPTConfig
+from lighter_freezers.gpt.freezing_methods import FreezingMethods
+
+__all__ = ["LoraMethods"]
+
+EMBEDDINGS = ("wte", "wpe")
+
+
+class LoraMethods(FreezingMethods):
+    """To be inherited by a model with a `config` and a trunk called `transformer`."""
+
+    config: GPTConfig
+    transformer: nn.Module
+
+    def set_layer_lora_rank(self, layer: str, rank: int) -> None:
+        """Set the LoRA rank of a layer, which gets LoRA if it has none; rank 0 merges and takes it away.
+
+        An optimizer that exists already does not know the new factors. In a run, `LayerOperations` and
+        `LoraRankScheduler` see to that, and to the optimizer's state.
+
+        Args:
+            layer: `attn.N`, `mlp.N` or `wte`, N from 0.
+            rank: Its new rank, from 0 to the smaller side of its weight.
+
+        Raises:
+            TypeError: The rank is not a whole number.
+            ValueError: There is no such layer, or it cannot have this rank.
+            RuntimeError: Rank 0 would merge into a weight that is tied or quantised.
+        """
+        from lighter_freezers.lora.verbs import set_layer_lora_rank
+
+        set_layer_lora_rank(self, layer, rank)
+
+    def resize_lora_rank(self, rank: int) -> None:
+        """Deprecated: set the rank of every attention. Call `set_layer_lora_rank` for each."""
+        _deprecate("resize_lora_rank(rank)", 'set_layer_lora_rank("attn.N", rank) for each layer')
+        for index in range(self.config.n_layer):
+            self.set_layer_lora_rank(f"attn.{index}", rank)
+
+    def resize_embedding_rank(self, rank: int) -> None:
+        """Deprecated: set the rank of the token embedding. Call `set_layer_lora_rank`."""
+        _deprecate("resize_embedding_rank(rank)", 'set_layer_lora_rank("wte", rank)')
+        self.set_layer_lora_rank("wte", rank)
+
+    def set_embedding_finetune_mode(self, enabled: bool) -> None:
+        """Deprecated: freeze all blocks and the final norm, or let them train again."""
+        _deprecate("set_embedding_finetune_mode(enabled)", "freeze_layer and unfreeze_layer")
+        for index in range(self.config.n_layer):
+            self._switch(f"block.{index}", enabled)
+        self._switch("ln_f", enabled)
+
+    def set_embedding_freeze_mode(self, enabled: bool) -> None:
+        """Deprecated: freeze the embeddings, with a tied head, or let them train again."""
+        _deprecate("set_embedding_freeze_mode(enabled)", "freeze_layer and unfreeze_layer")
+        for layer in EMBEDDINGS[: 1 if self.config.use_rotary_embeddings else 2]:
+            self._switch(layer, enabled)
+
+    def _switch(self, layer: str, is_frozen: bool) -> None:
+        if is_frozen:
+            self.freeze_layer(layer)
+        else:
+            self.unfreeze_layer(layer)
+
+
+def _deprecate(call: str, replacement: str) -> None:
+    warnings.warn(f"{call} is deprecated: use {replacement}.", DeprecationWarning, stacklevel=3)
