@@ -22,7 +22,15 @@ from pathlib import Path
 
 __all__ = ["Report", "Row", "Samples", "cpu_seconds", "interleave", "main", "versions"]
 
-PACKAGES = ("torch", "pytorch-lightning", "lightning", "lighter", "finetuning-scheduler", "lighter-freezers")
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "lightning",
+    "lighter",
+    "finetuning-scheduler",
+    "peft",
+    "lighter-freezers",
+)
 
 cpu_seconds = time.process_time
 

@@ -74,6 +74,7 @@ class RankAct(Act):
         self._statistics = BottleneckStatistics({})
         self._curves = RankCurves({})
         self._fit: weakref.ref[Any] | None = None  # the Trainer, if this is a fit
+        self._saved: Mapping[str, Any] | None = None  # what there was to remember
 
     @property
     def monitors(self) -> frozenset[str]:
@@ -128,8 +129,9 @@ class RankAct(Act):
         if stage == "fit":
             _refuse_weight_averaging(trainer.callbacks)
             self._fit = weakref.ref(trainer)
-            if self.title in _left.get(trainer, {}):
-                self.remember(_left[trainer][self.title])
+            saved = self._saved or _left.get(trainer, {}).get(self.title)
+            if saved:  # by a checkpoint, where the model was built after it, or by the last fit
+                self.remember(saved)
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
         """The factors whose rank changes, without those that the user froze."""
@@ -201,6 +203,7 @@ class RankAct(Act):
 
     def remember(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave."""
+        self._saved = state
         self._plan.remember(state)
         self._frozen = {name for name in state["frozen"] if name in self._sites}
         self._new.remember(state["new"], self._sites)

@@ -174,10 +174,16 @@ def _components_back(rows: Tensor, axis: int, like: Tensor) -> Tensor:
     return rows.reshape(len(rows), *others).movedim(0, axis)
 
 
+def _working(mix: Tensor, like: Tensor) -> Tensor:
+    """In the precision of what it mixes, float32 at least."""
+    return mix.to(like.device, torch.promote_types(like.dtype, torch.float32))
+
+
 def _carried_mean(value: Tensor, change: Recombination) -> Tensor:
     rows = _components_first(value, change.axis)  # (r, rest)
     if change.mix is not None:
-        rows = (change.mix @ rows.to(change.mix)).to(value)  # (k, rest)
+        mix = _working(change.mix, value)
+        rows = (mix @ rows.to(mix)).to(value)  # (k, rest)
     rows = torch.cat([rows, rows.new_zeros(change.num_new, rows.shape[1])])
     return _components_back(rows, change.axis, value)
 
@@ -187,7 +193,7 @@ def _carried_squares(
 ) -> Tensor:
     rows = _components_first(value, change.axis)  # (r, rest)
     if change.mix is not None:
-        mix = change.mix
+        mix = _working(change.mix, value)
         squares = rows.to(mix) / corrections[1]
         means = squares.new_zeros(squares.shape)
         if mean is not None:

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import hooks, imports, logging_cost, loop, measure, peers, render, switch
+from benchmarks import hooks, host_reads, imports, logging_cost, loop, lora, measure, peers, render, switch
 from benchmarks.measure import Report, Row, Samples, interleave
 
+TINY_LORA = ["--large", "128", "256", "--layers", "1", "--width", "64"]
+TINY_LORA += ["--rounds", "2", "--steps", "2", "--learn", "3", "--seeds", "1"]
 TINY: list[tuple[ModuleType, str, list[str]]] = [
     (hooks, "B1", ["--params", "150", "300", "--calls", "20", "--rounds", "2"]),
     (loop, "B2", ["--steps", "2", "--rounds", "2"]),
     (switch, "B3", ["--params", "150", "--rounds", "2", "--fits", "1"]),
+    (lora, "B11", TINY_LORA),
+    (host_reads, "B12", ["--steps", "30", "--average-over", "4", "--calls", "20", "--rounds", "2"]),
     (imports, "B13", ["--rounds", "1", "--light"]),
     (logging_cost, "B14", ["--params", "150", "--periods", "1", "--rounds", "2"]),
 ]

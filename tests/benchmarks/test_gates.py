@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import fits, hooks, imports, logging_cost, loop, switch
+from benchmarks import fits, hooks, host_reads, imports, logging_cost, loop, switch
 from benchmarks.fits import Fit
 from benchmarks.measure import Report, Samples
 from benchmarks.models import Tensors, half_of_the_prefixes
@@ -100,6 +100,17 @@ def test_the_hook_is_cheap() -> None:
         ratio = best_of(partial(hooks.time_blocks, chosen, 2_000, 21), hooks.ours(1, 150), hooks.NOOP)
 
     assert ratio <= SLACK * 2.0
+
+
+@pytest.mark.parametrize("average_over", [3, 10])
+def test_the_host_reads_the_loss_once_per_block(average_over: int) -> None:
+    """And not between, nor after the last operation; a callback that reads each loss is seen."""
+    arguments = ["--steps", "32", "--average-over", str(average_over), "--calls", "10", "--rounds", "1"]
+    report = host_reads.run(host_reads.parser().parse_args(arguments))
+
+    assert [row for row in report.rows if row.is_exact and row.is_met is False] == []
+    assert report.value("waiting for the loss") == 31 // average_over
+    assert report.value("peer: loss.item() at each step") == 31
 
 
 def test_finding_is_cheaper_than_a_walk() -> None:
