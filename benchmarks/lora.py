@@ -2,10 +2,10 @@
 
 Change: one large layer with its AdamW state, next to the SVD of a whole update, smaller because it takes so
 long; all layers of a GPT, against PEFT's way, which adds an adapter and deletes the other, with all that it
-has learnt. Step: training steps of a GPT whose ranks went from 64 to 8, against the same GPT with PEFT's rank 8
-from the start and with rank 64; and of rank 0 against the GPT without LoRA. Memory: bytes of gradients and
-AdamW's moments by rank, counted. Loss: what shrinking costs at once in a small GPT, by `svd` and by `kfac`, as
-means over seeds.
+has learnt. Step: training steps of a GPT whose ranks went from 64 to 8, against the same with PEFT's rank 8
+from the start and with rank 64; and of rank 0 against the GPT without LoRA. Memory: bytes of gradients and of
+AdamW's moments by rank, counted. Loss: what shrinking costs at once in a small GPT, by `svd` and by `kfac`,
+as means over seeds.
 """
 
 import argparse
