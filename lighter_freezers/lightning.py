@@ -16,11 +16,17 @@ from lighter_freezers.training._text_data import TextData
 if TYPE_CHECKING:
     from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
     from lighter_freezers.callbacks.freezer import Freezer
+    from lighter_freezers.callbacks.layer_operations import LayerOperations
+    from lighter_freezers.callbacks.lora_phases import LoraPhases
+    from lighter_freezers.callbacks.lora_rank_scheduler import LoraRankScheduler
 
 __all__ = [
     "FreezeStateLogger",
     "Freezer",
     "GPTModule",
+    "LayerOperations",
+    "LoraPhases",
+    "LoraRankScheduler",
     "SequenceScoreDataModule",
     "TextDataModule",
     "TokenLabelDataModule",
@@ -29,6 +35,9 @@ __all__ = [
 _HOMES = {
     "FreezeStateLogger": "lighter_freezers.callbacks.freeze_state_logger",
     "Freezer": "lighter_freezers.callbacks.freezer",
+    "LayerOperations": "lighter_freezers.callbacks.layer_operations",
+    "LoraPhases": "lighter_freezers.callbacks.lora_phases",
+    "LoraRankScheduler": "lighter_freezers.callbacks.lora_rank_scheduler",
 }
 
 

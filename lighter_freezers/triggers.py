@@ -256,7 +256,7 @@ class LossOrWait:
         if value is not None and self.trigger_loss is not None and value < self.trigger_loss:
             return f"{self.monitor} {value:.4g} < {self.trigger_loss:g}"
         if self.max_wait is not None and num_steps >= self.max_wait:
-            return f"waited {self.max_wait} steps"
+            return f"waited {self.max_wait} step{'s' * (self.max_wait != 1)}"
         return None
 
     def deadline(self, since: int) -> int | None:

@@ -167,6 +167,9 @@ class Act:
     def remember(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave; called after the weights are loaded and before `resume`."""
 
+    def end(self, trainer: Any) -> None:
+        """Training ended by itself."""
+
     def leave(self) -> None:
         """The fit is over, or broke off."""
 

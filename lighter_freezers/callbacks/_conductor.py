@@ -190,6 +190,11 @@ class Conductor(Callback):
         if self._metrics.observe_epoch(trainer):
             self._wait = 1
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let the acts say what is left of them."""
+        for act in self._acts:
+            act.end(trainer)
+
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the model in order when a run breaks off."""
         self._disband()

@@ -35,6 +35,10 @@ class Memory:
     trainer: weakref.ref[Any] | None = None
     state: Mapping[str, Any] | None = None
 
+    def __getstate__(self) -> dict[str, None]:
+        """Travel without: another process has another Trainer."""
+        return {"trainer": None, "state": None}
+
 
 class Performance(Act):
     """The operations of one callback in one fit.
@@ -73,11 +77,6 @@ class Performance(Act):
         self._has_begun = False
 
     @property
-    def pending(self) -> Sequence[Operation]:
-        """Operations that had no turn yet."""
-        return self._queue.pending
-
-    @property
     def monitors(self) -> frozenset[str]:
         """The loss, while some operation still depends on it."""
         return frozenset({self._monitor} if self._queue.looks_at_loss else ())
@@ -113,6 +112,8 @@ class Performance(Act):
         if stage == "fit":
             performing.check_operations(self._queue.operations, model)
         performing.prepare_lora(self._queue.operations, model)
+        if stage == "fit" and self.reshapes:  # a merge can be judged once there is an adapter
+            performing.check_operations(self._queue.operations, model)
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
         """What operations may let train."""
@@ -189,6 +190,18 @@ class Performance(Act):
         """Keep what `state` gave until `resume`."""
         self._saved = state
 
+    def end(self, trainer: Any) -> None:
+        """Say which operations had no turn."""
+        pending = self._queue.pending
+        if pending and trainer.is_global_zero:
+            log.warning(
+                "LayerOperations: %d of %d operations had no turn; next was '%s', %s",
+                len(pending),
+                len(self._queue.operations),
+                pending[0],
+                pending[0].trigger,
+            )
+
     def leave(self) -> None:
         """Leave the flags as they are, and remember for a further fit."""
         if self._has_begun:
@@ -226,7 +239,8 @@ class Performance(Act):
         trainer, step = stage.trainer, stage.moment.optimizer_step
         if not trainer.is_global_zero:
             return
-        write_metrics(trainer.loggers, {"operations/done": len(self._queue.records)}, step)
+        num_done = sum(record.status == "done" for record in self._queue.records)
+        write_metrics(trainer.loggers, {"operations/done": num_done}, step)
         write_text(trainer.loggers, "operations/log", _table(self._queue.records), step)
 
 

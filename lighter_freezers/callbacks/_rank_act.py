@@ -1,6 +1,5 @@
 """A schedule of LoRA ranks at work in one fit: it changes the model, and remembers how far it has come."""
 
-import dataclasses
 import math
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,8 @@ from lighter_freezers.ledger import Hold
 from lighter_freezers.lora.layers import LoraSite, find_lora_sites
 from lighter_freezers.lora.optimizer_state import NewComponents
 from lighter_freezers.lora.plan import RankPlan, resolved_ranks
-from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink, in_words
+from lighter_freezers.lora.rank_notes import notes_of
+from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink
 from lighter_freezers.lora.restore import install_rank_restore
 from lighter_freezers.lora.schedule import RankEntry
 from lighter_freezers.lora.statistics import BottleneckStatistics
@@ -184,7 +184,7 @@ class RankAct(Act):
         touched = {site.layer for site, _ in changes}
         return Outcome(
             is_reshaped=any(change.rank_before != change.rank_after for _, change in changes),
-            notes=tuple(_notes(changes, [reason for reason in due.values() if reason])),
+            notes=tuple(notes_of(changes, [reason for reason in due.values() if reason])),
             ranks={layer: rank for layer, rank in self.ranks.items() if layer in touched},
         )
 
@@ -262,22 +262,6 @@ class RankAct(Act):
         return {
             name: (reduce(z, reduce_op="mean"), reduce(g, reduce_op="mean")) for name, (z, g) in seen.items()
         }
-
-
-def _notes(changes: Iterable[tuple[LoraSite, RankChange]], reasons: Sequence[str]) -> list[str]:
-    """A sentence for all layers with the same change."""
-    alike: dict[tuple[Any, ...], list[tuple[str, RankChange]]] = {}
-    for site, change in changes:
-        kind = (change.rank_before, change.rank_after, change.is_merged, bool(change.frozen))
-        alike.setdefault(kind, []).append((site.title, change))
-    why = f" ({'; '.join(reasons)})" if reasons else ""
-    notes = []
-    for group in alike.values():
-        titles = [title for title, _ in group]
-        named = ", ".join(titles[:4]) + (f" and {len(titles) - 4} more" if len(titles) > 4 else "")
-        lost = math.hypot(*(change.discarded for _, change in group))
-        notes.append(in_words(named, dataclasses.replace(group[0][1], discarded=lost)) + why)
-    return notes
 
 
 def _refuse_weight_averaging(callbacks: Iterable[Any]) -> None:

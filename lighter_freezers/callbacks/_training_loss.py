@@ -25,16 +25,30 @@ class TrainingLoss:
         self._num_batches = num_steps * num_batches_per_step
         self._scale = num_batches_per_step
         self._losses: list[torch.Tensor] = []
+        self._num_missing = 0
         self._average: torch.Tensor | None = None  # on its way to the host
         self._arrival: torch.cuda.Event | None = None
         self.ready_step: int | None = None  # the optimizer step from which on it may be read
 
     def note(self, outputs: Any) -> bool:
-        """Keep the loss of one batch, without reading it; whether the block is full now."""
+        """Keep the loss of one batch, without reading it; whether the block is full now.
+
+        Raises:
+            RuntimeError: For a whole block there was no loss.
+        """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if loss is not None:  # `training_step` may skip a batch
+        if loss is not None:
             self._losses.append(loss)
-        return len(self._losses) >= self._num_batches
+            self._num_missing = 0
+            return len(self._losses) >= self._num_batches
+        self._num_missing += 1  # `training_step` may skip a batch
+        if self._num_missing >= self._num_batches:
+            raise RuntimeError(
+                "An operation waits for training_loss, but training_step gave no loss in "
+                f"{self._num_missing} batches. Return it, or a dictionary with it under 'loss', or monitor a "
+                "metric that is logged."
+            )
+        return False
 
     def close(self, trainer: Any, optimizer_step: int) -> None:
         """Take the mean of the block and send it off."""

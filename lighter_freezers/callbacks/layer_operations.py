@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lighter_freezers import arguments
-from lighter_freezers._log import log
 from lighter_freezers.callbacks._acts import Act
 from lighter_freezers.callbacks._conductor import Conducted
 from lighter_freezers.callbacks._performance import Memory, OnFailure, Performance
@@ -64,7 +63,7 @@ class LayerOperations(Conducted):
     resumed run replays nothing. Operations that had no turn yet may be changed before a resume.
 
     Logs: one line per operation. `operations/log`, a table, to TensorBoard, and the number of operations that
-    had their turn as `operations/done`.
+    were done as `operations/done`.
 
     Example:
         ```yaml
@@ -95,28 +94,14 @@ class LayerOperations(Conducted):
             raise ValueError(f"average_over must be at least 1. Got {average_over!r}.")
         self._on_failure: OnFailure = arguments.choice("on_failure", on_failure, ("stop", "skip"))
         self._memory = Memory()
-        self._performance: Performance | None = None
 
     def acts(self) -> list[Act]:
         """One performance of these operations; a further fit of the same Trainer goes on with it."""
-        self._performance = Performance(
+        performance = Performance(
             self._operations,
             self._memory,
             monitor=self._monitor,
             average_over=self._average_over,
             on_failure=self._on_failure,
         )
-        return [self._performance]
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Say which operations had no turn."""
-        assert self._performance is not None
-        pending = self._performance.pending
-        if pending and trainer.is_global_zero:
-            log.warning(
-                "LayerOperations: %d of %d operations had no turn; next was '%s', %s",
-                len(pending),
-                len(self._operations),
-                pending[0],
-                pending[0].trigger,
-            )
+        return [performance]

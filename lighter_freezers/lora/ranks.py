@@ -27,7 +27,6 @@ __all__ = [
     "check_rank",
     "check_shrink",
     "fit_rank",
-    "in_words",
     "resize_lora_layer",
 ]
 
@@ -171,20 +170,6 @@ def resize_lora_layer(
         is_merged=is_merged,
         discarded=0.0 if is_merged else change.discarded,
     )
-
-
-def in_words(title: str, change: RankChange) -> str:
-    """A sentence about a change of rank, for the log; the title may name several layers."""
-    text = f"LoRA rank {change.rank_after} for {title}"
-    if change.rank_before != change.rank_after:
-        text += f" (was {change.rank_before})"
-    elif change.frozen:
-        text += ", frozen as it is"
-    else:
-        text += ", training again" if change.thawed else " as before"
-    if change.is_merged:
-        return f"{text}, merged into the base weight"
-    return f"{text}, discards {change.discarded:.3g} of its update" if change.discarded else text
 
 
 def fit_rank(factors: LoraFactors, rank: int) -> None:

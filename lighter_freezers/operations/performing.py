@@ -132,7 +132,7 @@ def check_operations(operations: Iterable[Operation], model: nn.Module) -> None:
             elif operation.name in _RANKS:
                 _check_rank(model, *_RANKS[operation.name](operation.value))
             elif operation.name == "merge_lora_weights" and operation.value is not None:
-                parameters_of_layers(model, str(operation.value))
+                _check_merge(model, str(operation.value))
         except (ValueError, RuntimeError) as error:
             raise type(error)(f"{operation.argument} ({operation}): {error}") from None
 
@@ -206,8 +206,19 @@ def _check_rank(model: nn.Module, layer: str, rank: int) -> None:
     check_layer_lora_rank(model, layer, rank)
 
 
+def _check_merge(model: nn.Module, layer: str) -> None:
+    from lighter_freezers.lora.layers import find_lora_sites
+    from lighter_freezers.lora.merging import check_merge
+
+    named = parameters_of_layers(model, layer)
+    inside = {id(parameter) for parameter in named.values()}
+    for site in find_lora_sites(model).values():
+        if id(site.factors.parameters[0]) in inside:
+            check_merge(site.factors, model)
+
+
 def _set_rank(means: Means, layer: str, rank: int, seed: str) -> Effect:
-    from lighter_freezers.lora.ranks import in_words
+    from lighter_freezers.lora.rank_notes import in_words
     from lighter_freezers.lora.verbs import check_layer_lora_rank, set_layer_lora_rank
 
     check_layer_lora_rank(means.model, layer, rank)

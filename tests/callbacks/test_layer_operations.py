@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,41 @@ def test_a_further_fit_goes_on(log: pytest.LogCaptureFixture) -> None:
     assert [line.split(":")[0] for line in lines(log)] == ["step 2", "step 6", "step 2"]
 
 
+def test_a_callback_travels_after_a_fit_too() -> None:
+    """As Trainers that start processes need it."""
+    callback = LayerOperations([operation("freeze_layer", "layer2")])
+    trainer(LONE, callbacks=[callback]).fit(regression(LONE), batches(), batches())
+    copy = pickle.loads(pickle.dumps(callback))
+    seen = recorder(LONE, lambda _, m: frozen_layers(m))
+    trainer(LONE, callbacks=[copy, seen]).fit(regression(LONE), batches(), batches())
+
+    assert seen.seen == [["layer2"]] * 4
+
+
+def test_manual_optimisation_without_a_loss_is_an_error() -> None:
+    """Nobody could say what the training loss is; where it is returned, it counts."""
+    entry = operation("freeze_layer", "layer2", trigger_loss=1e9)
+    for returns in (False, True):
+        module = regression(LONE)
+        module.automatic_optimization = False
+
+        def training_step(batch: Any, batch_idx: int, module: Any = module, returns: bool = returns) -> Any:
+            loss = module.loss(batch)
+            module.optimizers().zero_grad()
+            module.manual_backward(loss)
+            module.optimizers().step()
+            return {"loss": loss.detach()} if returns else None
+
+        module.training_step = training_step
+        fitted = trainer(LONE, callbacks=[LayerOperations([entry], monitor="training_loss", average_over=2)])
+        if returns:
+            fitted.fit(module, batches(), batches())
+            assert frozen_layers(module) == ["layer2"]
+        else:
+            with pytest.raises(RuntimeError, match="gave no loss in 2 batches. Return it"):
+                fitted.fit(module, batches(), batches())
+
+
 def test_tensorboard_has_the_record(tmp_path: Path) -> None:
     """A table of what was done, and a curve of how much."""
     from pytorch_lightning.loggers import TensorBoardLogger
@@ -295,6 +331,6 @@ def test_tensorboard_has_the_record(tmp_path: Path) -> None:
 
     assert [(e.step, e.value) for e in events.Scalars("operations/done")] == [(1, 1.0), (3, 2.0)]
     assert table[2:] == [
-        "| 1 | `freeze_layer layer2` | waited 1 steps | done | froze 72 parameters |",
+        "| 1 | `freeze_layer layer2` | waited 1 step | done | froze 72 parameters |",
         "| 3 | `set_lr 0.01` | waited 2 steps | done | learning rate 0.05 -> 0.01 |",
     ]

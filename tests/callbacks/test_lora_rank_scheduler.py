@@ -1,4 +1,4 @@
-"""The callback in real fits: what changes when, what is said about it, what it refuses."""
+"""The callback in real fits: what changes when, and what is said about it."""
 
 import logging
 from pathlib import Path
@@ -9,10 +9,8 @@ import torch
 from torch.optim import lr_scheduler as lrs
 
 from lighter_freezers import Freezer, FreezeStateLogger, LoraRankScheduler, apply_lora, ledger
-from lighter_freezers.callbacks._rank_act import RankAct
 from lighter_freezers.lora.layers import find_lora_sites
-from lighter_freezers.transitions.ddp_wrapper import refuse_unsupported_strategy
-from tests.lab import NAMESPACES, TinyNet, adamw, batches, recorder, regression, trainer
+from tests.lab import NAMESPACES, adamw, batches, recorder, regression, trainer
 from tests.lora.lora_lab import Mixed, mixed
 
 LONE = "pytorch_lightning"
@@ -281,68 +279,38 @@ def test_new_components_learn() -> None:
         assert B[:, 3:].any(dim=0).all(), site.title
 
 
-def error_in_fit(scheduler: LoraRankScheduler, *callbacks: Any, **arguments: Any) -> Any:
-    options = arguments.pop("options", {})
-    network = arguments.pop("network", mixed)
-    module = regression(LONE, network=network, **{"optimizer": adamw, **arguments})
-    run = trainer(LONE, callbacks=[scheduler, *callbacks], **options)
-    try:
-        run.fit(module, batches(), batches())
-    finally:
-        assert run.global_step == 0
+def late(namespace: str = LONE) -> Any:
+    """A module that builds its network in `configure_model`."""
+    module = regression(namespace, network=torch.nn.Identity, optimizer=adamw)
+
+    def configure_model(self: Any) -> None:
+        if isinstance(self.network, torch.nn.Identity):
+            torch.manual_seed(0)
+            self.network = mixed()
+
+    type(module).configure_model = configure_model
+    return module
 
 
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ({"wte": 13}, "13 is impossible here: the weight is 12 x 16, so give 0 to 12"),
-        ({"wtee": 4}, "Closest|With LoRA: 'wte'"),
-        ({"head": 4}, "there is no LoRA in it.*target_modules"),
-        ({"attn.0": 4}, "'h.0.fc'"),
-    ],
-)
-def test_names_and_ranks_are_checked_before_training(pattern: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        error_in_fit(LoraRankScheduler([{"step": 5, "rank_pattern": pattern}]))
+def test_a_network_that_is_built_late_follows_too(tmp_path: Path) -> None:
+    """After `setup`, and after the checkpoint's state was handed out: what is frozen is still known."""
+    schedule = [
+        {"step": 1, "rank_pattern": {"wte": 5, "proj": 0}},
+        {"step": 3, "rank_pattern": {"h.0.fc": 4}},
+        {"step": 6, "rank_pattern": {"proj": 2}},
+    ]
+    seen, module, run = fit(schedule, module=late(), on_zero="freeze")
+    assert changes(seen) == {1: {"wte": 5}, 3: {"h.0.fc": 4}, 6: {"proj": 2}}
 
+    half = trainer(LONE, callbacks=[LoraRankScheduler(schedule, on_zero="freeze")], max_epochs=1)
+    half.fit(late(), batches(), batches())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = late()
+    rest = trainer(LONE, callbacks=[LoraRankScheduler(schedule, on_zero="freeze")], max_epochs=2)
+    rest.fit(resumed, batches(), batches(), ckpt_path=tmp_path / "half.ckpt")
 
-SOON = [{"step": 1, "rank_pattern": {".*": 2}}]
-
-
-def test_what_cannot_follow_is_refused_by_name() -> None:
-    """Models without LoRA, optimizers, callbacks that average weights, strategies."""
-    from pytorch_lightning.callbacks import StochasticWeightAveraging
-    from pytorch_lightning.strategies import ModelParallelStrategy
-
-    with pytest.raises(ValueError, match="no layers of PEFT with an adapter 'default'.*apply_lora"):
-        error_in_fit(LoraRankScheduler(SOON), network=TinyNet)
-    with pytest.raises(ValueError, match="adapter 'second'"):
-        error_in_fit(LoraRankScheduler(SOON, "second"))
-    with pytest.raises(RuntimeError, match="LBFGS.*AdamW"):
-        error_in_fit(LoraRankScheduler(SOON), optimizer=torch.optim.LBFGS)
-    with pytest.raises(RuntimeError, match="StochasticWeightAveraging averages weights"):
-        error_in_fit(LoraRankScheduler(SOON), StochasticWeightAveraging(swa_lrs=0.1))
-    parallel = ModelParallelStrategy(process_group_backend="gloo")
-    with pytest.raises(RuntimeError, match="ModelParallelStrategy cannot change the rank of a layer"):
-        refuse_unsupported_strategy(parallel, is_static=False, reshapes=RankAct.reshapes)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"on_zero": "drp"}, ValueError, "on_zero must be one of drop, merge, freeze"),
-        ({"shrink": "svdd"}, ValueError, "shrink must be one of svd, kfac"),
-        ({"monitor": ""}, TypeError, "monitor must be a name"),
-        ({"adapter_name": 5}, TypeError, "adapter_name must be a name"),
-        ({"average_over": 0}, ValueError, "at least 1"),
-        ({"seed": "1"}, TypeError, "seed must be a whole number"),
-    ],
-)
-def test_arguments_are_checked_when_they_are_read(
-    arguments: Any, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        LoraRankScheduler(SOON, **arguments)
+    weights = module.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in resumed.state_dict().items())
 
 
 def test_a_compiled_model_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:

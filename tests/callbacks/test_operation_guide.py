@@ -155,6 +155,19 @@ def test_component_wise_training(said: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize(("name", "value"), [("set_embedding_lora_rank", 0), ("merge_lora_weights", "wte")])
+def test_a_merge_into_a_tied_embedding_is_refused_before_training(name: str, value: Any) -> None:
+    """It would change the head too."""
+    operations = [
+        {"name": "set_embedding_lora_rank", "value": 2, "max_wait_iters": 1},
+        {"name": name, "value": value, "max_wait_iters": 1},
+    ]
+    with pytest.raises(
+        RuntimeError, match=rf"operations\[1\] \({name} {value}\): The weight .* tied to another"
+    ):
+        train(operations, [1.0])
+
+
 def test_the_legacy_names_have_their_meaning() -> None:
     """One rank for every attention, and one for the embeddings; infinity as JSON spells it."""
     operations = [

@@ -48,7 +48,7 @@ OPERATIONS: dict[str, list[str]] = {
     "layerwise_unfreezing": [
         "step 0: operation 1 of 13, freeze_layer attn.*: at once: froze 12,288 parameters",
         *(
-            f"step {n}: operation {n + 1} of 13, unfreeze_layer attn.{12 - n}: waited 1 steps: "
+            f"step {n}: operation {n + 1} of 13, unfreeze_layer attn.{12 - n}: waited 1 step: "
             "thawed 1,024 parameters"
             for n in range(1, 13)
         ),

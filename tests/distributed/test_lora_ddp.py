@@ -47,7 +47,9 @@ def loader(rank: int, num_ranks: int) -> Any:
     return resumable
 
 
-def fit(options: str, num_ranks: int, folder: Path, resume_from: Path | None = None) -> dict[str, Any]:
+def fit(
+    options: str, num_ranks: int, folder: Path, resume_from: Path | None = None, **how: Any
+) -> dict[str, Any]:
     """Train for two epochs of four steps; all there is to compare."""
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.strategies import DDPStrategy
@@ -65,7 +67,7 @@ def fit(options: str, num_ranks: int, folder: Path, resume_from: Path | None = N
         "on_before_optimizer_step",
     )
     names = recorder("pytorch_lightning", lambda t, m: [id(p) for p in m.parameters()])
-    scheduler = LoraRankScheduler(SCHEDULE, monitor="training_loss", average_over=2)
+    scheduler = LoraRankScheduler(SCHEDULE, monitor="training_loss", average_over=2, **how)
     saver = ModelCheckpoint(dirpath=folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
     freezer = Freezer(name_starts_with="network.h.1.fc.lora_", windows=[[2, 5]])
     run = trainer(
@@ -89,7 +91,9 @@ def fit_all(folder: Path) -> dict[str, dict[str, Any]]:
     """What each rank does: one fit after the other in the same pair of processes."""
     results = {options: fit(options, 2, folder / options) for options in OPTIONS}
     cut = folder / "plain" / f"step={CUT}.ckpt"
-    return {**results, "resumed": fit("plain", 2, folder / "resumed", cut)}
+    results["resumed"] = fit("plain", 2, folder / "resumed", cut)
+    results["kfac"] = fit("plain", 2, folder / "kfac", shrink="kfac", on_zero="freeze")
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,14 @@ def test_two_ranks_equal_one_process(two_ranks: Any, alone: dict[str, Any], opti
     assert same(first["weights"], alone["weights"])
     assert same(first["optimizer"], alone["optimizer"])
     assert first["num_identities"] == 1
+
+
+def test_what_each_process_has_seen_is_put_together(two_ranks: Any) -> None:
+    """Loss-aware shrinking listens to the batches of one process; ranks agree all the same."""
+    first, second = (rank["kfac"] for rank in two_ranks)
+
+    assert same(first, second)
+    assert not same(first["weights"], two_ranks[0]["plain"]["weights"])
 
 
 def test_the_resumed_run_is_the_same(two_ranks: Any) -> None:

@@ -1,0 +1,78 @@
+"""What LoraRankScheduler refuses: all of it before the first batch, with the way out."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lighter_freezers import LoraRankScheduler
+from lighter_freezers.callbacks._rank_act import RankAct
+from lighter_freezers.transitions.ddp_wrapper import refuse_unsupported_strategy
+from tests.lab import TinyNet, adamw, batches, regression, trainer
+from tests.lora.lora_lab import mixed
+
+LONE = "pytorch_lightning"
+
+
+def error_in_fit(scheduler: LoraRankScheduler, *callbacks: Any, **arguments: Any) -> Any:
+    options = arguments.pop("options", {})
+    network = arguments.pop("network", mixed)
+    module = regression(LONE, network=network, **{"optimizer": adamw, **arguments})
+    run = trainer(LONE, callbacks=[scheduler, *callbacks], **options)
+    try:
+        run.fit(module, batches(), batches())
+    finally:
+        assert run.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ({"wte": 13}, "13 is impossible here: the weight is 12 x 16, so give 0 to 12"),
+        ({"wtee": 4}, "Closest|With LoRA: 'wte'"),
+        ({"head": 4}, "there is no LoRA in it.*target_modules"),
+        ({"attn.0": 4}, "'h.0.fc'"),
+    ],
+)
+def test_names_and_ranks_are_checked_before_training(pattern: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        error_in_fit(LoraRankScheduler([{"step": 5, "rank_pattern": pattern}]))
+
+
+SOON = [{"step": 1, "rank_pattern": {".*": 2}}]
+
+
+def test_what_cannot_follow_is_refused_by_name() -> None:
+    """Models without LoRA, optimizers, callbacks that average weights, strategies."""
+    from pytorch_lightning.callbacks import StochasticWeightAveraging
+    from pytorch_lightning.strategies import ModelParallelStrategy
+
+    with pytest.raises(ValueError, match="no layers of PEFT with an adapter 'default'.*apply_lora"):
+        error_in_fit(LoraRankScheduler(SOON), network=TinyNet)
+    with pytest.raises(ValueError, match="adapter 'second'"):
+        error_in_fit(LoraRankScheduler(SOON, "second"))
+    with pytest.raises(RuntimeError, match="LBFGS.*AdamW"):
+        error_in_fit(LoraRankScheduler(SOON), optimizer=torch.optim.LBFGS)
+    with pytest.raises(RuntimeError, match="StochasticWeightAveraging averages weights"):
+        error_in_fit(LoraRankScheduler(SOON), StochasticWeightAveraging(swa_lrs=0.1))
+    parallel = ModelParallelStrategy(process_group_backend="gloo")
+    with pytest.raises(RuntimeError, match="ModelParallelStrategy cannot change the rank of a layer"):
+        refuse_unsupported_strategy(parallel, is_static=False, reshapes=RankAct.reshapes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"on_zero": "drp"}, ValueError, "on_zero must be one of drop, merge, freeze"),
+        ({"shrink": "svdd"}, ValueError, "shrink must be one of svd, kfac"),
+        ({"monitor": ""}, TypeError, "monitor must be a name"),
+        ({"adapter_name": 5}, TypeError, "adapter_name must be a name"),
+        ({"average_over": 0}, ValueError, "at least 1"),
+        ({"seed": "1"}, TypeError, "seed must be a whole number"),
+    ],
+)
+def test_arguments_are_checked_when_they_are_read(
+    arguments: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        LoraRankScheduler(SOON, **arguments)
