@@ -14,11 +14,11 @@ from torch import Tensor
 from lighter_freezers._log import log
 from lighter_freezers.tasks.cache import cache_folder, keep
 from lighter_freezers.tasks.code_labels import CodeClasses, character_classes, is_documentation
-from lighter_freezers.tasks.corpus import Corpus
+from lighter_freezers.tasks.corpus import SPLITS, Corpus
 from lighter_freezers.tasks.encode import token_labels
 from lighter_freezers.tasks.tokenizer import TextTokenizer
 
-__all__ = ["LabelledCode", "cached_classes"]
+__all__ = ["LabelledCode", "cache_all_classes", "cached_classes"]
 
 VERSION = 1  # of the classes: raise it when `character_classes` gives others
 
@@ -36,6 +36,7 @@ class LabelledCode:
     def __init__(
         self, corpus: Corpus, split: str, tokenizer: TextTokenizer, cache_dir: Path | None = None
     ) -> None:
+        self._split = split
         self._classes = cached_classes(corpus, split, cache_dir)
         stream = np.array(tokenizer.stream(corpus.split(split)))
         num_bytes = np.array(tokenizer.bytes_per_token())[stream]
@@ -43,6 +44,18 @@ class LabelledCode:
         self._begins = self._ends - num_bytes
         assert self._ends[-1] == len(self._classes)
         self.ids = torch.from_numpy(stream)  # (N,)
+
+    def check_windows(self, num_windows: int, block_size: int) -> None:
+        """Refuse a split without a single window.
+
+        Raises:
+            ValueError: There is none; the message says what to lower.
+        """
+        if not num_windows:
+            raise ValueError(
+                f"The {self._split} text has {len(self.ids)} tokens: too few for one sequence of block_size="
+                f"{block_size}. Lower block_size."
+            )
 
     def labels(self) -> Tensor:
         """The class of each token, (N,); `<eos>` and blanks outside of strings count nothing."""
@@ -65,6 +78,17 @@ class LabelledCode:
         lasts = self._ends[starts.numpy() + num_tokens - 1]
         shares = (num_before[lasts] - num_before[firsts]) / np.maximum(lasts - firsts, 1)
         return torch.from_numpy(shares).float()
+
+
+def cache_all_classes(corpus: Corpus, cache_dir: Path | None = None) -> None:
+    """Label all modules of all splits, seconds of work, unless the cache has the labels.
+
+    Args:
+        corpus: The modules.
+        cache_dir: As for `cached_classes`.
+    """
+    for split in SPLITS:
+        cached_classes(corpus, split, cache_dir)
 
 
 def cached_classes(corpus: Corpus, split: str, cache_dir: Path | None = None) -> CodeClasses:

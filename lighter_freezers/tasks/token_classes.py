@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from lighter_freezers.tasks.code_labels import CLASS_NAMES
-from lighter_freezers.tasks.corpus import SPLITS, Corpus
+from lighter_freezers.tasks.corpus import Corpus
 from lighter_freezers.tasks.encode import first_token_labels
-from lighter_freezers.tasks.labelled_code import LabelledCode, cached_classes
+from lighter_freezers.tasks.labelled_code import LabelledCode, cache_all_classes
 from lighter_freezers.tasks.own_files import RowFiles, corpus_of_rows
 from lighter_freezers.tasks.padded_rows import EncodedRow, PaddedRows, about_long_rows
 from lighter_freezers.tasks.row_fields import classes_of_rows, label_numbers, labels_of, words_of
@@ -44,8 +44,7 @@ class CodeClassesTask:
 
     def prepare(self) -> None:
         """Label all modules, seconds of work, unless the cache has the labels."""
-        for split in SPLITS:
-            cached_classes(self.corpus, split, self.cache_dir)
+        cache_all_classes(self.corpus, self.cache_dir)
 
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
@@ -53,11 +52,7 @@ class CodeClassesTask:
         """The windows that a language model has, with classes instead of the tokens that follow."""
         code = LabelledCode(self.corpus, split, tokenizer, self.cache_dir)
         windows = _ClassWindows(code, block_size, limit)
-        if len(windows) == 0:
-            raise ValueError(
-                f"The {split} text has {len(code.ids)} tokens: too few for one sequence of block_size="
-                f"{block_size}. Lower block_size."
-            )
+        code.check_windows(len(windows), block_size)
         return windows
 
 
