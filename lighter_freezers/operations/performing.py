@@ -218,7 +218,7 @@ def _check_merge(model: nn.Module, layer: str) -> None:
 
 
 def _set_rank(means: Means, layer: str, rank: int, seed: str) -> Effect:
-    from lighter_freezers.lora.rank_notes import in_words
+    from lighter_freezers.lora.rank_notes import notes_of
     from lighter_freezers.lora.verbs import check_layer_lora_rank, set_layer_lora_rank
 
     check_layer_lora_rank(means.model, layer, rank)
@@ -233,10 +233,8 @@ def _set_rank(means: Means, layer: str, rank: int, seed: str) -> Effect:
     )
     if all(change.rank_before == change.rank_after for _, change in changes):
         return Effect(f"no effect, the rank was {rank} already")
-    texts = [in_words(site.title, change) for site, change in changes]
-    shown = [*texts[:3], f"and {len(texts) - 3} more"] if len(texts) > 4 else texts
     ranks = {site.layer: change.rank_after for site, change in changes}
-    return Effect(", ".join(shown), ranks, is_reshaped=True)
+    return Effect("; ".join(notes_of(changes, [])), ranks, is_reshaped=True)
 
 
 def _merge(means: Means, layer: object, seed: str) -> Effect:

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as lrs
 
-from lighter_freezers import Freezer, FreezeStateLogger, LoraRankScheduler, apply_lora, ledger
+from lighter_freezers import (
+    Freezer,
+    FreezeStateLogger,
+    LoraRankScheduler,
+    apply_lora,
+    ledger,
+)
 from lighter_freezers.lora.layers import find_lora_sites
 from tests.lab import NAMESPACES, adamw, batches, recorder, regression, trainer
 from tests.lora.lora_lab import Mixed, mixed
@@ -277,50 +283,3 @@ def test_new_components_learn() -> None:
         A, B = site.factors.matrices
         assert A[3:].any(dim=1).all(), site.title
         assert B[:, 3:].any(dim=0).all(), site.title
-
-
-def late(namespace: str = LONE) -> Any:
-    """A module that builds its network in `configure_model`."""
-    module = regression(namespace, network=torch.nn.Identity, optimizer=adamw)
-
-    def configure_model(self: Any) -> None:
-        if isinstance(self.network, torch.nn.Identity):
-            torch.manual_seed(0)
-            self.network = mixed()
-
-    type(module).configure_model = configure_model
-    return module
-
-
-def test_a_network_that_is_built_late_follows_too(tmp_path: Path) -> None:
-    """After `setup`, and after the checkpoint's state was handed out: what is frozen is still known."""
-    schedule = [
-        {"step": 1, "rank_pattern": {"wte": 5, "proj": 0}},
-        {"step": 3, "rank_pattern": {"h.0.fc": 4}},
-        {"step": 6, "rank_pattern": {"proj": 2}},
-    ]
-    seen, module, run = fit(schedule, module=late(), on_zero="freeze")
-    assert changes(seen) == {1: {"wte": 5}, 3: {"h.0.fc": 4}, 6: {"proj": 2}}
-
-    half = trainer(LONE, callbacks=[LoraRankScheduler(schedule, on_zero="freeze")], max_epochs=1)
-    half.fit(late(), batches(), batches())
-    half.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = late()
-    rest = trainer(LONE, callbacks=[LoraRankScheduler(schedule, on_zero="freeze")], max_epochs=2)
-    rest.fit(resumed, batches(), batches(), ckpt_path=tmp_path / "half.ckpt")
-
-    weights = module.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in resumed.state_dict().items())
-
-
-def test_a_compiled_model_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch would keep code for every rank and give up after eight."""
-    resets: list[int] = []
-    import torch._dynamo
-
-    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(1))
-    module = regression(LONE, network=mixed, optimizer=adamw)
-    module.network.h[0].compile(backend="eager")
-    fit([{"step": 1, "rank_pattern": {"fc": 6}}, {"step": 2, "rank_pattern": {"fc": 6}}], module=module)
-
-    assert resets == [1]
