@@ -98,7 +98,7 @@ def find_blocks(model: nn.Module) -> list[BlockStack]:
 
     Returns:
         The stacks in model order: one for GPT, Llama or BERT, two for an encoder-decoder, one per stage for a
-        ResNet, none for a model without repeated blocks.
+        ResNet or a Swin, none for a model without repeated blocks.
     """
     stacks = list(_stacks_below(model, "", at_root=True))
     transformers = [stack for stack in stacks if stack.has_attention]
@@ -110,12 +110,33 @@ def _stacks_below(module: nn.Module, path: str, at_root: bool = False) -> Iterat
     children = {name: child for name, child in layout(module, at_root)[1].items() if child is not None}
     stack = _as_stack(module, path, children)
     if stack is not None and (stack.has_attention or stack.num_blocks > 1):
-        yield stack
+        stages = [] if stack.has_attention else _blocks_of_stages(path, children)
+        yield from stages or [stack]
         return
     inner = [found for name, child in children.items() for found in _stacks_below(child, join(path, name))]
     if stack is not None and not inner:  # a container of one module is a stack if there is none inside
         inner = [stack]
     yield from inner
+
+
+def _blocks_of_stages(path: str, stages: Mapping[str, nn.Module]) -> list[BlockStack]:
+    """The stack inside each stage of a pyramid, as in Swin or ResNet; none if these are blocks themselves."""
+    inside = [list(_outermost(stage, join(path, name))) for name, stage in stages.items()]
+    found = [stack for stacks in inside for stack in stacks]
+    if not all(inside) or all(stack.has_attention for stack in found):
+        return found if all(inside) else []
+    shapes = {tuple(parameter.shape for parameter in stage.parameters()) for stage in stages.values()}
+    is_pyramid = len(shapes) == len(stages) and all(stack.children for stack in found)
+    return found if is_pyramid else []
+
+
+def _outermost(module: nn.Module, path: str) -> Iterator[BlockStack]:
+    children = {name: child for name, child in layout(module)[1].items() if child is not None}
+    if (stack := _as_stack(module, path, children)) is not None:
+        yield stack
+        return
+    for name, child in children.items():
+        yield from _outermost(child, join(path, name))
 
 
 def _as_stack(module: nn.Module, path: str, children: Mapping[str, nn.Module]) -> BlockStack | None:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 __all__ = [
     "Hold",
+    "freeze",
     "hold",
     "holders",
     "is_held",
@@ -255,6 +256,22 @@ def thaw(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
             parameter.requires_grad = True
             released.append(parameter)
     return released
+
+
+def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Parameter]:
+    """Freeze until `thaw`, also when every holder lets go before: what a user does by hand.
+
+    Who says `is_left` comes back to thaw them: they do not count as frozen by the user.
+
+    Returns:
+        The parameters that trained until now.
+    """
+    frozen = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in parameters:
+        record = _record_of(parameter)
+        record.baseline, record.is_left = False, is_left
+        parameter.requires_grad, parameter.grad = False, None
+    return frozen
 
 
 def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from lighter_freezers.training._causal_lm_training import CausalLMTraining
+from lighter_freezers.training._generation_data import GenerationData
 from lighter_freezers.training._gpt_training import GPTTraining
 from lighter_freezers.training._labelled_data import SequenceScoreData, TokenLabelData
 from lighter_freezers.training._text_data import TextData
@@ -16,17 +18,25 @@ from lighter_freezers.training._text_data import TextData
 if TYPE_CHECKING:
     from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
     from lighter_freezers.callbacks.freezer import Freezer
+    from lighter_freezers.callbacks.gradual_unfreezing import GradualUnfreezing
     from lighter_freezers.callbacks.layer_operations import LayerOperations
     from lighter_freezers.callbacks.lora_phases import LoraPhases
     from lighter_freezers.callbacks.lora_rank_scheduler import LoraRankScheduler
+    from lighter_freezers.callbacks.phase_recorder import PhaseRecorder
+    from lighter_freezers.callbacks.results_summary import ResultsSummary
 
 __all__ = [
+    "CausalLMModule",
     "FreezeStateLogger",
     "Freezer",
     "GPTModule",
+    "GenerationDataModule",
+    "GradualUnfreezing",
     "LayerOperations",
     "LoraPhases",
     "LoraRankScheduler",
+    "PhaseRecorder",
+    "ResultsSummary",
     "SequenceScoreDataModule",
     "TextDataModule",
     "TokenLabelDataModule",
@@ -35,10 +45,17 @@ __all__ = [
 _HOMES = {
     "FreezeStateLogger": "lighter_freezers.callbacks.freeze_state_logger",
     "Freezer": "lighter_freezers.callbacks.freezer",
+    "GradualUnfreezing": "lighter_freezers.callbacks.gradual_unfreezing",
     "LayerOperations": "lighter_freezers.callbacks.layer_operations",
     "LoraPhases": "lighter_freezers.callbacks.lora_phases",
     "LoraRankScheduler": "lighter_freezers.callbacks.lora_rank_scheduler",
+    "PhaseRecorder": "lighter_freezers.callbacks.phase_recorder",
+    "ResultsSummary": "lighter_freezers.callbacks.results_summary",
 }
+
+
+class CausalLMModule(CausalLMTraining, LightningModule):
+    """`lighter_freezers.CausalLMModule`, with the same arguments, for the Trainer of `lightning.pytorch`."""
 
 
 class GPTModule(GPTTraining, LightningModule):
@@ -47,6 +64,10 @@ class GPTModule(GPTTraining, LightningModule):
 
 class TextDataModule(TextData, LightningDataModule):
     """`lighter_freezers.TextDataModule`, with the same arguments, for the Trainer of `lightning.pytorch`."""
+
+
+class GenerationDataModule(GenerationData, LightningDataModule):
+    """`lighter_freezers.GenerationDataModule`, with the same arguments, for `lightning.pytorch`."""
 
 
 class TokenLabelDataModule(TokenLabelData, LightningDataModule):

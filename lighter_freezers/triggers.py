@@ -5,7 +5,7 @@ Everything here is a value: what a trigger remembers is a `History` that the cal
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lighter_freezers.arguments import count, number
@@ -20,6 +20,7 @@ __all__ = [
     "Schedule",
     "parse_loss_or_wait",
     "parse_metric_trigger",
+    "parse_plateau",
 ]
 
 
@@ -100,7 +101,8 @@ class History:
 
     Attributes:
         best: The best value so far; None before the first.
-        num_without_progress: Checks in a row that brought no new best.
+        num_without_progress: Checks in a row that brought no new best; where several plateaus are waited for,
+            behind `patience` checks for each plateau that is over.
         has_fired: Latched: stays true once the condition was met.
     """
 
@@ -132,12 +134,16 @@ class MetricBelow:
 
 @dataclass(frozen=True)
 class Plateau:
-    """Fires when a metric brought no new best by more than `min_delta` in `patience` checks in a row."""
+    """Fires when a metric brought no new best by more than `min_delta` in `patience` checks in a row.
+
+    With a `number` above 1 it fires at the plateau of this number: the checks are counted anew after each.
+    """
 
     monitor: str
     patience: int
     min_delta: float = 0.0
     mode: Literal["min", "max"] = "min"
+    number: int = field(default=1, repr=False)  # names in checkpoints are made from the rest
 
     def observe(self, value: float, history: History) -> History:
         """The history after one more value; a NaN is no progress."""
@@ -146,11 +152,11 @@ class Plateau:
             history.best is None or sign * value < sign * history.best - self.min_delta
         )
         if is_best:
-            return replace(history, best=value, num_without_progress=0)
+            over = history.num_without_progress // self.patience * self.patience
+            return replace(history, best=value, num_without_progress=over)
         count = history.num_without_progress + 1
-        return replace(
-            history, num_without_progress=count, has_fired=history.has_fired or count >= self.patience
-        )
+        has_fired = history.has_fired or count >= self.number * self.patience
+        return replace(history, num_without_progress=count, has_fired=has_fired)
 
     def __str__(self) -> str:
         return f"{self.monitor} on a plateau of {self.patience} checks"
@@ -159,6 +165,8 @@ class Plateau:
 MetricTrigger = MetricBelow | Plateau
 
 _FORMS = "{monitor: val/loss, below: 2.5} or {monitor: val/loss, plateau: {patience: 3, min_delta: 1.0e-3}}"
+_PLATEAU = "{monitor: val/loss, patience: 3, min_delta: 1.0e-3, mode: min}"
+_PLATEAU_KEYS = ("patience", "min_delta", "mode")
 
 
 def parse_metric_trigger(argument: str, config: object) -> MetricTrigger:
@@ -184,17 +192,40 @@ def parse_metric_trigger(argument: str, config: object) -> MetricTrigger:
     if len(kinds) != 1:
         raise ValueError(f"{argument} needs exactly one of below, above, plateau: {_FORMS}. Got {config!r}.")
     if kinds == ["plateau"]:
-        return _parse_plateau(f"{argument}.plateau", monitor, condition["plateau"])
+        plateau = _mapping(f"{argument}.plateau", condition["plateau"])
+        _known_keys(f"{argument}.plateau", plateau, _PLATEAU_KEYS)
+        return _read_plateau(f"{argument}.plateau", monitor, plateau)
     threshold = number(f"{argument}.{kinds[0]}", condition[kinds[0]])
     return MetricBelow(monitor, **{kinds[0]: threshold})
 
 
-def _parse_plateau(argument: str, monitor: str, config: object) -> Plateau:
-    plateau = _mapping(argument, config)
-    _known_keys(argument, plateau, ("patience", "min_delta", "mode"))
+def parse_plateau(argument: str, config: object) -> Plateau:
+    """Read a plateau as it stands in YAML, where nothing but a plateau makes sense.
+
+    Args:
+        argument: The argument's name, for errors.
+        config: `{monitor: ..., patience: ..., min_delta: 0.0, mode: min}`.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A key is missing or unknown.
+    """
+    plateau = _mapping(argument, config, _PLATEAU)
+    _known_keys(argument, plateau, ("monitor", *_PLATEAU_KEYS))
+    monitor = plateau.get("monitor")
+    if not isinstance(monitor, str) or not monitor:
+        raise ValueError(
+            f"{argument} needs 'monitor', the name of a logged metric: {_PLATEAU}. Got {config!r}."
+        )
+    return _read_plateau(argument, monitor, plateau)
+
+
+def _read_plateau(argument: str, monitor: str, plateau: Mapping[str, object]) -> Plateau:
     patience = count(f"{argument}.patience", plateau.get("patience"))
     if not patience:
-        raise ValueError(f"{argument} needs 'patience', a number of checks of at least 1. Got {config!r}.")
+        raise ValueError(
+            f"{argument} needs 'patience', a number of checks of at least 1. Got {dict(plateau)!r}."
+        )
     min_delta = number(f"{argument}.min_delta", plateau.get("min_delta", 0.0))
     if not min_delta >= 0:
         raise ValueError(f"{argument}.min_delta must be at least 0. Got {min_delta}.")
@@ -204,9 +235,9 @@ def _parse_plateau(argument: str, monitor: str, config: object) -> Plateau:
     return Plateau(monitor, patience, min_delta, mode)
 
 
-def _mapping(argument: str, config: object) -> Mapping[str, object]:
+def _mapping(argument: str, config: object, forms: str = _FORMS) -> Mapping[str, object]:
     if not isinstance(config, Mapping):
-        raise TypeError(f"{argument} must be a mapping such as {_FORMS}. Got {config!r}.")
+        raise TypeError(f"{argument} must be a mapping such as {forms}. Got {config!r}.")
     return config
 
 

@@ -127,6 +127,33 @@ def test_a_hold_follows_its_parameters_to_their_successors() -> None:
     assert moved.let_go() == new
 
 
+def test_what_is_frozen_by_hand_outlasts_every_hold() -> None:
+    """Frozen by hand, before or during a hold, a parameter stays so when it is let go, until a thaw."""
+    for is_held in (False, True):
+        layer = nn.Linear(2, 2)
+        layer(torch.ones(1, 2)).sum().backward()
+        hold = Hold([layer.weight], "Freezer")
+        if is_held:
+            hold.take()
+        frozen = ledger.freeze([layer.weight, layer.bias])
+        assert [id(p) for p in frozen] == [id(p) for p in layer.parameters()][is_held:]
+        assert (layer.weight.grad, layer.bias.grad) == (None, None)
+        hold.take()
+        assert hold.let_go() == []
+        assert ledger.is_user_frozen(layer.weight)
+        assert ledger.thaw([layer.weight], "x") == [layer.weight]
+
+
+def test_who_comes_back_is_not_the_user() -> None:
+    """Frozen and left, a parameter counts as one that can train; frozen by hand after that, it does not."""
+    layer = nn.Linear(2, 2)
+    ledger.freeze([layer.weight], is_left=True)
+    assert not layer.weight.requires_grad
+    assert not ledger.is_user_frozen(layer.weight)
+    ledger.freeze([layer.weight])
+    assert ledger.is_user_frozen(layer.weight)
+
+
 def test_thaw_overrules_the_user_but_not_another_holder() -> None:
     """`unfreeze_layer` makes a user-frozen parameter trainable; a Freezer's hold outlasts it."""
     frozen, held = parameters(2, requires_grad=False)

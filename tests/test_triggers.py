@@ -1,10 +1,11 @@
 """Schedules and metric conditions: pure functions of what they are shown."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lighter_freezers.triggers import History, Moment, Schedule, parse_metric_trigger
+from lighter_freezers.triggers import History, Moment, Schedule, parse_metric_trigger, parse_plateau
 
 
 @pytest.mark.parametrize(
@@ -102,3 +103,24 @@ def test_a_bad_condition_is_refused_with_the_way_out(
     """What YAML can get wrong is found when the config is read."""
     with pytest.raises(error, match=message):
         parse_metric_trigger("until_metric", config)
+
+
+def test_a_plateau_of_a_higher_number_counts_anew_after_each() -> None:
+    """Progress in between takes back the checks since the last plateau, and no plateau."""
+    values = [1.0, 1.0, 1.0, 0.5, 0.5, 0.4, 0.4, 0.4, 0.4]
+    fired = dict.fromkeys((1, 2, 3), 0)
+    for number in fired:
+        trigger = replace(parse_plateau("plateau", {"monitor": "val/loss", "patience": 2}), number=number)
+        history = History()
+        for value in values:
+            history = trigger.observe(value, history)
+            fired[number] += not history.has_fired
+
+    assert fired == {1: 2, 2: 7, 3: 9}
+
+
+def test_what_checkpoints_call_a_plateau_has_not_changed() -> None:
+    """State is found again by a name that is made from it."""
+    trigger = parse_plateau("plateau", {"monitor": "val/loss", "patience": 2})
+
+    assert repr(trigger) == "Plateau(monitor='val/loss', patience=2, min_delta=0.0, mode='min')"

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 WORDS = [
     "hold",
@@ -31,3 +32,12 @@ def write_texts(folder: Path, num_files: int = 12, num_words: int = 300) -> Path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(" ".join(words.choices(WORDS, k=num_words)), encoding="utf-8", newline="")
     return folder
+
+
+def write_parquet(file: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as a Parquet file."""
+    from pyarrow import Table
+    from pyarrow.parquet import write_table
+
+    write_table(Table.from_pylist(rows), file)
+    return file

@@ -18,7 +18,7 @@ from lighter_freezers.callbacks._training_loss import TrainingLoss
 from lighter_freezers.ledger import Hold
 from lighter_freezers.parameter_names import canonical_name
 from lighter_freezers.transitions import ddp_wrapper
-from lighter_freezers.triggers import Moment
+from lighter_freezers.triggers import LossOrWait, Moment
 
 __all__ = ["Act", "Acts", "Outcome", "Stage"]
 
@@ -99,6 +99,11 @@ class Act:
     def monitors(self) -> frozenset[str]:
         """The metrics it waits for now; empty where it waits for none. May only lose members in a fit."""
         return frozenset()
+
+    @property
+    def awaits(self) -> LossOrWait | None:
+        """The condition on a metric that it waits for next; None where it waits for none."""
+        return None
 
     @property
     def average_over(self) -> int:

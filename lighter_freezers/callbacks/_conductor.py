@@ -72,7 +72,7 @@ class Conductor(Callback):
             if isinstance(callback, cls):
                 return callback
         conductor = cls()
-        ours = [index for index, callback in enumerate(trainer.callbacks) if isinstance(callback, Callback)]
+        ours = [index for index, callback in enumerate(trainer.callbacks) if _asks_in_setup(callback)]
         # behind the callback whose `setup` runs now, since Lightning is iterating over this list
         trainer.callbacks.insert(ours[0] + 1, conductor)
         return conductor
@@ -80,6 +80,16 @@ class Conductor(Callback):
     def add_listener(self, listener: TransitionListener) -> None:
         """Tell a callback of the transitions of this fit. To be called in its `setup`."""
         self._listeners.append(listener)
+
+    @property
+    def players(self) -> list[Player]:
+        """The rules of this fit, at work."""
+        return self._players
+
+    @property
+    def acts(self) -> list[Act]:
+        """The acts of this fit."""
+        return list(self._acts)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Select and hold what the first step holds."""
@@ -294,6 +304,11 @@ class Conductor(Callback):
         self._followers = Followers([], self._acts)
         self._has_warned = self._has_resumed = self._is_intruded = False
         self._loaded_state = {}
+
+
+def _asks_in_setup(callback: Any) -> bool:
+    """Whether it is one of ours with a `setup`: each of these asks for the conductor there."""
+    return isinstance(callback, Callback) and type(callback).setup is not Callback.setup
 
 
 def _conducted(trainer: Any) -> list[Conducted]:

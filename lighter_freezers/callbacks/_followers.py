@@ -10,10 +10,13 @@ from lighter_freezers.callbacks import _forecast
 from lighter_freezers.callbacks._acts import Acts, Outcome, Stage
 from lighter_freezers.callbacks._announcement import Announcer
 from lighter_freezers.callbacks._optimizers import OptimizerFollower
-from lighter_freezers.callbacks._player import Player
+from lighter_freezers.callbacks._player import Player, num_transitions
 from lighter_freezers.callbacks._transition import Transition
 from lighter_freezers.transitions import ddp_wrapper
+from lighter_freezers.transitions.compiled_graphs import CompiledGraphs
+from lighter_freezers.transitions.gradient_boundary import GradientBoundary
 from lighter_freezers.transitions.norm_layers import FrozenNorms
+from lighter_freezers.triggers import Moment
 
 __all__ = ["Change", "Followers", "TransitionListener"]
 
@@ -40,6 +43,8 @@ class Followers:
         self._acts = acts
         self._listeners: list[TransitionListener] = []
         self._norms = FrozenNorms(nn.Module(), [])
+        self._boundary = GradientBoundary(nn.Module())
+        self._graphs = CompiledGraphs(nn.Module())
         self.optimizers = OptimizerFollower([])
         self.announcer = Announcer(nn.Module(), [])
 
@@ -52,12 +57,19 @@ class Followers:
         selections = [(player.hold.parameters, player.rule.frozen_norms) for player in self._players]
         selections += [(act.freezable(stage.model), "eval") for act in self._acts]
         self._norms = FrozenNorms(stage.model, selections)
+        if self._players or len(self._acts):
+            self._boundary = GradientBoundary(stage.model, is_silent=not stage.trainer.is_global_zero)
+        if stage.trainer.is_global_zero:
+            self._graphs = CompiledGraphs(stage.model)
+            self._graphs.warn_of_schedule(num_transitions([player.rule for player in self._players]))
 
     def begin(self, stage: Stage, *, has_changed: bool) -> None:
         """Training begins, everything is loaded: follow what is held now, and report it."""
         if has_changed:
             ddp_wrapper.rebuild(stage.trainer.strategy)
         self._norms.follow()
+        self.optimizers.follow(stage.model)
+        self._follow_gradients(stage.moment)
         self.announcer = Announcer(stage.model, self._players, list(self._acts))
         frozen = [parameter for parameter in stage.model.parameters() if not parameter.requires_grad]
         ranks = {name: rank for act in self._acts for name, rank in act.ranks.items()}
@@ -68,6 +80,7 @@ class Followers:
         if outcome.is_reshaped:
             for player in self._players:
                 player.bind(stage.model)
+            self._boundary.forget()
             self.announcer = Announcer(stage.model, self._players, list(self._acts))
         frozen = _distinct(p for _, parameters, _ in changes for p in parameters if not p.requires_grad)
         thawed = _distinct(p for _, _, parameters in changes for p in parameters if p.requires_grad)
@@ -76,6 +89,8 @@ class Followers:
             _forecast.refuse_idle_now(stage.model, stage.moment)
             self.optimizers.forget(changes)
         self._norms.follow()
+        self.optimizers.follow(stage.model, is_reshaped=outcome.is_reshaped)
+        self._follow_gradients(stage.moment)
         if stage.is_freed:
             ddp_wrapper.put_on(stage.trainer.strategy)
         elif frozen or thawed:
@@ -85,7 +100,13 @@ class Followers:
     def release(self) -> None:
         """The fit is over."""
         self._norms.resume()
+        self._boundary.remove()
         self.optimizers.release()
+
+    def _follow_gradients(self, moment: Moment) -> None:
+        never = [p for p in self._players if p.rule.cut_gradient == "never" and p.hold.is_active]
+        self._boundary.follow(refusing=[each for player in never for each in player.hold.parameters])
+        self._graphs.follow(moment.optimizer_step)
 
     def _announce(self, stage: Stage, transition: Transition) -> None:
         is_worth_a_line = self._players or len(self._acts) or not transition.is_initial

@@ -11,8 +11,9 @@ from lighter_freezers import ledger
 from lighter_freezers._log import log
 from lighter_freezers.callbacks import _clock
 from lighter_freezers.callbacks._player import Player
-from lighter_freezers.parameter_names import canonical_name
+from lighter_freezers.parameter_names import canonical_name, canonical_parameters
 from lighter_freezers.transitions import optimizer_groups
+from lighter_freezers.transitions.lean_groups import LeanGroups, refuse_lean_groups
 from lighter_freezers.transitions.learning_rates import ThawedGroup
 
 __all__ = ["OptimizerFollower"]
@@ -30,6 +31,8 @@ class OptimizerFollower:
         self._groups: list[ThawedGroup] = []
         self._hooks: list[RemovableHandle] = []
         self._optimizers: list[Any] = []
+        self._lean = LeanGroups([])
+        self._named: dict[str, Parameter] = {}
 
     @property
     def sets_learning_rates(self) -> bool:
@@ -47,6 +50,9 @@ class OptimizerFollower:
             trainable_later: Name -> what acts, not rules, may thaw.
         """
         self._optimizers = trainer.optimizers
+        if self._frees:
+            refuse_lean_groups(trainer.strategy, trainer.optimizers)
+            self._lean = LeanGroups(trainer.optimizers)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._add_missing(model, schedulers, trainable_later or {})
         for freezers, parameters in _selected_alike(self._players):
@@ -69,8 +75,29 @@ class OptimizerFollower:
             if player.rule.optimizer_state == "reset":
                 optimizer_groups.forget_state(frozen, self._optimizers)
 
+    def follow(self, model: nn.Module, *, is_reshaped: bool = False) -> None:
+        """Keep out of the groups what rules with `optimizer_state: free` hold now.
+
+        Args:
+            model: The module that trains.
+            is_reshaped: Whether some of its parameters may be other objects than before.
+        """
+        if not self._frees:
+            return
+        if is_reshaped or not self._named:
+            before, self._named = self._named, canonical_parameters(model)
+            self._lean.replace({id(old): self._named[name] for name, old in before.items()})
+        held = [player for player in self._players if player.hold.is_active]
+        frozen = [player.selected for player in held if player.rule.optimizer_state == "free"]
+        self._lean.leave_out([parameter for selected in frozen for parameter in selected.values()])
+
+    @property
+    def _frees(self) -> bool:
+        return any(player.rule.optimizer_state == "free" for player in self._players)
+
     def release(self) -> None:
         """Leave the optimizers alone from now on."""
+        self._lean.release()
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._groups, self._optimizers = [], [], []

@@ -18,7 +18,7 @@ from lighter_freezers.operations.performing import Effect, Means
 from lighter_freezers.operations.queue import OperationQueue, Record
 from lighter_freezers.operations.schedule import Operation
 from lighter_freezers.transitions.learning_rate_curves import RateCurves
-from lighter_freezers.triggers import Moment
+from lighter_freezers.triggers import LossOrWait, Moment
 
 if TYPE_CHECKING:
     from lighter_freezers.lora.optimizer_state import NewComponents
@@ -80,6 +80,12 @@ class Performance(Act):
     def monitors(self) -> frozenset[str]:
         """The loss, while some operation still depends on it."""
         return frozenset({self._monitor} if self._queue.looks_at_loss else ())
+
+    @property
+    def awaits(self) -> LossOrWait | None:
+        """What the next operation waits for, if that is the loss."""
+        trigger = None if self._queue.next is None else self._queue.next.trigger
+        return trigger if trigger is not None and trigger.looks_at_loss else None
 
     @property
     def average_over(self) -> int:

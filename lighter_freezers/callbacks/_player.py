@@ -1,8 +1,9 @@
 """One freezing rule and its part in a run: what it selects, whether it holds now, what it remembers."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 from torch import nn
@@ -14,7 +15,7 @@ from lighter_freezers.transitions.learning_rates import LearningRateRequest
 from lighter_freezers.transitions.norm_layers import NormMode
 from lighter_freezers.triggers import History, MetricTrigger, Moment, Schedule
 
-__all__ = ["FreezeRule", "Player", "players_of", "refuse_overlap"]
+__all__ = ["FreezeRule", "Player", "num_transitions", "players_of", "refuse_overlap"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,14 @@ class FreezeRule:
         trigger: Ends the rule for good when it fires; None for the schedule alone.
         learning_rate: Asked for what thaws; None to leave learning rates alone.
         frozen_norms: What norm layers do while all their parameters are held.
-        optimizer_state: Whether optimizers forget what they know of a parameter when it freezes.
+        optimizer_state: Whether optimizers forget what they know of a parameter when it freezes, or the
+            parameter itself while it is frozen.
         optimizer_params: Whether a parameter that no optimizer knows gets a group, or is an error.
         on_overlap: Whether other rules may select the same parameters.
         on_missing: Whether a name that matches nothing is an error.
         restore_on_end: Whether to thaw when the run ends.
+        cut_gradient: Whether the backward pass may end where everything below it is held.
+        monitor_argument: What the user calls the argument that names the metric, for errors.
     """
 
     title: str
@@ -41,11 +45,13 @@ class FreezeRule:
     trigger: MetricTrigger | None = None
     learning_rate: LearningRateRequest | None = None
     frozen_norms: NormMode = "eval"
-    optimizer_state: Literal["keep", "reset"] = "keep"
+    optimizer_state: Literal["keep", "reset", "free"] = "keep"
     optimizer_params: Literal["auto", "error"] = "auto"
     on_overlap: Literal["compose", "error"] = "compose"
     on_missing: Literal["error", "warn"] = "error"
     restore_on_end: bool = False
+    cut_gradient: Literal["auto", "never"] = field(default="auto", repr=False)
+    monitor_argument: str = field(default="until_metric.monitor", repr=False)
 
     @property
     def is_static(self) -> bool:
@@ -61,21 +67,25 @@ class Player:
         key: Under which name its state stands in a checkpoint.
     """
 
-    monitor_argument = "until_metric.monitor"
-
     def __init__(self, rule: FreezeRule, key: str) -> None:
         self.rule = rule
         self.key = key
         self.selected: dict[str, Parameter] = {}
         self.hold = Hold([], rule.title)
         self.history = History()
-        self.released_at: int | None = None
+        is_over = 0 in (rule.schedule.until_step, rule.schedule.until_epoch)
+        self.released_at: int | None = 0 if is_over else None  # let go before the first step
         self._was_holding: bool | None = None  # when the checkpoint was saved that this run goes on from
 
     @property
     def title(self) -> str:
         """Names the rule in logs and errors."""
         return self.rule.title
+
+    @property
+    def monitor_argument(self) -> str:
+        """What the user calls the argument that names the metric."""
+        return self.rule.monitor_argument
 
     @property
     def monitors(self) -> frozenset[str]:
@@ -174,6 +184,19 @@ def players_of(rules: Sequence[FreezeRule]) -> list[Player]:
         seen[repr(rule)] += 1
         players.append(Player(rule, f"{rule!r}#{seen[repr(rule)]}"))
     return players
+
+
+def num_transitions(rules: Iterable[FreezeRule]) -> int:
+    """How many changes schedules announce; changes at one step or epoch, or by equal conditions, are one."""
+    return len({change for rule in rules for change in _changes(rule)})
+
+
+def _changes(rule: FreezeRule) -> set[tuple[str, object]]:
+    schedule = rule.schedule
+    steps = {schedule.from_step, schedule.until_step, *chain.from_iterable(schedule.windows)}
+    changes: set[tuple[str, object]] = {("step", step) for step in steps if step}
+    changes |= {("epoch", epoch) for epoch in (schedule.from_epoch, schedule.until_epoch) if epoch}
+    return changes | ({("metric", rule.trigger)} if rule.trigger else set())
 
 
 def refuse_overlap(players: Sequence[Player]) -> None:

@@ -23,7 +23,7 @@ from lighter_freezers.lora.restore import install_rank_restore
 from lighter_freezers.lora.schedule import RankEntry
 from lighter_freezers.lora.statistics import BottleneckStatistics
 from lighter_freezers.lora.verbs import resize_sites
-from lighter_freezers.triggers import Moment
+from lighter_freezers.triggers import LossOrWait, Moment
 
 __all__ = ["RankAct", "RankOptions"]
 
@@ -80,6 +80,11 @@ class RankAct(Act):
     def monitors(self) -> frozenset[str]:
         """The loss, while some entry depends on it."""
         return frozenset({self._options.monitor} if self._plan.looks_at_loss else ())
+
+    @property
+    def awaits(self) -> LossOrWait | None:
+        """What the next entry of the queue waits for, if that is the loss."""
+        return self._plan.awaits
 
     @property
     def average_over(self) -> int:

@@ -61,11 +61,16 @@ class Freezer(Conducted):
         unfreeze_lr_factor: Instead of `unfreeze_lr`: this factor times what the LR scheduler gives to the
             rest of the group.
         warmup_steps: Optimizer steps over which the learning rate of what thaws rises linearly from zero.
-        optimizer_state: `keep` or `reset` what the optimizer remembers of a parameter when it freezes.
+        optimizer_state: What the optimizer remembers of a parameter when it freezes: `keep` it, `reset` it,
+            or `free` it and take the parameter out of its group until it thaws, so that an optimizer step
+            costs what trains. With `reset` and `free` moments start afresh after the thaw.
         optimizer_params: `auto` adds what will thaw and no optimizer knows to a group of its own, with the
             options of its nearest relative by name; `error` refuses it.
         on_overlap: `compose`, or `error` where another Freezer selects the same parameter.
         on_missing: `error` or `warn` where a name, prefix or pattern matches nothing.
+        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where nothing below learns
+            from it but an embedding that is tied to the head, which then learns through the head alone;
+            `never` leaves the gradient of such an embedding as it is.
         restore_on_end: Thaw when the run ends. By default flags stay as the last step had them.
 
     Raises:
@@ -111,10 +116,11 @@ class Freezer(Conducted):
         unfreeze_lr: float | None = None,
         unfreeze_lr_factor: float | None = None,
         warmup_steps: int = 0,
-        optimizer_state: Literal["keep", "reset"] = "keep",
+        optimizer_state: Literal["keep", "reset", "free"] = "keep",
         optimizer_params: Literal["auto", "error"] = "auto",
         on_overlap: Literal["compose", "error"] = "compose",
         on_missing: Literal["error", "warn"] = "error",
+        cut_gradient: Literal["auto", "never"] = "auto",
         restore_on_end: bool = False,
     ) -> None:
         super().__init__()
@@ -135,11 +141,12 @@ class Freezer(Conducted):
             trigger=trigger,
             learning_rate=_learning_rate(unfreeze_lr, unfreeze_lr_factor, warmup_steps),
             frozen_norms=arguments.choice("frozen_norms", frozen_norms, ("eval", "stats", "train")),
-            optimizer_state=arguments.choice("optimizer_state", optimizer_state, ("keep", "reset")),
+            optimizer_state=arguments.choice("optimizer_state", optimizer_state, ("keep", "reset", "free")),
             optimizer_params=arguments.choice("optimizer_params", optimizer_params, ("auto", "error")),
             on_overlap=arguments.choice("on_overlap", on_overlap, ("compose", "error")),
             on_missing=arguments.choice("on_missing", on_missing, ("error", "warn")),
             restore_on_end=arguments.flag("restore_on_end", restore_on_end),
+            cut_gradient=arguments.choice("cut_gradient", cut_gradient, ("auto", "never")),
         )
 
     @property

@@ -12,6 +12,7 @@ from lighter_freezers.arguments import count, number
 from lighter_freezers.lora.layers import find_lora_sites, select_sites
 from lighter_freezers.lora.ranks import resize_lora_layer
 from lighter_freezers.lora.restore import install_rank_restore
+from lighter_freezers.lora.target_groups import with_target_modules
 from lighter_freezers.parameter_names import closest_names, walk
 
 __all__ = ["apply_lora"]
@@ -31,11 +32,13 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
     | `{r: 8, lora_alpha: 16, target_modules: [c_attn, wte]}` | embeddings too; scaling 16 / 8 |
     | `{r: 8, target_modules: [c_attn], rank_pattern: {h.3.attn.c_attn: 0}}` | the same, none yet in block 3 |
     | `{r: 4, target_modules: all-linear, use_dora: true}` | every linear layer, with magnitudes |
+    | `{r: 8, target: attention_only}` | queries and values, whatever the model calls them |
 
     Args:
         network: Any module: a GPT of this package, a model of transformers, your own.
         config: What `peft.LoraConfig` takes, as a mapping; or a `LoraConfig`. A 0 in `rank_pattern` is
-            allowed here: the layer can get a rank later.
+            allowed here: the layer can get a rank later. In a mapping `target` is the name of a group,
+            `attention_only`, `mlp_only`, `both` or `all`, instead of `target_modules`.
         adapter_name: PEFT's name of the adapter.
 
     Returns:
@@ -57,6 +60,8 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
     """
     from peft import inject_adapter_in_model
 
+    if isinstance(config, Mapping):
+        config = with_target_modules(network, config)
     peft_config = _peft_config(config)
     without_lora = [key for key, rank in peft_config.rank_pattern.items() if rank == 0]
     peft_config.rank_pattern = {key: rank or peft_config.r for key, rank in peft_config.rank_pattern.items()}

@@ -9,7 +9,7 @@ from lighter_freezers.lora.layers import LoraSite, select_sites
 from lighter_freezers.lora.merging import check_merge
 from lighter_freezers.lora.ranks import OnZero, Shrink, check_rank, check_shrink
 from lighter_freezers.lora.schedule import RankEntry
-from lighter_freezers.triggers import Moment
+from lighter_freezers.triggers import LossOrWait, Moment
 
 __all__ = ["RankPlan", "resolved_ranks"]
 
@@ -34,6 +34,12 @@ class RankPlan:
     def looks_at_loss(self) -> bool:
         """Whether the loss decides about some entry that is left."""
         return any(condition.looks_at_loss for index in self._queue if (condition := self._condition(index)))
+
+    @property
+    def awaits(self) -> LossOrWait | None:
+        """The condition of the first entry of the queue, if the loss decides about it."""
+        condition: LossOrWait | None = self._condition(self._queue[0]) if self._queue else None
+        return condition if condition is not None and condition.looks_at_loss else None
 
     def see(self, value: float) -> None:
         """Take note of a fresh value of the loss."""

@@ -4,7 +4,16 @@ from collections.abc import Sequence
 
 from lighter_freezers.tasks.row_files import Row, shown
 
-__all__ = ["classes_of_rows", "label_numbers", "labels_of", "score_of", "text_of", "words_of"]
+__all__ = [
+    "classes_of_rows",
+    "clean_text",
+    "field_among",
+    "label_numbers",
+    "labels_of",
+    "score_of",
+    "text_of",
+    "words_of",
+]
 
 
 def text_of(row: Row, field: str = "text") -> str:
@@ -14,6 +23,29 @@ def text_of(row: Row, field: str = "text") -> str:
         ValueError: It is no string, or blank, or no Unicode text.
     """
     return _text(row, field, row.values[field], "a text")
+
+
+def clean_text(row: Row, *names: str) -> str:
+    """The text of the first of these fields that a row has, no blanks around it, and one kind of line end.
+
+    Raises:
+        ValueError: It has none of them, or what it has is no text.
+    """
+    return "\n".join(text_of(row, field_among(row, *names)).strip().splitlines())
+
+
+def field_among(row: Row, *names: str) -> str:
+    """The first of several names of a field that a row has.
+
+    Raises:
+        ValueError: It has none of them.
+    """
+    for name in names:
+        if name in row.values:
+            return name
+    others = f" (or {', '.join(repr(name) for name in names[1:])})" if len(names) > 1 else ""
+    there = ", ".join(repr(name) for name in row.values)
+    raise row.error(names[0], f"in every row{others}", f"a row with {there or 'no fields'}")
 
 
 def score_of(row: Row, field: str = "score") -> float:

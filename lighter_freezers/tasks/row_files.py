@@ -1,4 +1,4 @@
-"""Rows of a JSONL or CSV file, with their line numbers. What the fields mean is not known here.
+"""Rows of a JSONL, CSV or Parquet file, with their places. What the fields mean is not known here.
 
 Reading is strict: what cannot be read is an error that names file, line and field, never a row less.
 """
@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Row", "read_rows", "shown"]
+from lighter_freezers.tasks.parquet_files import parquet_rows
 
-SUFFIXES = (".jsonl", ".csv")
+__all__ = ["SUFFIXES", "Row", "each_row", "read_rows", "shown"]
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
 MAX_SHOWN = 60  # characters of a value that an error shows
 BOM = "\ufeff"
 
@@ -23,8 +25,8 @@ class Row:
 
     Args:
         file: Where it stands.
-        line: The line on which it begins, counted from 1.
-        values: Its fields by name: strings from a CSV file, what JSON has from a JSONL file.
+        line: The line on which it begins, counted from 1; in a Parquet file the number of the row.
+        values: Its fields by name: strings from a CSV file, what JSON has from a JSONL or Parquet file.
         is_text: Whether it is from a CSV file, so that numbers and lists are written as strings.
     """
 
@@ -33,9 +35,14 @@ class Row:
     values: dict[str, object]
     is_text: bool
 
+    @property
+    def where(self) -> str:
+        """Its file and line, for an error."""
+        return f"{self.file}, {'row' if _suffix(self.file) == '.parquet' else 'line'} {self.line}"
+
     def error(self, field: str, expected: str, got: str) -> ValueError:
         """What to raise about a field: where it is, what was expected there and what is there."""
-        return ValueError(f"{self.file}, line {self.line}, field '{field}': expected {expected}, got {got}.")
+        return ValueError(f"{self.where}, field '{field}': expected {expected}, got {got}.")
 
 
 def shown(value: object) -> str:
@@ -46,25 +53,47 @@ def shown(value: object) -> str:
 
 
 def read_rows(file: Path, fields: Sequence[str]) -> list[Row]:
-    """Read all rows of a .jsonl or .csv file in UTF-8. Blank lines are passed over, other fields kept.
+    """Read all rows of a .jsonl, .csv or .parquet file. Blank lines are passed over, other fields kept.
 
     Args:
-        file: A JSONL file, one JSON object a line; or a CSV file with the names of its columns first.
+        file: A JSONL file, one JSON object a line; a CSV file with the names of its columns first, both in
+            UTF-8; or a Parquet file, which needs pyarrow.
         fields: Names that every row must have.
 
     Raises:
-        ValueError: There is no such file, it is not UTF-8, it has no rows, or a row is no JSON object, has
-            more or fewer columns than the header or lacks a field.
+        ValueError: There is no such file, it is not UTF-8 or no Parquet, it has no rows, or a row is no JSON
+            object, has more or fewer columns than the header or lacks a field.
+        RuntimeError: It is a Parquet file and pyarrow is not installed.
     """
+    rows = list(each_row(file, fields))
+    if not rows:
+        with_fields = f" with the fields {', '.join(fields)}" if fields else ""
+        raise ValueError(f"{file} has no rows. Expected at least one{with_fields}.")
+    return rows
+
+
+def each_row(file: Path, fields: Sequence[str]) -> Iterator[Row]:
+    """The rows that `read_rows` reads, one at a time, so that a large file needs no memory; maybe none."""
     if not file.is_file():
         raise ValueError(f"The file {file} does not exist (seen from {Path.cwd()}).")
-    if file.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{file}: expected the suffix .jsonl or .csv, got {file.suffix or 'none'!r}.")
-    text = _decoded(file)
-    rows = list(_jsonl(file, text, fields) if file.suffix.lower() == ".jsonl" else _csv(file, text, fields))
-    if not rows:
-        raise ValueError(f"{file} has no rows. Expected at least one with the fields {', '.join(fields)}.")
-    return rows
+    if _suffix(file) not in SUFFIXES:
+        raise ValueError(f"{file}: expected the suffix {_or(SUFFIXES)}, got {file.suffix or 'none'!r}.")
+    yield from {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[_suffix(file)](file, fields)
+
+
+def _suffix(file: Path) -> str:
+    return file.suffix.lower()
+
+
+def _or(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _parquet(file: Path, fields: Sequence[str]) -> Iterator[Row]:
+    for number, values in enumerate(parquet_rows(file), start=1):
+        row = Row(file, number, values, is_text=False)
+        _check_fields(row, fields)
+        yield row
 
 
 def _decoded(file: Path) -> str:
@@ -79,8 +108,10 @@ def _decoded(file: Path) -> str:
         ) from error
 
 
-def _jsonl(file: Path, text: str, fields: Sequence[str]) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):  # other line ends may stand in a JSON string
+def _jsonl(file: Path, fields: Sequence[str]) -> Iterator[Row]:
+    for number, line in enumerate(
+        _decoded(file).split("\n"), start=1
+    ):  # other line ends may stand in a JSON string
         if not line.strip():
             continue
         try:
@@ -92,18 +123,23 @@ def _jsonl(file: Path, text: str, fields: Sequence[str]) -> Iterator[Row]:
                 f"{file}, line {number}: expected a JSON object such as {_example(fields)}, "
                 f"got {shown(values)}."
             )
-        for field in fields:
-            if field not in values:
-                raise ValueError(
-                    f"{file}, line {number}, field '{field}': expected in every row, but this one has "
-                    f"{_listed(list(values))}."
-                )
-        yield Row(file, number, values, is_text=False)
+        row = Row(file, number, values, is_text=False)
+        _check_fields(row, fields)
+        yield row
 
 
-def _csv(file: Path, text: str, fields: Sequence[str]) -> Iterator[Row]:
+def _check_fields(row: Row, fields: Sequence[str]) -> None:
+    for field in fields:
+        if field not in row.values:
+            raise ValueError(
+                f"{row.where}, field '{field}': expected in every row, but this one has "
+                f"{_listed(list(row.values))}."
+            )
+
+
+def _csv(file: Path, fields: Sequence[str]) -> Iterator[Row]:
     header: list[str] | None = None
-    for line, values in _csv_lines(file, text):
+    for line, values in _csv_lines(file, _decoded(file)):
         if header is None:
             header = _header(file, line, values, fields)
         elif len(values) != len(header):

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.utils.data import Dataset
 
 __all__ = ["Batch", "Sequences", "evenly_spread", "window_starts"]
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors by name; texts too where somebody generates
 
 
 class Sequences(Dataset[Batch], ABC):

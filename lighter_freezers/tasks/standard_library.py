@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lighter_freezers.tasks.corpus import SPLITS, Corpus
 
-__all__ = ["standard_library"]
+__all__ = ["library_modules", "standard_library"]
 
 PACKAGES = (
     "asyncio",
@@ -51,18 +51,31 @@ def standard_library(root: Path | None = None) -> Corpus:
     Raises:
         RuntimeError: There is no source there for all three splits, as where only .pyc files ship.
     """
-    folder = Path(sysconfig.get_path("stdlib")) if root is None else root
-    documents: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for name, text in sorted(_modules(folder)):
-        documents[_split_of(name)].append(text)
-    if not all(documents.values()):
-        raise RuntimeError(_no_source(folder, sum(map(len, documents.values()))))
+    modules = library_modules(root)
     return Corpus(
-        train=tuple(documents["train"]),
-        val=tuple(documents["val"]),
-        test=tuple(documents["test"]),
+        train=tuple(modules["train"].values()),
+        val=tuple(modules["val"].values()),
+        test=tuple(modules["test"].values()),
         source=f"standard library of Python {platform.python_version()}",
     )
+
+
+def library_modules(root: Path | None = None) -> dict[str, dict[str, str]]:
+    """The modules that `standard_library` reads: for each split their sources by name, as `asyncio/tasks`.
+
+    Args:
+        root: Folder of the standard library. None asks the running Python.
+
+    Raises:
+        RuntimeError: There is no source there for all three splits.
+    """
+    folder = Path(sysconfig.get_path("stdlib")) if root is None else root
+    modules: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
+    for name, text in sorted(_modules(folder)):
+        modules[_split_of(name)][name] = text
+    if not all(modules.values()):
+        raise RuntimeError(_no_source(folder, sum(map(len, modules.values()))))
+    return modules
 
 
 def _modules(folder: Path) -> Iterator[tuple[str, str]]:

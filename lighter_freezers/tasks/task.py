@@ -1,15 +1,28 @@
 """What a data module asks of a text: which one it is, and its sequences. Abstract."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 from lighter_freezers.tasks.corpus import Corpus
 from lighter_freezers.tasks.sequences import Sequences
-from lighter_freezers.tasks.tokenizer import TextTokenizer
 
-__all__ = ["Task"]
+__all__ = ["AnyTokenizer", "Task", "Tokenizer"]
 
 
-class Task(Protocol):
+class Tokenizer(Protocol):
+    """What every data module asks of a tokenizer; a task may ask for more."""
+
+    vocab_size: int
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that token ids stand for."""
+
+
+AnyTokenizer = TypeVar("AnyTokenizer", bound=Tokenizer)
+Accepted = TypeVar("Accepted", bound=Tokenizer, contravariant=True)
+
+
+class Task(Protocol[Accepted]):
     """A text that was read, and what a model is to learn about it."""
 
     @property
@@ -22,9 +35,7 @@ class Task(Protocol):
     def prepare(self) -> None:
         """Make and keep what takes seconds to make; one process of a machine does this."""
 
-    def sequences(
-        self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
-    ) -> Sequences:
+    def sequences(self, split: str, tokenizer: Accepted, block_size: int, limit: int | None) -> Sequences:
         """The sequences of `train`, `val` or `test`.
 
         Args:

@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from lighter_freezers.tasks.corpus import SPLITS
 from lighter_freezers.tasks.own_files import RowFiles
 from lighter_freezers.tasks.sequences import Sequences
 from lighter_freezers.tasks.standard_library import standard_library
-from lighter_freezers.tasks.task import Task
+from lighter_freezers.tasks.task import AnyTokenizer, Task
 from lighter_freezers.tasks.tokenizer import (
     MIN_VOCAB_SIZE,
     TextTokenizer,
@@ -32,16 +32,17 @@ from lighter_freezers.training._batch_loader import (
     TrainingLoader,
 )
 
-__all__ = ["BatchData", "at_least", "path_or_none", "row_files"]
+__all__ = ["BatchData", "TextBatchData", "at_least", "path_or_none", "row_files"]
 
 STANDARD_LIBRARY = "standard_library"
 SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
-class BatchData(ABC):
+class BatchData(ABC, Generic[AnyTokenizer]):
     """Batches of sequences in an order that ranks share and a checkpoint resumes; see `TextDataModule`."""
 
     trainer: Any
+    more_sequences: ClassVar[str] = "raise num_{split}_sequences, lower block_size, or give more text"
 
     def __init__(
         self,
@@ -69,15 +70,19 @@ class BatchData(ABC):
             split: None if limit is None else at_least(f"num_{split}_sequences", limit, 1)
             for split, limit in zip(SPLITS, limits, strict=True)
         }
-        self._tokenizer: TextTokenizer | None = None
+        self._tokenizer: AnyTokenizer | None = None
         self._sequences: dict[str, Sequences] = {}
 
     @abstractmethod
-    def _task(self) -> Task:
+    def _task(self) -> Task[AnyTokenizer]:
         """Read the text."""
 
+    @abstractmethod
+    def _load_tokenizer(self, task: Task[AnyTokenizer]) -> AnyTokenizer:
+        """Load the tokenizer, or train it and keep it."""
+
     @property
-    def tokenizer(self) -> TextTokenizer:
+    def tokenizer(self) -> AnyTokenizer:
         """The tokenizer of this text.
 
         Raises:
@@ -127,8 +132,8 @@ class BatchData(ABC):
         if len(sequences) < num_needed:
             raise ValueError(
                 f"A batch needs {num_needed} sequences (batch_size={self._batch_size} on {share.num_ranks} "
-                f"processes), but there are {len(sequences)} to train on. Lower batch_size or block_size, "
-                "raise num_train_sequences, or give more text."
+                f"processes), but there are {len(sequences)} to train on. Lower batch_size, "
+                f"{self.more_sequences.format(split='train')}."
             )
         is_overfitting = self.trainer is not None and bool(self.trainer.overfit_batches)
         order = EpochOrder(len(sequences), None if is_overfitting else self._seed)
@@ -153,8 +158,8 @@ class BatchData(ABC):
         num_left_out = len(sequences) % share.num_ranks
         if num_left_out == len(sequences):
             raise ValueError(
-                f"There are {len(sequences)} sequences in {split} for {share.num_ranks} processes. "
-                f"Raise num_{split}_sequences, lower block_size, or give more text."
+                f"There are {len(sequences)} sequences in {split} for {share.num_ranks} processes. To have "
+                f"one for each, {self.more_sequences.format(split=split)}."
             )
         if num_left_out:
             self._log(
@@ -163,13 +168,6 @@ class BatchData(ABC):
             )
         batches = Batches(EpochOrder(len(sequences), None), self._batch_size, share, drop_last=False)
         return EvaluationLoader(sequences, batches, self._num_workers)
-
-    def _load_tokenizer(self, task: Task) -> TextTokenizer:
-        """That of the file given, or one for the text itself or for the standard library."""
-        if self._tokenizer_source is not None and str(self._tokenizer_source) != STANDARD_LIBRARY:
-            return tokenizer_of_file(self._tokenizer_source)
-        corpus = task.corpus if self._tokenizer_source is None else standard_library()
-        return cached_tokenizer(corpus, self._max_vocab_size, self._cache_dir)
 
     def _splits(self) -> Sequence[str]:
         """Those that there are; rows of the user's own may have no test."""
@@ -183,6 +181,17 @@ class BatchData(ABC):
     def _log(self, message: str) -> None:
         if self.trainer is None or self.trainer.is_global_zero:
             log.info(message)
+
+
+class TextBatchData(BatchData[TextTokenizer]):
+    """Batches for a GPT of ours, whose tokenizer is a byte-level BPE. Abstract too."""
+
+    def _load_tokenizer(self, task: Task[TextTokenizer]) -> TextTokenizer:
+        """That of the file given, or one for the text itself or for the standard library."""
+        if self._tokenizer_source is not None and str(self._tokenizer_source) != STANDARD_LIBRARY:
+            return tokenizer_of_file(self._tokenizer_source)
+        corpus = task.corpus if self._tokenizer_source is None else standard_library()
+        return cached_tokenizer(corpus, self._max_vocab_size, self._cache_dir)
 
 
 def row_files(train_file: object, val_file: object, test_file: object) -> RowFiles | None:

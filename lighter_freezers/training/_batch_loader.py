@@ -1,7 +1,7 @@
 """Batches in an order that is the same for one process and for several, and that a checkpoint can take up."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -156,6 +156,12 @@ def _make(sequences: Sequences, batches: list[list[int]], num_workers: int) -> I
         sampler=batches,
         batch_size=None,  # `sequences` makes a whole batch from a list of numbers
         num_workers=num_workers,
+        collate_fn=_as_it_is,
         generator=torch.Generator(),  # or it would draw from the global one, and dropout would notice
     )
     return iter(loader)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Not what torch does by itself: make lists of tuples."""
+    return batch

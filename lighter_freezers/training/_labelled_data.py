@@ -9,12 +9,13 @@ from lighter_freezers.tasks.sequence_scores import DocumentationTask, ScoredText
 from lighter_freezers.tasks.standard_library import standard_library
 from lighter_freezers.tasks.task import Task
 from lighter_freezers.tasks.token_classes import CodeClassesTask, LabelledWordsTask
-from lighter_freezers.training._batch_data import BatchData, at_least, row_files
+from lighter_freezers.tasks.tokenizer import TextTokenizer
+from lighter_freezers.training._batch_data import TextBatchData, at_least, row_files
 
 __all__ = ["SequenceScoreData", "TokenLabelData"]
 
 
-class TokenLabelData(BatchData):
+class TokenLabelData(TextBatchData):
     """Everything of a TokenLabelDataModule but its base class; see there for the arguments."""
 
     mode = "token_classifier"  # of the GPT that can learn from these batches
@@ -74,7 +75,7 @@ class TokenLabelData(BatchData):
         """How many classes there are."""
         return len(self.class_names)
 
-    def _task(self) -> Task:
+    def _task(self) -> Task[TextTokenizer]:
         if self._files is None:
             return CodeClassesTask(standard_library(), self._cache_dir)
         task = LabelledWordsTask(self._files, self._given_names)
@@ -82,7 +83,7 @@ class TokenLabelData(BatchData):
         return task
 
 
-class SequenceScoreData(BatchData):
+class SequenceScoreData(TextBatchData):
     """Everything of a SequenceScoreDataModule but its base class; see there for the arguments."""
 
     mode = "sequence_scorer"  # of the GPT that can learn from these batches
@@ -134,7 +135,7 @@ class SequenceScoreData(BatchData):
         """How many rows of embeddings a model needs: for the tokens and for [CLS]."""
         return max(self.tokenizer.vocab_size, self.cls_token_id + 1)
 
-    def _task(self) -> Task:
+    def _task(self) -> Task[TextTokenizer]:
         if self._files is None:
             return DocumentationTask(standard_library(), self._cache_dir, self._given_cls_token_id)
         return ScoredTextsTask(self._files, self._given_cls_token_id)

@@ -6,12 +6,13 @@ from lighter_freezers.tasks.language_model import CorpusTask, RowTextsTask
 from lighter_freezers.tasks.standard_library import standard_library
 from lighter_freezers.tasks.task import Task
 from lighter_freezers.tasks.text_files import text_files
-from lighter_freezers.training._batch_data import BatchData, path_or_none, row_files
+from lighter_freezers.tasks.tokenizer import TextTokenizer
+from lighter_freezers.training._batch_data import TextBatchData, path_or_none, row_files
 
 __all__ = ["TextData"]
 
 
-class TextData(BatchData):
+class TextData(TextBatchData):
     """Everything of a TextDataModule but its base class; see `TextDataModule` for the arguments."""
 
     mode = "language_model"  # of the GPT that can learn from these batches
@@ -53,7 +54,7 @@ class TextData(BatchData):
             num_workers=num_workers,
         )
 
-    def _task(self) -> Task:
+    def _task(self) -> Task[TextTokenizer]:
         if self._files is not None:
             return RowTextsTask(self._files)
         return CorpusTask(standard_library() if self._text is None else text_files(self._text))

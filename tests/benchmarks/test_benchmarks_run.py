@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import hooks, host_reads, imports, logging_cost, loop, lora, measure, peers, render, switch
+from benchmarks import (
+    grad_norms,
+    hooks,
+    host_reads,
+    imports,
+    logging_cost,
+    loop,
+    lora,
+    measure,
+    peers,
+    render,
+    switch,
+)
 from benchmarks.measure import Report, Row, Samples, interleave
 
 TINY_LORA = ["--large", "128", "256", "--layers", "1", "--width", "64"]
@@ -19,6 +31,7 @@ TINY: list[tuple[ModuleType, str, list[str]]] = [
     (hooks, "B1", ["--params", "150", "300", "--calls", "20", "--rounds", "2"]),
     (loop, "B2", ["--steps", "2", "--rounds", "2"]),
     (switch, "B3", ["--params", "150", "--rounds", "2", "--fits", "1"]),
+    (grad_norms, "B8", ["--shapes", "14x8", "--rounds", "2"]),
     (lora, "B11", TINY_LORA),
     (host_reads, "B12", ["--steps", "30", "--average-over", "4", "--calls", "20", "--rounds", "2"]),
     (imports, "B13", ["--rounds", "1", "--light"]),

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch.optim import lr_scheduler as lrs
 
 from lighter_freezers import (

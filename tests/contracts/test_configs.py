@@ -32,6 +32,8 @@ RECIPES: dict[str, list[list[str]]] = {
     "exclusion": [KEPT] * 7 + [[]] * 5,
     "until_step_or_epoch": [TRUNK] * 5 + [[]] * 7,
     "discriminative_learning_rates": [TRUNK] * 5 + [[]] * 7,
+    "ulmfit": [epoch for blocks in (4, 3, 2, 1) for epoch in [TRUNK[: 2 + 4 * blocks]] * 2] + [[]] * 4,
+    "layerwise_learning_rates": [[]] * 12,
 }
 
 MODES = {"token_classifier": "val/macro_f1", "sequence_scorer": "val/r2"}
@@ -45,10 +47,16 @@ VARIANTS = {
     "from scratch": ([f"{CHECKPOINT}=null", f"{FREEZE}=false", f"{UNFREEZE}=null"], [False] * 4),
 }
 ELSEWHERE = {
+    "plan_and_report",  # tests/commands/test_plan_and_report.py
+    "gradient_norms",  # tests/callbacks/test_gradient_norm_files.py
     *("rank_schedule", "rank_by_loss"),  # tests/lora/test_lora_configs.py
     # test_operation_configs.py
     *("complete_example", "progressive_rank_scaling", "layerwise_unfreezing", "component_wise"),
     *("phases", "phases_early_late", "phases_free"),
+    # test_experiment_configs.py
+    *("e2e_attention", "e2e_mlp", "samsum_attention", "samsum_mlp", "dynamic_lora"),
+    *("smollm2_static", "smollm2_phases", "smollm2_ranks"),
+    *("docstrings", "e2e_nlg", "samsum", "wikisql", "multi_nli"),  # test_task_configs.py
 }
 
 

@@ -58,7 +58,19 @@ def test_the_freezer_adds_nothing_to_lightning() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Freezer", "FreezeStateLogger", "LoraRankScheduler", "LayerOperations", "LoraPhases"]
+    "name",
+    [
+        "Freezer",
+        "FreezeStateLogger",
+        "LoraRankScheduler",
+        "LayerOperations",
+        "LoraPhases",
+        "PhaseRecorder",
+        "GradualUnfreezing",
+        "GradientNormMonitor",
+        "PlotsAtEnd",
+        "ResultsSummary",
+    ],
 )
 def test_a_callback_never_loads_what_it_does_not_use(name: str) -> None:
     """Beyond Lightning no peft, torchvision, tensorboard or pandas, and no models or texts of ours."""

@@ -23,7 +23,12 @@ SCHEDULES: dict[str, list[dict[str, Any]]] = {
     "freeze": [{"name_starts_with": "layer2", "from_step": 2}],
     "both": [
         {"name_starts_with": "layer2", "until_step": 2},
-        {"name_starts_with": ["layer1.", "layer2"], "windows": [[1, 3], [5, 6]], "unfreeze_lr_factor": 0.5},
+        {
+            "name_starts_with": ["layer1.", "layer2"],
+            "windows": [[1, 3], [5, 6]],
+            "unfreeze_lr_factor": 0.5,
+            "optimizer_state": "free",
+        },
         {"name_starts_with": "head", "until_metric": {"monitor": "val/loss", "below": 100.0}},
     ],
 }

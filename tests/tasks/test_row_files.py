@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lighter_freezers.tasks.row_files import read_rows
+from tests.texts import write_parquet
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -50,8 +51,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, content: str) -
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.txt", "a", r"rows\.txt: expected the suffix \.jsonl or \.csv, got '\.txt'"),
-        ("rows", "a", "expected the suffix .jsonl or .csv, got 'none'"),
+        ("rows.txt", "a", r"rows\.txt: expected the suffix \.jsonl, \.csv or \.parquet, got '\.txt'"),
+        ("rows", "a", "expected the suffix .jsonl, .csv or .parquet, got 'none'"),
         ("empty.jsonl", "", r"empty\.jsonl has no rows\. Expected at least one with the fields text"),
         ("blank.jsonl", "\n \n", "has no rows"),
         ("empty.csv", "", "has no rows"),
@@ -114,3 +115,25 @@ def test_a_long_value_is_shown_in_part(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a JSON object") as raised:
         read_rows(file, ["text"])
     assert len(str(raised.value)) < 300 + len(str(file))
+
+
+def test_a_parquet_file_has_typed_fields_and_numbered_rows(tmp_path: Path) -> None:
+    """As JSON has them; an error names the row, for such a file has no lines."""
+    rows = [{"text": "a\nb", "score": 0.5, "tokens": ["a", "b"]}, {"text": "c", "score": None, "tokens": []}]
+    file = write_parquet(tmp_path / "rows.parquet", rows)
+    read = read_rows(file, ["text", "score"])
+
+    assert [row.values for row in read] == rows
+    assert str(read[1].error("score", "a number", "None")) == (
+        f"{file}, row 2, field 'score': expected a number, got None."
+    )
+    with pytest.raises(ValueError, match=r"rows\.parquet, row 1, field 'label': expected in every row"):
+        read_rows(file, ["label"])
+
+
+def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
+    """With the file's name."""
+    (tmp_path / "rows.parquet").write_text("text\na\n")
+
+    with pytest.raises(ValueError, match=r"rows\.parquet cannot be read as Parquet: "):
+        read_rows(tmp_path / "rows.parquet", ["text"])

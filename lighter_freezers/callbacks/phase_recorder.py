@@ -1,0 +1,127 @@
+"""The callback that measures what a step of each phase costs, for `lighter-freezers report`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lighter_freezers import arguments
+from lighter_freezers._lightning import Callback
+from lighter_freezers._log import log
+from lighter_freezers.callbacks import _clock
+from lighter_freezers.callbacks._conductor import Conductor
+from lighter_freezers.callbacks._phase_meter import PhaseMeter
+from lighter_freezers.callbacks._transition import Transition
+
+__all__ = ["PhaseRecorder"]
+
+FILE = "freeze_report.json"
+
+
+class PhaseRecorder(Callback):
+    """Measure what a step costs in each phase of a run, and write it beside the run's other files.
+
+    A phase is a stretch between two changes of what trains. Its first step is traced: its floating-point
+    operations, gradients, optimizer state and saved activations are counted. The second is left alone, so
+    that what is new can settle. Some more are timed; from then on nothing is measured until the next change.
+    No number is read from a GPU before a phase is over.
+
+    | call | what is measured |
+    |---|---|
+    | `PhaseRecorder()` | in each phase one step is traced, up to 50 are timed |
+    | `PhaseRecorder(num_timed=5)` | the same with up to 5 |
+    | `PhaseRecorder(num_timed=0)` | counts and bytes only |
+
+    The clock is the GPU's, or without one the CPU time of the process, so that other load on the machine does
+    not count. The file is `freeze_report.json` in the folder of the Trainer's logger, or in its
+    `default_root_dir` without one; it is written whenever a phase is over.
+
+    Args:
+        num_timed: Optimizer steps to time in each phase, at most.
+
+    Raises:
+        TypeError: `num_timed` is no whole number.
+        RuntimeError: The Trainer has two of these.
+
+    Runs on: `setup`, the transitions that the package's other callbacks make, on_train_end; the batches of
+    the first steps of a phase.
+
+    Saves: nothing. A resumed run writes a report of its own, which begins where it resumed.
+
+    Example:
+        ```yaml
+        trainer:
+          callbacks:
+            - _target_: lighter_freezers.Freezer
+              name_starts_with: [network.encoder]
+              until_step: 500
+            - _target_: lighter_freezers.PhaseRecorder
+        ```
+    """
+
+    def __init__(self, num_timed: int = 50) -> None:
+        number = arguments.count("num_timed", num_timed)
+        if number is None:
+            raise TypeError("num_timed must be a whole number such as 50, or 0 for no times. Got None.")
+        self._num_timed = number
+        self._meter = PhaseMeter(number)
+        self._file: Path | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Listen to the changes of this fit."""
+        conductor = Conductor.of(trainer)
+        if stage != "fit":
+            return
+        if sum(isinstance(callback, PhaseRecorder) for callback in trainer.callbacks) > 1:
+            raise RuntimeError(
+                "The Trainer has more than one PhaseRecorder, and both would write the same file."
+            )
+        conductor.add_listener(self)
+        self._meter = PhaseMeter(self._num_timed)
+        folder = trainer.log_dir  # asks the other processes, so every one of them has to
+        self._file = Path(folder) / FILE if folder and trainer.is_global_zero else None
+
+    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+        """A phase begins; called by the conductor, between two optimizer steps."""
+        self._meter.begin(pl_module, transition)
+        self._write({})
+        self._listen()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """The last phase is over."""
+        self._meter.end()
+        self._write({"num_steps": _clock.moment(trainer).optimizer_step})
+        self._stop_listening()
+        if self._file is not None:
+            log.info("what each phase cost: lighter-freezers report %s", self._file.parent)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Keep what is measured so far."""
+        self._meter.break_off()
+        self._stop_listening()
+
+    def _listen(self) -> None:
+        self.on_train_batch_start = self._start_batch
+        self.on_before_optimizer_step = self._see_gradients
+        self.on_train_batch_end = self._end_batch
+
+    def _stop_listening(self) -> None:
+        self.on_train_batch_start = self.on_before_optimizer_step = self.on_train_batch_end = None
+
+    def _start_batch(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._meter.start_batch(trainer, pl_module, batch, batch_idx)
+
+    def _see_gradients(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self._meter.see_gradients(pl_module)
+
+    def _end_batch(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._meter.end_batch(trainer, batch_idx)
+        if self._meter.has_enough:
+            self._stop_listening()
+
+    def _write(self, more: Mapping[str, Any]) -> None:
+        if self._file is None or not self._meter.records:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"phases": [record.as_dict() for record in self._meter.records], **more}
+        self._file.write_text(json.dumps(content, indent=1) + "\n")

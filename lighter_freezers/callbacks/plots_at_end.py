@@ -1,0 +1,83 @@
+"""The callback that draws what the gradient-norm monitor wrote, when a run is over."""
+
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lighter_freezers._lightning import Callback
+from lighter_freezers._log import log
+from lighter_freezers.callbacks._conductor import Conductor
+
+__all__ = ["PlotsAtEnd"]
+
+
+class PlotsAtEnd(Callback):
+    """Draw gradient norms, layers and losses of a run when it ends, as `lighter-freezers plots` does.
+
+    A picture that cannot be drawn is a warning, for the run itself is done by then.
+
+    Runs on: setup, on_fit_end.
+
+    Writes: `gradient_norms.png`, `layer_heatmap.png`, `layer_comparison.png`, `gradient_evolution.png`, all
+    but the heatmap also with a logarithmic axis as `..._log.png`, `training_loss.png`,
+    `experiment_comparison.png` and `experiment_summary.json`.
+
+    Args:
+        dirpath: Folder of the pictures. None for `plots` beside the files of the monitor.
+
+    Raises:
+        ImportError: In `setup`, matplotlib is not installed.
+        RuntimeError: In `setup`, the Trainer has no GradientNormMonitor.
+
+    Example:
+        ```yaml
+        trainer:
+          callbacks:
+            - _target_: lighter_freezers.GradientNormMonitor
+            - _target_: lighter_freezers.PlotsAtEnd
+        ```
+    """
+
+    def __init__(self, dirpath: str | None = None) -> None:
+        if dirpath is not None and not isinstance(dirpath, str):
+            raise TypeError(f"dirpath must be a string or null. Got {dirpath!r} ({type(dirpath).__name__}).")
+        self.dirpath = dirpath
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Fail before training rather than after it."""
+        Conductor.of(trainer)  # its place is behind the first callback of ours that has a `setup`
+        if stage != "fit":
+            return
+        if find_spec("matplotlib") is None:
+            raise ImportError('PlotsAtEnd needs matplotlib: pip install "lighter-freezers[plots]".')
+        if not any(hasattr(callback, "norms_file") for callback in trainer.callbacks):
+            raise RuntimeError(
+                "PlotsAtEnd draws what GradientNormMonitor writes, but the Trainer has none. Add "
+                "lighter_freezers.GradientNormMonitor to its callbacks."
+            )
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Draw, on the first rank."""
+        if not trainer.is_global_zero:
+            return
+        for file in _files(trainer):
+            folder = Path(self.dirpath) if self.dirpath is not None else file.parent / "plots"
+            try:
+                self._draw(file, folder)
+            except (ValueError, OSError, RuntimeError) as error:
+                warnings.warn(f"PlotsAtEnd could not draw {file}: {error}", stacklevel=2)
+
+    def _draw(self, file: Path, folder: Path) -> None:
+        from lighter_freezers.plots import plot_everything
+
+        plot_everything(file, folder)
+        log.info("See the gradient norms: %s", folder)
+
+
+def _files(trainer: Any) -> Iterator[Path]:
+    for callback in trainer.callbacks:
+        file = getattr(callback, "norms_file", None)
+        if file is not None:
+            yield file

@@ -1,0 +1,47 @@
+"""`lighter-freezers report`: the plan of a finished run beside what the run measured."""
+
+import argparse
+import json
+
+__all__ = ["SUMMARY", "add_arguments", "run"]
+
+SUMMARY = (
+    "Set the plan of a run beside what its PhaseRecorder measured: FLOPs, memory and relative time of a step "
+    "in each phase. The plan is made anew from the config.yaml that `lighter fit` leaves in the folder, or "
+    "read from --plan."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of this command."""
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run, with freeze_report.json")
+    parser.add_argument(
+        "--plan", metavar="FILE", help="a plan saved by `lighter-freezers plan ... --json > FILE`"
+    )
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    parser.add_argument("--no-times", action="store_true", help="compare counts and bytes only")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read, plan if need be, compare and print."""
+    from pathlib import Path
+
+    from lighter_freezers.planning.comparison import compare, read_report
+    from lighter_freezers.planning.from_config import plan_of_config
+    from lighter_freezers.planning.values import Plan
+
+    folder = Path(arguments.run_dir)
+    records = read_report(folder)
+    config = folder / "config.yaml"
+    if arguments.plan is not None:
+        planned = Plan.from_dict(json.loads(Path(arguments.plan).read_text()))
+    elif config.is_file():
+        rounds, timed = (1, 0) if arguments.no_times else (3, 4)
+        planned = plan_of_config([str(config)], num_rounds=rounds, num_timed=timed)
+    else:
+        raise ValueError(
+            f"There is no config.yaml in '{folder}', as `lighter fit` leaves one. Give --plan FILE."
+        )
+    compared = compare(planned, records)
+    print(json.dumps(compared.as_dict(), indent=1) if arguments.json else compared)
+    return 0

@@ -1,0 +1,148 @@
+"""A plan beside what a finished run measured: phase by phase, and how far they are apart."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lighter_freezers.callbacks._phase_meter import PhaseRecord
+from lighter_freezers.callbacks.phase_recorder import FILE
+from lighter_freezers.planning.tables import amount, columns, num_bytes
+from lighter_freezers.planning.values import Plan, PlannedPhase
+
+__all__ = ["Comparison", "Line", "compare", "read_report"]
+
+_COUNTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # field -> what it is called, how it is shown
+    "flops": ("FLOPs/step", amount),
+    "gradient_bytes": ("gradients", num_bytes),
+    "optimizer_bytes": ("optimizer", num_bytes),
+    "activation_bytes": ("activations", num_bytes),
+    "peak_bytes": ("peak on device", num_bytes),
+}
+_WAY_OUT = (
+    "Add lighter_freezers.PhaseRecorder to trainer::callbacks and run again, or give the folder of a run "
+    "that had it."
+)
+_HEADING = ("phase", "what", "planned", "measured", "off")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number of one phase. None stands for what is not known.
+
+    Attributes:
+        phase: When the phase began in the run.
+        what: The number: `flops`, `gradient_bytes`, `optimizer_bytes`, `activation_bytes`, `peak_bytes`, or
+            `relative_time`.
+        planned: As the plan has it.
+        measured: As the run had it.
+    """
+
+    phase: str
+    what: str
+    planned: float | None
+    measured: float | None
+
+    @property
+    def off(self) -> float | None:
+        """Planned in relation to measured, minus 1: 0.02 is 2 % too much."""
+        if self.planned is None or self.measured is None:
+            return None
+        if self.planned == self.measured:
+            return 0.0
+        return self.planned / self.measured - 1 if self.measured else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A plan beside a run.
+
+    Attributes:
+        lines: Phase by phase in the order of the run.
+        missing: Phases of the plan that the run did not have, and phases of the run that no plan has.
+    """
+
+    lines: tuple[Line, ...]
+    missing: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """In plain types."""
+        return {
+            "lines": [{**asdict(line), "off": line.off} for line in self.lines],
+            "missing": list(self.missing),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join([*columns([_HEADING, *map(_row, self.lines)], num_left=2), *self.missing])
+
+
+def read_report(folder: Path) -> list[PhaseRecord]:
+    """What `PhaseRecorder` wrote into the folder of a run.
+
+    Raises:
+        ValueError: There is no such file, or it is empty.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        there = sorted(str(path.parent) for path in folder.rglob(FILE)) if folder.is_dir() else []
+        way_out = f"Reports are in: {', '.join(there)}." if there else _WAY_OUT
+        raise ValueError(f"There is no {FILE} in '{folder}'. {way_out}")
+    return [PhaseRecord(**record) for record in json.loads(file.read_text())["phases"]]
+
+
+def compare(plan: Plan, records: Sequence[PhaseRecord]) -> Comparison:
+    """Set a plan beside a run. Phases belong together if the same parameters train in them.
+
+    Args:
+        plan: What was planned.
+        records: What was measured, in the order of the run.
+    """
+    left = [*plan.phases, *plan.undated]
+    pairs: list[tuple[PlannedPhase, PhaseRecord]] = []
+    missing = []
+    for record in records:
+        alike = [phase for phase in left if phase.trains == record.trains]
+        alike.sort(key=lambda phase: phase.step != record.optimizer_step)
+        if not alike:
+            missing.append(f"step {record.optimizer_step} of the run: not in the plan")
+            continue
+        left.remove(alike[0])
+        pairs.append((alike[0], record))
+    missing += [f"{phase.when} of the plan: not in the run" for phase in left]
+    times = _relative_times(pairs)
+    lines = []
+    for (phase, record), (planned, measured) in zip(pairs, times, strict=True):
+        name = f"step {record.optimizer_step}"
+        counts = [Line(name, what, getattr(phase, what), getattr(record, what)) for what in _COUNTS]
+        lines += [line for line in counts if line.planned is not None or line.measured is not None]
+        lines.append(Line(name, "relative_time", planned, measured))
+    return Comparison(tuple(lines), tuple(missing))
+
+
+def _relative_times(
+    pairs: Sequence[tuple[PlannedPhase, PhaseRecord]],
+) -> list[tuple[float | None, float | None]]:
+    """Both in relation to the phase that measured the most FLOPs of those that were timed."""
+    timed = [(p, r) for p, r in pairs if p.relative_time is not None and r.step_seconds is not None]
+    if not timed:
+        return [(None, None)] * len(pairs)
+    phase, record = max(timed, key=lambda pair: pair[1].flops or 0)
+    return [
+        (_ratio(p.relative_time, phase.relative_time), _ratio(r.step_seconds, record.step_seconds))
+        for p, r in pairs
+    ]
+
+
+def _ratio(one: float | None, base: float | None) -> float | None:
+    return None if one is None or not base else one / base
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    name, shown = _COUNTS.get(line.what, ("time of a step", _decimal))
+    off = "-" if line.off is None else f"{line.off:+.1%}"
+    return line.phase, name, shown(line.planned), shown(line.measured), off
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

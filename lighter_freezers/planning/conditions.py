@@ -1,0 +1,56 @@
+"""Conditions on a metric, which have no date: who waits for one, and a value that would meet it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lighter_freezers.callbacks._acts import Act
+from lighter_freezers.callbacks._player import Player
+from lighter_freezers.triggers import LossOrWait, MetricBelow, MetricTrigger, Plateau
+
+__all__ = ["Awaited", "awaited_now"]
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """A condition that something waits for.
+
+    Attributes:
+        monitor: The metric.
+        text: The condition in words.
+        value: A value that meets it.
+        num_values: How often it has to be seen.
+        order: Of several conditions on one metric that with the smallest is met first.
+    """
+
+    monitor: str
+    text: str
+    value: float
+    num_values: int
+    order: float
+
+
+def awaited_now(players: Sequence[Player], acts: Sequence[Act]) -> list[Awaited]:
+    """What the rules and acts of a run wait for now; of each metric, what is met first comes first."""
+    triggers: list[MetricTrigger | LossOrWait | None] = [
+        player.rule.trigger for player in players if player.hold.is_active and player.monitors
+    ]
+    triggers += [act.awaits for act in acts]
+    awaited = [_awaited(trigger) for trigger in triggers if trigger is not None]
+    monitors = list(dict.fromkeys(condition.monitor for condition in awaited))
+    return sorted(dict.fromkeys(awaited), key=lambda each: (monitors.index(each.monitor), each.order))
+
+
+def _awaited(trigger: MetricTrigger | LossOrWait) -> Awaited:
+    if isinstance(trigger, Plateau):
+        num_values = trigger.patience * trigger.number
+        return Awaited(trigger.monitor, f"{trigger}", math.nan, num_values, num_values)
+    if isinstance(trigger, MetricBelow) and trigger.above is not None:
+        return Awaited(
+            trigger.monitor, f"{trigger}", math.nextafter(trigger.above, math.inf), 1, trigger.above
+        )
+    bound = trigger.below if isinstance(trigger, MetricBelow) else trigger.trigger_loss
+    assert bound is not None
+    return Awaited(
+        trigger.monitor, f"{trigger.monitor} < {bound:g}", math.nextafter(bound, -math.inf), 1, -bound
+    )

@@ -1,0 +1,38 @@
+"""A plan of what `lighter fit` would run: trainer, model and data are built as lighter builds them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lighter_freezers.planning.plan import plan
+from lighter_freezers.planning.staging import hushed
+from lighter_freezers.planning.values import Plan
+
+__all__ = ["plan_of_config"]
+
+
+def plan_of_config(inputs: Sequence[Any], *, num_rounds: int, num_timed: int) -> Plan:
+    """Plan what `lighter fit` would run with these inputs.
+
+    Args:
+        inputs: Config files and overrides such as `trainer::max_epochs=3`, or mappings.
+        num_rounds: As for `plan`.
+        num_timed: As for `plan`.
+
+    Raises:
+        ValueError: A file or a key is missing, or the config cannot be built.
+    """
+    from lighter.engine.runner import ConfigLoader, ProjectImporter
+
+    config = ConfigLoader.load(list(inputs))
+    ProjectImporter.auto_discover_and_import()
+    for key in ("trainer", "model"):
+        if config.get(key) is None:
+            raise ValueError(
+                f"The config has no '{key}'. lighter needs trainer and model, and data for batches."
+            )
+    with hushed() as said:
+        model, trainer = config.resolve("model"), config.resolve("trainer")
+        data = None if config.get("data") is None else config.resolve("data")
+    planned = plan(trainer, model, data, num_rounds=num_rounds, num_timed=num_timed)
+    return replace(planned, warnings=(*said, *planned.warnings))

@@ -1,0 +1,163 @@
+"""`plan(trainer, model)`: rehearse a run a few times on copies, and put together what was seen."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lighter_freezers import arguments
+from lighter_freezers.planning.rehearsal import Rehearsal, Scene
+from lighter_freezers.planning.staging import hushed, rehearse, untouched_randomness
+from lighter_freezers.planning.values import Plan, PlannedPhase
+
+__all__ = ["plan"]
+
+
+def plan(
+    trainer: Any,
+    model: nn.Module,
+    datamodule: Any = None,
+    *,
+    train_dataloaders: Any = None,
+    num_rounds: int = 3,
+    num_timed: int = 4,
+) -> Plan:
+    """See what a run will freeze, when, and what that costs, before its first step.
+
+    The schedule is played from the first step to the last on a copy of the model, by the engine that plays it
+    in training. In each phase a few real steps are made, with real batches, through `training_step`, backward
+    pass and optimizer. Model, Trainer and files stay as they are; no logger or checkpoint writes.
+
+    | call | what it does |
+    |---|---|
+    | `plan(trainer, model, datamodule)` | as `trainer.fit` is called |
+    | `plan(trainer, model, train_dataloaders=loader)` | the same with a loader |
+    | `plan(trainer, model)` | the module has its own loader |
+    | `plan(trainer, model, num_rounds=1, num_timed=0)` | one step in each phase: counts, no times |
+
+    Args:
+        trainer: The Trainer of the run, of either namespace.
+        model: Its LightningModule.
+        datamodule: Its data.
+        train_dataloaders: Its data, as `trainer.fit` takes them.
+        num_rounds: How often to play the whole schedule, at least 1; ratios of times are medians over rounds.
+        num_timed: Steps to time in each phase of a round.
+
+    Returns:
+        The plan: `print` it, `plan.draw("plan.png")`, or `plan.as_dict()`.
+
+    Raises:
+        ValueError: The run has no end, or a callback refuses its arguments for this model.
+        RuntimeError: The run would stop before its first step, such as one in which nothing trains.
+
+    Example:
+        ```python
+        import pytorch_lightning as pl
+        import torch
+
+        from lighter_freezers import Freezer, plan
+
+
+        class Model(pl.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.encoder, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+
+            def training_step(self, batch, batch_idx):
+                return self.head(self.encoder(batch)).square().mean()
+
+            def configure_optimizers(self):
+                return torch.optim.AdamW(self.parameters())
+
+            def train_dataloader(self):
+                return torch.utils.data.DataLoader(torch.randn(20, 4), batch_size=4)
+
+
+        trainer = pl.Trainer(max_epochs=3, callbacks=[Freezer(name_starts_with="encoder.", until_epoch=1)])
+        planned = plan(trainer, Model())
+        assert [(phase.step, phase.num_trainable) for phase in planned.phases] == [(0, 5), (5, 25)]
+        ```
+    """
+    rounds = arguments.count("num_rounds", num_rounds)
+    if not rounds:
+        raise ValueError(f"num_rounds must be at least 1. Got {num_rounds!r}.")
+    timed = arguments.count("num_timed", num_timed) or 0
+    rehearsals = []
+    with hushed() as said:
+        for _ in range(rounds):
+            with untouched_randomness():
+                rehearsals.append(rehearse(trainer, model, datamodule, train_dataloaders, timed))
+    return _summed_up(trainer, model, rehearsals, said)
+
+
+def _summed_up(trainer: Any, model: nn.Module, rehearsals: Sequence[Rehearsal], said: Sequence[str]) -> Plan:
+    first = rehearsals[0]
+    if first.length is None:
+        raise RuntimeError("This run makes no step: it has no batches, or max_steps or max_epochs is 0.")
+    scenes = [scene for scene in first.scenes if scene.record is not None]
+    times = _times(rehearsals, len(scenes))
+    ends = [scene.transition.optimizer_step for scene in scenes[1:] if not scene.when]
+    num_steps = first.num_steps or first.clock.step
+    phases = [
+        _phase(scene, end, seconds, relative)
+        for scene, end, (seconds, relative) in zip(
+            scenes, [*ends, num_steps, *[None] * len(scenes)], times, strict=False
+        )
+    ]
+    windows = first.length.windows_per_epoch
+    return Plan(
+        model=type(model).__name__,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_steps=num_steps,
+        steps_per_epoch=None if windows is None else windows * first.clock.steps_per_window,
+        device=str(trainer.strategy.root_device),
+        rules=tuple(first.rules),
+        phases=tuple(phase for phase in phases if phase.step is not None),
+        undated=tuple(phase for phase in phases if phase.step is None),
+        warnings=tuple(dict.fromkeys([*said, *first.warnings])),
+    )
+
+
+def _phase(scene: Scene, end: int | None, seconds: float | None, relative: float | None) -> PlannedPhase:
+    record, transition = scene.record, scene.transition
+    assert record is not None
+    has_date = not scene.when
+    return PlannedPhase(
+        when=scene.when or f"step {transition.optimizer_step}",
+        step=transition.optimizer_step if has_date else None,
+        epoch=transition.epoch if has_date else None,
+        end_step=end if has_date else None,
+        or_when=scene.or_when,
+        changes=scene.changes,
+        holders=transition.holders,
+        trains=record.trains,
+        num_trainable=record.num_trainable,
+        trainable_share=scene.share,
+        flops=record.flops,
+        gradient_bytes=record.gradient_bytes,
+        optimizer_bytes=record.optimizer_bytes,
+        activation_bytes=record.activation_bytes,
+        peak_bytes=record.peak_bytes,
+        step_seconds=seconds,
+        relative_time=relative,
+        states=scene.states,
+        ranks=dict(transition.ranks),
+    )
+
+
+def _times(rehearsals: Sequence[Rehearsal], num_phases: int) -> list[tuple[float | None, float | None]]:
+    """Of each phase the median time, and the median ratio to the phase with the most FLOPs in a round."""
+    rounds = [[scene.record for scene in each.scenes if scene.record is not None] for each in rehearsals]
+    rounds = [records for records in rounds if len(records) == num_phases]
+    reference = max(range(num_phases), key=lambda index: rounds[0][index].flops or 0) if num_phases else 0
+    times: list[tuple[float | None, float | None]] = []
+    for index in range(num_phases):
+        pairs = [(records[index].step_seconds, records[reference].step_seconds) for records in rounds]
+        known = [(one, base) for one, base in pairs if one is not None and base]
+        times.append(
+            (statistics.median(one for one, _ in known), statistics.median(one / base for one, base in known))
+            if known
+            else (None, None)
+        )
+    return times

@@ -1,0 +1,278 @@
+"""A rehearsal: the schedule of a whole run, played by its own conductor, with a few real steps in each phase.
+
+It is a callback of a Trainer that trains a copy. Between the steps of two phases the clock runs ahead to the
+next change; the conductor sees that clock in place of the Trainer's counters.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from lighter_freezers._lightning import Callback
+from lighter_freezers.callbacks._acts import Act
+from lighter_freezers.callbacks._conductor import Conductor
+from lighter_freezers.callbacks._phase_meter import PhaseMeter, PhaseRecord
+from lighter_freezers.callbacks._player import Player
+from lighter_freezers.callbacks._transition import Transition
+from lighter_freezers.name_summary import NameSummary
+from lighter_freezers.parameter_names import canonical_parameters
+from lighter_freezers.planning.clock import RunClock, RunLength, run_length
+from lighter_freezers.planning.conditions import Awaited, awaited_now
+from lighter_freezers.planning.notices import notices_at_the_end, notices_at_the_start
+from lighter_freezers.planning.values import PlannedRule
+from lighter_freezers.reports import Census
+from lighter_freezers.triggers import Moment
+
+__all__ = ["Rehearsal", "Scene"]
+
+_SELDOM = 2**40  # LR schedulers step every so many optimizer steps: never
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One phase as it was rehearsed: when, what changed, and what it cost.
+
+    Attributes:
+        when: Why it began, where a metric decided; "" where it has a date.
+        or_when: Conditions that would have ended the phase before it earlier.
+        transition: The change.
+        changes: The same in words.
+        states: Component -> its state.
+        share: Of all elements, what trains.
+        record: What was measured; None until it is over.
+    """
+
+    when: str
+    or_when: tuple[str, ...]
+    transition: Transition
+    changes: tuple[str, ...]
+    states: dict[str, str]
+    share: float
+    record: PhaseRecord | None = None
+
+
+class _SeenTrainer:
+    """A Trainer as the conductor sees it: everything but the counters is the Trainer's."""
+
+    def __init__(self, trainer: Any, clock: RunClock) -> None:
+        self._trainer, self._clock = trainer, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+    @property
+    def global_step(self) -> int:
+        return self._clock.step
+
+    @property
+    def current_epoch(self) -> int:
+        return self._clock.epoch
+
+
+class Rehearsal(Callback):
+    """Plays the schedule of one run on the model of the Trainer that it is in, as the first of its callbacks.
+
+    Args:
+        user_trainer: Whose run it is.
+        num_timed: Steps to time in each phase.
+    """
+
+    def __init__(self, user_trainer: Any, num_timed: int) -> None:
+        self._user_trainer = user_trainer
+        self.clock = RunClock()
+        self.scenes: list[Scene] = []
+        self.rules: list[PlannedRule] = []
+        self.warnings: list[str] = []
+        self.num_steps: int | None = None
+        self.length: RunLength | None = None
+        self._meter = PhaseMeter(num_timed)
+        self._conductor = Conductor()
+        self._script: Iterator[None] = iter(())
+        self._changed = False
+        self._when = ""
+        self._or_when: tuple[str, ...] = ()
+        self._num_optimizer_steps = 0  # in this accumulation window
+        self._summary = NameSummary([])
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Hear of the changes."""
+        Conductor.of(trainer).add_listener(self)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take the conductor over, and begin: all hooks that a run has before its first step are done."""
+        if self.length is not None:
+            return
+        self._conductor = Conductor.of(trainer)
+        trainer.callbacks = [each for each in trainer.callbacks if each is not self._conductor]
+        self.length = run_length(self._user_trainer, trainer.num_training_batches, trainer.train_dataloader)
+        trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
+        trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = 0
+        for config in trainer.lr_scheduler_configs:
+            config.frequency = _SELDOM
+        self.rules = _rules(self._conductor.players, self._conductor.acts, pl_module)
+        self.warnings += notices_at_the_start(self._conductor.players, trainer.optimizers, pl_module)
+        seen = _SeenTrainer(trainer, self.clock)
+        self._script = self._play(seen, pl_module, self.length)
+        self._attempt(lambda: self._look(seen, pl_module, is_new_epoch=True), trainer)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """A real batch of the phase that is being measured."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._num_optimizer_steps = 0
+        self._meter.start_batch(trainer, pl_module, batch, batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """What the conductor does here, too."""
+        self._num_optimizer_steps += 1
+        if callable(self._conductor.on_before_optimizer_step):
+            self._conductor.on_before_optimizer_step(trainer, pl_module, optimizer)
+        self._meter.see_gradients(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Go on to the next phase when this one is measured, and end after the last."""
+        self._meter.end_batch(trainer, batch_idx)
+        if not self._meter.has_enough:
+            return
+        self.clock.steps_per_window = max(1, self._num_optimizer_steps)  # those of the last window
+        self._close()
+        self._attempt(lambda: next(self._script), trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Give the conductor back, which leaves the model in order."""
+        trainer.callbacks.append(self._conductor)
+
+    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+        """Something changed; called by the conductor."""
+        self._changed = True
+        named = canonical_parameters(pl_module)
+        if transition.is_initial or transition.is_reshaped:
+            self._summary = NameSummary(list(named))
+        is_same_moment = bool(self.scenes) and self.scenes[-1].record is None
+        earlier = self.scenes.pop().changes if is_same_moment else ()
+        census = Census(pl_module)
+        self.scenes.append(
+            Scene(
+                when=self._when,
+                or_when=self._or_when,
+                transition=transition,
+                changes=(*earlier, *self._in_words(transition)),
+                states={state.name: state.state for state in census.states},
+                share=census.total.trainable_share,
+            )
+        )
+        self._meter.begin(pl_module, transition)
+
+    def _in_words(self, transition: Transition) -> list[str]:
+        verb = "starts with frozen" if transition.is_initial else "freezes"
+        said = [*transition.notes]
+        if transition.frozen:
+            said.append(f"{verb} {self._summary.compress(transition.frozen)}")
+        if transition.thawed:
+            said.append(f"thaws {self._summary.compress(transition.thawed)}")
+        if transition.is_initial and not transition.frozen:
+            said.append("starts with nothing frozen")
+        return said
+
+    def _attempt(self, go_on: Callable[[], object], trainer: Any) -> None:
+        """Go on; the run is over when there is nothing left, or when it would break off."""
+        try:
+            go_on()
+        except StopIteration:
+            trainer.should_stop = True
+        except (RuntimeError, ValueError) as error:
+            trainer.should_stop = True
+            where = self._when or f"at step {self.clock.step}"
+            self.warnings.append(f"{where}, the run breaks off: {error}")
+
+    def _close(self) -> None:
+        """The phase is measured."""
+        self._meter.end()
+        if self._meter.records and self.scenes[-1].record is None:
+            self.scenes[-1] = replace(self.scenes[-1], record=self._meter.records[-1])
+
+    def _play(self, trainer: Any, model: nn.Module, length: RunLength) -> Iterator[None]:
+        """First what has a date, then what waits for a metric; it stops at each change."""
+        for is_new_epoch in self.clock.batches(length):
+            if self._look(trainer, model, is_new_epoch=is_new_epoch):
+                yield
+        self.num_steps = self.clock.step
+        self.warnings += notices_at_the_end(
+            self._conductor.players,
+            self._conductor.acts,
+            [title for scene in self.scenes for title in scene.transition.holders],
+            Moment(self.clock.step, self.clock.epoch),
+        )
+        for _ in self._wait_for_metrics():
+            if self._look(trainer, model, is_new_epoch=True):
+                yield
+
+    def _look(self, trainer: Any, model: nn.Module, *, is_new_epoch: bool) -> bool:
+        """Let the conductor look at the clock; whether something changed."""
+        self._changed = False
+        if self.num_steps is None and is_new_epoch:
+            self._or_when = self._conditions()
+        if is_new_epoch:
+            self._conductor.on_train_epoch_start(trainer, model)
+        self._conductor.on_train_batch_start(trainer, model, None, self.clock.batch_idx)
+        if self._changed and self.num_steps is None:
+            self._or_when = self._conditions()
+        return self._changed
+
+    def _conditions(self) -> tuple[str, ...]:
+        return tuple(each.text for each in awaited_now(self._conductor.players, self._conductor.acts))
+
+    def _wait_for_metrics(self) -> Iterator[None]:
+        """Show the conductor's rules and acts one value after another that they wait for."""
+        self.clock.batch_idx = 0
+        self._or_when = ()
+        shown: set[tuple[Awaited, int]] = set()
+        watchers: Sequence[Player | Act] = [*self._conductor.players, *self._conductor.acts]
+        begin = self.clock.step
+        while True:
+            awaited = awaited_now(self._conductor.players, self._conductor.acts)
+            if awaited and (awaited[0], len(self.scenes)) not in shown:
+                shown.add((awaited[0], len(self.scenes)))
+                self._when = f"when {awaited[0].text}"
+                for _ in range(awaited[0].num_values):
+                    for watcher in watchers:
+                        if awaited[0].monitor in watcher.monitors:
+                            watcher.observe(awaited[0].monitor, awaited[0].value)
+                yield
+            elif self._goes_on_by_itself(begin):
+                yield
+            else:
+                return
+
+    def _goes_on_by_itself(self, begin: int) -> bool:
+        """Run ahead to what an act does a while after a metric has set it going."""
+        if not self._when:
+            return False
+        now = Moment(self.clock.step, self.clock.epoch)
+        steps = [
+            step for act in self._conductor.acts if (step := act.next_step(now)) and step > now.optimizer_step
+        ]
+        if not steps:
+            return False
+        self._when = f"{min(steps) - self.clock.step} steps later"
+        self.clock.step = min(steps)
+        return True
+
+
+def _rules(players: Sequence[Player], acts: Sequence[Act], model: nn.Module) -> list[PlannedRule]:
+    """What each rule matches, and what each act may change."""
+    named = canonical_parameters(model)
+    names = {id(parameter): name for name, parameter in named.items()}
+    summary = NameSummary(list(named))
+    matched = [(player.title, list(player.selected.values())) for player in players]
+    matched += [(act.title, [*act.freezable(model), *act.trainable_later(model).values()]) for act in acts]
+    rules = []
+    for title, parameters in matched:
+        distinct = {id(parameter): parameter for parameter in parameters}
+        chosen = tuple(names[each] for each in distinct if each in names)
+        size = sum(parameter.numel() for parameter in distinct.values())
+        rules.append(PlannedRule(title, chosen, summary.compress(chosen), size))
+    return rules

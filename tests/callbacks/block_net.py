@@ -1,0 +1,69 @@
+"""A network of a stem, four blocks, a norm and a head, and what moves in it while a Trainer trains it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.lab import WIDTH, batches, recorder, regression, sgd, trainer
+
+BLOCKS = ["block 0", "block 1", "block 2", "block 3"]
+EVERYTHING = ["stem", *BLOCKS, "norm", "head"]
+
+
+class BlockNet(nn.Module):
+    """The blocks are linear layers in a ModuleList."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return self.head(self.norm(x))
+
+
+def part_of(name: str) -> str:
+    """`block 2` for `network.blocks.2.weight`."""
+    parts = name.split(".")[1:]
+    return f"block {parts[1]}" if parts[0] == "blocks" else parts[0]
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """The parts of which a weight differs; blind to flags."""
+    return {part_of(name) for name in before if not torch.equal(before[name], after[name])}
+
+
+def moves(
+    namespace: str,
+    callbacks: Sequence[Any],
+    num_epochs: int,
+    optimizer: Callable[[Any], torch.optim.Optimizer] = sgd,
+    **options: Any,
+) -> list[set[str]]:
+    """What moved in each optimizer step; there are four in an epoch."""
+    module = regression(namespace, BlockNet, optimizer)
+    states = recorder(
+        namespace, lambda _, m: {k: v.clone() for k, v in m.state_dict().items()}, "on_train_batch_start"
+    )
+    trainer(namespace, callbacks=[*callbacks, states], max_epochs=num_epochs, **options).fit(
+        module, batches(), batches()
+    )
+    values = [*states.seen, dict(module.state_dict())]
+    return [moved(one, other) for one, other in zip(values, values[1:], strict=False)]
+
+
+def upper(num_blocks: int, *others: str) -> set[str]:
+    """Norm, head and so many blocks from the top."""
+    return {"norm", "head", *BLOCKS[4 - num_blocks :], *others}
+
+
+def lower(num_blocks: int, *others: str) -> set[str]:
+    """Norm, head and so many blocks from the bottom."""
+    return {"norm", "head", *BLOCKS[:num_blocks], *others}

@@ -1,0 +1,133 @@
+"""The summary of a run: what it says, where it stands, and that it is never written over another."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lighter_freezers import Freezer, GradientNormMonitor, ResultsSummary
+from tests import lab
+
+
+def fit(folder: Path, namespace: str, *callbacks: Any, **options: Any) -> tuple[Any, Any, list[float]]:
+    """A run of two epochs in its own `version_N`; with the losses of its batches."""
+    loggers = import_module(f"{namespace}.loggers")
+    losses: list[float] = []
+
+    class Losses(import_module(namespace).Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+            losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+
+    module = lab.regression(namespace)
+    trainer = import_module(namespace).Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=2,
+        logger=loggers.CSVLogger(folder, name="run"),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[*callbacks, Losses()],
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        **options,
+    )
+    trainer.fit(module, lab.batches(), lab.batches(8))
+    return trainer, module, losses
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Strictly: no NaN, no infinity."""
+    return dict(json.loads(path.read_text(), parse_constant=pytest.fail))
+
+
+@pytest.mark.parametrize("namespace", lab.NAMESPACES)
+@pytest.mark.parametrize("window", [1, 2])
+def test_the_summary_of_a_fit(namespace: str, window: int, tmp_path: Path) -> None:
+    """Losses as they were before Lightning divided them, cost, the last metrics, gradient norms, versions."""
+    monitor = GradientNormMonitor(every_n_steps=1)
+    freezer = Freezer(name_starts_with=["layer1."], until_epoch=1)
+    trainer, module, losses = fit(
+        tmp_path, namespace, ResultsSummary(), freezer, monitor, accumulate_grad_batches=window
+    )
+
+    summary = read(tmp_path / "run/version_0/results_summary.json")
+    assert summary["optimizer_steps"] == 8 / window
+    assert summary["epochs"] == 2
+    assert summary["train_loss"] == pytest.approx(sum(losses) / 8)
+    assert summary["final_train_loss"] == pytest.approx(sum(losses) / 8)  # there are fewer than ten
+    assert summary["parameters"] == sum(p.numel() for p in module.parameters())
+    assert summary["parameters"] - summary["trainable_parameters"] == 8 * 8 + 8
+    assert summary["final_trainable_parameters"] == summary["parameters"]
+    assert summary["metrics"]["val/loss"] == pytest.approx(float(trainer.callback_metrics["val/loss"]))
+    norms = tmp_path / "run/version_0/gradient_analysis.summary.json"
+    assert summary["gradient_stats"] == {"gradient_analysis": read(norms)}
+    assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert 0 < summary["train_seconds"] < 60
+
+
+def test_the_last_loss_is_the_mean_of_ten_batches(tmp_path: Path) -> None:
+    """Of however many there were; those before count in the mean of all."""
+    summary = ResultsSummary()
+    trainer, _, losses = fit(tmp_path, "pytorch_lightning", summary, max_steps=-1)
+    outputs = [{"loss": torch.tensor(float(i))} for i in range(2500)]
+    model = torch.nn.Module()
+    summary.on_train_start(trainer, model)
+    for output in outputs:
+        summary.on_train_batch_end(trainer, model, output, None, 0)
+
+    assert len(losses) == 8
+    assert summary._mean_losses(trainer) == {"train_loss": 1249.5, "final_train_loss": 2494.5}
+    assert len(summary._losses) <= 1000
+
+
+def test_the_figures_of_a_test_are_added(tmp_path: Path) -> None:
+    """To the file of the fit, of which nothing else changes; also by a later process that tests there."""
+    summary = ResultsSummary()
+    trainer, module, _ = fit(tmp_path, "pytorch_lightning", summary)
+    path = tmp_path / "run/version_0/results_summary.json"
+    before = read(path)
+    module.test_step = lambda batch, batch_idx: module.log("test/error", module.loss(batch))
+    trainer.test(module, lab.batches(), verbose=False)
+
+    after = read(path)
+    error = float(trainer.callback_metrics["test/error"])
+    assert after == {**before, "evaluation": {"error": pytest.approx(error)}}
+
+    later = ResultsSummary()  # knows nothing of the fit
+    path.write_text(json.dumps(before))
+    later.on_test_end(trainer, module)
+    assert read(path) == after
+
+
+def test_a_second_fit_in_a_folder_keeps_the_first(tmp_path: Path) -> None:
+    """Without a logger all runs share one folder; and each logger's version has its own."""
+    fit(tmp_path, "pytorch_lightning", ResultsSummary())
+    fit(tmp_path, "pytorch_lightning", ResultsSummary())
+    assert (tmp_path / "run/version_1/results_summary.json").exists()
+
+    for _ in range(2):
+        trainer = lab.trainer(
+            "pytorch_lightning",
+            max_steps=2,
+            callbacks=[ResultsSummary()],
+            default_root_dir=tmp_path / "shared",
+        )
+        trainer.fit(lab.regression("pytorch_lightning"), lab.batches(), lab.batches(8))
+    names = sorted(path.name for path in (tmp_path / "shared").glob("*.json"))
+    assert names == ["results_summary.json", "results_summary_1.json"]
+
+
+def test_the_config_is_that_of_the_module(tmp_path: Path) -> None:
+    """What `lighter` keeps there under `config`, or else every hyperparameter."""
+    for kept, expected in (({"config": {"a": 1}, "b": 2}, {"a": 1}), ({"width": 8}, {"width": 8})):
+        module = lab.regression("pytorch_lightning")
+        module.save_hyperparameters(kept)
+        folder = tmp_path / "-".join(kept)
+        trainer = lab.trainer(
+            "pytorch_lightning", max_steps=1, callbacks=[ResultsSummary()], default_root_dir=folder
+        )
+        trainer.fit(module, lab.batches(), lab.batches(8))
+        assert read(folder / "results_summary.json")["config"] == expected

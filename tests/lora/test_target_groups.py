@@ -1,0 +1,144 @@
+"""Named groups of LoRA targets, in architectures that call their parts differently."""
+
+import re
+from typing import Any
+
+import pytest
+from torch import nn
+
+from lighter_freezers import GPT, apply_lora
+from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.lora.target_groups import target_modules_of, with_target_modules
+from tests.training.causal_lms import causal_lm
+
+SIZE = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+MLP = ["gate_proj", "up_proj", "down_proj"]
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def neox() -> nn.Module:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**SIZE, num_attention_heads=2, bos_token_id=0, eos_token_id=0))
+
+
+def phi3() -> nn.Module:
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    return Phi3ForCausalLM(Phi3Config(**SIZE, num_attention_heads=2, **special))
+
+
+def opt() -> nn.Module:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 2,
+        "word_embed_proj_dim": 16,
+    }
+    return OPTForCausalLM(OPTConfig(**sizes, num_attention_heads=2))
+
+
+def bert() -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    return BertModel(BertConfig(**SIZE, num_attention_heads=2))
+
+
+def gpt() -> nn.Module:
+    return GPT({"vocab_size": 32, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16})
+
+
+# model -> the last names of its layers in attention_only, mlp_only, and both
+GROUPS: dict[Any, tuple[list[str], list[str], list[str]]] = {
+    causal_lm: (["q_proj", "v_proj"], MLP, [*ATTENTION, *MLP]),
+    gpt: (["c_attn"], ["c_fc", "mlp.c_proj"], ["c_attn", "c_proj", "c_fc"]),
+    neox: (
+        ["query_key_value"],
+        ["dense_h_to_4h", "dense_4h_to_h"],
+        ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    ),
+    phi3: (["qkv_proj"], ["gate_up_proj", "down_proj"], ["o_proj", "qkv_proj", "gate_up_proj", "down_proj"]),
+    opt: (["v_proj", "q_proj"], ["fc1", "fc2"], ["k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"]),
+    bert: (
+        ["query", "value"],
+        ["intermediate.dense", "0.output.dense", "1.output.dense"],
+        ["query", "key", "value", "output.dense", "intermediate.dense"],
+    ),
+}
+
+
+@pytest.mark.parametrize("make", GROUPS, ids=lambda make: make.__name__)
+def test_a_group_is_the_same_part_in_every_architecture(make: Any) -> None:
+    """The document's layers in a Llama; their counterparts elsewhere."""
+    model = make()
+    groups = [target_modules_of(model, group) for group in ("attention_only", "mlp_only", "both", "all")]
+
+    assert groups == [*GROUPS[make], GROUPS[make][2]]
+
+
+@pytest.mark.parametrize("make", GROUPS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("group", ["attention_only", "mlp_only", "both"])
+def test_peft_puts_lora_there_and_nowhere_else(make: Any, group: str) -> None:
+    """Names that end alike in other parts, as `c_proj` and `output.dense`, are told apart."""
+    network = apply_lora(make(), {"r": 2, "target": group})
+    parts = {re.split(r"\.\d", site.layer)[0] for site in find_lora_sites(network).values()}
+    num_in_block = len({name.split(".")[-1] for name in find_lora_sites(network)})
+
+    assert parts == {"attention_only": {"attn"}, "mlp_only": {"mlp"}, "both": {"attn", "mlp"}}[group]
+    assert num_in_block > 0
+
+
+def test_all_targets_of_a_llama_are_the_number_in_the_document() -> None:
+    """Blocks times seven modules times two factors; the base is frozen."""
+    network = apply_lora(causal_lm(), {"r": 4, "target": "both"})
+    trainable = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+
+    assert len(trainable) == 3 * 7 * 2
+    assert all(".lora_" in name for name in trainable)
+
+
+def test_a_gpt2_needs_no_word_about_its_transposed_weights() -> None:
+    """PEFT would warn, and warnings are errors here."""
+    network = apply_lora(causal_lm("gpt2"), {"r": 2, "target": "all"})
+
+    assert network.peft_config["default"].fan_in_fan_out
+    assert len(find_lora_sites(network)) == 3 * 4
+    assert with_target_modules(causal_lm(), {"r": 2, "target": "all"}).keys() == {"r", "target_modules"}
+
+
+def test_a_config_without_a_group_stays_as_it_is() -> None:
+    """Groups are an addition."""
+    config = {"r": 8, "target_modules": ["q_proj"]}
+
+    assert with_target_modules(causal_lm(), config) == config
+
+
+def test_mistakes_are_told() -> None:
+    """What was asked, and what there is."""
+    network = causal_lm()
+    with pytest.raises(ValueError, match="'attention'.*Closest: 'attention_only'.*mlp_only, both, all"):
+        apply_lora(network, {"r": 2, "target": "attention"})
+    with pytest.raises(ValueError, match="target: both and target_modules both say"):
+        apply_lora(network, {"r": 2, "target": "both", "target_modules": ["q_proj"]})
+    with pytest.raises(ValueError, match=r"mlp_only finds nothing in Sequential.*are: none"):
+        target_modules_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "mlp_only")
+
+
+def test_queries_under_a_name_that_nobody_knows() -> None:
+    """The layers of the attention are listed, to be named."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = nn.ModuleDict({"asks": nn.Linear(2, 2), "says": nn.Linear(2, 2)})
+            self.mlp = nn.Linear(2, 2)
+
+    network = nn.Module()
+    network.h = nn.ModuleList([Block(), Block()])
+    with pytest.raises(ValueError, match="attention_only finds nothing.*asks, says, mlp"):
+        target_modules_of(network, "attention_only")
+    assert target_modules_of(network, "both") == ["asks", "says", "mlp"]
