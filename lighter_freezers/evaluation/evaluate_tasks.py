@@ -11,6 +11,7 @@ from torch import nn
 from lighter_freezers.causal_models import check_causal, load_evaluated
 from lighter_freezers.evaluation.generation import GenerationSettings, answers_to
 from lighter_freezers.evaluation.generation_figures import GenerationFigures
+from lighter_freezers.evaluation.metrics import check_metric_packages
 from lighter_freezers.evaluation.perplexity import perplexity
 from lighter_freezers.results_file import write_results
 
@@ -84,6 +85,7 @@ def evaluate_e2e(
 
     Raises:
         TypeError: A value has the wrong type, or an argument is unknown.
+        ImportError: A package that counts the task's metrics is missing.
         ValueError: A value is out of range, or a model in memory comes without a tokenizer.
         OSError: There is no such model.
     """
@@ -178,6 +180,7 @@ class _Outcome:
 def _evaluated(task: str, model: ModelOrPath, asked: _Asked) -> _Outcome:
     network, tokenizer = _model_and_tokenizer(model, asked)
     data = _data(task, tokenizer, asked)
+    check_metric_packages(data.task.metrics)
     chosen = {"max_new_tokens": data.max_new_tokens, **(asked.generation or {})}
     settings, figures, loader = GenerationSettings(**chosen), GenerationFigures(), data.test_dataloader()
     device = next(network.parameters()).device

@@ -1,6 +1,7 @@
 """The metrics over texts, by the names that tasks and configs use."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TypeAlias
 
 from lighter_freezers.evaluation.bleu import bleu
@@ -11,7 +12,7 @@ from lighter_freezers.evaluation.rouge import rouge
 from lighter_freezers.evaluation.sql_match import sql_match
 from lighter_freezers.parameter_names import closest_names
 
-__all__ = ["METRICS", "check_metric_names", "score_texts"]
+__all__ = ["METRICS", "check_metric_names", "check_metric_packages", "score_texts"]
 
 TextMetric: TypeAlias = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
 
@@ -24,6 +25,7 @@ METRICS: Mapping[str, TextMetric] = {
     "sql_match": sql_match,
     "accuracy": label_accuracy,
 }
+_PACKAGES = {"rouge": "rouge_score", "meteor": "nltk"}  # which they count by, and may not be installed
 
 
 def score_texts(
@@ -67,3 +69,20 @@ def check_metric_names(names: Iterable[str]) -> tuple[str, ...]:
             close = closest_names(str(name), METRICS, 1)[0]
             raise ValueError(f"Unknown metric {name!r}. Closest: '{close}'. All: {', '.join(METRICS)}.")
     return chosen
+
+
+def check_metric_packages(names: Iterable[str]) -> None:
+    """Make sure that metrics can be counted, before anything is generated for them.
+
+    Args:
+        names: Of `METRICS`.
+
+    Raises:
+        ImportError: A package that counts one of them is not installed.
+    """
+    needed = [name for name in names if name in _PACKAGES and find_spec(_PACKAGES[name]) is None]
+    if needed:
+        raise ImportError(
+            f"Packages for {' and '.join(needed)} are missing, without which there is no score: pip install "
+            '"lighter-freezers[experiments]", or choose other metrics.'
+        )

@@ -9,7 +9,7 @@ from torch.utils.data import DistributedSampler
 from lighter_freezers.causal_models import load_tokenizer
 from lighter_freezers.evaluation.generation import AnswerText, GenerationSettings, answers_to
 from lighter_freezers.evaluation.generation_figures import GenerationFigures
-from lighter_freezers.evaluation.metrics import check_metric_names
+from lighter_freezers.evaluation.metrics import check_metric_names, check_metric_packages
 from lighter_freezers.tasks.prompt_tokenizer import prompt_tokenizer
 from lighter_freezers.training._batch_loader import EvaluationLoader
 
@@ -44,9 +44,10 @@ class AnswerEvaluation:
         """Make sure before a test that its answers can be scored.
 
         Raises:
+            ImportError: A package that counts one of the metrics is missing.
             ValueError: Nobody says by which metrics.
         """
-        self.metrics_for(datamodule)
+        check_metric_packages(self.metrics_for(datamodule))
         self.figures = GenerationFigures()
 
     def texts(self, network: nn.Module, batch: Mapping[str, Any], datamodule: object) -> list[str]:

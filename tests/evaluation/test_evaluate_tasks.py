@@ -1,6 +1,7 @@
 """Evaluations by one call: what they return and write, and that it is what a test of the module logs."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from lighter_freezers import (
     evaluate_samsum,
     evaluate_wikisql,
 )
+from lighter_freezers.evaluation import evaluate_tasks
 from lighter_freezers.evaluation.exact_match import exact_match
 from lighter_freezers.results_file import unused_path, versions, write_results
 from tests.lab import trainer
@@ -153,6 +155,16 @@ def test_mistakes_are_told(wrong: Any, error: type[Exception], message: str, mod
     """By whoever the option is for."""
     with pytest.raises(error, match=message):
         evaluate_multi_nli(model, **{**SMALL, **wrong})
+
+
+def test_a_missing_package_is_told_before_anything_is_generated(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is not asked."""
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    monkeypatch.setattr(evaluate_tasks, "answers_to", None)
+    with pytest.raises(ImportError, match="Packages for meteor are missing"):
+        evaluate_e2e(model, **SMALL)
 
 
 def test_a_results_file_is_plain_and_never_overwritten(tmp_path: Path) -> None:

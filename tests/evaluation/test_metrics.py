@@ -1,10 +1,16 @@
 """All metrics over texts: their names, their figures, and what they refuse."""
 
+import sys
 from typing import Any
 
 import pytest
 
-from lighter_freezers.evaluation.metrics import METRICS, check_metric_names, score_texts
+from lighter_freezers.evaluation.metrics import (
+    METRICS,
+    check_metric_names,
+    check_metric_packages,
+    score_texts,
+)
 
 PERCENT = {"bleu", "rouge", "meteor"}
 
@@ -59,3 +65,14 @@ def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
         check_metric_names(["bleu", "rogue"])
     with pytest.raises(TypeError, match=r"write \[bleu\]"):
         check_metric_names("bleu")
+
+
+def test_a_missing_package_is_told_before_anything_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the metrics it is for; those that need nothing are fine."""
+    check_metric_packages(METRICS)
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    check_metric_packages(["bleu", "accuracy"])
+
+    with pytest.raises(ImportError, match=r"rouge and meteor are missing.*lighter-freezers\[experiments\]"):
+        check_metric_packages(METRICS)

@@ -1,6 +1,7 @@
 """Tests and predictions of CausalLMModule: answers, their figures, and the file with the results."""
 
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,15 @@ def test_what_cannot_be_scored_is_told_before_the_first_batch(tmp_path: Path) ->
     causal_lm().save_pretrained(tmp_path / "alone")  # without a tokenizer
     with pytest.raises(ValueError, match="Nobody can turn tokens into text"):
         run.predict(CausalLMModule(str(tmp_path / "alone")), questions())
+
+
+def test_a_missing_package_is_told_before_the_first_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that takes an hour is not generated for a score that cannot be counted."""
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    with pytest.raises(ImportError, match="Packages for rouge are missing"):
+        trainer(LONE, default_root_dir=tmp_path).test(asked(), [], verbose=False)
 
 
 def answer(text: str) -> GeneratedAnswer:
