@@ -35,6 +35,7 @@ class Announcer:
         self._names = {id(parameter): name for name, parameter in named.items()}
         self._parameters = list(named.values())
         self._sizes = [parameter.numel() for parameter in self._parameters]
+        self._num_elements = sum(self._sizes)
         self._summary = NameSummary(list(named))
         self._groups: dict[tuple[int, ...], tuple[str, ...]] = {}  # ids -> names
         self._texts: dict[tuple[str, ...], str] = {}  # names -> a short phrase
@@ -75,14 +76,13 @@ class Announcer:
             log.info("step %d: %s", transition.optimizer_step, note)
         if not (transition.frozen or transition.thawed or transition.is_initial):
             return
-        num_elements = sum(self._sizes)
         flags = map(attrgetter("requires_grad"), self._parameters)
-        num_frozen = num_elements - sum(compress(self._sizes, flags))
+        num_frozen = self._num_elements - sum(compress(self._sizes, flags))
         frozen_verb = "starts with frozen" if transition.is_initial else "froze"
         parts = [
             f"{frozen_verb} {self._texts[transition.frozen]}" if transition.frozen else "",
             f"thawed {self._texts[transition.thawed]}" if transition.thawed else "",
-            f"{100 * num_frozen / max(1, num_elements):.3g} % frozen",
+            f"{100 * num_frozen / max(1, self._num_elements):.3g} % frozen",
             f"held by {', '.join(transition.holders)}" if transition.holders else "",
         ]
         step = transition.optimizer_step

@@ -1,6 +1,7 @@
 """What follows a change of flags or shapes: optimizers, norm layers, DDP wrapper, log, listeners."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from torch import nn
@@ -82,9 +83,7 @@ class Followers:
                 player.bind(stage.model)
             self._boundary.forget()
             self.announcer = Announcer(stage.model, self._players, list(self._acts))
-        frozen = _distinct(p for _, parameters, _ in changes for p in parameters if not p.requires_grad)
-        thawed = _distinct(p for _, _, parameters in changes for p in parameters if p.requires_grad)
-        frozen, thawed = _distinct([*frozen, *outcome.frozen]), _distinct([*thawed, *outcome.thawed])
+        frozen, thawed = _net_changes(changes, outcome)
         if frozen:
             _forecast.refuse_idle_now(stage.model, stage.moment)
             self.optimizers.forget(changes)
@@ -114,6 +113,17 @@ class Followers:
             self.announcer.log_lines(transition)
         for listener in self._listeners:
             listener.on_transition(stage.trainer, stage.model, transition)
+
+
+def _net_changes(changes: Sequence[Change], outcome: Outcome) -> tuple[list[Parameter], list[Parameter]]:
+    """What froze and what thawed after all, each once: a rule may hold what another has just let go."""
+    frozen = [parameters for _, parameters, _ in changes if parameters]
+    thawed = [parameters for _, _, parameters in changes if parameters]
+    if len(frozen) + len(thawed) == 1 and not (outcome.frozen or outcome.thawed):
+        return list(chain(*frozen)), list(chain(*thawed))  # nobody else touched them
+    still_frozen = [parameter for parameter in chain(*frozen) if not parameter.requires_grad]
+    still_thawed = [parameter for parameter in chain(*thawed) if parameter.requires_grad]
+    return _distinct([*still_frozen, *outcome.frozen]), _distinct([*still_thawed, *outcome.thawed])
 
 
 def _distinct(parameters: Iterable[Parameter]) -> list[Parameter]:
