@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "NORM",
+    "STEP",
     "colour_of",
     "explain_marks",
     "grid",
     "mark",
     "mark_among",
+    "mean",
     "new_figure",
     "run_style",
     "save",
@@ -39,6 +42,7 @@ CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW)
 DASHES = ("-", "--", "-.", ":")
 MAX_MARK = 100  # characters
 MARK = "#555555"
+STEP, NORM = "optimizer step", "L2 norm of the gradient"  # what axes are labelled
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -83,13 +87,14 @@ def smoothed(table: Table, column: str, window: int, marks: Sequence[Mark]) -> l
     for index, value in enumerate(values):
         around = range(max(0, index - half), min(len(values), index + half + 1))
         alike = [values[other] for other in around if stretches[other] == stretches[index]]
-        means.append(_mean(alike) if math.isfinite(value) else math.nan)
+        means.append(mean(alike) if math.isfinite(value) else math.nan)
     return means
 
 
-def _mean(values: Iterable[float]) -> float:
+def mean(values: Iterable[float]) -> float:
+    """The mean of what is a number; NaN without any."""
     finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite)
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def mark(axes: "Axes", marks: Sequence[Mark]) -> None:

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lighter_freezers.plots.canvas import (
+    NORM,
+    STEP,
     colour_of,
     explain_marks,
     grid,
     mark,
     mark_among,
+    mean,
     new_figure,
     run_style,
     save,
@@ -26,7 +29,6 @@ __all__ = ["plot_gradient_norms"]
 
 MAX_LINES = 8  # of a model with many components, the ones with the largest norms
 FEW = 20
-STEP, NORM = "optimizer step", "L2 norm of the gradient"
 
 
 def plot_gradient_norms(
@@ -142,10 +144,7 @@ def _finish(axes: "Axes", title: str, values: Sequence[float], log_scale: bool, 
 
 def largest(table: Table) -> list[str]:
     """The groups of a table that have a number, at most eight, those with the largest mean, in file order."""
-    means = {}
-    for column, values in table.columns.items():
-        finite = [value for value in values if math.isfinite(value)]
-        if finite and column != "total_norm":
-            means[column.removesuffix("_norm")] = sum(finite) / len(finite)
+    averages = {column.removesuffix("_norm"): mean(values) for column, values in table.columns.items()}
+    means = {group: value for group, value in averages.items() if group != "total" and math.isfinite(value)}
     chosen = sorted(means, key=lambda group: -means[group])[:MAX_LINES]
     return [group for group in means if group in chosen]

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lighter_freezers.plots.canvas import (
+    NORM,
+    STEP,
     colour_of,
     explain_marks,
     grid,
     mark,
+    mean,
     new_figure,
     run_style,
     save,
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_gradient_evolution", "plot_layer_comparison", "plot_layer_heatmap"]
 
 COLUMN = re.compile(r"layer_(\d+)_(\w+)")
-LAYER, STEP, NORM = "layer", "optimizer step", "L2 norm of the gradient"
+LAYER = "layer"
 NOTHING = "#D0D0D0"
 NUM_PROFILES = 7
 
@@ -92,7 +95,7 @@ def plot_layer_comparison(
         ValueError: A file is damaged.
     """
     found = runs_of(runs)
-    means = [{k: list(map(_mean, rows)) for k, rows in _by_kind(run.layers()).items()} for run in found]
+    means = [{k: list(map(mean, rows)) for k, rows in _by_kind(run.layers()).items()} for run in found]
     kinds = list(dict.fromkeys(kind for each in means for kind in each))
     num_layers = max(len(values) for each in means for values in each.values())
     if len(found) == 1:
@@ -139,7 +142,8 @@ def plot_gradient_evolution(
 
     found = runs_of(runs)
     tables = [run.layers() for run in found]
-    kinds = list(dict.fromkeys(kind for table in tables for kind in _by_kind(table)))
+    grids = [_by_kind(table) for table in tables]
+    kinds = list(dict.fromkeys(kind for each in grids for kind in each))
     figure = new_figure(5.2 * len(kinds) + 1, 3.4 * len(found) + 0.6)
     panels = figure.subplots(len(found), len(kinds), squeeze=False, sharey=True)
     shown = [
@@ -149,12 +153,12 @@ def plot_gradient_evolution(
         }
         for table in tables
     ]
-    for run, table, row in zip(found, tables, panels, strict=True):
+    for run, table, each, row in zip(found, tables, grids, panels, strict=True):
         chosen = _evenly(len(table.steps))
         if not chosen:
             raise ValueError(f"{table.path} has no rows yet. Draw it once the run has measured something.")
         for kind, axes in zip(kinds, row, strict=True):
-            rows = _by_kind(table).get(kind, [])
+            rows = each.get(kind, [])
             for order, index in enumerate(chosen):
                 colour = colormaps["viridis_r"](0.05 + 0.95 * order / max(1, len(chosen) - 1))
                 profile = [values[index] for values in rows]
@@ -229,8 +233,3 @@ def _evenly(number: int) -> list[int]:
     """Up to seven indices from the first to the last."""
     count = min(NUM_PROFILES, number)
     return [round(index * (number - 1) / max(1, count - 1)) for index in range(count)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lighter_freezers.plots.canvas import (
     BLUE,
+    STEP,
     VERMILION,
     explain_marks,
     grid,
@@ -58,7 +59,7 @@ def _draw_one(run: Run, table: Table, kinds: list[str], path: str | Path) -> Pat
         axes.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, markersize=4)
         axes.plot(step, least, marker="*", color=colour, markersize=13, markeredgecolor="white")
     axes.legend(fontsize=8)
-    axes.set_xlabel("optimizer step")
+    axes.set_xlabel(STEP)
     axes.set_ylabel("loss")
     axes.set_title(f"Losses of {run.label}", fontsize=11, pad=14)
     grid(axes)
@@ -78,7 +79,7 @@ def _compare(runs: list[Run], tables: list[Table], kinds: list[str], path: str |
                 axes.plot(*zip(*points, strict=True), label=label, **run_style(index))
                 mark_among(axes, run.marks(), index)
         axes.set_title(KINDS[kind], fontsize=10)
-        axes.set_xlabel("optimizer step")
+        axes.set_xlabel(STEP)
         axes.set_ylabel("loss")
         axes.legend(fontsize=8)
         grid(axes)
