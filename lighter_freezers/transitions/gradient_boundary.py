@@ -156,7 +156,8 @@ class _Gate:
             if id(leaf) in self._around.tied and self._is_held:
                 is_tied = True
             elif not (self._around.marks_inputs and leaf is not None and not isinstance(leaf, Parameter)):
-                self._explain(hidden)
+                if not self._around.has_told_of_loss:  # else it would be put into words at every step
+                    self._explain(hidden)
                 return False
         if is_tied:
             self._around.tell_of_cut(self._stack)

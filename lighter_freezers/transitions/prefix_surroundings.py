@@ -53,9 +53,14 @@ class Surroundings:
             ", ".join(self.anatomy.tied),
         )
 
+    @property
+    def has_told_of_loss(self) -> bool:
+        """Whether there is nothing more to say about a gradient through a frozen prefix."""
+        return "lost" in self._said
+
     def warn_of_loss(self, stack: Stack, block: nn.Module, why: str, way_out: str) -> None:
         """Say once what a gradient through a frozen prefix costs."""
-        if "lost" in self._said:
+        if self.has_told_of_loss:
             return
         self._said.add("lost")
         is_checkpointed = bool(getattr(block, "gradient_checkpointing", False))
