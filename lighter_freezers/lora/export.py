@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lighter_freezers import ledger
 from lighter_freezers._log import log
+from lighter_freezers.engine import ledger
 from lighter_freezers.lora.attach import network_of
-from lighter_freezers.lora.layers import LoraFactors, find_lora_sites, lora_layers
 from lighter_freezers.lora.ranks import alpha_for
-from lighter_freezers.parameter_names import canonical_name, named_aliases, unwrapped, walk
+from lighter_freezers.lora.sites import LoraFactors, find_lora_sites, lora_layers
+from lighter_freezers.selection.names import canonical_name, named_aliases, unwrapped, walk
 
 __all__ = ["save_adapter"]
 

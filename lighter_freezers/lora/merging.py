@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from lighter_freezers.lora.layers import LoraFactors, is_tied
+from lighter_freezers.lora.sites import LoraFactors, is_tied
 
 __all__ = ["check_merge", "merge_into_base"]
 

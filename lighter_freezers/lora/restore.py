@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lighter_freezers.lora.layers import LoraFactors, why_unsupported
 from lighter_freezers.lora.ranks import fit_rank
+from lighter_freezers.lora.sites import LoraFactors, why_unsupported
 
 __all__ = ["install_rank_restore"]
 
