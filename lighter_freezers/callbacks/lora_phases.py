@@ -21,7 +21,7 @@ from lighter_freezers.lora.phases import (
     phases_of_strategy,
 )
 from lighter_freezers.reports.loggers import write_metrics
-from lighter_freezers.selection.layer_names import find_blocks
+from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.names import canonical_parameters, closest_names
 from lighter_freezers.selection.select import ParameterSelector
 
@@ -113,7 +113,7 @@ class LoraPhases(EngineCallback):
     def rules_for(self, model: nn.Module) -> list[FreezeRule]:
         """One rule per phase, which holds in it all adapters that do not train."""
         self._adapters = adapters_of(model, self._adapter_name)
-        num_blocks = find_blocks(model)[0].num_blocks
+        num_blocks = len(anatomy_of(model).stacks[0].blocks)
         self._phases = self._given or phases_of_strategy(self._strategy, self._ends, num_blocks)
         check_phases(self._phases, self._adapters, num_blocks)
         rules = [self._rule(index, phase) for index, phase in enumerate(self._phases)]

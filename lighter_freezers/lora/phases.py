@@ -8,7 +8,7 @@ from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
-from lighter_freezers.selection.layer_names import find_blocks
+from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.names import canonical_parameters, closest_names
 
 __all__ = [
@@ -91,9 +91,10 @@ def adapters_of(model: nn.Module, adapter_name: str) -> list[Adapter]:
             f"{type(model).__name__} has no LoRA adapter '{adapter_name}', so LoraPhases has nothing to "
             "choose from. Put lighter_freezers.apply_lora around the network."
         )
-    if len(find_blocks(model)) != 1:
+    stacks = anatomy_of(model).stacks
+    if len(stacks) != 1:
         raise ValueError(
-            f"LoraPhases names adapters by block, but {type(model).__name__} has {len(find_blocks(model))} "
+            f"LoraPhases names adapters by block, but {type(model).__name__} has {len(stacks)} "
             "stacks of blocks. Use a Freezer for each phase instead, with patterns such as '*.lora_*'."
         )
     names = {id(parameter): name for name, parameter in canonical_parameters(model).items()}

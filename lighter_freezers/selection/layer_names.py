@@ -5,28 +5,24 @@ Which parameters a rule selects is in `selection.py`.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TypeAlias
 
 from torch import nn
 
+from lighter_freezers.selection.anatomy import Stack, anatomy_of
 from lighter_freezers.selection.names import (
     WRAPPERS,
     canonical_parameters,
     closest_names,
     join,
-    layout,
     named_aliases,
-    unwrapped,
     without_wrapper,
 )
 
 __all__ = [
-    "BlockStack",
     "components",
     "expand_layers",
-    "find_blocks",
     "parameters_of_layer",
 ]
 
@@ -59,111 +55,21 @@ GLOBAL_LAYERS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class BlockStack:
-    """A container of repeated blocks.
-
-    Attributes:
-        path: Canonical path of the container, for example `transformer.h`.
-        block_names: Names of the blocks inside it, in order: "0", "1", ... unless a Sequential names them.
-        block_class: Class name of the blocks.
-        children: Names of the modules inside the first block.
-    """
-
-    path: str
-    block_names: tuple[str, ...]
-    block_class: str
-    children: tuple[str, ...]
-
-    @property
-    def num_blocks(self) -> int:
-        """How many blocks there are."""
-        return len(self.block_names)
-
-    @property
-    def has_attention(self) -> bool:
-        """Whether the blocks are transformer blocks."""
-        return any(BLOCK_PARTS.get(child) == "attn" for child in self.children)
-
-
-def find_blocks(model: nn.Module) -> list[BlockStack]:
-    """Find the repeated blocks of a model by its structure.
-
-    A stack is an outermost `nn.ModuleList` or `nn.Sequential` whose children all have parameters and one
-    class. If there are stacks of transformer blocks, only these count; if not, those whose blocks are made of
-    modules.
-
-    Args:
-        model: Any module: a network, or a LightningModule around it.
-
-    Returns:
-        The stacks in model order: one for GPT, Llama or BERT, two for an encoder-decoder, one per stage for a
-        ResNet or a Swin, none for a model without repeated blocks.
-    """
-    stacks = list(_stacks_below(model, "", at_root=True))
-    transformers = [stack for stack in stacks if stack.has_attention]
-    composites = [stack for stack in stacks if stack.children]
-    return transformers or composites or stacks
-
-
-def _stacks_below(module: nn.Module, path: str, at_root: bool = False) -> Iterator[BlockStack]:
-    children = {name: child for name, child in layout(module, at_root)[1].items() if child is not None}
-    stack = _as_stack(module, path, children)
-    if stack is not None and (stack.has_attention or stack.num_blocks > 1):
-        stages = [] if stack.has_attention else _blocks_of_stages(path, children)
-        yield from stages or [stack]
-        return
-    inner = [found for name, child in children.items() for found in _stacks_below(child, join(path, name))]
-    if stack is not None and not inner:  # a container of one module is a stack if there is none inside
-        inner = [stack]
-    yield from inner
-
-
-def _blocks_of_stages(path: str, stages: Mapping[str, nn.Module]) -> list[BlockStack]:
-    """The stack inside each stage of a pyramid, as in Swin or ResNet; none if these are blocks themselves."""
-    inside = [list(_outermost(stage, join(path, name))) for name, stage in stages.items()]
-    found = [stack for stacks in inside for stack in stacks]
-    if not all(inside) or all(stack.has_attention for stack in found):
-        return found if all(inside) else []
-    shapes = {tuple(parameter.shape for parameter in stage.parameters()) for stage in stages.values()}
-    is_pyramid = len(shapes) == len(stages) and all(stack.children for stack in found)
-    return found if is_pyramid else []
-
-
-def _outermost(module: nn.Module, path: str) -> Iterator[BlockStack]:
-    children = {name: child for name, child in layout(module)[1].items() if child is not None}
-    if (stack := _as_stack(module, path, children)) is not None:
-        yield stack
-        return
-    for name, child in children.items():
-        yield from _outermost(child, join(path, name))
-
-
-def _as_stack(module: nn.Module, path: str, children: Mapping[str, nn.Module]) -> BlockStack | None:
-    if not children or not isinstance(unwrapped(module), (nn.ModuleList, nn.Sequential)):
-        return None
-    classes = {type(unwrapped(child)) for child in children.values()}
-    if len(classes) > 1 or any(next(child.parameters(), None) is None for child in children.values()):
-        return None
-    inside = layout(next(iter(children.values())))[1]
-    return BlockStack(path, tuple(children), classes.pop().__name__, tuple(inside))
-
-
-class _Anatomy:
-    """The stacks of one model, and from them the place of each parameter name."""
+class _Places:
+    """The place of each parameter name of one model, from its anatomy."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model_class = type(unwrapped(model, at_root=True)).__name__
-        self.stacks = find_blocks(model)
-        self.is_transformer = any(stack.has_attention for stack in self.stacks)
+        anatomy = anatomy_of(model)
+        self.model_class, self.stacks = anatomy.model_class, anatomy.stacks
         self._block_index = {
-            join(stack.path, name): index
-            for stack in self.stacks
-            for index, name in enumerate(stack.block_names)
+            path: index for stack in self.stacks for index, path in enumerate(stack.block_paths)
         }
         self._around = {"", *WRAPPERS}.union(*(_leading_paths(stack.path) for stack in self.stacks))
-        children = {child for stack in self.stacks for child in stack.children}
-        self._parts = BLOCK_PARTS if children.isdisjoint(FEEDFORWARD_NORMS) else SANDWICH_PARTS
+        self._parts = BLOCK_PARTS
+        inside = [self._cut(name)[1] for block in anatomy.blocks for name in block]
+        self.is_transformer = any(_lookup(rest, BLOCK_PARTS) == "attn" for rest in inside)
+        if not {rest.partition(".")[0] for rest in inside}.isdisjoint(FEEDFORWARD_NORMS):
+            self._parts = SANDWICH_PARTS
 
     def place(self, name: str) -> Place:
         """The part a parameter belongs to and the index of its block; outside blocks the layer and None."""
@@ -220,7 +126,7 @@ def components(model: nn.Module) -> dict[str, list[str]]:
         `wte`, `attn.0`, `mlp.0`, `ln_f`, ...; others have a component for each module right inside a block
         (`layers.0.conv1`) and for each module next to the blocks (`head`).
     """
-    anatomy = _Anatomy(model)
+    anatomy = _Places(model)
     grouped: dict[str, list[str]] = {}
     for name in canonical_parameters(model):
         grouped.setdefault(anatomy.component(name), []).append(name)
@@ -245,7 +151,7 @@ def parameters_of_layer(model: nn.Module, layer: str) -> dict[str, nn.Parameter]
     """
     if not isinstance(layer, str):
         raise TypeError(f"A layer is a string such as 'attn.2', not {layer!r} ({type(layer).__name__}).")
-    anatomy = _Anatomy(model)
+    anatomy = _Places(model)
     places = {name: anatomy.place(name) for name, _ in named_aliases(model)}
     part, index = _parse_layer(layer, anatomy, set(places.values()))
     chosen = {
@@ -266,7 +172,7 @@ def expand_layers(model: nn.Module, layers: str) -> list[str]:
     """
     part, _, index = layers.rpartition(".")
     if index == "*":
-        return [f"{part}.{block}" for block in range(_only_stack(layers, _Anatomy(model)).num_blocks)]
+        return [f"{part}.{block}" for block in range(len(_only_stack(layers, _Places(model)).blocks))]
     span = re.fullmatch(r"(\d+)-(\d+)", index)
     if span is None:
         return [layers]
@@ -276,7 +182,7 @@ def expand_layers(model: nn.Module, layers: str) -> list[str]:
     return [f"{part}.{block}" for block in range(first, last + 1)]
 
 
-def _parse_layer(layer: str, anatomy: _Anatomy, places: set[Place]) -> Place:
+def _parse_layer(layer: str, anatomy: _Places, places: set[Place]) -> Place:
     if (layer, None) in places:
         return layer, None
     part, _, text = layer.rpartition(".")
@@ -292,7 +198,7 @@ def _parse_layer(layer: str, anatomy: _Anatomy, places: set[Place]) -> Place:
             f"Unknown component '{part}' in '{layer}': the blocks of {anatomy.model_class} have "
             f"{', '.join(known)}. Closest: '{closest_names(part, known, 1)[0]}'."
         )
-    index = _parse_index(layer, part, text, stack.num_blocks)
+    index = _parse_index(layer, part, text, len(stack.blocks))
     if part != WHOLE_BLOCK and (part, index) not in places:
         there = sorted(found for found, block in places if block == index)
         raise ValueError(f"Block {index} has no '{part}': it has {', '.join(there)}.")
@@ -303,14 +209,14 @@ def _is_integer(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
 
 
-def _only_stack(layer: str, anatomy: _Anatomy) -> BlockStack:
+def _only_stack(layer: str, anatomy: _Places) -> Stack:
     if not anatomy.stacks:
         raise ValueError(
             f"'{layer}' names a layer inside a block, but {anatomy.model_class} has no blocks: no "
             f"nn.ModuleList or nn.Sequential of modules of one class. Select by parameter name instead."
         )
     if len(anatomy.stacks) > 1:
-        stacks = ", ".join(f"'{stack.path}' with {stack.num_blocks}" for stack in anatomy.stacks)
+        stacks = ", ".join(f"'{stack.path}' with {len(stack.blocks)}" for stack in anatomy.stacks)
         raise ValueError(
             f"'{layer}' is ambiguous: {anatomy.model_class} has {len(anatomy.stacks)} stacks of blocks "
             f"({stacks}). Select by name instead, such as all that starts with '{anatomy.stacks[0].path}.0.'."
@@ -329,7 +235,7 @@ def _parse_index(layer: str, part: str, text: str, num_blocks: int) -> int:
     return int(text)
 
 
-def _unknown_layer(layer: str, anatomy: _Anatomy, places: set[Place]) -> str:
+def _unknown_layer(layer: str, anatomy: _Places, places: set[Place]) -> str:
     if layer == "wpe" and anatomy.is_transformer:
         return (
             f"{anatomy.model_class} has no 'wpe': its positions are rotary or relative, without a table of "

@@ -6,10 +6,10 @@ import transformers
 from torch import nn
 
 from lighter_freezers.gpt import GPT
+from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.layer_names import (
     components,
     expand_layers,
-    find_blocks,
     parameters_of_layer,
 )
 
@@ -123,7 +123,7 @@ def test_attention_mlp_embedding_and_block_of_real_models(make, wrap) -> None:
         expected = [name for name in names if name.startswith(wrapper + beginning)]
         assert expected
         assert list(parameters_of_layer(model, layer)) == expected
-    assert [(found.path, found.num_blocks) for found in find_blocks(model)] == [(wrapper + stack, 2)]
+    assert [(found.path, len(found.blocks)) for found in anatomy_of(model).stacks] == [(wrapper + stack, 2)]
 
 
 @pytest.mark.parametrize("make", [*MODELS, bert], ids=lambda make: make.__name__)
@@ -200,8 +200,8 @@ def test_blocks_are_found_when_only_some_are_wrapped() -> None:
 
 def test_a_model_of_one_block_has_a_stack() -> None:
     """One transformer block in a list is a stack; a Sequential around a whole model is not."""
-    assert [stack.num_blocks for stack in find_blocks(gpt2(1))] == [1]
-    assert [stack.path for stack in find_blocks(nn.Sequential(gpt2()))] == ["0.transformer.h"]
+    assert [len(stack.blocks) for stack in anatomy_of(gpt2(1)).stacks] == [1]
+    assert [stack.path for stack in anatomy_of(nn.Sequential(gpt2())).stacks] == ["0.transformer.h"]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_model_without_blocks_says_so() -> None:
 def test_two_stacks_are_ambiguous() -> None:
     """In a model with two stacks a block layer does not say which."""
     model = nn.ModuleDict({"student": gpt2(), "teacher": gpt2(3)})
-    assert [stack.num_blocks for stack in find_blocks(model)] == [2, 3]
+    assert [len(stack.blocks) for stack in anatomy_of(model).stacks] == [2, 3]
     with pytest.raises(ValueError, match=r"2 stacks of blocks \('student.transformer.h' with 2, .* with 3\)"):
         parameters_of_layer(model, "attn.0")
     assert "teacher.transformer.h.2.attn" in components(model)

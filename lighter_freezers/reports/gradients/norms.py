@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lighter_freezers.selection.anatomy import anatomy_of
-from lighter_freezers.selection.layer_names import components, find_blocks
+from lighter_freezers.selection.layer_names import components
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["GradientNorms", "NormPlan", "measure_gradient_norms"]
@@ -217,18 +217,17 @@ def measure_gradient_norms(model: nn.Module) -> dict[str, Any]:
 
 def _cells(model: nn.Module) -> tuple[list[_Cell], dict[str, int]]:
     """The cells in the order of the columns, and the index of the cell of each parameter name."""
-    grouped, stacks = components(model), find_blocks(model)
-    if len(stacks) != 1 or not stacks[0].has_attention:
+    grouped, anatomy = components(model), anatomy_of(model)
+    if len(anatomy.stacks) != 1 or "attn.0" not in grouped:
         cells = [_Cell(component) for component in grouped]
         return cells, {name: index for index, names in enumerate(grouped.values()) for name in names}
     blocks = [
         _Cell(kind, f"layer_{block}_{kind}")
-        for block in range(stacks[0].num_blocks)
+        for block in range(len(anatomy.blocks))
         for kind in KIND_OF_PART.values()
     ]
     cells = [*map(_Cell, GROUPS), *blocks, _Cell(None)]
     cell_of = {name: _cell(component) for component, names in grouped.items() for name in names}
-    anatomy = anatomy_of(model)
     cell_of |= dict.fromkeys(anatomy.embeddings, _Cell("embed")) | dict.fromkeys(
         anatomy.heads, _Cell("lm_head")
     )

@@ -3,15 +3,15 @@
 Found by structure on any module, and told in names only: nothing is changed, and no model is held on to.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from lighter_freezers.selection.anatomy.module_roles import Roles
-from lighter_freezers.selection.anatomy.sequential_blocks import blocks_in_sequential
-from lighter_freezers.selection.layer_names import BlockStack, find_blocks
-from lighter_freezers.selection.names import canonical_parameters, join, named_aliases, unwrapped
+from lighter_freezers.selection.anatomy.stacks import Row, find_rows
+from lighter_freezers.selection.anatomy.tree import tree_of
+from lighter_freezers.selection.names import canonical_parameters, join, unwrapped
 
 __all__ = ["Anatomy", "Stack", "anatomy_of"]
 
@@ -132,33 +132,39 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     Returns:
         The anatomy; it does not follow if the model gets other layers later.
     """
-    found = find_blocks(model)
-    if not any(stack.has_attention or stack.num_blocks > 1 for stack in found):
-        found = blocks_in_sequential(model) or found
-    roles = Roles(model, found)
-    blocks: list[list[list[str]]] = [[[] for _ in stack.block_names] for stack in found]
-    norms: list[list[str]] = [[] for _ in found]
+    root = tree_of(model)
+    rows = find_rows(root)
+    roles = Roles(root, rows)
+    rows = _in_order(rows, roles)
+    roles = Roles(root, rows)
+    blocks: list[list[list[str]]] = [[[] for _ in row.blocks] for row in rows]
+    norms: list[list[str]] = [[] for _ in rows]
     places: dict[str, list[str]] = {"embedding": [], "head": [], "other": []}
-    tied = []
-    for names, num_elements in _aliases(model):
-        role = roles.role_of(names, num_elements)
+    for name in root.names():
+        role = roles.of[name]
         if role.kind == "block":
-            blocks[role.stack][role.block].append(names[0])
+            blocks[role.stack][role.block].append(name)
         elif role.kind == "norm":
-            norms[role.stack].append(names[0])
+            norms[role.stack].append(name)
         else:
-            places[role.kind].append(names[0])
-        if role.kind == "embedding" and roles.has_head(names, num_elements):
-            tied.append(names[0])
+            places[role.kind].append(name)
     return Anatomy(
         type(unwrapped(model, at_root=True)).__name__,
-        _stacks(model, found, blocks, norms),
+        _stacks(model, rows, blocks, norms),
         tuple(places["embedding"]),
         tuple(places["head"]),
         tuple(places["other"]),
-        tuple(tied),
-        bool(tied) or _predicts_tokens(model, places["head"]),
+        tuple(roles.tied),
+        bool(roles.tied) or _predicts_tokens(model, places["head"]),
     )
+
+
+def _in_order(rows: Sequence[Row], roles: Roles) -> list[Row]:
+    """The rows in the order in which their first blocks run, and so the blocks in each."""
+    order: dict[int, list[int]] = {}
+    for number, index in roles.block_order():
+        order.setdefault(number, []).append(index)
+    return [Row(rows[n].parent, tuple(rows[n].blocks[i] for i in inside)) for n, inside in order.items()]
 
 
 def _predicts_tokens(model: nn.Module, heads: Iterable[str]) -> bool:
@@ -171,39 +177,25 @@ def _predicts_tokens(model: nn.Module, heads: Iterable[str]) -> bool:
     )
 
 
-def _aliases(model: nn.Module) -> Iterator[tuple[list[str], int]]:
-    """The canonical names of each parameter, the first of them first, and its number of elements."""
-    names: dict[int, list[str]] = {}
-    sizes: dict[int, int] = {}
-    for name, parameter in named_aliases(model):
-        names.setdefault(id(parameter), []).append(name)
-        sizes[id(parameter)] = parameter.numel()
-    yield from zip(names.values(), sizes.values(), strict=True)
-
-
 def _stacks(
     model: nn.Module,
-    found: Sequence[BlockStack],
+    rows: Sequence[Row],
     blocks: Sequence[Sequence[Sequence[str]]],
     norms: Sequence[Sequence[str]],
 ) -> tuple[Stack, ...]:
     passes = _passes_through_a_group(model)
-    titles = _titles([stack.path for stack in found])
-    stacks = []
-    for title, stack, own, final_norms in zip(titles, found, blocks, norms, strict=True):
-        paths = [join(stack.path, name) for name in stack.block_names]
-        distinct = [(path, tuple(block)) for path, block in zip(paths, own, strict=True) if block]
-        stacks.append(
-            Stack(
-                title,
-                stack.path,
-                tuple(path for path, _ in distinct),
-                tuple(block for _, block in distinct),  # not the same module once more
-                tuple(final_norms),
-                passes or stack.num_blocks,
-            )
+    titles = _titles([row.parent.path for row in rows])
+    return tuple(
+        Stack(
+            title,
+            row.parent.path,
+            tuple(block.path for block in row.blocks),
+            tuple(map(tuple, own)),
+            tuple(final_norms),
+            passes or row.num_passes,
         )
-    return tuple(stacks)
+        for title, row, own, final_norms in zip(titles, rows, blocks, norms, strict=True)
+    )
 
 
 def _passes_through_a_group(model: nn.Module) -> int | None:

@@ -22,6 +22,7 @@ _MAX_DEPTH = 8  # of methods that call methods
 _PASS_ON = frozenset(("zip", "enumerate", "reversed", "list", "tuple", "iter", "dict", "getattr", "next"))
 _ASK = frozenset(("len", "isinstance", "hasattr", "range", "type", "id", "print", "callable"))
 _FACTS = frozenset(("dtype", "device", "shape", "config", "ndim", "training", "is_causal"))
+_TABLES = frozenset(("get_input_embeddings", "get_output_embeddings", "get_encoder", "get_decoder"))
 
 
 class _Value(NamedTuple):
@@ -42,11 +43,19 @@ class Reading:
         order: Names of children and own parameters by first use; "layer*" for a name made by an f-string.
         feeds: Child to the children whose output reaches it.
         loops: Children that one loop runs in turns.
+        parallel: Lists whose members a loop runs on one input each, instead of one behind the other.
     """
 
     order: list[str] = field(default_factory=list)
     feeds: dict[str, set[str]] = field(default_factory=dict)
-    loops: list[tuple[str, ...]] = field(default_factory=list)
+    loops: list[list[str]] = field(default_factory=list)
+    looped: set[str] = field(default_factory=set)
+    chained: set[str] = field(default_factory=set)
+
+    @property
+    def parallel(self) -> set[str]:
+        """What a loop runs, and never on its own output."""
+        return self.looped - self.chained
 
 
 @lru_cache(maxsize=4096)
@@ -69,6 +78,8 @@ class _Reader:
         self._frames: list[tuple[type, str]] = []
         self._scope: dict[str, _Value] = {}
         self._returned: list[_Value] = []
+        self._loops: list[list[str]] = []
+        self._indices: set[str] = set()
 
     def call_method(self, mro: Sequence[type], name: str, arguments: Sequence[tuple[str | int, _Value]]) -> _Value:
         """Read a method as if it were called; what it returns."""
@@ -105,11 +116,7 @@ class _Reader:
         elif isinstance(node, ast.Return) and node.value is not None:
             self._returned.append(self._value(node.value))
         elif isinstance(node, (ast.For, ast.AsyncFor)):
-            before = len(self.reading.order)
-            self._bind_loop(node.target, node.iter)
-            self._run(node.body)
-            self.reading.loops.append(tuple(self.reading.order[before:]))
-            self._run(node.orelse)
+            self._run_loop(node)
         elif isinstance(node, ast.FunctionDef):
             self._run(node.body)
         else:
@@ -120,6 +127,15 @@ class _Reader:
                     self._value(child)
                 elif isinstance(child, (ast.withitem, ast.ExceptHandler, ast.match_case)):
                     self._parts(child)
+
+    def _run_loop(self, node: ast.For | ast.AsyncFor) -> None:
+        """Twice: what the body computes may reach it again."""
+        self._bind_loop(node.target, node.iter)
+        self._loops.append([])
+        self._run(node.body)
+        self._run(node.body)
+        self.reading.loops.append(self._loops.pop())
+        self._run(node.orelse)
 
     def _parts(self, node: ast.AST) -> None:
         for child in ast.iter_child_nodes(node):
@@ -140,11 +156,14 @@ class _Reader:
         name = source.func.id if isinstance(source, ast.Call) and isinstance(source.func, ast.Name) else ""
         pair = target.elts if isinstance(target, (ast.Tuple, ast.List)) else []
         if isinstance(source, ast.Call) and name == "enumerate" and len(pair) == 2 and source.args:
+            self._indices.add(getattr(pair[0], "id", ""))
             self._bind_loop(pair[1], source.args[0])
         elif isinstance(source, ast.Call) and name == "zip" and len(pair) == len(source.args):
             for each, inner in zip(pair, source.args, strict=True):
                 self._bind_loop(each, inner)
         else:
+            if name == "range":
+                self._indices.add(getattr(target, "id", ""))
             self._bind(target, self._value(source))
 
     def _value(self, node: ast.expr) -> _Value:
@@ -154,14 +173,20 @@ class _Reader:
             return self._attribute(node)
         if isinstance(node, ast.Subscript):
             self._value(node.slice)
-            return self._value(node.value)
+            value = self._value(node.value)
+            if isinstance(node.slice, ast.Name) and node.slice.id in self._indices and self._loops:
+                return _Value(value.modules, value.outputs - {*self._loops[-1]})  # x[i] = branch(x[i])
+            return value
         if isinstance(node, ast.Call):
             return self._call(node)
         if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
             for generator in node.generators:
                 self._bind_loop(generator.target, generator.iter)
             elements = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
-            return _union(map(self._value, elements))
+            self._loops.append([])
+            result = _union([self._value(element) for element in elements])
+            self.reading.loops.append(self._loops.pop())
+            return result
         if isinstance(node, ast.Lambda):
             return self._value(node.body)
         values = [self._value(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
@@ -191,6 +216,8 @@ class _Reader:
             return _union([given, self._made_up_name(node)])
         if isinstance(function, ast.Attribute):
             if isinstance(function.value, ast.Name) and function.value.id == "self":
+                if function.attr in _TABLES:
+                    return _NOTHING
                 if callable(inspect.getattr_static(self._class, function.attr, None)):
                     return self.call_method(self._class.__mro__, function.attr, arguments)
             elif isinstance(function.value, ast.Call) and getattr(function.value.func, "id", "") == "super":
@@ -222,6 +249,12 @@ class _Reader:
             if name not in self.reading.order:
                 self.reading.order.append(name)
             self.reading.feeds.setdefault(name, set()).update(value.outputs - {name})
+            if name in value.outputs:
+                self.reading.chained.add(name)
+            for loop in self._loops:
+                self.reading.looped.add(name)
+                if name not in loop:
+                    loop.append(name)
         return _Value(outputs=value.outputs | value.modules)
 
 

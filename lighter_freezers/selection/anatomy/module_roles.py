@@ -1,7 +1,7 @@
 """What a parameter outside the blocks is for: embedding, final norm, head, or a part of the nearest block.
 
-Its module's class and its place before or behind the blocks decide, and names only where a model registers
-its modules in another order than it runs them. The blocks are found in `layer_names.py`.
+Its module's class and its place in the order in which things run decide; names do not. The blocks are found
+in `stacks.py`.
 """
 
 import os.path
@@ -11,14 +11,13 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
-from lighter_freezers.selection.layer_names import GLOBAL_LAYERS, BlockStack
-from lighter_freezers.selection.names import join, named_aliases, walk
+from lighter_freezers.selection.anatomy.stacks import Row, family_of, runs_beside
+from lighter_freezers.selection.anatomy.tree import TABLES, Node, in_run_order, leading
+from lighter_freezers.selection.names import join
 
 __all__ = ["Role", "Roles"]
 
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-# BART runs its `layernorm_embedding` before its blocks and OPT its `project_out` behind them.
-AHEAD, BEHIND = "emb", frozenset({"project_out"})
+Span: TypeAlias = tuple[int, int]  # row, block
 
 
 @dataclass(frozen=True)
@@ -36,149 +35,196 @@ class Role:
     block: int = 0
 
 
-Span: TypeAlias = tuple[int, int]  # stack, block
+@dataclass(frozen=True)
+class _Unit:
+    """What runs as one: a block, or the parameters of a module outside the blocks, or one such parameter."""
+
+    node: Node
+    names: tuple[str, ...]
+    span: Span | None = None
+
+    @property
+    def path(self) -> str:
+        return self.node.path
 
 
 class Roles:
     """The roles of a model's parameters.
 
     Args:
-        model: Any module.
-        stacks: Its blocks, in model order.
+        root: The model as a tree.
+        rows: Its blocks.
+        times: Path of a module to when it was called first, of a traced forward pass; None to go by source.
+
+    Attributes:
+        of: First canonical name of a parameter to its role.
+        tied: Names of embeddings whose weight a head uses.
     """
 
-    def __init__(self, model: nn.Module, stacks: Sequence[BlockStack]) -> None:
-        self._modules = dict(walk(model))
-        self._stacks = stacks
-        self._blocks: Mapping[str, Span] = {
-            join(stack.path, name): (number, index)
-            for number, stack in enumerate(stacks)
-            for index, name in enumerate(stack.block_names)
+    def __init__(self, root: Node, rows: Sequence[Row], times: Mapping[str, int] | None = None) -> None:
+        self._root, self._rows = root, rows
+        self._spans = {
+            id(block): (number, index) for number, row in enumerate(rows) for index, block in enumerate(row.blocks)
         }
-        self._names = [name for name, _ in named_aliases(model)]
-        self._spans = [self._block_of(name) for name in self._names]
-        self._position = {name: index for index, name in enumerate(self._names)}
-        self._neighbours = list(zip(_last_seen(self._spans), _next_seen(self._spans), strict=True))
-        self._declared_head = _declared_head(self._modules, [stack.path for stack in stacks])
+        units = list(self._sequence(root))
+        self._units = units if times is None else _sorted(units, times)
+        self._before = _last_seen([unit.span for unit in self._units])
+        self._behind = _last_seen([unit.span for unit in self._units][::-1])[::-1]
+        self._declared_head = _declared_head(root, [row.parent.path for row in rows])
+        self.of: dict[str, Role] = {}
+        self.tied: list[str] = []
+        self._assign()
 
-    def role_of(self, names: Sequence[str], num_elements: int) -> Role:
-        """What a parameter is for.
+    def block_order(self) -> list[Span]:
+        """The blocks in the order in which they run."""
+        return [unit.span for unit in self._units if unit.span is not None]
 
-        Args:
-            names: All its canonical names, in model order.
-            num_elements: How large it is: a single number, such as a temperature, is no embedding.
-        """
-        if any(map(self._is_embedding, names)):
+    def _assign(self) -> None:
+        roles: dict[str, list[Role]] = {}
+        for index, unit in enumerate(self._units):
+            if unit.span is not None:
+                role = Role("block", *unit.span)
+                for node in unit.node.walk():
+                    for key in node.own:
+                        roles.setdefault(join(node.path, key), []).append(role)
+                continue
+            for key in unit.names:
+                name = unit.node.tied.get(key, join(unit.path, key))
+                roles.setdefault(name, []).append(self._role(index, unit, key))
+        for name, found in roles.items():
+            kinds = {role.kind: role for role in reversed(found)}
+            self.of[name] = kinds.get("embedding") or kinds.get("block") or found[0]
+            if "embedding" in kinds and "head" in kinds:
+                self.tied.append(name)
+
+    def _sequence(self, node: Node) -> Iterator[_Unit]:
+        """What runs, in order: lists that one loop runs in turns are taken in turns."""
+        if id(node) in self._spans:
+            yield _Unit(node, (), self._spans[id(node)])
+            return
+        own = [*node.own, *node.tied]
+        children = {child.name: child for child in node.children}
+        if own and not children:
+            yield _Unit(node, tuple(own))
+            return
+        done: set[str] = set()
+        for name in in_run_order(node.reading, [*own, *children]):
+            if name in done:
+                continue
+            if name not in children:
+                yield _Unit(node, (name,))
+                continue
+            together = _in_turns(node, children[name])
+            done.update(each.name for each in together)
+            for members in zip(*(each.children for each in together), strict=True) if together else ():
+                for member in members:
+                    yield from self._sequence(member)
+            if not together:
+                yield from self._sequence(children[name])
+
+    def _role(self, index: int, unit: _Unit, key: str) -> Role:
+        before, behind = self._before[index], self._behind[index]
+        if unit.node.is_table or self._is_in_table(unit.path):
             return Role("embedding")
-        span = next(filter(None, map(self._block_of, names)), None)
-        return Role("block", *span) if span else self._role(names[0], num_elements)
-
-    def has_head(self, names: Sequence[str], num_elements: int) -> bool:
-        """Whether one of the names of a parameter is that of a head's weight."""
-        return any(self._role(name, num_elements).kind == "head" for name in names if len(names) > 1)
-
-    def _block_of(self, name: str) -> Span | None:
-        return next((self._blocks[path] for path in _leading(name) if path in self._blocks), None)
-
-    def _is_embedding(self, name: str) -> bool:
-        """Whether a parameter belongs to a table of embeddings outside the blocks."""
-        paths = _leading(_owner(name))
-        is_table = any(isinstance(self._modules.get(path), EMBEDDINGS) for path in paths)
-        return is_table and self._block_of(name) is None
-
-    def _role(self, name: str, num_elements: int) -> Role:
-        before, behind = self._neighbours[self._position[name]]
-        if self._is_embedding(name):
-            return Role("embedding")
-        if self._declared_head in _leading(name):
+        if self._declared_head and self._declared_head in leading(unit.path):
             return Role("head")
-        if before is None and behind is None:
+        if (before is None and behind is None) or self._is_single_number(unit, key):
             return Role("other")
-        if behind is not None and self._is_late(name, behind):
-            return Role("norm" if self._is_norm(name) else "head", behind[0])
-        if before is not None and behind is not None and self._is_inside(before, behind):
-            return Role("block", *(behind if self._is_closer(name, behind, before) else before))
-        if behind is not None and (before is None or self._is_closer(name, behind, before)):
-            return Role("other" if num_elements == 1 and "." not in name else "embedding")
-        assert before is not None
-        if self._is_first_behind(name, before):
-            return Role("embedding" if AHEAD in _last(_owner(name)) else "norm", before[0])
-        return Role("head" if behind is None else "other")
+        if before is None:
+            return Role("embedding")
+        if behind is None:
+            return self._role_behind(index, unit, before)
+        return self._role_between(index, unit, before, behind)
 
-    def _is_inside(self, before: Span, behind: Span) -> bool:
-        """Whether what stands there runs between two blocks of one stack or of a chain of stacks."""
-        return before[0] == behind[0] or _is_chain(self._stacks[before[0]], self._stacks[behind[0]])
+    def _role_behind(self, index: int, unit: _Unit, before: Span) -> Role:
+        return Role("norm", before[0]) if self._is_first_behind(index, unit, before) else Role("head")
 
-    def _is_closer(self, name: str, this: Span, that: Span) -> bool:
-        depths = [_shared_depth(name, self._stacks[number].path) for number, _ in (this, that)]
-        return depths[0] > depths[1]
+    def _role_between(self, index: int, unit: _Unit, before: Span, behind: Span) -> Role:
+        one, two = self._rows[before[0]], self._rows[behind[0]]
+        to_one, to_two = (_shared_depth(unit.path, row.parent.path) for row in (one, two))
+        if one is two or _is_chain(one, two):
+            follows = to_two > to_one or (one is two and self._leads(unit, one))
+            return Role("block", *(behind if follows else before))
+        if to_two > to_one:
+            return Role("embedding")
+        if self._is_first_behind(index, unit, before):
+            return Role("norm", before[0])
+        if runs_beside(self._root, unit.node, two.blocks[0]) or to_one > to_two:
+            return Role("head")
+        return Role("other")
 
-    def _is_late(self, name: str, behind: Span) -> bool:
-        """Whether it stands right before a stack that it runs behind."""
-        owner = _owner(name)
-        is_beside = _owner(owner) == _owner(self._stacks[behind[0]].path)
-        return is_beside and (_last(owner) in BEHIND or GLOBAL_LAYERS.get(_last(owner)) == "ln_f")
+    def _leads(self, unit: _Unit, row: Row) -> bool:
+        """Whether pairs in a list begin with it: `up, block, up, block`."""
+        members = row.parent.children
+        return bool(members) and members[0] not in row.blocks and type(members[0].module) is type(unit.node.module)
 
-    def _is_first_behind(self, name: str, before: Span) -> bool:
+    def _is_in_table(self, path: str) -> bool:
+        return any(isinstance(self._by_path[each].module, TABLES) for each in leading(path) if each in self._by_path)
+
+    @property
+    def _by_path(self) -> Mapping[str, Node]:
+        if not hasattr(self, "_paths"):
+            self._paths = {unit.path: unit.node for unit in self._units}
+        return self._paths
+
+    def _is_single_number(self, unit: _Unit, key: str) -> bool:
+        """Whether it is a temperature or the like; the bias of a layer with one output is not."""
+        parameter = unit.node.module._parameters.get(key)
+        return bool(unit.node.children) and parameter is not None and parameter.numel() == 1
+
+    def _is_first_behind(self, index: int, unit: _Unit, before: Span) -> bool:
         """Whether it is a norm of the trunk: nothing but norms stands between it and the blocks."""
-        around, path = _owner(_owner(name)), self._stacks[before[0]].path
-        if around and _shared_depth(around, path) < len(around.split(".")):
+        around = unit.path.rpartition(".")[0]
+        if around and _shared_depth(around, self._rows[before[0]].parent.path) < around.count(".") + 1:
             return False  # inside a head
-        position = self._position[name]
-        start = max(index for index in range(position) if self._spans[index])
-        between = self._names[start + 1 : position + 1]
-        return all(self._is_norm(other) or self._is_embedding(other) for other in between)
-
-    def _is_norm(self, name: str) -> bool:
-        return "Norm" in type(self._modules[_owner(name)]).__name__
+        start = max(i for i in range(index) if self._units[i].span is not None)
+        return all(each.node.is_norm or each.node.is_table for each in self._units[start + 1 : index + 1])
 
 
-def _declared_head(modules: Mapping[str, nn.Module], stacks: Sequence[str]) -> str:
-    """Path of the outermost module around a transformers model's output embeddings; "" if it has none.
+def _in_turns(node: Node, first: Node) -> list[Node]:
+    """The lists of one length that one loop runs in turns with a list, in the order of the loop."""
+    size = len(first.children)
+    if not first.is_container or isinstance(first.module, nn.Sequential) or size < 2:
+        return []
+    loop = next((loop for loop in node.reading.loops if first.name in loop), [])
+    by_name = {child.name: child for child in node.children}
+    lists = [by_name[name] for name in loop if name in by_name]
+    together = [each for each in lists if each.is_container and len(each.children) == size]
+    return together if len(together) > 1 else []
 
-    An XLM-RoBERTa registers its `lm_head` ahead of its blocks.
-    """
-    declares = (getattr(module, "get_output_embeddings", None) for module in modules.values())
-    heads = (declare() for declare in declares if callable(declare))
-    head = next((head for head in heads if head is not None and not isinstance(head, EMBEDDINGS)), None)
-    path = next((path for path, module in modules.items() if module is head), "")
-    around = {outer for stack in stacks for outer in _leading(stack)}
-    return next((outer for outer in reversed(list(_leading(path))) if outer not in around), "")
+
+def _sorted(units: Sequence[_Unit], times: Mapping[str, int]) -> list[_Unit]:
+    """Sort what a trace has seen by its first call, in the slots of the others; the rest stays."""
+    seen = sorted((unit for unit in units if unit.path in times), key=lambda unit: times[unit.path])
+    slots = iter(seen)
+    return [next(slots) if unit.path in times else unit for unit in units]
 
 
-def _is_chain(first: BlockStack, second: BlockStack) -> bool:
+def _declared_head(root: Node, stacks: Sequence[str]) -> str:
+    """Path of the outermost module around a transformers model's output embeddings; "" if it has none."""
+    around = {outer for stack in stacks for outer in leading(stack)}
+    for node in root.walk():
+        if node.path and not around & {node.path}:
+            continue
+        declare = getattr(node.module, "get_output_embeddings", None)
+        head = declare() if callable(declare) else None
+        if head is not None and not isinstance(head, TABLES):
+            path = next((each.path for each in root.walk() if each.module is head), "")
+            return next((outer for outer in [*leading(path)][::-1] if outer not in around), "")
+    return ""
+
+
+def _is_chain(first: Row, second: Row) -> bool:
     """Whether two neighbouring stacks are stages of one trunk, and not an encoder and a decoder."""
-    one, two = first.path.split("."), second.path.split(".")
-    depth = len(os.path.commonprefix([one, two]))
-    if one[:-1] == two[:-1]:
-        return True
-    return depth < min(len(one), len(two)) and one[depth].isdecimal() and two[depth].isdecimal()
+    one, two = first.parent.path.split("."), second.parent.path.split(".")
+    return family_of(first) == family_of(second) or one[:-1] == two[:-1]
 
 
 def _shared_depth(name: str, path: str) -> int:
     """How many segments two paths share from the left."""
-    return len(os.path.commonprefix([name.split("."), path.split(".")]))
-
-
-def _owner(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]
-
-
-def _leading(path: str) -> Iterator[str]:
-    """The path itself and all paths around it, innermost first."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
+    return len(os.path.commonprefix([name.split("."), path.split(".")])) if name and path else 0
 
 
 def _last_seen(spans: Sequence[Span | None]) -> list[Span | None]:
     seen: Span | None = None
     return [seen := span or seen for span in spans]
-
-
-def _next_seen(spans: Sequence[Span | None]) -> list[Span | None]:
-    return _last_seen(spans[::-1])[::-1]

@@ -1,0 +1,324 @@
+"""The blocks of a model: the outermost things that repeat, found by structure.
+
+A row is a container or a family of numbered attributes whose members are blocks: modules with at least two
+layers. Where the members are stages, as in a ResNet or a Swin, the rows inside them are meant. Lists that a
+block runs side by side, such as heads, experts and branches, are parts of the block.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import nn
+
+from lighter_freezers.selection.anatomy.tree import CONTAINERS, MIXER, Node, leading
+
+__all__ = ["Row", "family_of", "find_rows", "runs_beside"]
+
+_NUMBERED = re.compile(r"^(.*?)_?(\d+)(?:[a-z]|_\d+)?$")
+_SIDE = re.compile(r"downsampl|shortcut|patch_embed", re.IGNORECASE)  # between blocks, whatever it is made of
+_SLIVER = 0.02  # of the largest row: less is a part of something
+_STEM = 0.12  # of the whole: convolutions ahead of a transformer that have less are its stem
+
+
+@dataclass(frozen=True)
+class Row:
+    """Blocks that run one after the other.
+
+    Attributes:
+        parent: What holds them.
+        blocks: In the order in which they run.
+    """
+
+    parent: Node
+    blocks: tuple[Node, ...]
+
+    @property
+    def elements(self) -> int:
+        """Elements of all its parameters."""
+        return sum(block.elements for block in self.blocks)
+
+    @property
+    def has_mixer(self) -> bool:
+        """Whether these are blocks of a transformer, or of what stands for one."""
+        return any(block.has_mixer for block in self.blocks)
+
+    @property
+    def depth(self) -> int:
+        """How many layers a block has, 2 for two or more; of several kinds the deepest."""
+        return max(min(block.num_layers, 2) for block in self.blocks)
+
+    @property
+    def num_passes(self) -> int:
+        """How many blocks a forward runs through; one that stands in its list twice counts twice."""
+        again = [node for _, node in self.parent.repeated]
+        return len(self.blocks) + sum(node in self.blocks for node in again)
+
+
+def find_rows(root: Node) -> list[Row]:
+    """The rows of a model in the order in which they run; those that hold a sliver of it are left out."""
+    rows = _rows_below(root, {})
+    mixers = [row for row in rows if row.has_mixer]
+    families_of_blocks = {family_of(row) for row in rows if row.depth > 1}
+    deep = [row for row in rows if family_of(row) in families_of_blocks]
+    if mixers:
+        tables = sum(node.elements for node in root.walk() if node.is_table)
+        least = _STEM * (root.elements - tables)
+        families = Counter[str]()
+        for row in deep:
+            families[family_of(row)] += row.elements
+        kept = {family_of(row) for row in mixers} | {name for name, size in families.items() if size > least}
+        return _merged(_with_single_blocks(root, _no_slivers([row for row in deep if family_of(row) in kept])))
+    if deep:
+        return _merged(_with_single_blocks(root, _no_slivers(deep)))
+    units = [row for row in rows if any(block.children for block in row.blocks)]
+    return _alike(units or rows)
+
+
+def _merged(rows: Sequence[Row]) -> list[Row]:
+    """Neighbours in one container are one row."""
+    merged: list[Row] = []
+    for row in rows:
+        if merged and merged[-1].parent is row.parent and row.parent.is_container:
+            merged[-1] = Row(row.parent, merged[-1].blocks + row.blocks)
+        else:
+            merged.append(row)
+    return merged
+
+
+def family_of(row: Row) -> str:
+    """Rows of one trunk have the paths of their blocks in common, but for numbers."""
+    return re.sub(r"\d+", "", row.parent.path)
+
+
+def _no_slivers(rows: Sequence[Row]) -> list[Row]:
+    families = Counter[str]()
+    for row in rows:
+        families[family_of(row)] += row.elements
+    most = max(families.values(), default=0)
+    return [row for row in rows if families[family_of(row)] >= _SLIVER * most or row.has_mixer]
+
+
+def _with_single_blocks(root: Node, rows: Sequence[Row]) -> list[Row]:
+    """Add what stands alone but is of the class of the blocks, such as the bottleneck of a U-Net."""
+    classes = {type(block.module) for row in rows for block in row.blocks if not type(block.module) in CONTAINERS}
+    blocks = {id(block) for row in rows for block in row.blocks}
+    around = {path for row in rows for path in leading(row.parent.path)}
+    found, passed = list(rows), list[Node]()
+
+    def look(node: Node) -> None:
+        for child in node.run_order:
+            if id(child) in blocks:
+                passed.append(child)
+                continue
+            is_alike = type(child.module) in classes and child.path not in around and child.num_layers > 1
+            if is_alike and passed:  # what stands ahead of all blocks is a stem
+                found.append(Row(node, (child,)))
+            elif not (child.is_container and child.name in node.reading.parallel):
+                look(child)
+
+    look(root)
+    return found
+
+
+def _alike(rows: Sequence[Row]) -> list[Row]:
+    """Of rows of single layers those of the class of the first: the linear layers behind a VGG are its head."""
+    return [row for row in rows if type(row.blocks[0].module) is type(rows[0].blocks[0].module)]
+
+
+def _rows_below(node: Node, known: dict[object, bool]) -> list[Row]:
+    families = _families(node)
+    member = {id(child): family for family in families for child in family}
+    rows, done = [], set[int]()
+    for child in node.run_order:
+        family = member.get(id(child))
+        if _SIDE.search(child.name):
+            continue
+        if family is None:
+            is_parallel = child.is_container and child.name in node.reading.parallel
+            inner = child.run_order if is_parallel else [child]
+            rows += [row for each in inner for row in _rows_below(each, known)]
+        elif id(family) not in done:
+            done.add(id(family))
+            rows += _resolved(node, family, known)
+    return rows
+
+
+def _families(node: Node) -> list[list[Node]]:
+    """Children that may be blocks of one row."""
+    children = [child for child in node.run_order if not child.is_table and not child.is_norm]
+    if node.is_container:
+        if isinstance(node.module, nn.ModuleDict) and not _is_row_of_names(children):
+            return []
+        family = _main(children, is_list=not isinstance(node.module, nn.Sequential))
+        return [family] if family and (len(family) > 1 or _is_alone(node, family[0])) else []
+    numbered: dict[str, list[Node]] = {}
+    for child in children:
+        match = _NUMBERED.match(child.name)
+        if match is not None:
+            numbered.setdefault(match[1], []).append(child)
+    families = [_main(group, is_list=False) for group in numbered.values()]
+    return [
+        family
+        for family in families
+        if len(family) > 1 and family[0].num_layers > 1 and not _run_side_by_side(node, family)
+    ]
+
+
+def _run_side_by_side(node: Node, family: Sequence[Node]) -> bool:
+    """Whether the source says that none of them gets what another computes, as the branches of an Inception."""
+    names = {child.name for child in family}
+    reading = node.reading
+    is_told = names <= set(reading.order)
+    return is_told and not any(names & reading.feeds[name] for name in names)
+
+
+def _is_alone(node: Node, only: Node) -> bool:
+    return only.num_layers > 1 and (only.has_mixer or isinstance(node.module, (nn.ModuleList, nn.ModuleDict)))
+
+
+def _is_row_of_names(children: Sequence[Node]) -> bool:
+    """Whether a dictionary is a row: by numbers in its keys, or by one class of blocks that are no models."""
+    if all(_NUMBERED.match(child.name) for child in children):
+        return True
+    alike = len({type(child.module) for child in children}) == 1 and len(children) > 1
+    return alike and not any(child.has_tables for child in children)
+
+
+def _main(children: Sequence[Node], *, is_list: bool) -> list[Node]:
+    """The blocks among the members of a container; without any, the single layers of one class."""
+    deep = [child for child in children if child.num_layers > 1]
+    if is_list and deep:
+        return deep
+    clusters: list[list[Node]] = []
+    for child in deep or children:
+        alike = next((each for each in clusters if any(_is_like(child, one) for one in _kinds(each))), None)
+        if alike is None:
+            clusters.append([child])
+        else:
+            alike.append(child)
+    if not clusters:
+        return []
+    most = max(clusters, key=lambda each: (len(each) > 1, bool(each[0].children), sum(n.elements for n in each)))
+    if not deep:
+        return most
+    first, last = (deep.index(most[end]) for end in (0, -1))
+    return deep[first : last + 1]
+
+
+def _kinds(nodes: Iterable[Node]) -> list[Node]:
+    return list({type(node.module): node for node in nodes}.values())
+
+
+def _is_like(one: Node, other: Node) -> bool:
+    """Whether two modules are of one class or of one base shape."""
+    if type(one.module) is type(other.module):
+        return True
+    names, others = ({child.name for child in node.children} for node in (one, other))
+    if one.num_layers > 1 and len(names & others) * 2 >= len(names | others) > 0:
+        return True
+    if one.has_mixer and other.has_mixer and names & others:
+        return True
+    first, second = type(one.module).__name__, type(other.module).__name__
+    return len(_common(first, second)) > 6
+
+
+def _common(one: str, other: str) -> str:
+    end = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:end]
+
+
+def _resolved(parent: Node, family: Sequence[Node], known: dict[object, bool]) -> list[Row]:
+    """The row of a family, or the rows inside its members if these are stages."""
+    if family[0].num_layers < 2 or not _are_stages(family, known):
+        return [Row(parent, tuple(family))]
+    found = [_rows_of_stage(stage, known) for stage in family]
+    classes = {type(block.module) for rows in found for row in rows for block in row.blocks}
+    for index, stage in enumerate(family):
+        if not found[index]:  # a stage whose blocks have one layer each, or that is a block itself
+            alike = tuple(child for child in stage.children if type(child.module) in classes)
+            whole = [] if stage.is_container else [Row(parent, (stage,))]
+            found[index] = [Row(stage, alike)] if alike else whole
+    return [row for rows in found for row in rows]
+
+
+def _rows_of_stage(stage: Node, known: dict[object, bool]) -> list[Row]:
+    """The rows of blocks in a stage; a container of nothing but blocks is one, whatever their classes."""
+    deep = [child for child in stage.children if child.num_layers > 1]
+    if stage.is_container and deep and all(child in deep or child.is_norm for child in stage.children):
+        return _resolved(stage, deep, known)
+    rows = [row for row in _rows_below(stage, known) if row.depth > 1]
+    if rows or not stage.is_container:
+        return rows
+    if len(deep) == 1:
+        return [Row(stage, tuple(deep))]
+    is_plain = type(stage.module) in CONTAINERS  # a subclass of nn.Sequential is a block with a name
+    alike = len({type(child.module) for child in stage.children}) == 1 and len(stage.children) > 1
+    return [Row(stage, tuple(stage.children))] if is_plain and alike and stage.children[0].children else []
+
+
+def _are_stages(family: Sequence[Node], known: dict[object, bool]) -> bool:
+    shapes = {child.shape for child in family}
+    is_pyramid = len(shapes) == len(family) > 1
+    most = max(family, key=lambda child: child.elements)
+    for child in family:
+        if child.elements * 10 < most.elements and type(child.module) is type(most.module):
+            continue
+        key = (child.shape, is_pyramid)
+        if key not in known:
+            known[key] = _is_stage(child, is_pyramid, known)
+        if not known[key]:
+            return False
+    return True
+
+
+def _is_stage(node: Node, is_pyramid: bool, known: dict[object, bool]) -> bool:
+    """Whether most of a module is a row of blocks, and what it has beside them is no block of its own."""
+    rows = _rows_of_stage(node, known)
+    inside = sum(row.elements for row in rows)
+    if not rows or inside * 2 < node.elements or any(_is_part(block) for row in rows for block in row.blocks):
+        return False
+    if any(child.mixes for child in node.children) or _is_beside(node, rows):
+        return False
+    repeats = any(_repeats(row.blocks) for row in rows)
+    is_pair = node.is_container and not repeats and any(len(row.blocks) > 1 for row in rows)
+    if is_pair and not is_pyramid:
+        return False  # an attention and its MLP, in a list of two
+    return all(row.has_mixer for row in rows) or is_pyramid or (node.is_container and repeats)
+
+
+def _is_part(block: Node) -> bool:
+    """Whether it is the attention of a block, and no block."""
+    named = type(block.module).__name__
+    is_block = bool(re.search(r"Block|coderLayer", named))
+    return bool(MIXER.search(block.name)) or (bool(MIXER.search(named)) and not is_block)
+
+
+def _is_beside(node: Node, rows: Sequence[Row]) -> bool:
+    """Whether rows in a module run side by side, as the branches of an HRNet do."""
+    by_path = {each.path: each for each in node.walk()}
+    for row in rows:
+        for path in leading(row.parent.path):
+            around, _, name = path.rpartition(".")
+            if around in by_path and path != node.path and name in by_path[around].reading.parallel:
+                return True
+    return any(runs_beside(node, one.blocks[-1], two.blocks[0]) for one, two in pairwise(rows))
+
+
+def runs_beside(root: Node, one: Node, other: Node) -> bool:
+    """Whether the source says that neither of two modules gets what the other computes."""
+    by_path = {each.path: each for each in root.walk()}
+    paths = ([*leading(node.path)][::-1] for node in (one, other))
+    here, there = next(((a, b) for a, b in zip(*paths, strict=False) if a != b), ("", ""))
+    holder = by_path.get(here.rpartition(".")[0])
+    if holder is None:
+        return False
+    names = {path.rpartition(".")[2] for path in (here, there)}
+    feeds = holder.reading.feeds
+    return names <= set(feeds) and not any(names & feeds[name] for name in names)
+
+
+def _repeats(blocks: Iterable[Node]) -> bool:
+    return max(Counter(type(block.module) for block in blocks).values()) > 1
