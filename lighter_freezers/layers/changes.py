@@ -1,7 +1,6 @@
 """What all verbs of this room share: names become parameters, the ledger acts, one line says what changed."""
 
-import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from torch import distributed, nn
 from torch.nn import Parameter
@@ -9,9 +8,10 @@ from torch.nn import Parameter
 from lighter_freezers._log import log
 from lighter_freezers.arguments import count
 from lighter_freezers.engine import ledger
+from lighter_freezers.selection.adapters import adapters_in
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["adapters", "checked_count", "freeze", "num_elements", "say", "thaw", "thaw_layers"]
+__all__ = ["checked_count", "freeze", "num_elements", "say", "thaw", "thaw_layers"]
 
 _NOBODY = "the layer verbs"  # they hold nothing: what they do is the user's own doing
 
@@ -39,8 +39,12 @@ def thaw(model: nn.Module, names: Iterable[str], deed: str) -> int:
     Returns:
         The number of elements that train from now on.
     """
-    named = canonical_parameters(model)
-    asked = [named[name] for name in names]
+    named, kept = canonical_parameters(model), adapters_in(model).kept
+    listed = [named[name] for name in names]
+    asked = [parameter for parameter in listed if id(parameter) not in kept]
+    if len(asked) < len(listed):
+        left = num_elements(parameter for parameter in listed if id(parameter) in kept)
+        say(f"{deed}: {left:,} parameters below adapters stay frozen, as PEFT keeps them.")
     thawed = num_elements(ledger.thaw(asked, _NOBODY))
     say(f"{deed}: " + (f"{thawed:,} parameters train now." if thawed else "what can train does already."))
     _explain([parameter for parameter in asked if not parameter.requires_grad], deed)
@@ -48,7 +52,7 @@ def thaw(model: nn.Module, names: Iterable[str], deed: str) -> int:
 
 
 def thaw_layers(model: nn.Module, layers: Iterable[Iterable[str]], deed: str) -> int:
-    """Let layers train; of a layer with LoRA only the factors, since what they adapt stays as it is.
+    """Let layers train; of a layer with adapters only these, since what they adapt stays as it is.
 
     Args:
         model: Where they are.
@@ -58,18 +62,8 @@ def thaw_layers(model: nn.Module, layers: Iterable[Iterable[str]], deed: str) ->
     Returns:
         The number of elements that train from now on.
     """
-    factors = adapters(model)
-    free = [[name for name in names if name in factors] or list(names) for names in map(list, layers)]
-    return thaw(model, [name for names in free for name in names], deed)
-
-
-def adapters(model: nn.Module) -> Collection[str]:
-    """The canonical names of the LoRA factors of a model."""
-    if "peft" not in sys.modules:
-        return ()
-    from lighter_freezers.layers.operations.layer_holds import adapters_of
-
-    return adapters_of(model)
+    named, adapters = canonical_parameters(model), adapters_in(model)
+    return thaw(model, [name for names in layers for name in adapters.free(named, names)], deed)
 
 
 def _explain(frozen: Iterable[Parameter], deed: str) -> None:

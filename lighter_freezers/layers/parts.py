@@ -38,8 +38,8 @@ def freeze_model(model: nn.Module) -> int:
 def unfreeze_model(model: nn.Module) -> int:
     """Let all parameters train, also what was frozen when the model was built.
 
-    Among these are the weights below the adapters of a model with LoRA, and the fixed positions of a Whisper.
-    To let only adapters train: `unfreeze_by_name(model, "lora_")`.
+    Among these are the fixed positions of a Whisper. The weights below the adapters of a model with LoRA, and
+    what `modules_to_save` stands for, stay frozen as PEFT keeps them; the log says so.
 
     Args:
         model: Any module. Integer tensors, such as quantised weights, cannot train and are left alone.

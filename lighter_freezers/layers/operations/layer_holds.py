@@ -9,6 +9,7 @@ from torch.nn import Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.selection.adapters import adapters_in
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
@@ -74,14 +75,14 @@ class LayerHolds:
     def unfreeze(self, model: nn.Module, layers: str) -> str:
         """Let layers go, and let train what the user had frozen.
 
-        In a layer with LoRA only the factors are set free: the weights that they adapt stay as they are.
+        In a layer with adapters only these are set free: the weights that they adapt stay as they are.
 
         Returns:
             What that did, in words.
         """
-        named, adapters = parameters_of_layers(model, layers), adapters_of(model)
+        named = parameters_of_layers(model, layers)
         thawed = self._let_go(named.values())
-        free = [p for name, p in named.items() if name in adapters] or list(named.values())
+        free = [named[name] for name in adapters_in(model).free(named, named)]
         asked = [p for p in free if ledger.is_user_frozen(p)]
         self._thawed.update((id(p), p) for p in asked)
         thawed += ledger.thaw(asked, self._title)

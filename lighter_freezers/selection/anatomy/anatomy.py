@@ -10,8 +10,8 @@ from torch import nn
 
 from lighter_freezers.selection.anatomy.module_roles import Roles
 from lighter_freezers.selection.anatomy.stacks import Row, find_rows
-from lighter_freezers.selection.anatomy.tree import tree_of
-from lighter_freezers.selection.names import canonical_parameters, join, unwrapped
+from lighter_freezers.selection.anatomy.tree import Node, leading, tree_of
+from lighter_freezers.selection.names import join, unwrapped
 
 __all__ = ["Anatomy", "Stack", "anatomy_of"]
 
@@ -135,8 +135,8 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     root = tree_of(model)
     rows = find_rows(root)
     roles = Roles(root, rows)
-    rows = _in_order(rows, roles)
-    roles = Roles(root, rows)
+    if (order := _in_order(rows, roles)) != rows:
+        rows, roles = order, Roles(root, order)
     blocks: list[list[list[str]]] = [[[] for _ in row.blocks] for row in rows]
     norms: list[list[str]] = [[] for _ in rows]
     places: dict[str, list[str]] = {"embedding": [], "head": [], "other": []}
@@ -150,12 +150,12 @@ def anatomy_of(model: nn.Module) -> Anatomy:
             places[role.kind].append(name)
     return Anatomy(
         type(unwrapped(model, at_root=True)).__name__,
-        _stacks(model, rows, blocks, norms),
+        _stacks(root, rows, blocks, norms),
         tuple(places["embedding"]),
         tuple(places["head"]),
         tuple(places["other"]),
         tuple(roles.tied),
-        bool(roles.tied) or _predicts_tokens(model, places["head"]),
+        bool(roles.tied) or _predicts_tokens(root, places["head"]),
     )
 
 
@@ -167,23 +167,19 @@ def _in_order(rows: Sequence[Row], roles: Roles) -> list[Row]:
     return [Row(rows[n].parent, tuple(rows[n].blocks[i] for i in inside)) for n, inside in order.items()]
 
 
-def _predicts_tokens(model: nn.Module, heads: Iterable[str]) -> bool:
-    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
-    parameters = canonical_parameters(model)
-    return any(
-        len(p.shape) > 1 and p.shape[0] == max(tables, default=0)
-        for p in map(parameters.get, heads)
-        if p is not None
-    )
+def _predicts_tokens(root: Node, heads: Iterable[str]) -> bool:
+    tables = max((node.module.num_embeddings for node in root.walk() if node.is_table), default=0)
+    shapes = (root.parameter(name).shape for name in heads)
+    return any(len(shape) > 1 and shape[0] == tables for shape in shapes)
 
 
 def _stacks(
-    model: nn.Module,
+    root: Node,
     rows: Sequence[Row],
     blocks: Sequence[Sequence[Sequence[str]]],
     norms: Sequence[Sequence[str]],
 ) -> tuple[Stack, ...]:
-    passes = _passes_through_a_group(model)
+    passes = _passes_through_a_group(root, rows)
     titles = _titles([row.parent.path for row in rows])
     return tuple(
         Stack(
@@ -198,10 +194,11 @@ def _stacks(
     )
 
 
-def _passes_through_a_group(model: nn.Module) -> int | None:
+def _passes_through_a_group(root: Node, rows: Sequence[Row]) -> int | None:
     """How often an ALBERT runs through the blocks of one of its groups; None for other models."""
-    configs = (getattr(module, "config", None) for module in model.modules())
-    for config in configs:
+    around = {path for row in rows for path in leading(row.parent.path)}
+    for node in [root, *(node for node in root.walk() if node.path in around)]:
+        config = getattr(node.module, "config", None)
         num_groups = getattr(config, "num_hidden_groups", None)
         if config is not None and isinstance(num_groups, int) and num_groups:
             return int(config.num_hidden_layers * config.inner_group_num // num_groups)

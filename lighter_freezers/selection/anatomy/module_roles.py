@@ -84,9 +84,8 @@ class Roles:
         for index, unit in enumerate(self._units):
             if unit.span is not None:
                 role = Role("block", *unit.span)
-                for node in unit.node.walk():
-                    for key in node.own:
-                        roles.setdefault(join(node.path, key), []).append(role)
+                for name in unit.node.names():
+                    roles[name] = [role]
                 continue
             for key in unit.names:
                 name = unit.node.tied.get(key, join(unit.path, key))

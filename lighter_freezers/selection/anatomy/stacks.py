@@ -53,8 +53,8 @@ class Row:
     @property
     def num_passes(self) -> int:
         """How many blocks a forward runs through; one that stands in its list twice counts twice."""
-        again = [node for _, node in self.parent.repeated]
-        return len(self.blocks) + sum(node in self.blocks for node in again)
+        blocks = set(map(id, self.blocks))
+        return len(self.blocks) + sum(id(node) in blocks for node in self.parent.repeated)
 
 
 def find_rows(root: Node) -> list[Row]:
@@ -176,7 +176,8 @@ def _run_side_by_side(node: Node, family: Sequence[Node]) -> bool:
 
 
 def _is_alone(node: Node, only: Node) -> bool:
-    return only.num_layers > 1 and (only.has_mixer or isinstance(node.module, (nn.ModuleList, nn.ModuleDict)))
+    is_list = isinstance(node.module, (nn.ModuleList, nn.ModuleDict))
+    return is_list or (only.num_layers > 1 and only.has_mixer)
 
 
 def _is_row_of_names(children: Sequence[Node]) -> bool:

@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
 
 from lighter_freezers.selection.anatomy.forward_source import Reading, read_forward
-from lighter_freezers.selection.names import join, layout, unwrapped
+from lighter_freezers.selection.names import ROOT_SEGMENTS, join, layout, unwrapped
 
 __all__ = ["Node", "in_run_order", "leading", "tree_of"]
 
@@ -20,7 +19,6 @@ MIXER = re.compile(
 )
 
 
-@dataclass(eq=False)
 class Node:
     """A module that has parameters, or has modules with some.
 
@@ -31,44 +29,26 @@ class Node:
         children: In the order of registration; a module that stood in the tree before is not among them.
         own: Names of its own parameters, each at its first path.
         tied: Its own parameters that stand elsewhere in the tree, and their names there.
-        repeated: Names in it of modules that stand elsewhere in the tree, with their nodes.
-        own_elements: Elements of its own parameters.
+        repeated: Modules in it that stand elsewhere in the tree.
+        elements: Elements of all parameters in it.
+        num_layers: How many modules in it have a matrix: convolutions, linear layers, experts, no tables.
+        has_tables: Whether there is a table of embeddings in it.
+        shape: The same for modules built alike.
     """
 
-    name: str
-    path: str
-    module: nn.Module
-    children: list["Node"] = field(default_factory=list)
-    own: list[str] = field(default_factory=list)
-    tied: dict[str, str] = field(default_factory=dict)
-    repeated: list[tuple[str, "Node"]] = field(default_factory=list)
-    own_elements: int = 0
-    own_layers: int = 0
-
-    @cached_property
-    def elements(self) -> int:
-        """Elements of all parameters in it."""
-        return self.own_elements + sum(child.elements for child in self.children)
-
-    @cached_property
-    def num_layers(self) -> int:
-        """How many modules in it have a matrix: convolutions, linear layers, experts, no tables."""
-        return self.own_layers + sum(child.num_layers for child in self.children)
-
-    @cached_property
-    def is_table(self) -> bool:
-        """Whether it is a table of embeddings."""
-        return isinstance(self.module, TABLES)
+    def __init__(self, name: str, path: str, module: nn.Module) -> None:
+        self.name, self.path, self.module = name, path, module
+        self.children: list[Node] = []
+        self.own: list[str] = []
+        self.tied: dict[str, str] = {}
+        self.repeated: list[Node] = []
+        self.elements = self.num_layers = self.shape = 0
+        self.is_table = self.has_tables = isinstance(module, TABLES)
 
     @cached_property
     def is_norm(self) -> bool:
         """Whether it only scales and shifts."""
         return not self.num_layers and bool(self.elements) and not self.has_tables
-
-    @cached_property
-    def has_tables(self) -> bool:
-        """Whether there is a table of embeddings in it."""
-        return self.is_table or any(child.has_tables for child in self.children)
 
     @cached_property
     def mixes(self) -> bool:
@@ -91,15 +71,19 @@ class Node:
         return read_forward(type(self.module))
 
     @cached_property
-    def shape(self) -> tuple[object, ...]:
-        """What is the same for modules built alike."""
-        return (type(self.module), self.elements, tuple(child.shape for child in self.children))
-
-    @cached_property
     def run_order(self) -> list["Node"]:
         """Its children in the order of their first calls: those that the source names, in their slots."""
         by_name = {child.name: child for child in self.children}
         return [by_name[name] for name in in_run_order(self.reading, list(by_name))]
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The parameter of a canonical name below this node."""
+        for child in self.children:
+            if name.removeprefix(f"{child.name}.") != name:
+                return child.parameter(name.removeprefix(f"{child.name}."))
+        found = self.module._parameters[name]
+        assert found is not None
+        return found
 
     def names(self) -> Iterator[str]:
         """The first canonical name of each parameter in it, in the order of registration."""
@@ -108,10 +92,12 @@ class Node:
                 yield join(node.path, key)
 
     def walk(self) -> Iterator["Node"]:
-        """It and all in it."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        """It and all in it, in the order of registration."""
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting += reversed(node.children)
 
 
 def in_run_order(reading: Reading, names: Sequence[str]) -> list[str]:
@@ -135,32 +121,39 @@ def tree_of(model: nn.Module) -> Node:
 
 
 def _build(name: str, path: str, module: nn.Module, seen: dict[int, Node], first: dict[int, str]) -> Node:
-    at_root = not path
-    node = Node(name, path, unwrapped(module, at_root))
-    own, children = layout(module, at_root)
+    inner = unwrapped(module, not path) if not ROOT_SEGMENTS.isdisjoint(module._modules) else module
+    node = seen[id(inner)] = Node(name, path, inner)
+    own, children = layout(module, not path)
+    elements = num_layers = 0
     for key, parameter in own.items():
         if parameter is None:
             continue
         if id(parameter) in first:
             node.tied[key] = first[id(parameter)]
         else:
-            first[id(parameter)] = join(path, key)
+            first[id(parameter)] = f"{path}.{key}" if path else key
             node.own.append(key)
-            node.own_elements += parameter.numel()
-        node.own_layers |= len(parameter.shape) > 1
-    if node.own_layers and isinstance(node.module, (*TABLES, *NORMS)):
-        node.own_layers = 0
-    seen[id(node.module)] = node
+            elements += parameter.numel()
+        num_layers |= parameter.ndim > 1
+    if num_layers and isinstance(inner, (*TABLES, *NORMS)):
+        num_layers = 0
+    shapes = []
     for key, child in children.items():
         if child is None:
             continue
-        known = seen.get(id(unwrapped(child)))
+        known = seen.get(id(child if ROOT_SEGMENTS.isdisjoint(child._modules) else unwrapped(child)))
         if known is not None:
-            node.repeated.append((key, known))
+            node.repeated.append(known)
             continue
-        below = _build(key, join(path, key), child, seen, first)
+        below = _build(key, f"{path}.{key}" if path else key, child, seen, first)
         if below.own or below.tied or below.children or below.repeated:
             node.children.append(below)
+            elements += below.elements
+            num_layers += below.num_layers
+            node.has_tables |= below.has_tables
+            shapes.append(below.shape)
+    node.elements, node.num_layers = elements, num_layers
+    node.shape = hash((type(inner), elements, *shapes))
     return node
 
 
