@@ -10,6 +10,7 @@ from torch import nn
 
 from lighter_freezers.selection.anatomy.module_roles import Roles
 from lighter_freezers.selection.anatomy.stacks import Row, find_rows
+from lighter_freezers.selection.anatomy.trace import first_calls
 from lighter_freezers.selection.anatomy.tree import Node, leading, tree_of
 from lighter_freezers.selection.names import join, unwrapped
 
@@ -122,21 +123,24 @@ class Anatomy:
         return self.blocks
 
 
-def anatomy_of(model: nn.Module) -> Anatomy:
+def anatomy_of(model: nn.Module, *, example: object = None) -> Anatomy:
     """Take a model apart, in names.
 
     Args:
         model: Any module: a network, one wrapped by PEFT, DDP or `torch.compile`, or a LightningModule around
             it. It is only read.
+        example: A batch, as for `model(batch)`, or a tuple or a mapping of arguments. One forward pass without
+            gradients then tells in which order things run. None to read the order from the source.
 
     Returns:
         The anatomy; it does not follow if the model gets other layers later.
     """
     root = tree_of(model)
     rows = find_rows(root)
-    roles = Roles(root, rows)
+    times = None if example is None else first_calls(model, root, example)
+    roles = Roles(root, rows, times)
     if (order := _in_order(rows, roles)) != rows:
-        rows, roles = order, Roles(root, order)
+        rows, roles = order, Roles(root, order, times)
     blocks: list[list[list[str]]] = [[[] for _ in row.blocks] for row in rows]
     norms: list[list[str]] = [[] for _ in rows]
     places: dict[str, list[str]] = {"embedding": [], "head": [], "other": []}

@@ -30,6 +30,7 @@ class _Value(NamedTuple):
 
     modules: frozenset[str] = frozenset()
     outputs: frozenset[str] = frozenset()
+    parts: tuple[Any, ...] = ()  # of a tuple, a value for each
 
 
 _NOTHING = _Value()
@@ -117,6 +118,8 @@ class _Reader:
             self._returned.append(self._value(node.value))
         elif isinstance(node, (ast.For, ast.AsyncFor)):
             self._run_loop(node)
+        elif isinstance(node, ast.If):
+            self._run_branches(node)
         elif isinstance(node, ast.FunctionDef):
             self._run(node.body)
         else:
@@ -127,6 +130,17 @@ class _Reader:
                     self._value(child)
                 elif isinstance(child, (ast.withitem, ast.ExceptHandler, ast.match_case)):
                     self._parts(child)
+
+    def _run_branches(self, node: ast.If) -> None:
+        """Either of two, so that a variable is what it is after the one or after the other."""
+        self._value(node.test)
+        before = dict(self._scope)
+        self._run(node.body)
+        one, self._scope = self._scope, before
+        self._run(node.orelse)
+        for name, value in one.items():
+            other = self._scope.get(name, value)
+            self._scope[name] = value if other == value else _union([value, other])
 
     def _run_loop(self, node: ast.For | ast.AsyncFor) -> None:
         """Twice: what the body computes may reach it again."""
@@ -145,11 +159,15 @@ class _Reader:
                 self._value(child)
 
     def _bind(self, target: ast.expr, value: _Value, is_added: bool = False) -> None:
+        if isinstance(target, (ast.Tuple, ast.List)) and len(target.elts) == len(value.parts):
+            for each, part in zip(target.elts, value.parts, strict=True):
+                self._bind(each, part)
+            return
         for node in ast.walk(target):
             if isinstance(node, ast.Name) and node.id != "self":
                 is_part = is_added or not isinstance(target, (ast.Name, ast.Tuple, ast.List))
                 old = self._scope.get(node.id, _NOTHING) if is_part else _NOTHING
-                self._scope[node.id] = _union([old, value])
+                self._scope[node.id] = value if old == _NOTHING else _union([old, value])
 
     def _bind_loop(self, target: ast.expr, source: ast.expr) -> None:
         """Bind the variables of a loop, each of a `zip` to its own list."""
@@ -161,6 +179,9 @@ class _Reader:
         elif isinstance(source, ast.Call) and name == "zip" and len(pair) == len(source.args):
             for each, inner in zip(pair, source.args, strict=True):
                 self._bind_loop(each, inner)
+        elif isinstance(source, ast.Call) and name == "zip":
+            values = [self._value(each) for each in source.args]
+            self._bind(target, _union(values)._replace(parts=tuple(values)))
         else:
             if name == "range":
                 self._indices.add(getattr(target, "id", ""))
@@ -215,9 +236,9 @@ class _Reader:
         if isinstance(function, ast.Name) and function.id in _PASS_ON:
             return _union([given, self._made_up_name(node)])
         if isinstance(function, ast.Attribute):
+            if function.attr in _TABLES or function.attr == "keys":
+                return _NOTHING
             if isinstance(function.value, ast.Name) and function.value.id == "self":
-                if function.attr in _TABLES:
-                    return _NOTHING
                 if callable(inspect.getattr_static(self._class, function.attr, None)):
                     return self.call_method(self._class.__mro__, function.attr, arguments)
             elif isinstance(function.value, ast.Call) and getattr(function.value.func, "id", "") == "super":

@@ -70,6 +70,7 @@ class Roles:
         self._units = units if times is None else _sorted(units, times)
         self._before = _last_seen([unit.span for unit in self._units])
         self._behind = _last_seen([unit.span for unit in self._units][::-1])[::-1]
+        self._around = {node.path: node for node in root.walk() if node.children}
         self._declared_head = _declared_head(root, [row.parent.path for row in rows])
         self.of: dict[str, Role] = {}
         self.tied: list[str] = []
@@ -85,7 +86,7 @@ class Roles:
             if unit.span is not None:
                 role = Role("block", *unit.span)
                 for name in unit.node.names():
-                    roles[name] = [role]
+                    roles.setdefault(name, []).append(role)
                 continue
             for key in unit.names:
                 name = unit.node.tied.get(key, join(unit.path, key))
@@ -136,7 +137,27 @@ class Roles:
         return self._role_between(index, unit, before, behind)
 
     def _role_behind(self, index: int, unit: _Unit, before: Span) -> Role:
+        if (inside := self._in_loop(unit, before[0])) is not None:
+            return Role("block", before[0], inside)
         return Role("norm", before[0]) if self._is_first_behind(index, unit, before) else Role("head")
+
+    def _in_loop(self, unit: _Unit, number: int) -> int | None:
+        """The block beside which the loop over a row runs a module; None if it does not."""
+        row = self._rows[number]
+        rest = self._shared_loop(unit, row)
+        if rest is None or (unit.node.is_norm and (len(rest) == 1 or (len(rest) == 2 and rest[1].isdecimal()))):
+            return None  # the norm of a stage, or one that a loop also runs on what it returns
+        index = int(rest[1]) if len(rest) > 1 and rest[1].isdecimal() else 0
+        return min(index, len(row.blocks) - 1)
+
+    def _shared_loop(self, unit: _Unit, row: Row) -> list[str] | None:
+        """The path of a module below the one whose loop runs it and the row; None if there is no such loop."""
+        depth = _shared_depth(unit.path, row.parent.path)
+        mine, its = unit.path.split(".")[depth:], row.parent.path.split(".")[depth:]
+        holder = self._around.get(".".join(unit.path.split(".")[:depth]))
+        if holder is None or not mine or not its:
+            return None
+        return mine if any(mine[0] in loop and its[0] in loop for loop in holder.reading.loops) else None
 
     def _role_between(self, index: int, unit: _Unit, before: Span, behind: Span) -> Role:
         one, two = self._rows[before[0]], self._rows[behind[0]]
@@ -144,13 +165,22 @@ class Roles:
         if one is two or _is_chain(one, two):
             follows = to_two > to_one or (one is two and self._leads(unit, one))
             return Role("block", *(behind if follows else before))
+        if (inside := self._in_loop(unit, before[0])) is not None:
+            return Role("block", before[0], inside)
+        if one.parent.path in leading(unit.path):
+            return Role("block", *before)
         if to_two > to_one:
-            return Role("embedding")
+            if (inside := self._in_loop(unit, behind[0])) is not None:
+                return Role("block", behind[0], inside)
+            is_inside = two.parent.path in leading(unit.path) or not two.has_mixer
+            return Role("block", *behind) if is_inside else Role("embedding")
         if self._is_first_behind(index, unit, before):
             return Role("norm", before[0])
-        if runs_beside(self._root, unit.node, two.blocks[0]) or to_one > to_two:
-            return Role("head")
-        return Role("other")
+        return Role("head") if self._ends_here(unit, before[0]) else Role("other")
+
+    def _ends_here(self, unit: _Unit, number: int) -> bool:
+        """Whether no later blocks get what it computes, by the source."""
+        return all(runs_beside(self._root, unit.node, row.blocks[0]) for row in self._rows[number + 1 :])
 
     def _leads(self, unit: _Unit, row: Row) -> bool:
         """Whether pairs in a list begin with it: `up, block, up, block`."""
@@ -169,12 +199,17 @@ class Roles:
     def _is_single_number(self, unit: _Unit, key: str) -> bool:
         """Whether it is a temperature or the like; the bias of a layer with one output is not."""
         parameter = unit.node.module._parameters.get(key)
-        return bool(unit.node.children) and parameter is not None and parameter.numel() == 1
+        is_number = parameter is not None and parameter.numel() == 1
+        return is_number and bool(unit.node.children) and key != "bias"
 
     def _is_first_behind(self, index: int, unit: _Unit, before: Span) -> bool:
         """Whether it is a norm of the trunk: nothing but norms stands between it and the blocks."""
         around = unit.path.rpartition(".")[0]
-        if around and _shared_depth(around, self._rows[before[0]].parent.path) < around.count(".") + 1:
+        row = self._rows[before[0]]
+        is_beside = around == row.parent.path.rpartition(".")[0]
+        if unit.node.is_norm and is_beside and not isinstance(unit.node.module, nn.modules.batchnorm._NormBase):
+            return True
+        if self._shared_loop(unit, row) is None and around and _shared_depth(around, self._rows[before[0]].parent.path) < around.count(".") + 1:
             return False  # inside a head
         start = max(i for i in range(index) if self._units[i].span is not None)
         return all(each.node.is_norm or each.node.is_table for each in self._units[start + 1 : index + 1])
@@ -194,9 +229,14 @@ def _in_turns(node: Node, first: Node) -> list[Node]:
 
 def _sorted(units: Sequence[_Unit], times: Mapping[str, int]) -> list[_Unit]:
     """Sort what a trace has seen by its first call, in the slots of the others; the rest stays."""
-    seen = sorted((unit for unit in units if unit.path in times), key=lambda unit: times[unit.path])
-    slots = iter(seen)
-    return [next(slots) if unit.path in times else unit for unit in units]
+    first: dict[int, int] = {}
+    for unit in units:
+        inside = unit.node.walk() if unit.span else () if unit.node.children else (unit.node,)
+        seen = [times[node.path] for node in inside if node.path in times]
+        if seen:
+            first[id(unit)] = min(seen)
+    slots = iter(sorted((unit for unit in units if id(unit) in first), key=lambda unit: first[id(unit)]))
+    return [next(slots) if id(unit) in first else unit for unit in units]
 
 
 def _declared_head(root: Node, stacks: Sequence[str]) -> str:

@@ -128,8 +128,8 @@ def _alike(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if type(row.blocks[0].module) is type(rows[0].blocks[0].module)]
 
 
-def _rows_below(node: Node, known: dict[object, bool]) -> list[Row]:
-    families = _families(node)
+def _rows_below(node: Node, known: dict[object, bool], *, in_stage: bool = False) -> list[Row]:
+    families = _families(node, in_stage)
     member = {id(child): family for family in families for child in family}
     rows, done = [], set[int]()
     for child in node.run_order:
@@ -139,21 +139,21 @@ def _rows_below(node: Node, known: dict[object, bool]) -> list[Row]:
         if family is None:
             is_parallel = child.is_container and child.name in node.reading.parallel
             inner = child.run_order if is_parallel else [child]
-            rows += [row for each in inner for row in _rows_below(each, known)]
+            rows += [row for each in inner for row in _rows_below(each, known, in_stage=in_stage)]
         elif id(family) not in done:
             done.add(id(family))
             rows += _resolved(node, family, known)
     return rows
 
 
-def _families(node: Node) -> list[list[Node]]:
-    """Children that may be blocks of one row."""
+def _families(node: Node, in_stage: bool) -> list[list[Node]]:
+    """Children that may be blocks of one row; in a stage a block may be alone."""
     children = [child for child in node.run_order if not child.is_table and not child.is_norm]
     if node.is_container:
         if isinstance(node.module, nn.ModuleDict) and not _is_row_of_names(children):
             return []
         family = _main(children, is_list=not isinstance(node.module, nn.Sequential))
-        return [family] if family and (len(family) > 1 or _is_alone(node, family[0])) else []
+        return [family] if family and (len(family) > 1 or _is_alone(node, family[0], in_stage)) else []
     numbered: dict[str, list[Node]] = {}
     for child in children:
         match = _NUMBERED.match(child.name)
@@ -175,9 +175,9 @@ def _run_side_by_side(node: Node, family: Sequence[Node]) -> bool:
     return is_told and not any(names & reading.feeds[name] for name in names)
 
 
-def _is_alone(node: Node, only: Node) -> bool:
+def _is_alone(node: Node, only: Node, in_stage: bool) -> bool:
     is_list = isinstance(node.module, (nn.ModuleList, nn.ModuleDict))
-    return is_list or (only.num_layers > 1 and only.has_mixer)
+    return is_list or (only.num_layers > 1 and (in_stage or only.has_mixer))
 
 
 def _is_row_of_names(children: Sequence[Node]) -> bool:
@@ -250,11 +250,9 @@ def _rows_of_stage(stage: Node, known: dict[object, bool]) -> list[Row]:
     deep = [child for child in stage.children if child.num_layers > 1]
     if stage.is_container and deep and all(child in deep or child.is_norm for child in stage.children):
         return _resolved(stage, deep, known)
-    rows = [row for row in _rows_below(stage, known) if row.depth > 1]
+    rows = [row for row in _rows_below(stage, known, in_stage=True) if row.depth > 1]
     if rows or not stage.is_container:
         return rows
-    if len(deep) == 1:
-        return [Row(stage, tuple(deep))]
     is_plain = type(stage.module) in CONTAINERS  # a subclass of nn.Sequential is a block with a name
     alike = len({type(child.module) for child in stage.children}) == 1 and len(stage.children) > 1
     return [Row(stage, tuple(stage.children))] if is_plain and alike and stage.children[0].children else []
@@ -279,7 +277,8 @@ def _is_stage(node: Node, is_pyramid: bool, known: dict[object, bool]) -> bool:
     """Whether most of a module is a row of blocks, and what it has beside them is no block of its own."""
     rows = _rows_of_stage(node, known)
     inside = sum(row.elements for row in rows)
-    if not rows or inside * 2 < node.elements or any(_is_part(block) for row in rows for block in row.blocks):
+    least = 3 if all(row.has_mixer for row in rows) else 2
+    if not rows or inside * least < node.elements or any(_is_part(block) for row in rows for block in row.blocks):
         return False
     if any(child.mixes for child in node.children) or _is_beside(node, rows):
         return False
