@@ -64,7 +64,9 @@ class _Places:
         self._block_index = {
             path: index for stack in self.stacks for index, path in enumerate(stack.block_paths)
         }
-        self._around = {"", *WRAPPERS}.union(*(_leading_paths(stack.path) for stack in self.stacks))
+        self._around = {"", *WRAPPERS}.union(
+            *(_leading_paths(path.rpartition(".")[0]) for path in self._block_index)
+        )
         self._parts = BLOCK_PARTS
         inside = [self._cut(name)[1] for block in anatomy.blocks for name in block]
         self.is_transformer = any(_lookup(rest, BLOCK_PARTS) == "attn" for rest in inside)

@@ -5,14 +5,15 @@ Found by structure on any module, and told in names only: nothing is changed, an
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
-from lighter_freezers.selection.anatomy.module_roles import Roles
-from lighter_freezers.selection.anatomy.stacks import Row, find_rows
+from lighter_freezers.selection.anatomy.module_roles import Role, Roles
+from lighter_freezers.selection.anatomy.stacks import Row, doubts_about, find_rows, rows_said
 from lighter_freezers.selection.anatomy.trace import first_calls
 from lighter_freezers.selection.anatomy.tree import Node, leading, tree_of
-from lighter_freezers.selection.names import join, unwrapped
+from lighter_freezers.selection.names import closest_names, join, unwrapped
 
 __all__ = ["Anatomy", "Stack", "anatomy_of"]
 
@@ -24,7 +25,7 @@ class Stack:
     Attributes:
         title: What tells it from the other stacks of the model: "encoder", "decoder", "layer3", or the path
             of a stage such as "layers.0"; "" for the only stack.
-        path: Canonical path of its container.
+        path: Canonical path of its container, or what its blocks' names have in common.
         block_paths: Canonical path of each block.
         blocks: Of each block the canonical names of its parameters, in forward order.
         final_norms: Names of the norm behind the last of its blocks.
@@ -55,6 +56,7 @@ class Anatomy:
         others: What has no place of its own, such as a temperature, or anything in a model without blocks.
         tied: Names of the embeddings whose weight a head uses too.
         predicts_tokens: Whether a head has an output for each row of the largest embedding.
+        doubt: Why the layers that were found were not taken for such, and which they are.
     """
 
     model_class: str
@@ -64,6 +66,7 @@ class Anatomy:
     others: tuple[str, ...]
     tied: tuple[str, ...] = ()
     predicts_tokens: bool = False
+    doubt: str = ""
 
     @property
     def is_head_tied(self) -> bool:
@@ -115,20 +118,32 @@ class Anatomy:
             ValueError: It has none.
         """
         if not self.stacks:
+            why = f"its layers are uncertain. {self.doubt}" if self.doubt else "no modules in it repeat"
             raise ValueError(
-                f"{purpose} needs layers, but {self.model_class} has no blocks: no nn.ModuleList or "
-                f"nn.Sequential with repeated modules of one class. Use freeze_by_name(model, patterns); "
-                f"see the names: [name for name, _ in model.named_parameters()]"
+                f"{purpose} needs layers, but {self.model_class} has no blocks: {why}. "
+                "Say which they are, blocks=['encoder.*', 'decoder.*'], or use freeze_by_name(model, patterns); "
+                "see the names: [name for name, _ in model.named_modules()]"
             )
         return self.blocks
 
 
-def anatomy_of(model: nn.Module, *, example: object = None) -> Anatomy:
+def anatomy_of(
+    model: nn.Module,
+    *,
+    blocks: Sequence[str] | None = None,
+    head: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
+    example: object = None,
+) -> Anatomy:
     """Take a model apart, in names.
 
     Args:
         model: Any module: a network, one wrapped by PEFT, DDP or `torch.compile`, or a LightningModule around
             it. It is only read.
+        blocks: Paths of the modules that are the blocks, in order, or patterns such as `encoder.*`, where a
+            star stands for one name. None to find them. What is said wins, and is checked against the model.
+        head: Paths of modules or parameters that are the head, whatever was found.
+        embeddings: Paths of modules or parameters that are embeddings, whatever was found.
         example: A batch, as for `model(batch)`, or a tuple or a mapping of arguments. One forward pass without
             gradients then tells in which order things run. None to read the order from the source.
 
@@ -136,31 +151,51 @@ def anatomy_of(model: nn.Module, *, example: object = None) -> Anatomy:
         The anatomy; it does not follow if the model gets other layers later.
     """
     root = tree_of(model)
-    rows = find_rows(root)
+    rows = find_rows(root) if blocks is None else rows_said(root, blocks)
     times = None if example is None else first_calls(model, root, example)
     roles = Roles(root, rows, times)
     if (order := _in_order(rows, roles)) != rows:
         rows, roles = order, Roles(root, order, times)
-    blocks: list[list[list[str]]] = [[[] for _ in row.blocks] for row in rows]
+    doubt = "" if blocks is not None or not rows else doubts_about(rows, roles.stem())
+    if doubt:
+        candidates = ", ".join(f"{row.path or 'the model'} ({len(row.blocks)})" for row in rows)
+        doubt = f"{doubt}: {candidates}"
+        rows, roles = [], Roles(root, [], times)
+    _say_roles(root, roles, "head", head)
+    _say_roles(root, roles, "embedding", embeddings)
+    inside: list[list[list[str]]] = [[[] for _ in row.blocks] for row in rows]
     norms: list[list[str]] = [[] for _ in rows]
     places: dict[str, list[str]] = {"embedding": [], "head": [], "other": []}
     for name in root.names():
         role = roles.of[name]
         if role.kind == "block":
-            blocks[role.stack][role.block].append(name)
+            inside[role.stack][role.block].append(name)
         elif role.kind == "norm":
             norms[role.stack].append(name)
         else:
             places[role.kind].append(name)
     return Anatomy(
         type(unwrapped(model, at_root=True)).__name__,
-        _stacks(root, rows, blocks, norms),
+        _stacks(root, rows, inside, norms),
         tuple(places["embedding"]),
         tuple(places["head"]),
         tuple(places["other"]),
         tuple(roles.tied),
         bool(roles.tied) or _predicts_tokens(root, places["head"]),
+        doubt,
     )
+
+
+def _say_roles(root: Node, roles: Roles, kind: Literal["head", "embedding"], said: Sequence[str]) -> None:
+    """Give the role that the user said to all below some paths."""
+    every = list(root.names())
+    for path in [said] if isinstance(said, str) else said:
+        found = [name for name in every if path in leading(name)]
+        if not found:
+            close = ", ".join(closest_names(path, {each for name in every for each in leading(name)}))
+            argument = "head" if kind == "head" else "embeddings"
+            raise ValueError(f"{argument}: '{path}' is no module or parameter of the model. Closest: {close}.")
+        roles.of.update(dict.fromkeys(found, Role(kind)))
 
 
 def _in_order(rows: Sequence[Row], roles: Roles) -> list[Row]:
@@ -184,11 +219,11 @@ def _stacks(
     norms: Sequence[Sequence[str]],
 ) -> tuple[Stack, ...]:
     passes = _passes_through_a_group(root, rows)
-    titles = _titles([row.parent.path for row in rows])
+    titles = _titles([row.path for row in rows])
     return tuple(
         Stack(
             title,
-            row.parent.path,
+            row.path,
             tuple(block.path for block in row.blocks),
             tuple(map(tuple, own)),
             tuple(final_norms),
@@ -211,10 +246,10 @@ def _passes_through_a_group(root: Node, rows: Sequence[Row]) -> int | None:
 
 def _titles(paths: Sequence[str]) -> list[str]:
     """Of each path the segments in which it differs from the others, with a name before a lone number."""
-    if len(paths) < 2:
+    if len(set(paths)) < 2:
         return [""] * len(paths)
     split = [path.split(".") for path in paths]
-    first = next(i for i, segments in enumerate(zip(*split, strict=False)) if len(set(segments)) > 1)
+    first = next((i for i, segments in enumerate(zip(*split, strict=False)) if len(set(segments)) > 1), 0)
     if any(segments[first].isdecimal() for segments in split) and first:
         first -= 1
     shared = next(

@@ -24,7 +24,5 @@ def block_modules(model: nn.Module, anatomy: Anatomy) -> list[list[nn.Module]]:
         modules.setdefault(path, module)  # a wrapper comes before what it wraps
     found = []
     for stack in anatomy.stacks:
-        depth = len(stack.path.split(".")) + 1 if stack.path else 1
-        paths = [".".join(names[0].split(".")[:depth]) for names in stack.blocks]
-        found.append([modules[path] for path in paths if path in modules])
+        found.append([modules[path] for path in stack.block_paths if path in modules])
     return found

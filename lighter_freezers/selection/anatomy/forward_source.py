@@ -52,11 +52,13 @@ class Reading:
     loops: list[list[str]] = field(default_factory=list)
     looped: set[str] = field(default_factory=set)
     chained: set[str] = field(default_factory=set)
+    indices: dict[str, set[int]] = field(default_factory=dict)
 
     @property
     def parallel(self) -> set[str]:
-        """What a loop runs, and never on its own output."""
-        return self.looped - self.chained
+        """What a loop runs, or index after index, and never on its own output."""
+        indexed = {name for name, indices in self.indices.items() if len(indices) > 1}
+        return (self.looped | indexed) - self.chained
 
 
 @lru_cache(maxsize=4096)
@@ -81,6 +83,7 @@ class _Reader:
         self._returned: list[_Value] = []
         self._loops: list[list[str]] = []
         self._indices: set[str] = set()
+        self._self = "self"
 
     def call_method(self, mro: Sequence[type], name: str, arguments: Sequence[tuple[str | int, _Value]]) -> _Value:
         """Read a method as if it were called; what it returns."""
@@ -91,9 +94,9 @@ class _Reader:
         parsed = _parsed(found.fget if isinstance(found, property) else getattr(found, "__func__", found))
         if parsed is None:
             return _NOTHING
-        scope, returned = self._scope, self._returned
+        scope, returned, own = self._scope, self._returned, self._self
         parameters = [each.arg for each in (*parsed.args.posonlyargs, *parsed.args.args, *parsed.args.kwonlyargs)]
-        self._scope, self._returned = {}, []
+        self._scope, self._returned, self._self = {}, [], parameters[0] if parameters else ""
         for key, value in arguments:
             place = key if isinstance(key, str) else parameters[key + 1] if key + 1 < len(parameters) else ""
             self._scope[place] = value
@@ -101,7 +104,7 @@ class _Reader:
         self._run(parsed.body)
         self._frames.pop()
         result = _union(self._returned)
-        self._scope, self._returned = scope, returned
+        self._scope, self._returned, self._self = scope, returned, own
         return result
 
     def _run(self, statements: Sequence[ast.stmt]) -> None:
@@ -164,7 +167,7 @@ class _Reader:
                 self._bind(each, part)
             return
         for node in ast.walk(target):
-            if isinstance(node, ast.Name) and node.id != "self":
+            if isinstance(node, ast.Name) and node.id != self._self:
                 is_part = is_added or not isinstance(target, (ast.Name, ast.Tuple, ast.List))
                 old = self._scope.get(node.id, _NOTHING) if is_part else _NOTHING
                 self._scope[node.id] = value if old == _NOTHING else _union([old, value])
@@ -195,6 +198,9 @@ class _Reader:
         if isinstance(node, ast.Subscript):
             self._value(node.slice)
             value = self._value(node.value)
+            if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
+                for name in value.modules:
+                    self.reading.indices.setdefault(name, set()).add(node.slice.value)
             if isinstance(node.slice, ast.Name) and node.slice.id in self._indices and self._loops:
                 return _Value(value.modules, value.outputs - {*self._loops[-1]})  # x[i] = branch(x[i])
             return value
@@ -216,7 +222,7 @@ class _Reader:
         return _NOTHING if isinstance(node, ast.Compare) else _union(values)
 
     def _attribute(self, node: ast.Attribute) -> _Value:
-        if isinstance(node.value, ast.Name) and node.value.id == "self":
+        if isinstance(node.value, ast.Name) and node.value.id == self._self:
             found = inspect.getattr_static(self._class, node.attr, None)
             if isinstance(found, property):
                 return self.call_method(self._class.__mro__, node.attr, ())
@@ -238,7 +244,7 @@ class _Reader:
         if isinstance(function, ast.Attribute):
             if function.attr in _TABLES or function.attr == "keys":
                 return _NOTHING
-            if isinstance(function.value, ast.Name) and function.value.id == "self":
+            if isinstance(function.value, ast.Name) and function.value.id == self._self:
                 if callable(inspect.getattr_static(self._class, function.attr, None)):
                     return self.call_method(self._class.__mro__, function.attr, arguments)
             elif isinstance(function.value, ast.Call) and getattr(function.value.func, "id", "") == "super":
@@ -256,7 +262,7 @@ class _Reader:
         if getattr(node.func, "id", "") != "getattr" or len(node.args) < 2:
             return _NOTHING
         first, name = node.args[:2]
-        if getattr(first, "id", "") != "self":
+        if getattr(first, "id", "") != self._self:
             return _NOTHING
         if isinstance(name, ast.Constant):
             return _Value(frozenset((str(name.value),)))

@@ -80,6 +80,14 @@ class Roles:
         """The blocks in the order in which they run."""
         return [unit.span for unit in self._units if unit.span is not None]
 
+    def stem(self) -> list[Node]:
+        """What runs ahead of the blocks, tables left out."""
+        return [
+            unit.node
+            for index, unit in enumerate(self._units)
+            if unit.span is None and self._before[index] is None and not unit.node.is_table and not unit.node.children
+        ]
+
     def _assign(self) -> None:
         roles: dict[str, list[Role]] = {}
         for index, unit in enumerate(self._units):
@@ -180,7 +188,8 @@ class Roles:
 
     def _ends_here(self, unit: _Unit, number: int) -> bool:
         """Whether no later blocks get what it computes, by the source."""
-        return all(runs_beside(self._root, unit.node, row.blocks[0]) for row in self._rows[number + 1 :])
+        later = (block for row in self._rows[number + 1 :] for block in row.blocks)
+        return all(runs_beside(self._root, unit.node, block) for block in later)
 
     def _leads(self, unit: _Unit, row: Row) -> bool:
         """Whether pairs in a list begin with it: `up, block, up, block`."""
@@ -212,7 +221,10 @@ class Roles:
         if self._shared_loop(unit, row) is None and around and _shared_depth(around, self._rows[before[0]].parent.path) < around.count(".") + 1:
             return False  # inside a head
         start = max(i for i in range(index) if self._units[i].span is not None)
-        return all(each.node.is_norm or each.node.is_table for each in self._units[start + 1 : index + 1])
+        between = self._units[start + 1 : index + 1]
+        return all(
+            each.node.is_norm or each.node.is_table or self._shared_loop(each, row) is not None for each in between
+        )
 
 
 def _in_turns(node: Node, first: Node) -> list[Node]:

@@ -5,6 +5,7 @@ layers. Where the members are stages, as in a ResNet or a Swin, the rows inside 
 block runs side by side, such as heads, experts and branches, are parts of the block.
 """
 
+import os.path
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,12 +15,14 @@ from itertools import pairwise
 from torch import nn
 
 from lighter_freezers.selection.anatomy.tree import CONTAINERS, MIXER, Node, leading
+from lighter_freezers.selection.names import closest_names, join
 
-__all__ = ["Row", "family_of", "find_rows", "runs_beside"]
+__all__ = ["Row", "doubts_about", "family_of", "find_rows", "rows_said", "runs_beside"]
 
 _NUMBERED = re.compile(r"^(.*?)_?(\d+)(?:[a-z]|_\d+)?$")
-_SIDE = re.compile(r"downsampl|shortcut|patch_embed", re.IGNORECASE)  # between blocks, whatever it is made of
+_SIDE = re.compile(r"downsample|downsampling|downsample_layers?|shortcut|patch_embed(ding)?s?")  # between blocks, whatever it is made of
 _SLIVER = 0.02  # of the largest row: less is a part of something
+_TRUNK = 0.25  # of the weights: what has more cannot be a stem
 _STEM = 0.12  # of the whole: convolutions ahead of a transformer that have less are its stem
 
 
@@ -34,6 +37,15 @@ class Row:
 
     parent: Node
     blocks: tuple[Node, ...]
+
+    @property
+    def path(self) -> str:
+        """What it is called: the path of its container, or what numbered attributes have in common."""
+        if self.parent.is_container:
+            return self.parent.path
+        names = [block.name for block in self.blocks]
+        shared = names[0] if len(names) == 1 else os.path.commonprefix(names).rstrip("0123456789_")
+        return join(self.parent.path, shared) if shared else self.parent.path
 
     @property
     def elements(self) -> int:
@@ -61,8 +73,8 @@ def find_rows(root: Node) -> list[Row]:
     """The rows of a model in the order in which they run; those that hold a sliver of it are left out."""
     rows = _rows_below(root, {})
     mixers = [row for row in rows if row.has_mixer]
-    families_of_blocks = {family_of(row) for row in rows if row.depth > 1}
-    deep = [row for row in rows if family_of(row) in families_of_blocks]
+    classes = {type(block.module) for row in rows for block in row.blocks if block.num_layers > 1}
+    deep = [row for row in rows if row.depth > 1 or type(row.blocks[0].module) in classes]
     if mixers:
         tables = sum(node.elements for node in root.walk() if node.is_table)
         least = _STEM * (root.elements - tables)
@@ -101,6 +113,52 @@ def _no_slivers(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if families[family_of(row)] >= _SLIVER * most or row.has_mixer]
 
 
+def rows_said(root: Node, blocks: Sequence[str]) -> list[Row]:
+    """The rows of blocks that the user names.
+
+    Raises:
+        ValueError: A pattern matches no module, or a block is inside another.
+    """
+    by_path = {node.path: node for node in root.walk()}
+    found: dict[str, Node] = {}
+    for pattern in [blocks] if isinstance(blocks, str) else blocks:
+        matches = re.compile(r"[^.]*".join(map(re.escape, pattern.split("*")))).fullmatch
+        inside = {path: node for path, node in by_path.items() if path and matches(path)}
+        if not inside:
+            close = ", ".join(closest_names(pattern, by_path))
+            raise ValueError(f"blocks: '{pattern}' is no module with parameters of its own. Closest: {close}.")
+        found.update(inside)
+    for path in found:
+        outer = next((each for each in leading(path) if each != path and each in found), None)
+        if outer is not None:
+            raise ValueError(f"blocks: '{path}' is inside '{outer}', which is a block too. Name one of the two.")
+    rows: list[Row] = []
+    for path, node in found.items():
+        parent = by_path[path.rpartition(".")[0]]
+        if rows and rows[-1].parent is parent:
+            rows[-1] = Row(parent, (*rows[-1].blocks, node))
+        else:
+            rows.append(Row(parent, (node,)))
+    return rows
+
+
+def doubts_about(rows: Sequence[Row], stem: Sequence[Node]) -> str:
+    """Why these rows cannot be the layers of the model; "" if they pass.
+
+    Args:
+        rows: As found.
+        stem: What runs ahead of them, tables left out.
+    """
+    blocks = sum(row.elements for row in rows)
+    ahead, deep = sum(node.elements for node in stem), sum(node.num_layers for node in stem)
+    if deep >= 5 and ahead > _TRUNK * (ahead + blocks):
+        return f"{deep} layers with {100 * ahead / (ahead + blocks):.0f} % of the weights would run ahead of them"
+    only = rows[0].blocks[0]
+    if len(rows) == len(rows[0].blocks) == 1 and sum(type(n.module) is type(only.module) for n in only.walk()) > 1:
+        return f"one {type(only.module).__name__} would hold others"
+    return ""
+
+
 def _with_single_blocks(root: Node, rows: Sequence[Row]) -> list[Row]:
     """Add what stands alone but is of the class of the blocks, such as the bottleneck of a U-Net."""
     classes = {type(block.module) for row in rows for block in row.blocks if not type(block.module) in CONTAINERS}
@@ -129,30 +187,49 @@ def _alike(rows: Sequence[Row]) -> list[Row]:
 
 
 def _rows_below(node: Node, known: dict[object, bool], *, in_stage: bool = False) -> list[Row]:
+    if nested := _nested(node):
+        return [Row(node, nested)]
     families = _families(node, in_stage)
     member = {id(child): family for family in families for child in family}
     rows, done = [], set[int]()
     for child in node.run_order:
         family = member.get(id(child))
-        if _SIDE.search(child.name):
+        if _SIDE.fullmatch(child.name):
             continue
         if family is None:
             is_parallel = child.is_container and child.name in node.reading.parallel
             inner = child.run_order if is_parallel else [child]
-            rows += [row for each in inner for row in _rows_below(each, known, in_stage=in_stage)]
+            found = [row for each in inner for row in _rows_below(each, known, in_stage=in_stage)]
+            rows += [row for row in found if row.has_mixer or not is_parallel]  # towers, and no branches
         elif id(family) not in done:
             done.add(id(family))
             rows += _resolved(node, family, known)
     return rows
 
 
+def _nested(node: Node) -> tuple[Node, ...]:
+    """The blocks of a U-Net written as a recursion: `Sequential(down, Skip(Sequential(...)), up)`.
+
+    What goes up to the output last is its head.
+    """
+    down, up = list[Node](), list[Node]()
+    while isinstance(node.module, nn.Sequential) and len(node.children) == 3:
+        first, node, last = node.children
+        if node.is_container or len(node.children) > 1:
+            return ()
+        down.append(first)
+        up.append(last)
+        while len(node.children) == 1 and node.children[0].children:
+            node = node.children[0]
+    return (*down, node, *up[:0:-1]) if len(down) > 1 else ()
+
+
 def _families(node: Node, in_stage: bool) -> list[list[Node]]:
     """Children that may be blocks of one row; in a stage a block may be alone."""
     children = [child for child in node.run_order if not child.is_table and not child.is_norm]
-    if node.is_container:
-        if isinstance(node.module, nn.ModuleDict) and not _is_row_of_names(children):
-            return []
-        family = _main(children, is_list=not isinstance(node.module, nn.Sequential))
+    if node.is_container and (not isinstance(node.module, nn.ModuleDict) or _is_row_of_names(children)):
+        is_list = not isinstance(node.module, nn.Sequential) or (in_stage and all(each.num_layers > 1 for each in children))
+        family = _main(children, is_list=is_list)
         return [family] if family and (len(family) > 1 or _is_alone(node, family[0], in_stage)) else []
     numbered: dict[str, list[Node]] = {}
     for child in children:
@@ -321,4 +398,5 @@ def runs_beside(root: Node, one: Node, other: Node) -> bool:
 
 
 def _repeats(blocks: Iterable[Node]) -> bool:
-    return max(Counter(type(block.module) for block in blocks).values()) > 1
+    kinds = ((type(block.module), *(type(child.module) for child in block.children)) for block in blocks)
+    return max(Counter(kinds).values()) > 1

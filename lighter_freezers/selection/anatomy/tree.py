@@ -134,7 +134,7 @@ def _build(name: str, path: str, module: nn.Module, seen: dict[int, Node], first
             first[id(parameter)] = f"{path}.{key}" if path else key
             node.own.append(key)
             elements += parameter.numel()
-        num_layers |= parameter.ndim > 1
+        num_layers |= _is_matrix(parameter)
     if num_layers and isinstance(inner, (*TABLES, *NORMS)):
         num_layers = 0
     shapes = []
@@ -155,6 +155,11 @@ def _build(name: str, path: str, module: nn.Module, seen: dict[int, Node], first
     node.elements, node.num_layers = elements, num_layers
     node.shape = hash((type(inner), elements, *shapes))
     return node
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it mixes features; a scale may have the shape (1, 1, features)."""
+    return parameter.ndim == 2 or (parameter.ndim > 2 and parameter.shape[:-1].numel() > 1)
 
 
 def _expanded(order: Sequence[str], names: Sequence[str]) -> list[str]:
