@@ -1,12 +1,21 @@
 """Freeze and thaw the first or the last layers of any model: a layer is a block of its trunk."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.lost_gain import lost_share
 from lighter_freezers.layers.changes import checked_count, freeze, thaw_layers
-from lighter_freezers.selection.anatomy import Anatomy, anatomy_of
+from lighter_freezers.layers.said import Said, anatomy_said, tower_words
+from lighter_freezers.selection.anatomy import Anatomy
 from lighter_freezers.selection.names import canonical_parameters
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "freeze_except_last_n",
@@ -17,7 +26,7 @@ __all__ = [
 ]
 
 
-def freeze_first_n_layers(model: nn.Module, n: int) -> int:
+def freeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Freeze the first n layers, those next to the input.
 
     What is frozen at the bottom needs no backward pass, as long as nothing below it trains: call
@@ -25,7 +34,9 @@ def freeze_first_n_layers(model: nn.Module, n: int) -> int:
 
     Args:
         model: Any module with blocks. The layers of an encoder come before those of its decoder.
-        n: Number of layers; more than there are means all, with a warning.
+        n: Number of layers, of each tower where a model has two that run side by side. More than there are
+            means all, with a warning.
+        **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
         The number of elements that trained until now.
@@ -34,20 +45,22 @@ def freeze_first_n_layers(model: nn.Module, n: int) -> int:
         TypeError: n is not a whole number.
         ValueError: n is negative, or the model has no blocks.
     """
-    anatomy = anatomy_of(model)
-    blocks = anatomy.blocks_for("freeze_first_n_layers")
-    n = checked_count(n, len(blocks), "freeze_first_n_layers")
-    frozen = freeze(model, sum(blocks[:n], ()), f"The first {n} of {len(blocks)} layers")
+    anatomy, towers = _towers(model, "freeze_first_n_layers", said)
+    n, layers = _counted(n, towers, "freeze_first_n_layers")
+    chosen = [name for blocks in towers for block in blocks[:n] for name in block]
+    frozen = freeze(model, chosen, f"The first {n} of {layers}{tower_words(anatomy, said)}")
     _warn_of_lost_gain(model, anatomy, n)
     return frozen
 
 
-def freeze_last_n_layers(model: nn.Module, n: int) -> int:
+def freeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Freeze the last n layers, those next to the head. The backward pass still goes through them.
 
     Args:
         model: Any module with blocks. The layers of a decoder come after those of its encoder.
-        n: Number of layers; more than there are means all, with a warning.
+        n: Number of layers, of each tower where a model has two that run side by side. More than there are
+            means all, with a warning.
+        **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
         The number of elements that trained until now.
@@ -56,12 +69,13 @@ def freeze_last_n_layers(model: nn.Module, n: int) -> int:
         TypeError: n is not a whole number.
         ValueError: n is negative, or the model has no blocks.
     """
-    blocks = anatomy_of(model).blocks_for("freeze_last_n_layers")
-    n = checked_count(n, len(blocks), "freeze_last_n_layers")
-    return freeze(model, sum(blocks[len(blocks) - n :], ()), f"The last {n} of {len(blocks)} layers")
+    anatomy, towers = _towers(model, "freeze_last_n_layers", said)
+    n, layers = _counted(n, towers, "freeze_last_n_layers")
+    chosen = [name for blocks in towers for block in blocks[max(len(blocks) - n, 0) :] for name in block]
+    return freeze(model, chosen, f"The last {n} of {layers}{tower_words(anatomy, said)}")
 
 
-def freeze_except_last_n(model: nn.Module, n: int) -> int:
+def freeze_except_last_n(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Train the last n layers, the norm behind them and the head, and freeze all the rest.
 
     Layers among the last n that were frozen before are thawed; of layers with LoRA only the factors. An
@@ -69,7 +83,9 @@ def freeze_except_last_n(model: nn.Module, n: int) -> int:
 
     Args:
         model: Any module with blocks.
-        n: Number of layers that train; 0 for the head alone. More than there are means all, with a warning.
+        n: Number of layers that train, of each tower where a model has two that run side by side; 0 for the
+            head alone. More than there are means all, with a warning.
+        **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
         The number of elements that trained until now and do no longer.
@@ -78,22 +94,27 @@ def freeze_except_last_n(model: nn.Module, n: int) -> int:
         TypeError: n is not a whole number.
         ValueError: n is negative, or the model has no blocks.
     """
-    anatomy = anatomy_of(model)
-    num_layers = len(anatomy.blocks_for("freeze_except_last_n"))
-    n = checked_count(n, num_layers, "freeze_except_last_n")
-    kept = [*anatomy.top(n), *anatomy.head_weights]
-    rest = canonical_parameters(model).keys() - set(kept)
-    frozen = freeze(model, rest, f"All but the last {n} of {num_layers} layers and the head")
-    thaw_layers(model, _layers_of(anatomy, n), f"The last {n} of {num_layers} layers and the head")
+    anatomy, towers = _towers(model, "freeze_except_last_n", said)
+    n, layers = _counted(n, towers, "freeze_except_last_n")
+    top = anatomy.top(n, said.get("tower"))
+    rest = canonical_parameters(model).keys() - {*top, *anatomy.head_weights}
+    which = f"the last {n} of {layers}{tower_words(anatomy, said)} and the head"
+    frozen = freeze(model, rest, f"All but {which}")
+    blocks = [block for each in towers for block in each[max(len(each) - n, 0) :]]
+    inside = {name for block in blocks for name in block}
+    norms = tuple(name for name in top if name not in inside)
+    thaw_layers(model, [*blocks, norms, anatomy.head_weights], which[0].upper() + which[1:])
     return frozen
 
 
-def unfreeze_first_n_layers(model: nn.Module, n: int) -> int:
+def unfreeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Let the first n layers train; of layers with LoRA only the factors.
 
     Args:
         model: Any module with blocks.
-        n: Number of layers; more than there are means all, with a warning.
+        n: Number of layers, of each tower where a model has two that run side by side. More than there are
+            means all, with a warning.
+        **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
         The number of elements that train from now on. What a running Freezer holds follows when it lets go.
@@ -102,17 +123,20 @@ def unfreeze_first_n_layers(model: nn.Module, n: int) -> int:
         TypeError: n is not a whole number.
         ValueError: n is negative, or the model has no blocks.
     """
-    blocks = anatomy_of(model).blocks_for("unfreeze_first_n_layers")
-    n = checked_count(n, len(blocks), "unfreeze_first_n_layers")
-    return thaw_layers(model, blocks[:n], f"The first {n} of {len(blocks)} layers")
+    anatomy, towers = _towers(model, "unfreeze_first_n_layers", said)
+    n, layers = _counted(n, towers, "unfreeze_first_n_layers")
+    chosen = [block for blocks in towers for block in blocks[:n]]
+    return thaw_layers(model, chosen, f"The first {n} of {layers}{tower_words(anatomy, said)}")
 
 
-def unfreeze_last_n_layers(model: nn.Module, n: int) -> int:
+def unfreeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Let the last n layers train; of layers with LoRA only the factors.
 
     Args:
         model: Any module with blocks.
-        n: Number of layers; more than there are means all, with a warning.
+        n: Number of layers, of each tower where a model has two that run side by side. More than there are
+            means all, with a warning.
+        **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
         The number of elements that train from now on. What a running Freezer holds follows when it lets go.
@@ -121,17 +145,22 @@ def unfreeze_last_n_layers(model: nn.Module, n: int) -> int:
         TypeError: n is not a whole number.
         ValueError: n is negative, or the model has no blocks.
     """
-    blocks = anatomy_of(model).blocks_for("unfreeze_last_n_layers")
-    n = checked_count(n, len(blocks), "unfreeze_last_n_layers")
-    return thaw_layers(model, blocks[len(blocks) - n :], f"The last {n} of {len(blocks)} layers")
+    anatomy, towers = _towers(model, "unfreeze_last_n_layers", said)
+    n, layers = _counted(n, towers, "unfreeze_last_n_layers")
+    chosen = [block for blocks in towers for block in blocks[max(len(blocks) - n, 0) :]]
+    return thaw_layers(model, chosen, f"The last {n} of {layers}{tower_words(anatomy, said)}")
 
 
-def _layers_of(anatomy: Anatomy, n: int) -> list[tuple[str, ...]]:
-    """The last blocks one by one, then their norm, then the head."""
-    blocks = anatomy.blocks[len(anatomy.blocks) - n :]
-    inside = {name for block in blocks for name in block}
-    norms = tuple(name for name in anatomy.top(n) if name not in inside)
-    return [*blocks, norms, anatomy.head_weights]
+def _towers(model: nn.Module, deed: str, said: Said) -> tuple[Anatomy, list[tuple[tuple[str, ...], ...]]]:
+    """The blocks of each tower that is meant; of most models there is one."""
+    anatomy = anatomy_said(model, said)
+    anatomy.blocks_for(deed)
+    return anatomy, [anatomy.blocks_of(name) for name in anatomy.named_towers(said.get("tower"))]
+
+
+def _counted(n: int, towers: Sequence[Sequence[object]], deed: str) -> tuple[int, str]:
+    most = max(map(len, towers))
+    return checked_count(n, most, deed), f"{most} layers"
 
 
 def _warn_of_lost_gain(model: nn.Module, anatomy: Anatomy, n: int) -> None:

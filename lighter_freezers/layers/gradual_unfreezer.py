@@ -93,7 +93,7 @@ class GradualUnfreezer:
         self._anatomy.blocks_for("GradualUnfreezer")
         named = canonical_parameters(model)
         self._trained = {name for name in named if not ledger.is_user_frozen(named[name])}
-        self._layers = [i for i, block in enumerate(self._anatomy.blocks) if self._trained & {*block}]
+        self._layers = [i for i, block in enumerate(self._anatomy.levels) if self._trained & {*block}]
         if not self._layers:
             raise ValueError(
                 "No layer of the model trains, so none can thaw. Call unfreeze_model(model) first, or make "
@@ -128,7 +128,7 @@ class GradualUnfreezer:
     def get_current_trainable_layers(self) -> list[int]:
         """The indices of the layers of which something trains now, counted from 0 at the input."""
         named = canonical_parameters(self._model)
-        blocks = self._anatomy.blocks
+        blocks = self._anatomy.levels
         return [i for i, block in enumerate(blocks) if any(named[name].requires_grad for name in block)]
 
     def _names_of_epoch(self, epoch: int) -> set[str]:
@@ -142,7 +142,7 @@ class GradualUnfreezer:
         if not num_layers and not self._trained & {*anatomy.head_weights}:
             num_layers = 1
         if num_layers:
-            names.update(anatomy.top(len(anatomy.blocks) - self._layers[-num_layers]))
+            names.update(anatomy.top(len(anatomy.levels) - self._layers[-num_layers]))
         if num_layers == len(self._layers):
             names.update(anatomy.others)
         return names
@@ -150,7 +150,7 @@ class GradualUnfreezer:
     def _tell(self, epoch: int) -> None:
         layers = self.get_current_trainable_layers()
         head = "the head and " if self._trained & {*self._anatomy.head_weights} else ""
-        which = f"{head}{len(layers)} of {len(self._anatomy.blocks)} layers train"
+        which = f"{head}{len(layers)} of {len(self._anatomy.levels)} layers train"
         which = which if layers else "only the head trains"
         number = num_elements(p for p in self._model.parameters() if p.requires_grad)
         say(f"GradualUnfreezer, epoch {epoch + 1} of {self._total_epochs}: {which}, {number:,} parameters.")

@@ -59,13 +59,15 @@ def layers_of(model: nn.Module) -> Layers:
     """
     anatomy = anatomy_of(model)
     if not anatomy.blocks:
+        why = anatomy.doubt or "no modules in it repeat"
         raise ValueError(
-            f"{anatomy.model_class} has no blocks that could thaw one after another: no nn.ModuleList or "
-            "nn.Sequential of modules of one class. Use a Freezer with until_epoch for each of its parts."
+            f"{anatomy.model_class} has no blocks that could thaw one after another: {why}. "
+            "Use a Freezer with until_epoch for each of its parts."
         )
     parameters = canonical_parameters(model)
     trainable = {name for name, parameter in parameters.items() if not ledger.is_user_frozen(parameter)}
-    names_of_head = {*anatomy.head_weights, *anatomy.stacks[-1].final_norms, *anatomy.others}
+    last_norms = (name for stacks in anatomy.towers.values() for name in stacks[-1].final_norms)
+    names_of_head = {*anatomy.head_weights, *last_norms, *anatomy.others}
     head = Layer("head", tuple(name for name in parameters if name in names_of_head), 0)
     below = tuple(name for name in anatomy.embeddings if name not in names_of_head)
     blocks = [(title, names) for title, names in _blocks(anatomy) if not trainable.isdisjoint(names)]
@@ -88,13 +90,17 @@ def layers_of(model: nn.Module) -> Layers:
 
 
 def _blocks(anatomy: Anatomy) -> list[tuple[str, tuple[str, ...]]]:
-    """Title and names of each block in forward order, the last of an inner stack with the norm behind it."""
-    blocks: list[tuple[str, ...]] = []
-    for stack in anatomy.stacks:
-        blocks += stack.blocks
-        if stack.final_norms and stack is not anatomy.stacks[-1]:
-            blocks[-1] += stack.final_norms
-    return list(zip(anatomy.block_titles, blocks, strict=True))
+    """Title and names of each level in forward order, the last of an inner stack with the norm behind it.
+
+    A level is a block, or the blocks of several towers that thaw side by side.
+    """
+    ends = {stack.blocks[-1][0]: stack.final_norms for stack in anatomy.stacks}
+    last = {stacks[-1].blocks[-1][0] for stacks in anatomy.towers.values()}
+    levels = [
+        sum((ends[name] for name in level if name in ends and name not in last), level)
+        for level in anatomy.levels
+    ]
+    return list(zip(anatomy.level_titles, levels, strict=True))
 
 
 def cut_into_stages(

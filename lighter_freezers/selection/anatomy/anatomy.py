@@ -3,6 +3,7 @@
 Found by structure on any module, and told in names only: nothing is changed, and no model is held on to.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 from torch import nn
 
 from lighter_freezers.selection.anatomy.module_roles import Role, Roles
-from lighter_freezers.selection.anatomy.stacks import Row, doubts_about, find_rows, rows_said
+from lighter_freezers.selection.anatomy.stacks import Row, doubts_about, find_rows, rows_said, runs_beside
 from lighter_freezers.selection.anatomy.trace import first_calls
 from lighter_freezers.selection.anatomy.tree import Node, leading, tree_of
 from lighter_freezers.selection.names import closest_names, join, unwrapped
@@ -31,6 +32,7 @@ class Stack:
         final_norms: Names of the norm behind the last of its blocks.
         num_passes: How many blocks one forward runs through. More than `len(blocks)` where layers share
             weights: an ALBERT runs twelve times through one block.
+        tower: Its tower, such as "vision", in a model of towers that run side by side; else "".
     """
 
     title: str
@@ -39,6 +41,7 @@ class Stack:
     blocks: tuple[tuple[str, ...], ...]
     final_norms: tuple[str, ...] = ()
     num_passes: int = 0
+    tower: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,19 +96,61 @@ class Anatomy:
         """All that the heads use: their own weights and those they share with an embedding."""
         return (*self.heads, *self.tied)
 
-    def top(self, count: int) -> tuple[str, ...]:
+    @property
+    def towers(self) -> dict[str, tuple[Stack, ...]]:
+        """The stacks of each tower: all of them under "" unless towers run side by side, as in a CLIP."""
+        names = dict.fromkeys(stack.tower for stack in self.stacks)
+        return {name: tuple(stack for stack in self.stacks if stack.tower == name) for name in names}
+
+    @property
+    def levels(self) -> tuple[tuple[str, ...], ...]:
+        """The blocks in forward order, those of several towers side by side: the last of each are the last."""
+        blocks = [self.blocks_of(name) for name in self.towers]
+        depth = max(map(len, blocks), default=0)
+        padded = [((),) * (depth - len(each)) + each for each in blocks]
+        return tuple(sum(level, ()) for level in zip(*padded, strict=True))
+
+    @property
+    def level_titles(self) -> tuple[str, ...]:
+        """A title for each of `levels`."""
+        title = {block: title for block, title in zip(self.blocks, self.block_titles, strict=True)}
+        titles = [[title[block] for block in self.blocks_of(name)] for name in self.towers]
+        depth = max(map(len, titles), default=0)
+        padded = [[""] * (depth - len(each)) + each for each in titles]
+        return tuple(" + ".join(filter(None, level)) for level in zip(*padded, strict=True))
+
+    def blocks_of(self, tower: str) -> tuple[tuple[str, ...], ...]:
+        """The blocks of one tower, in forward order."""
+        return tuple(block for stack in self.towers[tower] for block in stack.blocks)
+
+    def named_towers(self, tower: str | None) -> list[str]:
+        """The towers that are meant: the one asked for, or all.
+
+        Raises:
+            ValueError: There is no such tower.
+        """
+        if tower is None:
+            return list(self.towers)
+        if tower not in self.towers or not tower:
+            known = ", ".join(filter(None, self.towers)) or "none: its blocks run one after the other"
+            raise ValueError(f"tower: {self.model_class} has no tower '{tower}'. Its towers: {known}.")
+        return [tower]
+
+    def top(self, count: int, tower: str | None = None) -> tuple[str, ...]:
         """The last blocks, and the final norm of each stack whose last block is among them.
 
         Args:
             count: How many blocks, counted from the head: the decoder's before the encoder's.
+            tower: Of which tower; None for that many of each.
         """
-        first = len(self.blocks) - count
         names: list[str] = []
-        for stack in self.stacks:
-            for block in stack.blocks:
-                names += block if first <= 0 else ()
-                first -= 1
-            names += stack.final_norms if first < 0 else ()
+        for each in self.named_towers(tower):
+            first = len(self.blocks_of(each)) - count
+            for stack in self.towers[each]:
+                for block in stack.blocks:
+                    names += block if first <= 0 else ()
+                    first -= 1
+                names += stack.final_norms if first < 0 else ()
         return tuple(names)
 
     def blocks_for(self, purpose: str) -> tuple[tuple[str, ...], ...]:
@@ -194,7 +239,9 @@ def _say_roles(root: Node, roles: Roles, kind: Literal["head", "embedding"], sai
         if not found:
             close = ", ".join(closest_names(path, {each for name in every for each in leading(name)}))
             argument = "head" if kind == "head" else "embeddings"
-            raise ValueError(f"{argument}: '{path}' is no module or parameter of the model. Closest: {close}.")
+            raise ValueError(
+                f"{argument}: '{path}' is no module or parameter of the model. Closest: {close}."
+            )
         roles.of.update(dict.fromkeys(found, Role(kind)))
 
 
@@ -220,6 +267,7 @@ def _stacks(
 ) -> tuple[Stack, ...]:
     passes = _passes_through_a_group(root, rows)
     titles = _titles([row.path for row in rows])
+    towers = _towers(root, rows)
     return tuple(
         Stack(
             title,
@@ -228,9 +276,31 @@ def _stacks(
             tuple(map(tuple, own)),
             tuple(final_norms),
             passes or row.num_passes,
+            tower,
         )
-        for title, row, own, final_norms in zip(titles, rows, blocks, norms, strict=True)
+        for title, row, own, final_norms, tower in zip(titles, rows, blocks, norms, towers, strict=True)
     )
+
+
+def _towers(root: Node, rows: Sequence[Row]) -> list[str]:
+    """The name of the tower of each row; "" for all unless the source says that towers run side by side."""
+    towers: list[list[int]] = []
+    for number, row in enumerate(rows):
+        behind = [
+            tower for tower in towers if not runs_beside(root, rows[tower[-1]].blocks[-1], row.blocks[0])
+        ]
+        if len(behind) > 1:
+            return [""] * len(rows)  # what gets the output of two towers makes a line of them
+        if behind:
+            behind[0].append(number)
+        else:
+            towers.append([number])
+    if len(towers) < 2:
+        return [""] * len(rows)
+    names = [title.split(".")[0] for title in _titles([rows[tower[0]].path for tower in towers])]
+    short = [re.sub(r"_(model|tower|encoder|module|branch|backbone)$", "", name) for name in names]
+    of = {number: name for name, tower in zip(short, towers, strict=True) for number in tower}
+    return [of[number] for number in range(len(rows))]
 
 
 def _passes_through_a_group(root: Node, rows: Sequence[Row]) -> int | None:

@@ -85,17 +85,26 @@ class _Reader:
         self._indices: set[str] = set()
         self._self = "self"
 
-    def call_method(self, mro: Sequence[type], name: str, arguments: Sequence[tuple[str | int, _Value]]) -> _Value:
+    def call_method(
+        self, mro: Sequence[type], name: str, arguments: Sequence[tuple[str | int, _Value]]
+    ) -> _Value:
         """Read a method as if it were called; what it returns."""
         owner = next((cls for cls in mro if name in vars(cls)), None)
-        if owner is None or owner is nn.Module or (owner, name) in self._frames or len(self._frames) > _MAX_DEPTH:
+        if (
+            owner is None
+            or owner is nn.Module
+            or (owner, name) in self._frames
+            or len(self._frames) > _MAX_DEPTH
+        ):
             return _NOTHING
         found = vars(owner)[name]
         parsed = _parsed(found.fget if isinstance(found, property) else getattr(found, "__func__", found))
         if parsed is None:
             return _NOTHING
         scope, returned, own = self._scope, self._returned, self._self
-        parameters = [each.arg for each in (*parsed.args.posonlyargs, *parsed.args.args, *parsed.args.kwonlyargs)]
+        parameters = [
+            each.arg for each in (*parsed.args.posonlyargs, *parsed.args.args, *parsed.args.kwonlyargs)
+        ]
         self._scope, self._returned, self._self = {}, [], parameters[0] if parameters else ""
         for key, value in arguments:
             place = key if isinstance(key, str) else parameters[key + 1] if key + 1 < len(parameters) else ""
@@ -300,5 +309,3 @@ def _parsed(function: Callable[..., Any]) -> ast.FunctionDef | None:
     except (OSError, TypeError, SyntaxError, IndexError, ValueError):
         return None
     return parsed if isinstance(parsed, ast.FunctionDef) else None
-
-

@@ -64,7 +64,9 @@ class Roles:
     def __init__(self, root: Node, rows: Sequence[Row], times: Mapping[str, int] | None = None) -> None:
         self._root, self._rows = root, rows
         self._spans = {
-            id(block): (number, index) for number, row in enumerate(rows) for index, block in enumerate(row.blocks)
+            id(block): (number, index)
+            for number, row in enumerate(rows)
+            for index, block in enumerate(row.blocks)
         }
         units = list(self._sequence(root))
         self._units = units if times is None else _sorted(units, times)
@@ -85,7 +87,10 @@ class Roles:
         return [
             unit.node
             for index, unit in enumerate(self._units)
-            if unit.span is None and self._before[index] is None and not unit.node.is_table and not unit.node.children
+            if unit.span is None
+            and self._before[index] is None
+            and not unit.node.is_table
+            and not unit.node.children
         ]
 
     def _assign(self) -> None:
@@ -153,7 +158,9 @@ class Roles:
         """The block beside which the loop over a row runs a module; None if it does not."""
         row = self._rows[number]
         rest = self._shared_loop(unit, row)
-        if rest is None or (unit.node.is_norm and (len(rest) == 1 or (len(rest) == 2 and rest[1].isdecimal()))):
+        if rest is None or (
+            unit.node.is_norm and (len(rest) == 1 or (len(rest) == 2 and rest[1].isdecimal()))
+        ):
             return None  # the norm of a stage, or one that a loop also runs on what it returns
         index = int(rest[1]) if len(rest) > 1 and rest[1].isdecimal() else 0
         return min(index, len(row.blocks) - 1)
@@ -194,10 +201,16 @@ class Roles:
     def _leads(self, unit: _Unit, row: Row) -> bool:
         """Whether pairs in a list begin with it: `up, block, up, block`."""
         members = row.parent.children
-        return bool(members) and members[0] not in row.blocks and type(members[0].module) is type(unit.node.module)
+        return (
+            bool(members)
+            and members[0] not in row.blocks
+            and type(members[0].module) is type(unit.node.module)
+        )
 
     def _is_in_table(self, path: str) -> bool:
-        return any(isinstance(self._by_path[each].module, TABLES) for each in leading(path) if each in self._by_path)
+        return any(
+            isinstance(self._by_path[each].module, TABLES) for each in leading(path) if each in self._by_path
+        )
 
     @property
     def _by_path(self) -> Mapping[str, Node]:
@@ -216,14 +229,23 @@ class Roles:
         around = unit.path.rpartition(".")[0]
         row = self._rows[before[0]]
         is_beside = around == row.parent.path.rpartition(".")[0]
-        if unit.node.is_norm and is_beside and not isinstance(unit.node.module, nn.modules.batchnorm._NormBase):
+        if (
+            unit.node.is_norm
+            and is_beside
+            and not isinstance(unit.node.module, nn.modules.batchnorm._NormBase)
+        ):
             return True
-        if self._shared_loop(unit, row) is None and around and _shared_depth(around, self._rows[before[0]].parent.path) < around.count(".") + 1:
+        if (
+            self._shared_loop(unit, row) is None
+            and around
+            and _shared_depth(around, self._rows[before[0]].parent.path) < around.count(".") + 1
+        ):
             return False  # inside a head
         start = max(i for i in range(index) if self._units[i].span is not None)
         between = self._units[start + 1 : index + 1]
         return all(
-            each.node.is_norm or each.node.is_table or self._shared_loop(each, row) is not None for each in between
+            each.node.is_norm or each.node.is_table or self._shared_loop(each, row) is not None
+            for each in between
         )
 
 

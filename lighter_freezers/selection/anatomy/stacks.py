@@ -20,7 +20,9 @@ from lighter_freezers.selection.names import closest_names, join
 __all__ = ["Row", "doubts_about", "family_of", "find_rows", "rows_said", "runs_beside"]
 
 _NUMBERED = re.compile(r"^(.*?)_?(\d+)(?:[a-z]|_\d+)?$")
-_SIDE = re.compile(r"downsample|downsampling|downsample_layers?|shortcut|patch_embed(ding)?s?")  # between blocks, whatever it is made of
+_SIDE = re.compile(
+    r"downsample|downsampling|downsample_layers?|shortcut|patch_embed(ding)?s?"
+)  # between blocks, whatever it is made of
 _SLIVER = 0.02  # of the largest row: less is a part of something
 _TRUNK = 0.25  # of the weights: what has more cannot be a stem
 _STEM = 0.12  # of the whole: convolutions ahead of a transformer that have less are its stem
@@ -82,7 +84,9 @@ def find_rows(root: Node) -> list[Row]:
         for row in deep:
             families[family_of(row)] += row.elements
         kept = {family_of(row) for row in mixers} | {name for name, size in families.items() if size > least}
-        return _merged(_with_single_blocks(root, _no_slivers([row for row in deep if family_of(row) in kept])))
+        return _merged(
+            _with_single_blocks(root, _no_slivers([row for row in deep if family_of(row) in kept]))
+        )
     if deep:
         return _merged(_with_single_blocks(root, _no_slivers(deep)))
     units = [row for row in rows if any(block.children for block in row.blocks)]
@@ -126,12 +130,16 @@ def rows_said(root: Node, blocks: Sequence[str]) -> list[Row]:
         inside = {path: node for path, node in by_path.items() if path and matches(path)}
         if not inside:
             close = ", ".join(closest_names(pattern, by_path))
-            raise ValueError(f"blocks: '{pattern}' is no module with parameters of its own. Closest: {close}.")
+            raise ValueError(
+                f"blocks: '{pattern}' is no module with parameters of its own. Closest: {close}."
+            )
         found.update(inside)
     for path in found:
         outer = next((each for each in leading(path) if each != path and each in found), None)
         if outer is not None:
-            raise ValueError(f"blocks: '{path}' is inside '{outer}', which is a block too. Name one of the two.")
+            raise ValueError(
+                f"blocks: '{path}' is inside '{outer}', which is a block too. Name one of the two."
+            )
     rows: list[Row] = []
     for path, node in found.items():
         parent = by_path[path.rpartition(".")[0]]
@@ -154,14 +162,19 @@ def doubts_about(rows: Sequence[Row], stem: Sequence[Node]) -> str:
     if deep >= 5 and ahead > _TRUNK * (ahead + blocks):
         return f"{deep} layers with {100 * ahead / (ahead + blocks):.0f} % of the weights would run ahead of them"
     only = rows[0].blocks[0]
-    if len(rows) == len(rows[0].blocks) == 1 and sum(type(n.module) is type(only.module) for n in only.walk()) > 1:
+    if (
+        len(rows) == len(rows[0].blocks) == 1
+        and sum(type(n.module) is type(only.module) for n in only.walk()) > 1
+    ):
         return f"one {type(only.module).__name__} would hold others"
     return ""
 
 
 def _with_single_blocks(root: Node, rows: Sequence[Row]) -> list[Row]:
     """Add what stands alone but is of the class of the blocks, such as the bottleneck of a U-Net."""
-    classes = {type(block.module) for row in rows for block in row.blocks if not type(block.module) in CONTAINERS}
+    classes = {
+        type(block.module) for row in rows for block in row.blocks if type(block.module) not in CONTAINERS
+    }
     blocks = {id(block) for row in rows for block in row.blocks}
     around = {path for row in rows for path in leading(row.parent.path)}
     found, passed = list(rows), list[Node]()
@@ -228,7 +241,9 @@ def _families(node: Node, in_stage: bool) -> list[list[Node]]:
     """Children that may be blocks of one row; in a stage a block may be alone."""
     children = [child for child in node.run_order if not child.is_table and not child.is_norm]
     if node.is_container and (not isinstance(node.module, nn.ModuleDict) or _is_row_of_names(children)):
-        is_list = not isinstance(node.module, nn.Sequential) or (in_stage and all(each.num_layers > 1 for each in children))
+        is_list = not isinstance(node.module, nn.Sequential) or (
+            in_stage and all(each.num_layers > 1 for each in children)
+        )
         family = _main(children, is_list=is_list)
         return [family] if family and (len(family) > 1 or _is_alone(node, family[0], in_stage)) else []
     numbered: dict[str, list[Node]] = {}
@@ -279,7 +294,9 @@ def _main(children: Sequence[Node], *, is_list: bool) -> list[Node]:
             alike.append(child)
     if not clusters:
         return []
-    most = max(clusters, key=lambda each: (len(each) > 1, bool(each[0].children), sum(n.elements for n in each)))
+    most = max(
+        clusters, key=lambda each: (len(each) > 1, bool(each[0].children), sum(n.elements for n in each))
+    )
     if not deep:
         return most
     first, last = (deep.index(most[end]) for end in (0, -1))
@@ -304,7 +321,9 @@ def _is_like(one: Node, other: Node) -> bool:
 
 
 def _common(one: str, other: str) -> str:
-    end = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    end = next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
     return one[:end]
 
 
@@ -355,7 +374,11 @@ def _is_stage(node: Node, is_pyramid: bool, known: dict[object, bool]) -> bool:
     rows = _rows_of_stage(node, known)
     inside = sum(row.elements for row in rows)
     least = 3 if all(row.has_mixer for row in rows) else 2
-    if not rows or inside * least < node.elements or any(_is_part(block) for row in rows for block in row.blocks):
+    if (
+        not rows
+        or inside * least < node.elements
+        or any(_is_part(block) for row in rows for block in row.blocks)
+    ):
         return False
     if any(child.mixes for child in node.children) or _is_beside(node, rows):
         return False

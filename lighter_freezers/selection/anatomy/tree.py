@@ -172,5 +172,3 @@ def _expanded(order: Sequence[str], names: Sequence[str]) -> list[str]:
         else:
             found[told] = None
     return list(found)
-
-
