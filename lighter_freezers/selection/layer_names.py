@@ -5,12 +5,14 @@ Which parameters a rule selects is in `selection.py`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from torch import nn
 
-from lighter_freezers.selection.anatomy import Stack, anatomy_of
+from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
+from lighter_freezers.selection.anatomy.tree import tree_of
+from lighter_freezers.selection.block_indices import block_indices
 from lighter_freezers.selection.names import (
     WRAPPERS,
     canonical_parameters,
@@ -58,17 +60,20 @@ GLOBAL_LAYERS: Mapping[str, str] = {
 class _Places:
     """The place of each parameter name of one model, from its anatomy."""
 
-    def __init__(self, model: nn.Module) -> None:
-        anatomy = anatomy_of(model)
-        self.model_class, self.stacks = anatomy.model_class, anatomy.stacks
-        self._block_index = {
-            path: index for stack in self.stacks for index, path in enumerate(stack.block_paths)
-        }
+    def __init__(self, model: nn.Module, among: str = "") -> None:
+        """Read a model; `among` names one of its stacks or towers, so that indices count in it alone."""
+        self.anatomy = anatomy_of(model)
+        self.model_class = self.anatomy.model_class
+        self.stacks = self.anatomy.among(among)
+        every = [stack.block_paths for stack in self.stacks]
+        self.num_blocks = sum(map(len, every))
+        runs = [sum(every, ())] if _are_stages(self.stacks) else every
+        self._block_index = {path: index for run in runs for index, path in enumerate(run)}
         self._around = {"", *WRAPPERS}.union(
             *(_leading_paths(path.rpartition(".")[0]) for path in self._block_index)
         )
         self._parts = BLOCK_PARTS
-        inside = [self._cut(name)[1] for block in anatomy.blocks for name in block]
+        inside = [self._cut(name)[1] for stack in self.stacks for block in stack.blocks for name in block]
         self.is_transformer = any(_lookup(rest, BLOCK_PARTS) == "attn" for rest in inside)
         if not {rest.partition(".")[0] for rest in inside}.isdisjoint(FEEDFORWARD_NORMS):
             self._parts = SANDWICH_PARTS
@@ -102,6 +107,11 @@ class _Places:
                 break
             path, rest = longer, below
         return path, rest
+
+
+def _are_stages(stacks: Sequence[Stack]) -> bool:
+    """Whether stacks are stages of one trunk, as in a ResNet, so that blocks count through all of them."""
+    return len({re.sub(r"\d+", "", stack.path) for stack in stacks}) == 1
 
 
 def _leading_paths(path: str) -> set[str]:
@@ -140,7 +150,9 @@ def parameters_of_layer(model: nn.Module, layer: str) -> dict[str, nn.Parameter]
 
     Args:
         model: Any module with one stack of blocks: a network, or a LightningModule around it.
-        layer: `attn.N`, `mlp.N`, `ln_1.N`, `ln_2.N`, the whole block as `block.N` (or as the model calls it:
+        layer: `head`, `embeddings`, `norms`, `biases`; `attn.N`, `mlp.N`, `ln_1.N`, `ln_2.N`, the whole block
+            as `block.N`, each behind the name of a stack or tower where there are several, as in
+            `vision.block.3` (a block also as the model calls it:
             `h.N`, `layers.N`), `wte`, `wpe`, `ln_f`, `lm_head`, or another component of `components(model)`,
             such as the `classifier_head` of a GPT. N counts from 0.
 
@@ -153,7 +165,12 @@ def parameters_of_layer(model: nn.Module, layer: str) -> dict[str, nn.Parameter]
     """
     if not isinstance(layer, str):
         raise TypeError(f"A layer is a string such as 'attn.2', not {layer!r} ({type(layer).__name__}).")
-    anatomy = _Places(model)
+    anatomy, layer = _among(model, layer)
+    every = canonical_parameters(model)
+    if names := _role(model, anatomy.anatomy, "bias" if layer == "biases" else layer):
+        inside = {name for stack in anatomy.stacks for block in stack.blocks for name in block}
+        is_all = len(anatomy.stacks) == len(anatomy.anatomy.stacks)
+        return {name: every[name] for name in every if name in set(names) and (is_all or name in inside)}
     places = {name: anatomy.place(name) for name, _ in named_aliases(model)}
     part, index = _parse_layer(layer, anatomy, set(places.values()))
     chosen = {
@@ -161,27 +178,41 @@ def parameters_of_layer(model: nn.Module, layer: str) -> dict[str, nn.Parameter]
         for name, parameter in named_aliases(model)
         if places[name] == (part, index) or (part == WHOLE_BLOCK and places[name][1] == index)
     }
-    every = canonical_parameters(model)
     return {name: parameter for name, parameter in every.items() if id(parameter) in chosen}
 
 
 def expand_layers(model: nn.Module, layers: str) -> list[str]:
-    """Write out `attn.0-3` or `attn.*` as single layers; any other name comes back as it is.
+    """Write out `attn.0-3`, `attn.-1`, `block.:-4`, `mlp.0%-50%` or `attn.*` as single layers.
 
     Args:
-        model: Any module with one stack of blocks.
-        layers: A layer name, where the index may be a range, both ends included, or `*` for all blocks.
+        model: Any module with blocks.
+        layers: A layer name whose index may be what `block_indices` knows; any other comes back as it is.
     """
     part, _, index = layers.rpartition(".")
-    if index == "*":
-        return [f"{part}.{block}" for block in range(len(_only_stack(layers, _Places(model)).blocks))]
-    span = re.fullmatch(r"(\d+)-(\d+)", index)
-    if span is None:
+    if not part or not part.rpartition(".")[2].isidentifier() or not re.search(r"[-:%*]", index):
         return [layers]
-    first, last = int(span[1]), int(span[2])
-    if first > last:
-        raise ValueError(f"'{layers}' runs backwards: write '{part}.{last}-{first}'.")
-    return [f"{part}.{block}" for block in range(first, last + 1)]
+    places, _ = _among(model, part)
+    _refuse_ambiguous(layers, places)
+    found = block_indices(index, places.num_blocks, layers)
+    return [layers] if found is None else [f"{part}.{block}" for block in found]
+
+
+def _among(model: nn.Module, layer: str) -> tuple[_Places, str]:
+    """The places of the stack or tower that a layer begins with, and the rest of its name."""
+    places = _Places(model)
+    prefix = places.anatomy.prefix_of(layer)
+    return (_Places(model, prefix), layer[len(prefix) + 1 :]) if prefix else (places, layer)
+
+
+def _role(model: nn.Module, anatomy: Anatomy, layer: str) -> Sequence[str]:
+    """The names that `head`, `embeddings`, `norms` and `biases` stand for; none for other layers."""
+    if layer == "head":
+        return anatomy.head_weights
+    if layer == "embeddings":
+        return anatomy.embeddings
+    if layer == "norms":
+        return [name for node in tree_of(model).walk() if node.is_norm for name in node.names()]
+    return [name for name in canonical_parameters(model) if name.rpartition(".")[2] == layer == "bias"]
 
 
 def _parse_layer(layer: str, anatomy: _Places, places: set[Place]) -> Place:
@@ -191,8 +222,8 @@ def _parse_layer(layer: str, anatomy: _Places, places: set[Place]) -> Place:
     parts = {found for found, index in places if index is not None}
     if not part or not (part in parts or _is_integer(text) or part in BLOCK_PARTS.values()):
         raise ValueError(_unknown_layer(layer, anatomy, places))
-    stack = _only_stack(layer, anatomy)
-    if part in (WHOLE_BLOCK, stack.path.rpartition(".")[2]):
+    _refuse_ambiguous(layer, anatomy)
+    if part in (WHOLE_BLOCK, anatomy.stacks[0].path.rpartition(".")[2]):
         part = WHOLE_BLOCK
     elif part not in parts:
         known = [*sorted(parts), WHOLE_BLOCK]
@@ -200,7 +231,7 @@ def _parse_layer(layer: str, anatomy: _Places, places: set[Place]) -> Place:
             f"Unknown component '{part}' in '{layer}': the blocks of {anatomy.model_class} have "
             f"{', '.join(known)}. Closest: '{closest_names(part, known, 1)[0]}'."
         )
-    index = _parse_index(layer, part, text, len(stack.blocks))
+    index = _parse_index(layer, part, text, anatomy.num_blocks)
     if part != WHOLE_BLOCK and (part, index) not in places:
         there = sorted(found for found, block in places if block == index)
         raise ValueError(f"Block {index} has no '{part}': it has {', '.join(there)}.")
@@ -211,19 +242,20 @@ def _is_integer(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
 
 
-def _only_stack(layer: str, anatomy: _Places) -> Stack:
+def _refuse_ambiguous(layer: str, anatomy: _Places) -> None:
     if not anatomy.stacks:
+        why = anatomy.anatomy.doubt or "no modules in it repeat"
         raise ValueError(
-            f"'{layer}' names a layer inside a block, but {anatomy.model_class} has no blocks: no "
-            f"nn.ModuleList or nn.Sequential of modules of one class. Select by parameter name instead."
+            f"'{layer}' names a layer inside a block, but {anatomy.model_class} has no blocks: {why}. "
+            "Select by parameter name instead."
         )
-    if len(anatomy.stacks) > 1:
+    if not _are_stages(anatomy.stacks):
         stacks = ", ".join(f"'{stack.path}' with {len(stack.blocks)}" for stack in anatomy.stacks)
+        example = f"{anatomy.anatomy.stack_names[0]}.{layer}"
         raise ValueError(
             f"'{layer}' is ambiguous: {anatomy.model_class} has {len(anatomy.stacks)} stacks of blocks "
-            f"({stacks}). Select by name instead, such as all that starts with '{anatomy.stacks[0].path}.0.'."
+            f"({stacks}). Say which: '{example}'."
         )
-    return anatomy.stacks[0]
 
 
 def _parse_index(layer: str, part: str, text: str, num_blocks: int) -> int:
@@ -231,7 +263,7 @@ def _parse_index(layer: str, part: str, text: str, num_blocks: int) -> int:
     if not _is_integer(text):
         raise ValueError(f"Layer index '{text}' in '{layer}' is not an integer: write {choice}.")
     if int(text) < 0:
-        raise ValueError(f"Layer index {text} in '{layer}' is negative, layers count from 0: write {choice}.")
+        raise ValueError(f"Layer index {text} in '{layer}' is out of range: write {choice}.")
     if int(text) >= num_blocks:
         raise ValueError(f"Layer index {text} out of range: the model has {num_blocks} layers, {choice}.")
     return int(text)

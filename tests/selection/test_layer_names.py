@@ -12,6 +12,7 @@ from lighter_freezers.selection.layer_names import (
     expand_layers,
     parameters_of_layer,
 )
+from tests.architectures import ARCHITECTURES
 
 SIZES = {"vocab_size": 32, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
 TOKENS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -209,7 +210,7 @@ def test_a_model_of_one_block_has_a_stack() -> None:
     [
         ("attn.7", r"Layer index 7 out of range: the model has 4 layers, attn\.0 to attn\.3\."),
         ("block.4", r"Layer index 4 out of range: the model has 4 layers, block\.0 to block\.3\."),
-        ("attn.-1", r"Layer index -1 in 'attn\.-1' is negative, layers count from 0"),
+        ("attn.-5", r"Layer index -5 in 'attn\.-5' is out of range: write attn\.0 to attn\.3\."),
         ("attn.two", r"Layer index 'two' in 'attn\.two' is not an integer: write attn\.0 to attn\.3\."),
         (
             "atn.2",
@@ -269,7 +270,10 @@ def test_two_stacks_are_ambiguous() -> None:
     """In a model with two stacks a block layer does not say which."""
     model = nn.ModuleDict({"student": gpt2(), "teacher": gpt2(3)})
     assert [len(stack.blocks) for stack in anatomy_of(model).stacks] == [2, 3]
-    with pytest.raises(ValueError, match=r"2 stacks of blocks \('student.transformer.h' with 2, .* with 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 stacks of blocks \('student.transformer.h' with 2, .* with 3\).*'student.attn.0'",
+    ):
         parameters_of_layer(model, "attn.0")
     assert "teacher.transformer.h.2.attn" in components(model)
 
@@ -278,6 +282,60 @@ def test_expand_layers_writes_out_ranges() -> None:
     """A range includes both ends, `*` means all blocks, other names stay as they are."""
     assert expand_layers(gpt2(), "attn.0-1") == ["attn.0", "attn.1"]
     assert expand_layers(gpt2(3), "mlp.*") == ["mlp.0", "mlp.1", "mlp.2"]
-    assert expand_layers(gpt2(), "attn.-1") == ["attn.-1"]
+    assert expand_layers(gpt2(3), "attn.-1") == ["attn.2"]
     with pytest.raises(ValueError, match=r"'attn\.3-1' runs backwards: write 'attn\.1-3'"):
         expand_layers(gpt2(), "attn.3-1")
+
+
+@pytest.mark.parametrize(
+    ("address", "blocks"),
+    [
+        ("block.-1", [7]),
+        ("block.0-5", [0, 1, 2, 3, 4, 5]),
+        ("block.:-4", [0, 1, 2, 3]),
+        ("block.-2:", [6, 7]),
+        ("block.0%-50%", [0, 1, 2, 3]),
+        ("block.50%-100%", [4, 5, 6, 7]),
+        ("block.33%", [0, 1]),
+        ("block.1%", [0]),
+        ("block.99%-100%", [7]),
+        ("block.*", list(range(8))),
+    ],
+)
+def test_blocks_by_an_address_for_any_depth(address: str, blocks: list[int]) -> None:
+    """`a-b` has both ends, `a:b` is Python's slice, x % is rounded down and never empty."""
+    assert expand_layers(gpt2(8), address) == [f"block.{block}" for block in blocks]
+
+
+@pytest.mark.parametrize("address", ["block.0%", "block.5:2", "block.60%-40%", "block.0%-120%"])
+def test_an_address_of_no_block_is_an_error(address: str) -> None:
+    """It says which address, and how many blocks there are or what a share is."""
+    with pytest.raises(ValueError, match=rf"'{address}' (means none of the 8 blocks|is no share)"):
+        expand_layers(gpt2(8), address)
+
+
+def test_roles_are_layers_too() -> None:
+    """`head`, `embeddings`, `norms` and `biases` mean the same in every model."""
+    model = gpt2()
+    names = [name for name, _ in model.named_parameters()]
+
+    assert list(parameters_of_layer(model, "head")) == ["transformer.wte.weight"]
+    assert list(parameters_of_layer(model, "embeddings")) == [
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+    ]
+    assert list(parameters_of_layer(model, "norms")) == [name for name in names if ".ln_" in name]
+    assert list(parameters_of_layer(model, "biases")) == [name for name in names if name[-5:] == ".bias"]
+
+
+def test_a_stack_or_a_tower_by_its_name() -> None:
+    """`teacher.block.-1` counts in that stack alone; blocks of stages count through all stages."""
+    model = nn.ModuleDict({"student": gpt2(), "teacher": gpt2(3)})
+    (last,) = expand_layers(model, "teacher.block.-1")
+
+    assert last == "teacher.block.2"
+    assert {name.rsplit(".h.", 1)[1][0] for name in parameters_of_layer(model, last)} == {"2"}
+    assert {name.partition(".")[0] for name in parameters_of_layer(model, "student.attn.0")} == {"student"}
+    resnet = ARCHITECTURES["resnet18"]()
+    assert expand_layers(resnet, "block.-1") == ["block.7"]
+    assert {name[:8] for name in parameters_of_layer(resnet, "block.7")} == {"layer4.1"}

@@ -104,7 +104,7 @@ class Anatomy:
 
     @property
     def levels(self) -> tuple[tuple[str, ...], ...]:
-        """The blocks in forward order, those of several towers side by side: the last of each are the last."""
+        """The blocks in forward order, those of several towers side by side, counted from the top."""
         blocks = [self.blocks_of(name) for name in self.towers]
         depth = max(map(len, blocks), default=0)
         padded = [((),) * (depth - len(each)) + each for each in blocks]
@@ -113,11 +113,27 @@ class Anatomy:
     @property
     def level_titles(self) -> tuple[str, ...]:
         """A title for each of `levels`."""
-        title = {block: title for block, title in zip(self.blocks, self.block_titles, strict=True)}
+        title = dict(zip(self.blocks, self.block_titles, strict=True))
         titles = [[title[block] for block in self.blocks_of(name)] for name in self.towers]
         depth = max(map(len, titles), default=0)
         padded = [[""] * (depth - len(each)) + each for each in titles]
         return tuple(" + ".join(filter(None, level)) for level in zip(*padded, strict=True))
+
+    @property
+    def stack_names(self) -> tuple[str, ...]:
+        """What an address calls each stack: `encoder`, `vision`, `layer3`; "" for the only one."""
+        return tuple(short_name(stack.title) for stack in self.stacks)
+
+    def prefix_of(self, address: str) -> str:
+        """The name of a stack or tower that an address begins with, as in `vision.block.3`; "" if none."""
+        known = {*self.stack_names, *self.towers, *(stack.title for stack in self.stacks)} - {""}
+        inside = [each for each in leading(address) if each in known and each != address]
+        return inside[0] if inside else ""
+
+    def among(self, name: str) -> tuple[Stack, ...]:
+        """The stacks of that name, or in the tower of that name; all of them for ""."""
+        named = zip(self.stacks, self.stack_names, strict=True)
+        return tuple(stack for stack, short in named if name in ("", short, stack.title, stack.tower))
 
     def blocks_of(self, tower: str) -> tuple[tuple[str, ...], ...]:
         """The blocks of one tower, in forward order."""
@@ -166,7 +182,7 @@ class Anatomy:
             why = f"its layers are uncertain. {self.doubt}" if self.doubt else "no modules in it repeat"
             raise ValueError(
                 f"{purpose} needs layers, but {self.model_class} has no blocks: {why}. "
-                "Say which they are, blocks=['encoder.*', 'decoder.*'], or use freeze_by_name(model, patterns); "
+                "Say which they are, as in blocks=['encoder.*'], or use freeze_by_name(model, patterns); "
                 "see the names: [name for name, _ in model.named_modules()]"
             )
         return self.blocks
@@ -189,8 +205,8 @@ def anatomy_of(
             star stands for one name. None to find them. What is said wins, and is checked against the model.
         head: Paths of modules or parameters that are the head, whatever was found.
         embeddings: Paths of modules or parameters that are embeddings, whatever was found.
-        example: A batch, as for `model(batch)`, or a tuple or a mapping of arguments. One forward pass without
-            gradients then tells in which order things run. None to read the order from the source.
+        example: A batch, as for `model(batch)`, or a tuple or a mapping of arguments. One forward pass
+            without gradients then tells in which order things run. None to read the order from the source.
 
     Returns:
         The anatomy; it does not follow if the model gets other layers later.
@@ -282,6 +298,13 @@ def _stacks(
     )
 
 
+def short_name(title: str) -> str:
+    """A title as an address says it: `vision` for `vision_model` and for `vision_tower.encoder`."""
+    first = title.split(".")
+    name = first[0] if len(first) < 2 or not first[1].isdecimal() else title
+    return re.sub(r"_(model|tower|module|branch|backbone)$", "", name)
+
+
 def _towers(root: Node, rows: Sequence[Row]) -> list[str]:
     """The name of the tower of each row; "" for all unless the source says that towers run side by side."""
     towers: list[list[int]] = []
@@ -297,8 +320,7 @@ def _towers(root: Node, rows: Sequence[Row]) -> list[str]:
             towers.append([number])
     if len(towers) < 2:
         return [""] * len(rows)
-    names = [title.split(".")[0] for title in _titles([rows[tower[0]].path for tower in towers])]
-    short = [re.sub(r"_(model|tower|encoder|module|branch|backbone)$", "", name) for name in names]
+    short = [short_name(title) for title in _titles([rows[tower[0]].path for tower in towers])]
     of = {number: name for name, tower in zip(short, towers, strict=True) for number in tower}
     return [of[number] for number in range(len(rows))]
 

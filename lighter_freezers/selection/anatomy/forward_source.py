@@ -1,7 +1,7 @@
 """In which order a module runs its children, read from the source of its `forward`: nothing is run.
 
-The reader follows `self.method(...)`, properties, loops over lists and `getattr(self, f"layer{i}")`, and notes
-which child's output reaches which other child. Where there is no source, registration order stands.
+The reader follows `self.method(...)`, properties, loops over lists and `getattr(self, f"layer{i}")`, and
+notes which child's output reaches which other child. Where there is no source, registration order stands.
 """
 
 import ast
@@ -44,7 +44,10 @@ class Reading:
         order: Names of children and own parameters by first use; "layer*" for a name made by an f-string.
         feeds: Child to the children whose output reaches it.
         loops: Children that one loop runs in turns.
-        parallel: Lists whose members a loop runs on one input each, instead of one behind the other.
+        looped: What a loop runs.
+        chained: What runs on its own output.
+        indices: Lists whose members are named one by one, and with which numbers.
+        called: What is called, and not only read for its weight.
     """
 
     order: list[str] = field(default_factory=list)
@@ -53,6 +56,7 @@ class Reading:
     looped: set[str] = field(default_factory=set)
     chained: set[str] = field(default_factory=set)
     indices: dict[str, set[int]] = field(default_factory=dict)
+    called: set[str] = field(default_factory=set)
 
     @property
     def parallel(self) -> set[str]:
@@ -263,6 +267,9 @@ class _Reader:
             elif isinstance(function.value, ast.Name) and given != _NOTHING:  # features.append(x)
                 self._bind(function.value, _Value(outputs=given.outputs), is_added=True)
         target = self._value(function)
+        is_weight = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Attribute)
+        if not (is_weight and function.value.attr == "weight"):
+            self.reading.called |= target.modules
         run = self._use(_Value(target.modules | given.modules, given.outputs))
         return _Value(outputs=run.outputs | target.outputs)
 

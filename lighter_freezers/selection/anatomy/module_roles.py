@@ -138,7 +138,8 @@ class Roles:
     def _role(self, index: int, unit: _Unit, key: str) -> Role:
         before, behind = self._before[index], self._behind[index]
         if unit.node.is_table or self._is_in_table(unit.path):
-            return Role("embedding")
+            queried = before is not None and behind is not None and self._is_query(unit, before, behind)
+            return Role("block", *behind) if queried and behind else Role("embedding")
         if self._declared_head and self._declared_head in leading(unit.path):
             return Role("head")
         if (before is None and behind is None) or self._is_single_number(unit, key):
@@ -166,7 +167,7 @@ class Roles:
         return min(index, len(row.blocks) - 1)
 
     def _shared_loop(self, unit: _Unit, row: Row) -> list[str] | None:
-        """The path of a module below the one whose loop runs it and the row; None if there is no such loop."""
+        """The path of a module below the one whose loop runs it and the row; None if there is none."""
         depth = _shared_depth(unit.path, row.parent.path)
         mine, its = unit.path.split(".")[depth:], row.parent.path.split(".")[depth:]
         holder = self._around.get(".".join(unit.path.split(".")[:depth]))
@@ -206,6 +207,14 @@ class Roles:
             and members[0] not in row.blocks
             and type(members[0].module) is type(unit.node.module)
         )
+
+    def _is_query(self, unit: _Unit, before: Span, behind: Span) -> bool:
+        """Whether a table gives a decoder its queries: read whole, and not looked up."""
+        around, _, name = unit.path.rpartition(".")
+        holder = self._around.get(around)
+        one, two = (_shared_depth(unit.path, self._rows[span[0]].parent.path) for span in (before, behind))
+        is_told = holder is not None and name in holder.reading.order
+        return is_told and holder is not None and name not in holder.reading.called and two > one
 
     def _is_in_table(self, path: str) -> bool:
         return any(

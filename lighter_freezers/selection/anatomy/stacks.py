@@ -160,7 +160,8 @@ def doubts_about(rows: Sequence[Row], stem: Sequence[Node]) -> str:
     blocks = sum(row.elements for row in rows)
     ahead, deep = sum(node.elements for node in stem), sum(node.num_layers for node in stem)
     if deep >= 5 and ahead > _TRUNK * (ahead + blocks):
-        return f"{deep} layers with {100 * ahead / (ahead + blocks):.0f} % of the weights would run ahead of them"
+        share = 100 * ahead / (ahead + blocks)
+        return f"{deep} layers with {share:.0f} % of the weights would run ahead of them"
     only = rows[0].blocks[0]
     if (
         len(rows) == len(rows[0].blocks) == 1
@@ -195,7 +196,7 @@ def _with_single_blocks(root: Node, rows: Sequence[Row]) -> list[Row]:
 
 
 def _alike(rows: Sequence[Row]) -> list[Row]:
-    """Of rows of single layers those of the class of the first: the linear layers behind a VGG are its head."""
+    """Of rows of single layers those of the first class: the linear layers behind a VGG are its head."""
     return [row for row in rows if type(row.blocks[0].module) is type(rows[0].blocks[0].module)]
 
 
@@ -260,7 +261,7 @@ def _families(node: Node, in_stage: bool) -> list[list[Node]]:
 
 
 def _run_side_by_side(node: Node, family: Sequence[Node]) -> bool:
-    """Whether the source says that none of them gets what another computes, as the branches of an Inception."""
+    """Whether the source says that none gets what another computes, as the branches of an Inception."""
     names = {child.name for child in family}
     reading = node.reading
     is_told = names <= set(reading.order)

@@ -1,0 +1,91 @@
+"""Blocks, order and roles of some 290 models, written by hand, and checked against real forward passes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lighter_freezers.layers import freeze_first_n_layers
+from lighter_freezers.selection.anatomy import anatomy_of
+from tests.zoo import transformers_models, vision_models
+from tests.zoo.table import DOCS, REFUSED, main, row_of, rows
+
+MODELS: Mapping[str, tuple[Callable[[], nn.Module], Any]] = {
+    **vision_models.MODELS,
+    **transformers_models.MODELS,
+}
+CORE = frozenset(
+    [
+        *("plain_teaching_gpt", "plain_module_dict", "plain_numbered", "plain_two_classes", "plain_moe"),
+        *("plain_unet_lists", "plain_unet_attributes", "plain_unet_encoders_decoders", "plain_lstm"),
+        *("plain_pairs_in_lists", "tv_mobilenet_v3_small", "tv_googlenet", "tv_fcn_resnet50", "lfm2", "esm"),
+        *("zamba2", "jamba", "clip", "qwen3_5", "wav2vec2_stable", "poolformer", "detr", "llava", "upernet"),
+    ]
+)
+NO_FORWARD = frozenset(("xlstm", "nystromformer", "lxmert", "pvt", "glpn", "siglip2", "monai_swin_unetr"))
+ROWS = rows()
+NAMES = [name if name in CORE else pytest.param(name, marks=pytest.mark.wide) for name in ROWS]
+
+
+def _tensors(kind: str) -> Any:
+    ids, side = {"input_ids": torch.arange(3, 11)[None]}, kind.removeprefix("img")
+    others: dict[str, Any] = {
+        "ids": ids,
+        "ed": {**ids, "decoder_input_ids": torch.arange(3, 8)[None]},
+        "wave": {"input_values": torch.zeros(1, 200)},
+        "clip": {**ids, "pixel_values": torch.zeros(1, 3, 16, 16)},
+        "ved": {"pixel_values": torch.zeros(1, 3, 16, 16), "decoder_input_ids": torch.arange(3, 8)[None]},
+        "tokens": (torch.arange(6)[None],),
+        "list64": ([torch.zeros(3, 64, 64)],),
+    }
+    return others.get(kind) or (
+        {"pixel_values": torch.zeros(1, 3, int(side), int(side))} if side != kind else None
+    )
+
+
+def example_of(name: str) -> Any:
+    """Arguments for a forward pass; None where the table has none."""
+    given = MODELS[name][1]
+    if name in NO_FORWARD or given is None:
+        return None
+    return _tensors(given) if isinstance(given, str) else (torch.zeros(given),)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_of_the_zoo(name: str) -> None:
+    """It is read as the table says, a forward pass runs in that order, and each parameter has one place."""
+    if name not in MODELS:
+        pytest.skip(f"{name}: its package is not installed")
+    model = MODELS[name][0]()
+    every = [each for each, _ in model.named_parameters()]
+    anatomy = anatomy_of(model)
+
+    assert row_of(name, anatomy, every) == ROWS[name]
+    groups = [*anatomy.blocks, anatomy.embeddings, anatomy.final_norms, anatomy.heads, anatomy.others]
+    assert sorted(each for group in groups for each in group) == sorted(every)
+    if ROWS[name].stacks == REFUSED:
+        with pytest.raises(ValueError, match="blocks="):
+            freeze_first_n_layers(model, 1)
+    if (example := example_of(name)) is not None:
+        assert anatomy_of(model, example=example) == anatomy
+
+
+@pytest.mark.wide
+def test_the_zoo_is_large_and_seldom_refused() -> None:
+    """At least 150 models, and 95 of 100 read."""
+    refused = [row.name for row in ROWS.values() if row.stacks == REFUSED]
+
+    assert len(ROWS) >= 150
+    assert len(refused) * 20 <= len(ROWS), refused
+
+
+def test_the_page_of_the_zoo_is_made_from_its_table(tmp_path, monkeypatch) -> None:
+    """`python -m tests.zoo.table` writes what stands in the docs."""
+    written = DOCS.read_text()
+    monkeypatch.setattr("tests.zoo.table.DOCS", tmp_path / "zoo.md")
+    main()
+
+    assert (tmp_path / "zoo.md").read_text() == written
