@@ -8,7 +8,7 @@ from lighter_freezers.planning.copied_trainer import hushed
 from lighter_freezers.planning.plan import plan
 from lighter_freezers.planning.values import Plan
 
-__all__ = ["plan_of_config"]
+__all__ = ["built_from_config", "plan_of_config"]
 
 
 def plan_of_config(inputs: Sequence[Any], *, num_rounds: int, num_timed: int) -> Plan:
@@ -18,6 +18,17 @@ def plan_of_config(inputs: Sequence[Any], *, num_rounds: int, num_timed: int) ->
         inputs: Config files and overrides such as `trainer::max_epochs=3`, or mappings.
         num_rounds: As for `plan`.
         num_timed: As for `plan`.
+
+    Raises:
+        ValueError: A file or a key is missing, or the config cannot be built.
+    """
+    model, trainer, data, said = built_from_config(inputs)
+    planned = plan(trainer, model, data, num_rounds=num_rounds, num_timed=num_timed)
+    return replace(planned, warnings=(*said, *planned.warnings))
+
+
+def built_from_config(inputs: Sequence[Any]) -> tuple[Any, Any, Any, list[str]]:
+    """Model, trainer and data of a config, and what was warned of meanwhile.
 
     Raises:
         ValueError: A file or a key is missing, or the config cannot be built.
@@ -34,5 +45,4 @@ def plan_of_config(inputs: Sequence[Any], *, num_rounds: int, num_timed: int) ->
     with hushed() as said:
         model, trainer = config.resolve("model"), config.resolve("trainer")
         data = None if config.get("data") is None else config.resolve("data")
-    planned = plan(trainer, model, data, num_rounds=num_rounds, num_timed=num_timed)
-    return replace(planned, warnings=(*said, *planned.warnings))
+    return model, trainer, data, said

@@ -87,7 +87,6 @@ for n, c, extra in [
     ("exaone4", "Exaone4", {}),
     ("helium", "Helium", {}),
     ("ernie4_5", "Ernie4_5", {}),
-    ("diffllama", "DiffLlama", {}),
     ("gpt_oss", "GptOss", {"num_local_experts": 4}),
     ("minimax", "MiniMax", {"num_local_experts": 4}),
     ("arcee", "Arcee", {}),
@@ -450,19 +449,6 @@ for n, c, cls, e in [
     ("xmod", "Xmod", "XmodForMaskedLM", {"languages": ["en_XX"], "default_language": "en_XX"}),
     ("rembert", "RemBert", "RemBertForMaskedLM", {"input_embedding_size": 4, "output_embedding_size": 4}),
     ("bert_generation", "BertGeneration", "BertGenerationDecoder", {}),
-    (
-        "funnel",
-        "Funnel",
-        "FunnelForMaskedLM",
-        {
-            "block_sizes": [1, 2],
-            "num_decoder_layers": 2,
-            "d_model": 8,
-            "n_head": 2,
-            "d_head": 4,
-            "d_inner": 16,
-        },
-    ),
 ]:
     row(n, c, cls, H | e)
 for n, c, cls, e in [
@@ -477,18 +463,6 @@ for n, c, cls, e in [
     ),
     ("m2m_100", "M2M100", "M2M100ForConditionalGeneration", {}),
     ("blenderbot", "Blenderbot", "BlenderbotForConditionalGeneration", {}),
-    (
-        "prophetnet",
-        "ProphetNet",
-        "ProphetNetForConditionalGeneration",
-        {
-            "hidden_size": 8,
-            "num_encoder_layers": 2,
-            "num_decoder_layers": 3,
-            "num_encoder_attention_heads": 2,
-            "num_decoder_attention_heads": 2,
-        },
-    ),
     (
         "bigbird_pegasus",
         "BigBirdPegasus",
@@ -870,35 +844,6 @@ def sam():
 
 
 MODELS["sam"] = (sam, "none")
-
-
-def mask2former():
-    sw = transformers.SwinConfig(
-        image_size=32,
-        patch_size=4,
-        embed_dim=8,
-        depths=[1, 1, 2, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=2,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    return transformers.Mask2FormerForUniversalSegmentation(
-        transformers.Mask2FormerConfig(
-            backbone_config=sw,
-            feature_size=64,
-            mask_feature_size=64,
-            hidden_dim=32,
-            encoder_feedforward_dim=16,
-            dim_feedforward=16,
-            encoder_layers=2,
-            decoder_layers=3,
-            num_attention_heads=2,
-            num_queries=4,
-        )
-    )
-
-
-MODELS["mask2former"] = (mask2former, "none")
 
 
 W = {

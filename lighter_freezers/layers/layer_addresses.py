@@ -1,0 +1,69 @@
+"""What the layers of a model are, with the addresses that rules call them by: to read and to copy."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import canonical_parameters
+
+__all__ = ["describe_layers"]
+
+
+def describe_layers(model: nn.Module, example: object = None) -> str:
+    """Towers, blocks, embeddings, norms and heads of a model, with addresses, sizes, ties and doubts.
+
+    Args:
+        model: Any module.
+        example: A batch, or a tuple or mapping of arguments. One forward pass then tells the order; where the
+            source of the model says something else, both are shown.
+    """
+    read = anatomy_of(model)
+    traced = read if example is None else anatomy_of(model, example=example)
+    return "\n".join(_lines(model, traced, read))
+
+
+def _lines(model: nn.Module, anatomy: Anatomy, read: Anatomy) -> Iterator[str]:
+    parameters = canonical_parameters(model)
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+    total, summary = sum(sizes.values()) or 1, NameSummary(list(parameters))
+
+    def line(address: str, names: Iterable[str], note: str) -> str:
+        number = sum(map(sizes.__getitem__, names))
+        return f"{address:28}{number:>14,} {100 * number / total:6.2f} %  {note}"
+
+    towers = ", ".join(filter(None, anatomy.towers))
+    yield f"{anatomy.model_class}: {len(anatomy.blocks)} blocks" + (f", towers {towers}" if towers else "")
+    yield f"{'layers:...':28}{'parameters':>14} {'share':>8}"
+    if anatomy.embeddings:
+        yield line("embeddings", anatomy.embeddings, summary.compress(anatomy.embeddings))
+    for stack, name in zip(anatomy.stacks, anatomy.stack_names, strict=True):
+        yield from (line(address, names, note) for address, names, note in _blocks(stack, name))
+    if anatomy.final_norms:
+        yield line("(final norms)", anatomy.final_norms, summary.compress(anatomy.final_norms))
+    if anatomy.head_weights:
+        tie = f"; tied to {', '.join(anatomy.tied)}" if anatomy.tied else ""
+        yield line("head", anatomy.head_weights, summary.compress(anatomy.head_weights) + tie)
+    if anatomy.others:
+        yield line("(no place of its own)", anatomy.others, summary.compress(anatomy.others))
+    if anatomy.doubt:
+        yield f"Uncertain, so no layers: {anatomy.doubt}. Say them: blocks: ['path.of.blocks.*', ...]"
+    for what, one, other in _differences(anatomy, read):
+        yield f"Uncertain: a forward pass runs {what} {one}, the source says {other}"
+
+
+def _blocks(stack: Stack, name: str) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    prefix = f"{name}." if name else ""
+    again = f", runs {stack.num_passes} times" if stack.num_passes > len(stack.blocks) else ""
+    for index, (path, block) in enumerate(zip(stack.block_paths, stack.blocks, strict=True)):
+        yield f"{prefix}block.{index}", block, path + again
+
+
+def _differences(traced: Anatomy, read: Anatomy) -> Iterator[tuple[str, object, object]]:
+    for what in ("block_titles", "embeddings", "final_norms", "heads"):
+        one, other = getattr(traced, what), getattr(read, what)
+        if one != other:
+            yield what.replace("_", " "), one, other
+    if traced.blocks != read.blocks:
+        yield "blocks", [s.block_paths for s in traced.stacks], [s.block_paths for s in read.stacks]
