@@ -61,5 +61,5 @@ def _example(model: nn.Module, data: Any) -> Any:
         return example
     batch = next(iter(data.train_dataloader()))
     if isinstance(batch, dict):
-        return batch["input"] if "input" in batch else batch
+        return batch.get("input", batch)
     return batch[0] if isinstance(batch, (list, tuple)) else batch

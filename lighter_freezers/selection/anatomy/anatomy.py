@@ -3,7 +3,6 @@
 Found by structure on any module, and told in names only: nothing is changed, and no model is held on to.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +10,15 @@ from typing import Literal
 from torch import nn
 
 from lighter_freezers.selection.anatomy.module_roles import Role, Roles
-from lighter_freezers.selection.anatomy.stacks import Row, doubts_about, find_rows, rows_said, runs_beside
+from lighter_freezers.selection.anatomy.rows import (
+    Row,
+    doubts_about,
+    rows_said,
+    runs_beside,
+    short_name,
+    titles_of,
+)
+from lighter_freezers.selection.anatomy.stacks import find_rows
 from lighter_freezers.selection.anatomy.trace import first_calls
 from lighter_freezers.selection.anatomy.tree import Node, leading, tree_of
 from lighter_freezers.selection.names import closest_names, join, unwrapped
@@ -82,7 +89,7 @@ class Anatomy:
         return tuple(block for stack in self.stacks for block in stack.blocks)
 
     @property
-    def block_titles(self) -> tuple[str, ...]:
+    def blocktitles_of(self) -> tuple[str, ...]:
         """A title for each of `blocks`: "0", "1", ..., or "encoder.0", ..., "decoder.0", ..."""
         return tuple(join(stack.title, str(i)) for stack in self.stacks for i in range(len(stack.blocks)))
 
@@ -111,7 +118,7 @@ class Anatomy:
         return tuple(sum(level, ()) for level in zip(*padded, strict=True))
 
     @property
-    def level_titles(self) -> tuple[str, ...]:
+    def leveltitles_of(self) -> tuple[str, ...]:
         """A title for each of `levels`."""
         title = dict(zip(self.blocks, self.block_titles, strict=True))
         titles = [[title[block] for block in self.blocks_of(name)] for name in self.towers]
@@ -270,7 +277,8 @@ def _in_order(rows: Sequence[Row], roles: Roles) -> list[Row]:
 
 
 def _predicts_tokens(root: Node, heads: Iterable[str]) -> bool:
-    tables = max((node.module.num_embeddings for node in root.walk() if node.is_table), default=0)
+    sizes = (getattr(node.module, "num_embeddings", 0) for node in root.walk() if node.is_table)
+    tables = max(map(int, sizes), default=0)
     shapes = (root.parameter(name).shape for name in heads)
     return any(len(shape) > 1 and shape[0] == tables for shape in shapes)
 
@@ -282,7 +290,7 @@ def _stacks(
     norms: Sequence[Sequence[str]],
 ) -> tuple[Stack, ...]:
     passes = _passes_through_a_group(root, rows)
-    titles = _titles([row.path for row in rows])
+    titles = titles_of([row.path for row in rows])
     towers = _towers(root, rows)
     return tuple(
         Stack(
@@ -296,13 +304,6 @@ def _stacks(
         )
         for title, row, own, final_norms, tower in zip(titles, rows, blocks, norms, towers, strict=True)
     )
-
-
-def short_name(title: str) -> str:
-    """A title as an address says it: `vision` for `vision_model` and for `vision_tower.encoder`."""
-    first = title.split(".")
-    name = first[0] if len(first) < 2 or not first[1].isdecimal() else title
-    return re.sub(r"_(model|tower|module|branch|backbone)$", "", name)
 
 
 def _towers(root: Node, rows: Sequence[Row]) -> list[str]:
@@ -320,7 +321,7 @@ def _towers(root: Node, rows: Sequence[Row]) -> list[str]:
             towers.append([number])
     if len(towers) < 2:
         return [""] * len(rows)
-    short = [short_name(title) for title in _titles([rows[tower[0]].path for tower in towers])]
+    short = [short_name(title) for title in titles_of([rows[tower[0]].path for tower in towers])]
     of = {number: name for name, tower in zip(short, towers, strict=True) for number in tower}
     return [of[number] for number in range(len(rows))]
 
@@ -334,17 +335,3 @@ def _passes_through_a_group(root: Node, rows: Sequence[Row]) -> int | None:
         if config is not None and isinstance(num_groups, int) and num_groups:
             return int(config.num_hidden_layers * config.inner_group_num // num_groups)
     return None
-
-
-def _titles(paths: Sequence[str]) -> list[str]:
-    """Of each path the segments in which it differs from the others, with a name before a lone number."""
-    if len(set(paths)) < 2:
-        return [""] * len(paths)
-    split = [path.split(".") for path in paths]
-    first = next((i for i, segments in enumerate(zip(*split, strict=False)) if len(set(segments)) > 1), 0)
-    if any(segments[first].isdecimal() for segments in split) and first:
-        first -= 1
-    shared = next(
-        (i for i, ends in enumerate(zip(*map(reversed, split), strict=False)) if len(set(ends)) > 1), 0
-    )
-    return [".".join(segments[first : len(segments) - shared]) for segments in split]

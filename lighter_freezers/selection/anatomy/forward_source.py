@@ -102,7 +102,8 @@ class _Reader:
         ):
             return _NOTHING
         found = vars(owner)[name]
-        parsed = _parsed(found.fget if isinstance(found, property) else getattr(found, "__func__", found))
+        function: Any = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
+        parsed = _parsed(function)
         if parsed is None:
             return _NOTHING
         scope, returned, own = self._scope, self._returned, self._self
@@ -267,8 +268,8 @@ class _Reader:
             elif isinstance(function.value, ast.Name) and given != _NOTHING:  # features.append(x)
                 self._bind(function.value, _Value(outputs=given.outputs), is_added=True)
         target = self._value(function)
-        is_weight = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Attribute)
-        if not (is_weight and function.value.attr == "weight"):
+        owner = function.value if isinstance(function, ast.Attribute) else None
+        if not (isinstance(owner, ast.Attribute) and owner.attr == "weight"):
             self.reading.called |= target.modules
         run = self._use(_Value(target.modules | given.modules, given.outputs))
         return _Value(outputs=run.outputs | target.outputs)

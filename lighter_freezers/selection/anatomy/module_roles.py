@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
-from lighter_freezers.selection.anatomy.stacks import Row, family_of, runs_beside
+from lighter_freezers.selection.anatomy.rows import Row, family_of, runs_beside
 from lighter_freezers.selection.anatomy.tree import TABLES, Node, in_run_order, leading
 from lighter_freezers.selection.names import join
 

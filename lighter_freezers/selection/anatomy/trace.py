@@ -31,7 +31,7 @@ def first_calls(model: nn.Module, root: Node, example: object) -> dict[str, int]
 
     handles = [node.module.register_forward_pre_hook(note(node.path)) for node in root.walk()]
     modes = {module: module.training for module in model.modules()}
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
             _call(model.eval(), example)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -68,7 +69,9 @@ class Node:
     @cached_property
     def reading(self) -> Reading:
         """What its `forward` says."""
-        return read_forward(type(self.module))
+        module_class: Any = type(self.module)
+        found: Reading = read_forward(module_class)
+        return found
 
     @cached_property
     def run_order(self) -> list["Node"]:

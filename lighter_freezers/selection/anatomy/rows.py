@@ -1,0 +1,152 @@
+"""Rows of blocks as values: where they are, what the user says they are, and whether they can be the layers.
+
+How they are found is in `stacks.py`.
+"""
+
+import os.path
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lighter_freezers.selection.anatomy.tree import Node, leading
+from lighter_freezers.selection.names import closest_names, join
+
+__all__ = ["Row", "doubts_about", "family_of", "rows_said", "runs_beside", "short_name", "titles_of"]
+
+_TRUNK = 0.25  # of the weights: what has more cannot be a stem
+
+
+@dataclass(frozen=True)
+class Row:
+    """Blocks that run one after the other.
+
+    Attributes:
+        parent: What holds them.
+        blocks: In the order in which they run.
+    """
+
+    parent: Node
+    blocks: tuple[Node, ...]
+
+    @property
+    def path(self) -> str:
+        """What it is called: the path of its container, or what numbered attributes have in common."""
+        if self.parent.is_container:
+            return self.parent.path
+        names = [block.name for block in self.blocks]
+        shared = names[0] if len(names) == 1 else os.path.commonprefix(names).rstrip("0123456789_")
+        return join(self.parent.path, shared) if shared else self.parent.path
+
+    @property
+    def elements(self) -> int:
+        """Elements of all its parameters."""
+        return sum(block.elements for block in self.blocks)
+
+    @property
+    def has_mixer(self) -> bool:
+        """Whether these are blocks of a transformer, or of what stands for one."""
+        return any(block.has_mixer for block in self.blocks)
+
+    @property
+    def depth(self) -> int:
+        """How many layers a block has, 2 for two or more; of several kinds the deepest."""
+        return max(min(block.num_layers, 2) for block in self.blocks)
+
+    @property
+    def num_passes(self) -> int:
+        """How many blocks a forward runs through; one that stands in its list twice counts twice."""
+        blocks = set(map(id, self.blocks))
+        return len(self.blocks) + sum(id(node) in blocks for node in self.parent.repeated)
+
+
+def family_of(row: Row) -> str:
+    """Rows of one trunk have the paths of their blocks in common, but for numbers."""
+    return re.sub(r"\d+", "", row.parent.path)
+
+
+def runs_beside(root: Node, one: Node, other: Node) -> bool:
+    """Whether the source says that neither of two modules gets what the other computes."""
+    by_path = {each.path: each for each in root.walk()}
+    paths = ([*leading(node.path)][::-1] for node in (one, other))
+    here, there = next(((a, b) for a, b in zip(*paths, strict=False) if a != b), ("", ""))
+    holder = by_path.get(here.rpartition(".")[0])
+    if holder is None:
+        return False
+    names = {path.rpartition(".")[2] for path in (here, there)}
+    feeds = holder.reading.feeds
+    return names <= set(feeds) and not any(names & feeds[name] for name in names)
+
+
+def rows_said(root: Node, blocks: Sequence[str]) -> list[Row]:
+    """The rows of blocks that the user names.
+
+    Raises:
+        ValueError: A pattern matches no module, or a block is inside another.
+    """
+    by_path = {node.path: node for node in root.walk()}
+    found: dict[str, Node] = {}
+    for pattern in [blocks] if isinstance(blocks, str) else blocks:
+        matches = re.compile(r"[^.]*".join(map(re.escape, pattern.split("*")))).fullmatch
+        inside = {path: node for path, node in by_path.items() if path and matches(path)}
+        if not inside:
+            close = ", ".join(closest_names(pattern, by_path))
+            raise ValueError(
+                f"blocks: '{pattern}' is no module with parameters of its own. Closest: {close}."
+            )
+        found.update(inside)
+    for path in found:
+        outer = next((each for each in leading(path) if each != path and each in found), None)
+        if outer is not None:
+            raise ValueError(
+                f"blocks: '{path}' is inside '{outer}', which is a block too. Name one of the two."
+            )
+    rows: list[Row] = []
+    for path, node in found.items():
+        parent = by_path[path.rpartition(".")[0]]
+        if rows and rows[-1].parent is parent:
+            rows[-1] = Row(parent, (*rows[-1].blocks, node))
+        else:
+            rows.append(Row(parent, (node,)))
+    return rows
+
+
+def doubts_about(rows: Sequence[Row], stem: Sequence[Node]) -> str:
+    """Why these rows cannot be the layers of the model; "" if they pass.
+
+    Args:
+        rows: As found.
+        stem: What runs ahead of them, tables left out.
+    """
+    blocks = sum(row.elements for row in rows)
+    ahead, deep = sum(node.elements for node in stem), sum(node.num_layers for node in stem)
+    if deep >= 5 and ahead > _TRUNK * (ahead + blocks):
+        share = 100 * ahead / (ahead + blocks)
+        return f"{deep} layers with {share:.0f} % of the weights would run ahead of them"
+    only = rows[0].blocks[0]
+    if (
+        len(rows) == len(rows[0].blocks) == 1
+        and sum(type(n.module) is type(only.module) for n in only.walk()) > 1
+    ):
+        return f"one {type(only.module).__name__} would hold others"
+    return ""
+
+
+def titles_of(paths: Sequence[str]) -> list[str]:
+    """Of each path the segments in which it differs from the others, with a name before a lone number."""
+    if len(set(paths)) < 2:
+        return [""] * len(paths)
+    split = [path.split(".") for path in paths]
+    first = next((i for i, segments in enumerate(zip(*split, strict=False)) if len(set(segments)) > 1), 0)
+    if any(segments[first].isdecimal() for segments in split) and first:
+        first -= 1
+    shared = next(
+        (i for i, ends in enumerate(zip(*map(reversed, split), strict=False)) if len(set(ends)) > 1), 0
+    )
+    return [".".join(segments[first : len(segments) - shared]) for segments in split]
+
+
+def short_name(title: str) -> str:
+    """A title as an address says it: `vision` for `vision_model` and for `vision_tower.encoder`."""
+    first = title.split(".")
+    name = first[0] if len(first) < 2 or not first[1].isdecimal() else title
+    return re.sub(r"_(model|tower|module|branch|backbone)$", "", name)
