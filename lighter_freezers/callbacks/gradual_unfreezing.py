@@ -8,12 +8,15 @@ from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
+from lighter_freezers.engine.effects.compiled_graphs import is_compiled
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.triggers import Moment, Schedule
+from lighter_freezers.layers.said import Said, anatomy_said
 from lighter_freezers.layers.thaw_order import Direction, Layer, Layers, cut_into_stages, layers_of
 from lighter_freezers.layers.thaw_pace import Pace, parse_pace
+from lighter_freezers.selection.anatomy.order_check import check_order
 from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = ["GradualUnfreezing"]
@@ -53,6 +56,10 @@ class GradualUnfreezing(EngineCallback):
             layers above it: 1 for the head, 2.6 for the top block, 2.6 * 2.6 for the next. At least 1; 2.6 in
             the paper. None leaves the rates alone.
         warmup_steps: Optimizer steps over which the rate of what thaws rises linearly from zero.
+        blocks: Paths of the modules that are the blocks, in order, or patterns such as `encoder.*`. None to
+            find them. Like the next two, as for `anatomy_of`: what is said wins, and is checked.
+        head: Paths of what is the head.
+        embeddings: Paths of what are embeddings.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -90,12 +97,16 @@ class GradualUnfreezing(EngineCallback):
         unfreeze_embeddings: int | Literal["last", "never"] = "last",
         lr_decay: float | None = None,
         warmup_steps: int = 0,
+        blocks: Sequence[str] | None = None,
+        head: Sequence[str] = (),
+        embeddings: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self._pace = parse_pace(every_n_epochs, every_n_steps, total_epochs, plateau)
         self._direction: Direction = arguments.choice("direction", direction, ("top-down", "bottom-up"))
         self._layers_per_stage = _layers_per_stage(layers_per_stage, self._pace)
         self._embeddings = _embeddings(unfreeze_embeddings)
+        self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings}
         self._lr_decay = _lr_decay(lr_decay, self._pace)
         self._warmup_steps = arguments.count("warmup_steps", warmup_steps) or 0
         if self._pace == Pace():
@@ -104,7 +115,7 @@ class GradualUnfreezing(EngineCallback):
 
     def rules_for(self, model: nn.Module) -> list[FreezeRule]:
         """What holds each stage until it begins: one rule for all of it, or one per layer with `lr_decay`."""
-        layers = layers_of(model)
+        layers = layers_of(model, self._said)
         stages = self._stages(layers)
         self._beginnings = [
             (self._pace.hold(stage)[0], layer.title) for stage, cut in enumerate(stages) for layer in cut
@@ -115,7 +126,9 @@ class GradualUnfreezing(EngineCallback):
         return rules
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Warn of stages that begin after the last step; which step that is, is known only now."""
+        """Let the first forward pass check the order of the blocks; warn of stages after the last step."""
+        if not any(map(is_compiled, pl_module.modules())):
+            check_order(pl_module, anatomy_said(pl_module, self._said))
         last = _last_moment(trainer)
         if last is None or not (trainer.is_global_zero and pl_module.automatic_optimization):
             return

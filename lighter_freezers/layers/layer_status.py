@@ -151,6 +151,8 @@ def _lines(model: nn.Module, show_all: bool) -> Iterator[str]:
     yield from _written(parts, column)
     total = counts.total
     share = f"{100 * total.trainable / total.total:.1f}" if total.total else "0.0"
+    if share == "0.0" and total.trainable:  # of a large model the head alone rounds to nothing
+        share = f"{_short(total.trainable)} = {100 * total.trainable / total.total:.1g}"
     yield from (double, f"{'Total:':{column}}{_short(total.total)} params, {share}% trainable", double)
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 from torch import nn
 
 from lighter_freezers.engine import ledger
-from lighter_freezers.selection.anatomy import Anatomy, anatomy_of
+from lighter_freezers.layers.said import Said, anatomy_said
+from lighter_freezers.selection.anatomy import Anatomy
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["Direction", "Layer", "Layers", "cut_into_stages", "layers_of"]
@@ -47,7 +48,7 @@ class Layers:
     can_begin_with_head: bool
 
 
-def layers_of(model: nn.Module) -> Layers:
+def layers_of(model: nn.Module, said: Said | None = None) -> Layers:
     """Cut a model into head, blocks and embeddings.
 
     An embedding that is tied to the head goes with the head, and so do the norm behind the last block and
@@ -57,7 +58,7 @@ def layers_of(model: nn.Module) -> Layers:
     Raises:
         ValueError: The model has no blocks, or none in which anything can train.
     """
-    anatomy = anatomy_of(model)
+    anatomy = anatomy_said(model, said or {})
     if not anatomy.blocks:
         why = anatomy.doubt or "no modules in it repeat"
         raise ValueError(

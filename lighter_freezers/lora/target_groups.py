@@ -15,6 +15,7 @@ TARGET_GROUPS = ("attention_only", "mlp_only", "both", "all")
 # What makes queries and values: apart, or together with the keys.
 _QUERY_VALUE = frozenset(
     [
+        *("query_proj", "value_proj", "q_b_proj", "kv_b_proj"),  # DeBERTa, DeepSeek
         *("q_proj", "v_proj", "query", "value", "q", "v", "q_lin", "v_lin"),
         *("c_attn", "qkv", "qkv_proj", "query_key_value", "Wqkv", "in_proj"),
     ]
@@ -48,7 +49,7 @@ def target_modules_of(network: nn.Module, group: str) -> list[str]:
     if group == "attention_only":
         attention = [path for path in attention if path.rpartition(".")[2] in _QUERY_VALUE]
     chosen = {"attention_only": attention, "mlp_only": mlp}.get(group, [*attention, *mlp])
-    if not chosen:
+    if not chosen or (group in ("both", "all") and not (attention and mlp)):
         raise ValueError(_nothing(network, group, [*inside["attn"], *inside["mlp"]]))
     return _shortest_ends(chosen, [path for path, _ in walk(network) if path])
 
@@ -106,7 +107,10 @@ def _shortest_end(path: str, others: Iterable[str]) -> str:
 
 def _nothing(network: nn.Module, group: str, there: list[str]) -> str:
     shown = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in there)) or "none"
+    homes = set(_linear_layers(network).values())
+    missing = [name for name, part in (("attention", "attn"), ("MLPs", "mlp")) if part not in homes]
+    found = f"no {' and no '.join(missing)} with linear layers" if there and missing else "nothing"
     return (
-        f"target: {group} finds nothing in {type(network).__name__}. Linear layers in its attention and MLPs "
+        f"target: {group} finds {found} in {type(network).__name__}. Linear layers in its attention and MLPs "
         f"are: {shown}. Name those you want in target_modules."
     )

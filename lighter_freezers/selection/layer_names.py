@@ -194,6 +194,10 @@ def expand_layers(model: nn.Module, layers: str) -> list[str]:
     places, _ = _among(model, part)
     _refuse_ambiguous(layers, places)
     found = block_indices(index, places.num_blocks, layers)
+    if index == "*":  # of a hybrid only some blocks have an attention
+        inner = part.rpartition(".")[2]
+        having = {place[1] for place in map(places.place, canonical_parameters(model)) if place[0] == inner}
+        found = [block for block in found or [] if block in having] or found
     return [layers] if found is None else [f"{part}.{block}" for block in found]
 
 

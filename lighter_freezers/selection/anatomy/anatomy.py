@@ -89,7 +89,7 @@ class Anatomy:
         return tuple(block for stack in self.stacks for block in stack.blocks)
 
     @property
-    def blocktitles_of(self) -> tuple[str, ...]:
+    def block_titles(self) -> tuple[str, ...]:
         """A title for each of `blocks`: "0", "1", ..., or "encoder.0", ..., "decoder.0", ..."""
         return tuple(join(stack.title, str(i)) for stack in self.stacks for i in range(len(stack.blocks)))
 
@@ -118,7 +118,7 @@ class Anatomy:
         return tuple(sum(level, ()) for level in zip(*padded, strict=True))
 
     @property
-    def leveltitles_of(self) -> tuple[str, ...]:
+    def level_titles(self) -> tuple[str, ...]:
         """A title for each of `levels`."""
         title = dict(zip(self.blocks, self.block_titles, strict=True))
         titles = [[title[block] for block in self.blocks_of(name)] for name in self.towers]
@@ -222,7 +222,7 @@ def anatomy_of(
     rows = find_rows(root) if blocks is None else rows_said(root, blocks)
     times = None if example is None else first_calls(model, root, example)
     roles = Roles(root, rows, times)
-    if (order := _in_order(rows, roles)) != rows:
+    if blocks is None and (order := _in_order(rows, roles)) != rows:
         rows, roles = order, Roles(root, order, times)
     doubt = "" if blocks is not None or not rows else doubts_about(rows, roles.stem())
     if doubt:
