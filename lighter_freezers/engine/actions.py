@@ -1,6 +1,7 @@
-"""Acts: what callbacks bring besides freezing rules, to change a model between two optimizer steps.
+"""Actions: changes other than freezing rules that callbacks make to a model between two optimizer steps.
 
-An act knows when it is due and what it does then; everything that has to follow is the engine's work.
+An action decides when it is due and applies its change; the engine then updates everything that depends on
+it.
 """
 
 import dataclasses
@@ -25,11 +26,11 @@ __all__ = ["Action", "Actions", "ActionResult", "StepContext"]
 
 @dataclass(frozen=True)
 class ActionResult:
-    """What acts have done. Which parameters froze or thawed is not said here: the flags show it.
+    """What the actions of one moment changed; the flags show which parameters froze or thawed.
 
     Attributes:
         is_reshaped: Whether parameters have other shapes, other names, or are other objects than before.
-        notes: One sentence for each thing done, as it stands in the log behind the step.
+        notes: One sentence for each change, as logged after the step number.
         ranks: LoRA rank after it, for the components whose rank changed.
         frozen: What stopped training; filled in by the engine.
         thawed: What trains from now on; filled in by the engine.
@@ -44,13 +45,13 @@ class ActionResult:
 
 @dataclass
 class StepContext:
-    """What an act works on, at one moment of one fit.
+    """What an action works on, at one moment of one fit.
 
     Attributes:
         trainer: The Trainer.
         model: The LightningModule.
         moment: Between which steps, and in which epoch.
-        is_freed: Whether the DDP wrapper was taken off.
+        is_freed: Whether the DDP wrapper has been removed.
     """
 
     trainer: Any
@@ -69,23 +70,23 @@ class StepContext:
         return [config.scheduler for config in self.trainer.lr_scheduler_configs]
 
     def free_parameters(self) -> None:
-        """Take the DDP wrapper off, so that nothing but module and optimizer knows the parameters.
+        """Remove the DDP wrapper, so that only the module and the optimizer refer to the parameters.
 
-        To be called by an act right before it gives a parameter another shape. The wrapper is put on again
-        after the last act of this moment.
+        An action calls this right before it changes the shape of a parameter. The module is wrapped again
+        after the last action of this moment.
         """
         if not self.is_freed:
             self.is_freed = ddp_wrapper.take_off(self.trainer.strategy)
 
 
 class Action:
-    """Something that changes the model at optimizer-step boundaries. To be subclassed once per callback.
+    """A change of the model at optimizer-step boundaries. Each kind of callback has its own subclass.
 
     Attributes:
         title: Names it in logs, errors and checkpoints; the same in a resumed run.
         reshapes: Whether it may give parameters other shapes.
         monitor_argument: What the user calls the argument that names the metrics, for errors.
-        on_intrusion: What the holds it makes shall watch with; set by the engine before `setup`.
+        on_intrusion: The function its holds pass to `Hold.watch`; set by the engine before `setup`.
     """
 
     title: str
@@ -97,7 +98,7 @@ class Action:
 
     @property
     def monitors(self) -> frozenset[str]:
-        """The metrics it waits for now; empty where it waits for none. May only lose members in a fit."""
+        """The metrics it waits for now, possibly none. During a fit the set may only shrink."""
         return frozenset()
 
     @property
@@ -117,7 +118,7 @@ class Action:
 
     @property
     def ranks(self) -> Mapping[str, int]:
-        """LoRA rank of each component it knows, for the record of the first moment."""
+        """LoRA rank of each component it manages, for the record of the first moment."""
         return {}
 
     @property
@@ -126,64 +127,64 @@ class Action:
         return False
 
     def setup(self, trainer: Any, model: nn.Module, stage: str) -> None:
-        """Check what only the model can tell, and install what loading a checkpoint needs; in every stage.
+        """Check the arguments against the model, and install what loading a checkpoint needs; in every stage.
 
         Called before any rule selects its parameters, and once more in `on_fit_start` where the model is
         built in `configure_model`.
         """
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
-        """Canonical name -> parameter of what it may let train, so that an optimizer gets to know it."""
+        """Canonical name -> parameter of what it may thaw later, so that an optimizer can include it."""
         return {}
 
     def freezable(self, model: nn.Module) -> list[Parameter]:
-        """What it may freeze: norm layers of which all is held stand still."""
+        """What it may freeze: a norm layer stops updating once all its parameters are held."""
         return []
 
     def start(self, context: StepContext) -> None:
-        """The fit begins: optimizers and schedulers are as they were built; a checkpoint comes later."""
+        """Called when a fit starts: optimizers and schedulers are as built; a checkpoint is loaded later."""
 
     def resume(self, context: StepContext) -> None:
-        """Training begins, a checkpoint is loaded. Hold again what was held; replay nothing."""
+        """Called when training starts, with the checkpoint loaded: hold what was held; replay no change."""
 
     def next_step(self, moment: Moment) -> int | None:
-        """The next optimizer step at which it may act by itself; None if there is none."""
+        """The next optimizer step at which it may be due without a new metric value, or None."""
         return None
 
     def is_due(self, moment: Moment) -> bool:
-        """Whether there is something to do now."""
+        """Whether a change is due at this moment."""
         raise NotImplementedError
 
     def apply(self, context: StepContext) -> ActionResult:
-        """Do all that is due. To raise is to stop the run."""
+        """Apply all that is due. An exception stops the run."""
         raise NotImplementedError
 
     def observe(self, monitor: str, value: float) -> bool:
-        """Take note of a fresh value of one of `monitors`, reduced over ranks; whether it may be due now."""
+        """Record a value of one of `monitors`, reduced over ranks; whether the action may be due now."""
         raise NotImplementedError
 
     def before_optimizer_step(self, optimizer: Any) -> None:
-        """Look at the accumulated, unscaled gradients; called while `wants_gradients`."""
+        """Read the accumulated, unscaled gradients; called while `wants_gradients` is true."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to remember, in plain types."""
+        """The state for a checkpoint, in plain types."""
         return {}
 
     def remember(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave; called after the weights are loaded and before `resume`."""
+        """Restore what `state` returned; called after the weights are loaded and before `resume`."""
 
     def end(self, trainer: Any) -> None:
-        """Training ended by itself."""
+        """Called when training ended without an error."""
 
     def leave(self) -> None:
-        """The fit is over, or broke off."""
+        """Called when the fit has ended or failed."""
 
 
 class Actions:
-    """All acts of one fit.
+    """All actions of one fit.
 
     Args:
-        actions: In the order of their callbacks, which is the order they act in at one moment.
+        actions: In the order of their callbacks; at one moment they are applied in this order.
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
@@ -192,7 +193,7 @@ class Actions:
         for action in actions:
             counts[action.title] += 1
             self._actions[f"{action.title}#{counts[action.title]}"] = action
-        self._losses: dict[str, TrainingLoss] = {}  # by the key of the act that waits for it
+        self._losses: dict[str, TrainingLoss] = {}  # by the key of the action that waits for it
         self._saved_losses: Mapping[str, Any] = {}
 
     def __iter__(self) -> Iterator[Action]:
@@ -202,12 +203,12 @@ class Actions:
         return len(self._actions)
 
     def start(self, context: StepContext) -> None:
-        """Begin a fit."""
+        """Start every action, with optimizers and schedulers as they were built."""
         for action in self:
             action.start(context)
 
     def resume(self, context: StepContext, num_batches_per_step: int) -> None:
-        """Begin to train; the losses of acts that wait for them are averaged from now on."""
+        """Resume every action, and start averaging the training loss for those that wait for it."""
         for key, action in self._actions.items():
             action.resume(context)
             if TRAINING_LOSS in action.monitors:
@@ -216,18 +217,18 @@ class Actions:
                     self._losses[key].remember(self._saved_losses[key])
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
-        """What any of them may let train."""
+        """What any of them may thaw later."""
         return {
             name: parameter for action in self for name, parameter in action.trainable_later(model).items()
         }
 
     @property
     def listens_to_loss(self) -> bool:
-        """Whether one of them waits for the training loss."""
+        """Whether any action waits for the training loss."""
         return bool(self._losses)
 
     def note_loss(self, trainer: Any, outputs: Any) -> bool:
-        """Take note of the loss of one batch.
+        """Record the loss of one batch.
 
         Returns:
             Whether an average is complete: it can be read one optimizer step later.
@@ -240,7 +241,7 @@ class Actions:
         return is_complete
 
     def perform(self, context: StepContext) -> ActionResult | None:
-        """Read the averages that are there, and do all that is due; None if that is nothing."""
+        """Read the averages that are ready and apply all that is due; None if nothing is due."""
         self._read_losses(context.moment)
         due = [action for action in self if action.is_due(context.moment)]
         if not due:
@@ -261,25 +262,25 @@ class Actions:
         )
 
     def next_steps(self, moment: Moment) -> list[int]:
-        """The next optimizer steps at which one of them may act or read an average."""
+        """The next optimizer steps at which an action may be due or an average can be read."""
         steps = [action.next_step(moment) for action in self]
         steps += [loss.ready_step for loss in self._losses.values()]
         return [step for step in steps if step is not None and step > moment.optimizer_step]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to remember, in plain types."""
+        """The state for a checkpoint, in plain types."""
         losses = {key: loss.state() for key, loss in self._losses.items()}
         return {"acts": {key: action.state() for key, action in self._actions.items()}, "losses": losses}
 
     def remember(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         self._saved_losses = state.get("losses", {})
         for key, action in self._actions.items():
             if key in state.get("acts", {}):  # a checkpoint of version 0.1 has none
                 action.remember(state["acts"][key])
 
     def leave(self) -> None:
-        """End of the fit."""
+        """Tell every action that the fit has ended."""
         for action in self:
             action.leave()
         self._losses = {}

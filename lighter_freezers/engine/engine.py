@@ -1,7 +1,7 @@
-"""One engine per Trainer: it hears the clock for all rules and acts, and makes one transition of them.
+"""One engine per Trainer: tracks steps and epochs for every rule and action, applies all changes together.
 
-It adds itself to `trainer.callbacks` during `setup`, next to the first callback of ours. The callbacks that
-bring them have no per-step hook at all, so ten of them cost no more than one.
+It adds itself to `trainer.callbacks` during `setup`, next to the first callback of ours. Callbacks that bring
+rules or actions have no per-step hook of their own, so ten of them cost no more than one.
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["EngineCallback", "Engine"]
 
-_NEVER = 2**29  # batches: after these it looks again; a small int counts down faster than a large one
+_NEVER = 2**29  # batches to the next check at the latest; a small int counts down faster
 
 
 class EngineCallback(Callback):
-    """A callback that brings freezing rules or acts; the engine of its Trainer plays them."""
+    """A callback that brings freezing rules or actions, which the engine of its Trainer applies."""
 
     def rules(self) -> list[FreezeRule]:
         """The rules, made from the arguments alone."""
@@ -34,16 +34,16 @@ class EngineCallback(Callback):
         return self.rules()
 
     def actions(self) -> list[Action]:
-        """The acts, made anew from the arguments alone: one fit, or one validation, asks once for them."""
+        """New actions, made from the arguments alone; called once per fit or validation."""
         return []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Make sure that the Trainer has an engine."""
+        """Add an engine to the Trainer if it has none."""
         Engine.of(trainer)
 
 
 class Engine(Callback):
-    """Plays the rules and acts of all `EngineCallback` callbacks of one Trainer.
+    """Applies the rules and actions of all `EngineCallback` callbacks of one Trainer.
 
     Runs on: `setup` (hold what the first step holds, before the optimizer, the sanity check and the DDP
     wrapper), `on_fit_start` (optimizer groups), `on_train_start` (after a resume, hold what the checkpoint
@@ -72,26 +72,26 @@ class Engine(Callback):
                 return callback
         engine = cls()
         ours = [index for index, callback in enumerate(trainer.callbacks) if _asks_in_setup(callback)]
-        # behind the callback whose `setup` runs now, since Lightning is iterating over this list
+        # after the callback whose `setup` runs now, since Lightning is iterating over this list
         trainer.callbacks.insert(ours[0] + 1, engine)
         return engine
 
     def add_listener(self, listener: TransitionListener) -> None:
-        """Tell a callback of the transitions of this fit. To be called in its `setup`."""
+        """Notify a callback of the transitions of this fit. It calls this in its `setup`."""
         self._listeners.append(listener)
 
     @property
     def active_rules(self) -> list[ActiveRule]:
-        """The rules of this fit, at work."""
+        """The rules of this fit, bound to the model."""
         return self._active_rules
 
     @property
     def actions(self) -> list[Action]:
-        """The acts of this fit."""
+        """The actions of this fit."""
         return list(self._actions)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Select and hold what the first step holds."""
+        """Select the parameters of every rule, and hold what the first step holds."""
         self._builds_late = "core.hooks" not in type(pl_module).configure_model.__module__
         engine_callbacks = _engine_callbacks(trainer)
         self._actions = Actions([action for callback in engine_callbacks for action in callback.actions()])
@@ -103,6 +103,8 @@ class Engine(Callback):
             if stage == "fit":
                 self._set_up_fit(trainer, pl_module)
         except ValueError:
+            # a selector or an operation that names nothing is a ValueError: final for a finished model, but
+            # expected where `configure_model` has yet to build layers; `on_fit_start` then checks again
             if not self._builds_late:
                 raise
 
@@ -120,18 +122,18 @@ class Engine(Callback):
         self._bind(trainer, pl_module)
 
     def _set_up_late(self, trainer: Any, pl_module: Any) -> None:
-        """Once more, now that the module is built."""
+        """Set up again in `on_fit_start`, after `configure_model` has built the module."""
         for action in self._actions:
             action.setup(trainer, pl_module, "fit")
         if self._is_set_up:
             self._bind(trainer, pl_module)
             return
-        self._set_up_fit(trainer, pl_module)  # the rules could not be made before
+        self._set_up_fit(trainer, pl_module)  # in `setup` the rules could not be made yet
         if self._loaded_state:
             self.load_state_dict(self._loaded_state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Latches and release steps of all rules, and what acts have done, in plain types."""
+        """Latches and release steps of all rules, and the state of all actions, in plain types."""
         if not self._active_rules and not len(self._actions):
             return self._last_state  # `trainer.save_checkpoint` after the fit
         active_rules = {active.key: active.state() for active in self._active_rules}
@@ -139,7 +141,7 @@ class Engine(Callback):
         return {"players": active_rules, "validated_at": validated_at, **self._actions.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Give every rule its latches back; `on_train_start` lets it hold accordingly."""
+        """Restore the latches of every rule; `on_train_start` then holds accordingly."""
         for active in self._active_rules:
             if active.key in state_dict["players"]:
                 active.remember(state_dict["players"][active.key])
@@ -149,7 +151,7 @@ class Engine(Callback):
         self._loaded_state = state_dict
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Put every parameter that may thaw into an optimizer; catch up with modules built since `setup`."""
+        """Put every parameter that may thaw into an optimizer; set up modules built after `setup`."""
         if self._builds_late:
             before = _flags(pl_module)
             self._set_up_late(trainer, pl_module)
@@ -160,10 +162,10 @@ class Engine(Callback):
         )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Resume: hold what the checkpoint held. Stop the norm layers of what is held, and report.
+        """On a resume, hold what the checkpoint held. Stop the norm layers of what is held, and log it.
 
         Not earlier, because an optimizer that is built from what is trainable must be the same as when the
-        run began, or the state in the checkpoint would not fit it.
+        run started, or the state in the checkpoint would not fit it.
         """
         self._wait = 1
         context, before = StepContext(trainer, pl_module, trainer_clock.moment(trainer)), _flags(pl_module)
@@ -174,7 +176,7 @@ class Engine(Callback):
         self._followers.begin(context, has_changed=before != _flags(pl_module))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Look at the schedules again, for epochs count."""
+        """Check the schedules at the next batch, since some count epochs."""
         self._wait = 1
         self._reassert()
 
@@ -185,11 +187,11 @@ class Engine(Callback):
             self._play(trainer, pl_module, batch_idx)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Remember which metrics there were before."""
+        """Remember which metrics were logged before validation."""
         self._metrics.note_validation_start(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Show the metrics to the rules that wait for one."""
+        """Pass the metrics to the rules and actions that wait for one."""
         if trainer.sanity_checking:
             self._metrics.refuse_misspelt(trainer)
         elif self._metrics.observe_validation(trainer):
@@ -197,40 +199,40 @@ class Engine(Callback):
         self._reassert()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Show the training metrics to the rules that wait for one; an unknown name is an error by now."""
+        """Pass the training metrics to what waits for one; a name that is still unknown is an error."""
         if self._metrics.observe_epoch(trainer):
             self._wait = 1
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Let the acts say what is left of them."""
+        """Let the actions log what they did not get to."""
         for action in self._actions:
             action.end(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the model in order when a run breaks off."""
+        """Restore the model when a run fails."""
         self._disband()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the model in order when a run is over."""
+        """Restore the model when a run has ended."""
         self._disband()
 
     def _bind(self, trainer: Any, pl_module: Any) -> None:
-        """Find the parameters, and hold what this moment holds."""
+        """Find the parameters of every rule, and hold what the current moment requires."""
         for active in self._active_rules:
             if active.bind(pl_module):
                 active.hold.watch(self._on_intrusion)
         refuse_overlap(self._active_rules)
         self._follow(trainer_clock.moment(trainer))
-        if self._active_rules and not len(self._actions):  # an act may thaw something in time
+        if self._active_rules and not len(self._actions):  # an action may thaw something before that
             idle_schedules.refuse_idle_phase(self._active_rules, pl_module)
 
     def _follow(self, moment: Moment) -> list[Change]:
-        """Let every rule do what it says for this moment; returns who froze and thawed what."""
+        """Apply every rule at this moment; returns the rules that changed something, and what."""
         changes = ((active, *active.follow(moment)) for active in self._active_rules)
         return [(active, frozen, thawed) for active, frozen, thawed in changes if frozen or thawed]
 
     def _play(self, trainer: Any, pl_module: Any, batch_idx: int) -> None:
-        """Between two optimizer steps: change what has to change, and see when to look again."""
+        """Apply what is due between two optimizer steps, and compute when to check again."""
         if self._has_resumed:
             self._has_resumed = False
             self._metrics.warn_of_lost_validation(trainer, batch_idx)
@@ -250,27 +252,32 @@ class Engine(Callback):
         ]
         steps += self._actions.next_steps(moment)
         if self._followers.optimizers.sets_learning_rates or (steps and not pl_module.automatic_optimization):
-            self._wait = 1  # under manual optimisation a batch may be any number of optimizer steps
+            self._wait = 1  # under manual optimization a batch may take any number of optimizer steps
         else:
             num_steps = min(steps, default=_NEVER) - moment.optimizer_step
             self._wait = min(num_steps * window, _NEVER)
 
     def _arm(self) -> None:
-        """Have the per-step hooks that somebody needs now, and no others."""
+        """Install the per-step hooks that are needed now, and no others.
+
+        Lightning looks a hook up on the instance at every call and skips what is not callable. Setting the
+        attribute to None turns the hook off, profiler entry included; a method that returns at once would
+        still cost a call at every step.
+        """
         has_ending = self._followers.optimizers.sets_learning_rates or self._actions.listens_to_loss
         self.on_train_batch_end = self._end_batch if has_ending else None
         wants_gradients = self._is_intruded or any(action.wants_gradients for action in self._actions)
         self.on_before_optimizer_step = self._look_at_gradients if wants_gradients else None
 
     def _end_batch(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        """Keep the loss for the acts that wait for it, and the learning rates in force."""
+        """Record the loss for the actions that wait for it, and set the learning rates again."""
         if self._actions.note_loss(trainer, outputs):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
         if self._followers.optimizers.sets_learning_rates:
             self._followers.optimizers.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
 
     def _look_at_gradients(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Undo an intrusion, and show the gradients to the acts that want to see them."""
+        """Undo an intrusion, and pass the gradients to the actions that want them."""
         self._reassert()
         for action in self._actions:
             if action.wants_gradients:
@@ -278,12 +285,12 @@ class Engine(Callback):
         self._arm()
 
     def _on_intrusion(self) -> None:
-        """A held parameter got a gradient: undo it before the optimizer sees it."""
+        """A held parameter received a gradient: have it frozen again before the optimizer steps."""
         self._is_intruded = True
         self._arm()
 
     def _reassert(self) -> None:
-        """Freeze again what somebody else switched on, and warn once."""
+        """Freeze again what other code switched on, and warn once."""
         if self._is_intruded:
             self._is_intruded = False
             self._arm()

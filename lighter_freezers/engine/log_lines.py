@@ -1,4 +1,4 @@
-"""What is said about a transition: the record for listeners, and one sentence for the log."""
+"""Describes a transition: the record for listeners, and one line for the log."""
 
 import logging
 import warnings
@@ -22,12 +22,12 @@ __all__ = ["Announcer"]
 
 
 class Announcer:
-    """Says what transitions do to one model. Names and sizes are looked up here, and not at each transition.
+    """Logs what transitions change in one model. Names and sizes are looked up once, not at each transition.
 
     Args:
         model: The module that trains.
-        active_rules: The rules at work. What each of them can freeze or thaw is put into words in advance.
-        actions: The acts at work.
+        active_rules: The rules. The text for what each can freeze or thaw is built in advance.
+        actions: The actions.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Announcer:
         is_initial: bool,
         outcome: ActionResult | None = None,
     ) -> Transition:
-        """The record of a transition that has just happened."""
+        """The record of a transition that was just made."""
         holding = [active.rule.title for active in self._active_rules if active.hold.is_active]
         holding += [hold.holder for action in self._actions for hold in action.holds if hold.is_active]
         done = outcome or ActionResult()
@@ -71,7 +71,7 @@ class Announcer:
         )
 
     def log_lines(self, transition: Transition) -> None:
-        """Log a sentence for each act, and one: what changed, how much is frozen now, and who holds it."""
+        """Log a line for each action, and one for the flags: what changed, the share frozen, who holds it."""
         if not log.isEnabledFor(logging.INFO):
             return
         for note in transition.notes:
@@ -92,18 +92,18 @@ class Announcer:
         log.debug("step %d: froze %s, thawed %s", step, transition.frozen, transition.thawed)
 
     def warn_of_intrusion(self, intruded: Sequence[Parameter]) -> None:
-        """Say that something else switched held parameters on, and what becomes of it."""
+        """Warn that other code switched held parameters on, and state what happens to them."""
         names = self._named(intruded)
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         holders = ", ".join(ledger.holders(intruded[0]))
         warnings.warn(
             f"Something else set requires_grad=True on {shown}, held frozen by {holders}. "
-            "They stay frozen while they are held and train afterwards. This is said once per run.",
+            "They stay frozen while they are held and train afterwards. This warning appears once per run.",
             stacklevel=2,
         )
 
     def _named(self, parameters: Sequence[Parameter]) -> tuple[str, ...]:
-        """The names of parameters that change together; they are put into words the first time."""
+        """The names of parameters that change together; their text is built the first time."""
         key = tuple(map(id, parameters))
         if key not in self._groups:
             names = tuple(self._names[each] for each in key)

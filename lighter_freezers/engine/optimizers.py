@@ -1,4 +1,4 @@
-"""Keeps a Trainer's optimizers in step with the rules: groups at the start, learning rates, lost state."""
+"""Updates a Trainer's optimizers for the rules: groups at the start, learning rates, dropped state."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,18 +35,18 @@ class OptimizerFollower:
 
     @property
     def sets_learning_rates(self) -> bool:
-        """Whether some rule asks for a learning rate."""
+        """Whether any rule requests a learning rate."""
         return bool(self._groups)
 
     def prepare(
         self, trainer: Any, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
     ) -> None:
-        """Give every parameter that may thaw a group, and those with a learning rate of their own another.
+        """Put every parameter that may thaw into a group, those with a rate of their own into another.
 
         Args:
             trainer: The Trainer.
             model: The module that trains.
-            trainable_later: Name -> what acts, not rules, may thaw.
+            trainable_later: Name -> parameter that actions, not rules, may thaw.
         """
         self._optimizers = trainer.optimizers
         if self._frees:
@@ -64,18 +64,18 @@ class OptimizerFollower:
         self.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
 
     def set_learning_rates(self, optimizer_step: int) -> None:
-        """Put the learning rates asked for in force."""
+        """Write the requested learning rates into the groups."""
         for group in self._groups:
             group.set_learning_rate(optimizer_step)
 
     def forget(self, changes: Sequence[tuple[ActiveRule, list[Parameter], list[Parameter]]]) -> None:
-        """Drop the state of what froze, for the rules that want it."""
+        """Drop the optimizer state of what froze, for the rules that ask for it."""
         for active, frozen, _ in changes:
             if active.rule.optimizer_state == "reset":
                 optimizer_groups.forget_state(frozen, self._optimizers)
 
     def follow(self, model: nn.Module, *, is_reshaped: bool = False) -> None:
-        """Keep out of the groups what rules with `optimizer_state: free` hold now.
+        """Remove from the groups what rules with `optimizer_state: free` hold now.
 
         Args:
             model: The module that trains.
@@ -95,7 +95,7 @@ class OptimizerFollower:
         return any(active.rule.optimizer_state == "free" for active in self._active_rules)
 
     def release(self) -> None:
-        """Leave the optimizers alone from now on."""
+        """Put everything back into the groups, and stop managing the optimizers."""
         self._lean.release()
         for hook in self._hooks:
             hook.remove()
@@ -137,7 +137,7 @@ class OptimizerFollower:
 def _selected_alike(
     active_rules: Sequence[ActiveRule],
 ) -> list[tuple[Sequence[ActiveRule], dict[str, Parameter]]]:
-    """The parameters that the same players select, where one of these asks for a learning rate."""
+    """Parameters that the same rules select, where at least one of these requests a learning rate."""
     active_rules_of: dict[int, list[int]] = {}
     named = {}
     for index, active in enumerate(active_rules):
@@ -154,7 +154,7 @@ def _selected_alike(
 
 
 def _absent(active: ActiveRule, known: set[int]) -> dict[str, Parameter]:
-    """What the rule will thaw and no optimizer knows."""
+    """What the rule will thaw and no optimizer contains."""
     if active.rule.is_static:
         return {}
     return {

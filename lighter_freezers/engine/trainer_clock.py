@@ -10,7 +10,7 @@ __all__ = ["metrics", "moment", "reduced", "validation_was_due", "window_length"
 
 
 def moment(trainer: Any) -> Moment:
-    """Where the Trainer stands: optimizer steps done (all optimizers together), and the epoch."""
+    """The Trainer's position: optimizer steps done (all optimizers together), and the epoch."""
     return Moment(trainer.global_step, trainer.current_epoch)
 
 
@@ -20,7 +20,7 @@ def window_length(trainer: Any) -> int:
 
 
 def validation_was_due(trainer: Any, batch_idx: int) -> bool:
-    """Whether an uninterrupted run has validated between the batch before and this one."""
+    """Whether an uninterrupted run has validated between the previous batch and this one."""
     if not trainer.enable_validation:
         return False
     if batch_idx:

@@ -1,4 +1,4 @@
-"""The mean training loss of a run of batches: kept on the device, read one optimizer step late."""
+"""The mean training loss of consecutive batches: kept on the device, read one optimizer step late."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +13,8 @@ __all__ = ["TrainingLoss"]
 class TrainingLoss:
     """Averages of the training loss over blocks of batches, the same on every rank.
 
-    A batch costs one reference to a scalar that is there anyway. At the end of a block one mean is taken, on
-    the device, reduced over ranks and sent to the host without waiting for it. It is read a step later.
+    A batch costs one reference to an existing scalar. At the end of a block one mean is computed on the
+    device, reduced over ranks and copied to the host without waiting. It is read a step later.
 
     Args:
         num_steps: Optimizer steps in a block.
@@ -31,10 +31,10 @@ class TrainingLoss:
         self.ready_step: int | None = None  # the optimizer step from which on it may be read
 
     def note(self, outputs: Any) -> bool:
-        """Keep the loss of one batch, without reading it; whether the block is full now.
+        """Record the loss of one batch, without reading it; returns whether the block is full now.
 
         Raises:
-            RuntimeError: For a whole block there was no loss.
+            RuntimeError: A whole block had no loss.
         """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is not None:
@@ -51,7 +51,7 @@ class TrainingLoss:
         return False
 
     def close(self, trainer: Any, optimizer_step: int) -> None:
-        """Take the mean of the block and send it off."""
+        """Compute the mean of the block and start its copy to the host."""
         losses = [loss.to(trainer.strategy.root_device, torch.float32) for loss in self._losses]
         mean = torch.stack(losses).mean() * self._scale
         mean = trainer.strategy.reduce(mean, reduce_op="mean")
@@ -64,7 +64,7 @@ class TrainingLoss:
         self._losses = []
 
     def take(self, moment: Moment) -> float | None:
-        """The average, once and late; None while there is none to read."""
+        """The average, returned once; None while there is none to read."""
         if self._average is None or self.ready_step is None or moment.optimizer_step < self.ready_step:
             return None
         value = self._on_host()
@@ -77,7 +77,7 @@ class TrainingLoss:
         return None if self._average is None else float(self._average)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to remember, in plain types; this reads the device."""
+        """The state for a checkpoint, in plain types; this reads the device."""
         return {
             "losses": torch.stack(self._losses).tolist() if self._losses else [],  # one transfer
             "average": self._on_host(),
@@ -85,7 +85,7 @@ class TrainingLoss:
         }
 
     def remember(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         self._losses = [torch.tensor(loss) for loss in state["losses"]]
         self._average = None if state["average"] is None else torch.tensor(state["average"])
         self.ready_step = state["ready_step"]

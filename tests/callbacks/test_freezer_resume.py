@@ -31,7 +31,7 @@ pytestmark = [
 NUM_STEPS = 12  # three epochs of four batches
 
 
-LOST = "saved at step ., right before a validation, and Lightning does not make up for it"
+LOST = "saved at step ., right before a validation, which Lightning does not repeat"
 
 
 def freezers() -> list[Freezer]:

@@ -1,4 +1,4 @@
-"""Rebuild the DDP wrapper after flags changed: its reducer only knows what was trainable when it was made."""
+"""Rebuild the DDP wrapper after flags changed: its reducer covers what was trainable when built."""
 
 import gc
 import inspect
@@ -30,7 +30,7 @@ def rebuild(strategy: Any) -> bool:
 
 
 def take_off(strategy: Any) -> bool:
-    """Leave the module without its DDP wrapper, whose reducer would else pin the shapes of its parameters.
+    """Remove the DDP wrapper, whose reducer would otherwise fix the shapes of the parameters.
 
     Args:
         strategy: The Trainer's strategy, of either Lightning namespace.
@@ -41,12 +41,12 @@ def take_off(strategy: Any) -> bool:
     is_wrapped = _drop(strategy)
     if is_wrapped:
         strategy.model = strategy.lightning_module
-        gc.collect()  # the reducer goes with the last cycle that refers to it
+        gc.collect()  # the reducer is freed with the last reference cycle that contains it
     return is_wrapped
 
 
 def _drop(strategy: Any) -> bool:
-    """Forget the wrapper: the old one and its buckets go before a new one comes."""
+    """Delete the wrapper: the old one and its buckets are freed before a new one is built."""
     if not isinstance(strategy.model, DistributedDataParallel):
         return False
     strategy.model._remove_autograd_hooks()  # type: ignore[no-untyped-call]
@@ -68,11 +68,11 @@ def put_on(strategy: Any) -> None:
 
 
 def refuse_unsupported_strategy(strategy: Any, is_static: bool, reshapes: bool = False) -> None:
-    """Fail before training where a change of flags or shapes in the middle of a run could not be right.
+    """Refuse a strategy that cannot follow a change of flags or shapes during a run.
 
     Args:
         strategy: The Trainer's strategy.
-        is_static: What is held at the start stays held to the end, so any strategy will do.
+        is_static: What is held at the start stays held to the end, so any strategy works.
         reshapes: Parameters may get other shapes.
 
     Raises:

@@ -20,7 +20,7 @@ _PER_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "lr_lambdas", "base_
 
 
 def parameters_in(optimizers: Iterable[Optimizer]) -> set[int]:
-    """The ids of all parameters that an optimizer knows."""
+    """The ids of all parameters in an optimizer."""
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
@@ -30,7 +30,7 @@ def add_missing(
     optimizers: Sequence[Optimizer],
     schedulers: Sequence[Any],
 ) -> dict[str, list[str]]:
-    """Give parameters that no optimizer knows a group of their own, like that of their nearest relative.
+    """Put parameters that are in no optimizer into a new group, with the options of their nearest relative.
 
     The nearest relative is the parameter with the longest common dotted name, preferably of the same number
     of dimensions, so that biases and norm weights end up without weight decay where such a group exists.
@@ -39,7 +39,7 @@ def add_missing(
         missing: Name -> parameter.
         names: Id -> name of every parameter of the model.
         optimizers: The Trainer's optimizers.
-        schedulers: The Trainer's LR schedulers; those of a grown optimizer grow along.
+        schedulers: The Trainer's LR schedulers; those of an extended optimizer are extended too.
 
     Returns:
         Name of the new group -> names of the parameters in it.
@@ -64,8 +64,8 @@ def split_off(
 ) -> list[tuple[Optimizer, int, int]]:
     """Move parameters into groups of their own, one for each group that had some of them.
 
-    The old group stays, even if it is empty now: LR schedulers go on driving it, and the new group can be set
-    relative to it.
+    The old group stays, even if it is empty now: LR schedulers still control it, and the new group's rate can
+    be set relative to it.
 
     Returns:
         Optimizer, index of the new group, index of the old group.
@@ -85,7 +85,7 @@ def split_off(
 
 
 def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> None:
-    """Drop what optimizers remember of parameters: memory is freed, and moments start afresh after a thaw."""
+    """Drop the optimizers' state of parameters: frees memory, and moments start from 0 after a thaw."""
     parameters = list(parameters)
     for optimizer in optimizers:
         for parameter in parameters:
@@ -133,7 +133,7 @@ def _add_group(
 ) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
-            "LBFGS knows one parameter group only. Put every parameter into it when you build it, "
+            "LBFGS supports one parameter group only. Put every parameter into it when you build it, "
             "and remove unfreeze_lr, unfreeze_lr_factor and warmup_steps."
         )
     home = optimizer.param_groups[home_index]
@@ -150,7 +150,7 @@ def _copy(value: Any) -> Any:
 
 
 def _extend(scheduler: Any, optimizer: Optimizer, home_index: int) -> None:
-    """Let a scheduler, and those it is made of, treat the newest group as it treats its home."""
+    """Make a scheduler and its parts treat the newest group like the group it came from."""
     for part in getattr(scheduler, "_schedulers", ()):
         _extend(part, optimizer, home_index)
     if getattr(scheduler, "optimizer", None) is not optimizer:

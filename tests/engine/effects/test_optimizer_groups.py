@@ -157,5 +157,5 @@ def test_lbfgs_is_refused_by_name() -> None:
     parameters = layers()
     optimizer = torch.optim.LBFGS(parameters.values())
 
-    with pytest.raises(ValueError, match="LBFGS knows one parameter group only. .* remove unfreeze_lr"):
+    with pytest.raises(ValueError, match="LBFGS supports one parameter group only. .* remove unfreeze_lr"):
         optimizer_groups.split_off(dict(list(parameters.items())[:1]), "thawed", [optimizer], [])
