@@ -10,6 +10,7 @@ from lighter_freezers.engine.effects.norm_layers import NormMode
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.triggers import MetricTrigger, Schedule, parse_metric_trigger
+from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = ["Freezer"]
@@ -209,6 +210,6 @@ def _learning_rate(
 def _title(selector: ParameterSelector, schedule: Schedule, trigger: MetricTrigger | None) -> str:
     wanted = [*selector.names, *selector.prefixes, *selector.patterns]
     # quoted, because lighter's log would take an unquoted word behind the bracket for a colour
-    what = ", ".join(map(repr, wanted[:3])) + (f" and {len(wanted) - 3} more" if len(wanted) > 3 else "")
+    what = first_few([repr(text) for text in wanted])
     until = f"until {trigger}" if trigger else ""
     return f"Freezer[{' '.join(part for part in (what, str(schedule), until) if part)}]"

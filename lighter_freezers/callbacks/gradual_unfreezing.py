@@ -14,6 +14,7 @@ from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.triggers import Moment, Schedule
 from lighter_freezers.layers.thaw_order import Direction, Layer, Layers, cut_into_stages, layers_of
 from lighter_freezers.layers.thaw_pace import Pace, parse_pace
+from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = ["GradualUnfreezing"]
@@ -121,12 +122,11 @@ class GradualUnfreezing(EngineCallback):
             return
         late = [title for hold, title in self._beginnings if hold != Schedule() and hold.is_active(last)]
         if late:
-            shown = ", ".join(late[:3]) + (f" and {len(late) - 3} more" if len(late) > 3 else "")
             log.warning(
                 "%r: %s would thaw after the run has ended, in epoch %d at step %d. Train longer, or thaw "
                 "more at a time",
                 self,
-                shown,
+                first_few(late),
                 last.epoch,
                 last.optimizer_step + 1,
             )

@@ -15,7 +15,7 @@ from lighter_freezers.engine.actions import Action, ActionResult
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
-from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import canonical_name
 
 __all__ = ["Announcer"]
@@ -94,10 +94,9 @@ class Announcer:
     def warn_of_intrusion(self, intruded: Sequence[Parameter]) -> None:
         """Warn that other code switched held parameters on, and state what happens to them."""
         names = self._named(intruded)
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         holders = ", ".join(ledger.holders(intruded[0]))
         warnings.warn(
-            f"Something else set requires_grad=True on {shown}, held frozen by {holders}. "
+            f"Something else set requires_grad=True on {first_few(names)}, held frozen by {holders}. "
             "They stay frozen while they are held and train afterwards. This warning appears once per run.",
             stacklevel=2,
         )

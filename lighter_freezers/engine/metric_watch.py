@@ -1,6 +1,5 @@
 """Passes logged metrics to rules and actions that wait for one: each value once, equal on every rank."""
 
-import difflib
 import re
 import warnings
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from lighter_freezers.engine import trainer_clock
+from lighter_freezers.selection.names import closest_names
 
 __all__ = ["TRAINING_LOSS", "MetricWatch", "Watcher"]
 
@@ -143,7 +143,7 @@ def _family(name: str) -> str:
 
 
 def _unknown(watcher: Watcher, monitor: str, names: list[str]) -> str:
-    closest = difflib.get_close_matches(monitor, names, n=3, cutoff=0.0)
+    closest = closest_names(monitor, names, 3)
     return (
         f"{watcher.title} waits for the metric '{monitor}', but it was never logged. "
         f"Closest: {', '.join(closest) or 'none'}. Logged: {', '.join(sorted(names)) or 'nothing'}. "

@@ -4,7 +4,6 @@ What the tensors are called in a GPT is in `checkpoint_names.py`, what model the
 `checkpoint_config.py`.
 """
 
-import difflib
 import json
 import re
 import warnings
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lighter_freezers.gpt.checkpoint_config import config_of_model_args, config_of_transformers
+from lighter_freezers.selection.names import closest_names
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 
@@ -214,7 +214,7 @@ def _closest_files(path: Path) -> str:
     while not path.parent.is_dir():
         path = path.parent
     names = [child.name for child in path.parent.iterdir()]
-    close = difflib.get_close_matches(path.name, names, n=4)
+    close = closest_names(path.name, names, cutoff=0.6)
     alike = f"; the closest names are {', '.join(close)}" if close else ", nor anything with a name like it"
     return f"'{path.parent.absolute()}' has no '{path.name}'{alike}."
 

@@ -16,7 +16,7 @@ from lighter_freezers.gpt.checkpoint_config import INVISIBLE, needed_config, nee
 from lighter_freezers.gpt.checkpoint_files import read_checkpoint
 from lighter_freezers.gpt.checkpoint_names import HEAD, POSITIONS, TOKENS, is_of_trunk, with_gpt_names
 from lighter_freezers.gpt.config import GPTConfig
-from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import named_aliases, unwrapped
 
 __all__ = ["LoadReport", "config_from_checkpoint", "load_pretrained"]
@@ -55,7 +55,7 @@ class LoadReport:
             "left_over": "not used",
         }
         details = [
-            f"; {title}: {_shortened(getattr(self, key))}"
+            f"; {title}: {first_few(getattr(self, key), 4)}"
             for key, title in titles.items()
             if getattr(self, key)
         ]
@@ -165,7 +165,7 @@ def _read(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, 
         names = list(checkpoint.tensors)
         raise ValueError(
             f"'{checkpoint.source}' has nothing of a GPT, so nothing was loaded. It has tensors "
-            f"called {_shortened(names)}; those of a GPT are called {TOKENS}, "
+            f"called {first_few(names, 4)}; those of a GPT are called {TOKENS}, "
             "transformer.h.0.attn.c_attn.weight and so on, also after _orig_mod., module., model. or network."
         )
     return tensors, needed_config(tensors, checkpoint.stated), checkpoint.source
@@ -223,18 +223,13 @@ def _refuse_a_misfit(
         f"'{report.source}' does not fit this GPT, so nothing was loaded. "
         + (f"Missing in it: {NameSummary(list(parameters)).compress(missing)}. " if missing else "")
         + (f"Left over: {NameSummary(list(tensors)).compress(left_over)}. " if left_over else "")
-        + (f"Mismatched: {_shortened(shapes, 3)}. " if mismatched else "")
+        + (f"Mismatched: {first_few(shapes, 3)}. " if mismatched else "")
         + f"It needs a GPTConfig with {needs}."
     )
 
 
 def _form(tensor: Tensor) -> str:
     return str(tuple(tensor.shape)) + ("" if tensor.is_floating_point() else f" {tensor.dtype}")
-
-
-def _shortened(items: Sequence[str], num_items: int = 4) -> str:
-    more = len(items) - num_items
-    return ", ".join([*items[:num_items], *([f"... and {more} more"] if more > 0 else [])])
 
 
 def _is_first_process() -> bool:

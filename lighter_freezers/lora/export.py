@@ -14,6 +14,7 @@ from lighter_freezers.engine import ledger
 from lighter_freezers.lora.attach import network_of
 from lighter_freezers.lora.ranks import alpha_for
 from lighter_freezers.lora.sites import LoraFactors, find_lora_sites, lora_layers
+from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.names import canonical_name, named_aliases, unwrapped, walk
 
 __all__ = ["save_adapter"]
@@ -104,10 +105,9 @@ def _refuse_changed_base(root: nn.Module, config: Any) -> None:
     merged = [path for path, module in walk(root) if getattr(module, "base_is_changed", False)]
     for names, what in ((merged, "got a LoRA update merged into them"), (changed, "train or trained")):
         if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise RuntimeError(
-                f"Base weights {what}: {shown}. The adapter alone is not this model. Save the base weights "
-                "too, such as torch.save(model.state_dict(), ...), and call save_adapter(..., "
+                f"Base weights {what}: {first_few(names)}. The adapter alone is not this model. Save the "
+                "base weights too, such as torch.save(model.state_dict(), ...), and call save_adapter(..., "
                 "base_is_saved=True)."
             )
 

@@ -9,6 +9,7 @@ from torch import nn
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.selection.layer_names import find_blocks
+from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.names import canonical_parameters, closest_names
 
 __all__ = [
@@ -196,8 +197,9 @@ def check_phases(phases: Sequence[Phase], adapters: Sequence[Adapter], num_block
             )
     idle = [adapter.title for adapter in adapters if not any(phase.trains(adapter) for phase in phases)]
     if idle:
-        shown = ", ".join(idle[:4]) + (f" and {len(idle) - 4} more" if len(idle) > 4 else "")
-        log.warning("LoraPhases: LoRA on %s trains in no phase; name it in one, or take it away", shown)
+        log.warning(
+            "LoraPhases: LoRA on %s trains in no phase; name it in one, or take it away", first_few(idle, 4)
+        )
 
 
 def _check_bounds(argument: str, phase: Phase, next_start: int) -> None:

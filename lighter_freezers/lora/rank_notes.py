@@ -7,6 +7,7 @@ from typing import Any
 
 from lighter_freezers.lora.ranks import RankChange
 from lighter_freezers.lora.sites import LoraSite
+from lighter_freezers.selection.name_summary import first_few
 
 __all__ = ["in_words", "notes_of"]
 
@@ -42,9 +43,8 @@ def notes_of(changes: Iterable[tuple[LoraSite, RankChange]], reasons: Sequence[s
     notes = []
     for group in alike.values():
         titles = [title for title, _ in group]
-        named = ", ".join(titles[:_SHOWN]) + (
-            f" and {len(titles) - _SHOWN} more" if len(titles) > _SHOWN else ""
-        )
         lost = math.hypot(*(change.discarded for _, change in group))
-        notes.append(in_words(named, dataclasses.replace(group[0][1], discarded=lost)) + why)
+        notes.append(
+            in_words(first_few(titles, _SHOWN), dataclasses.replace(group[0][1], discarded=lost)) + why
+        )
     return notes

@@ -134,10 +134,10 @@ def unwrapped(module: nn.Module, at_root: bool = False) -> nn.Module:
     return module if inner is None else unwrapped(inner, at_root)
 
 
-def closest_names(asked: str, names: Iterable[str], count: int = 4) -> list[str]:
+def closest_names(asked: str, names: Iterable[str], count: int = 4, *, cutoff: float = 0.0) -> list[str]:
     """The names most like the one asked for, wrappers left aside, best first."""
     full_names: dict[str, str] = {}
     for name in names:
         full_names.setdefault(without_wrapper(name), name)
-    close = difflib.get_close_matches(without_wrapper(asked), full_names, n=count, cutoff=0.0)
+    close = difflib.get_close_matches(without_wrapper(asked), full_names, n=count, cutoff=cutoff)
     return [full_names[short] for short in close]

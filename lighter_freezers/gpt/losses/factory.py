@@ -1,6 +1,5 @@
 """From flat configuration keys, as the multi-mode GPT's training scripts have them, to a pipeline."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from lighter_freezers.gpt.losses.token_modifiers import (
     MaskRatioModifier,
     TargetSmoothingModifier,
 )
+from lighter_freezers.selection.names import closest_names
 
 __all__ = ["create_loss_modifier_pipeline"]
 
@@ -126,7 +126,7 @@ def _refuse_misspelled(names: list[str]) -> None:
     for name in names:
         if name in _KNOWN:
             continue
-        closest = difflib.get_close_matches(str(name), _KNOWN, n=3, cutoff=_SIMILAR)
+        closest = closest_names(str(name), _KNOWN, 3, cutoff=_SIMILAR)
         family = next((family.prefix for family in _FAMILIES if family.prefix in str(name)), None)
         if family is not None and not closest:
             closest = [key for key in _KNOWN if family in key]
