@@ -15,8 +15,7 @@ from lighter_freezers.gpt.config import GPTConfig, ModelMode
 from lighter_freezers.gpt.generation import Sampling, continued, evaluating
 from lighter_freezers.gpt.heads import LossModifiers, objective_of
 from lighter_freezers.gpt.lora_methods import LoraMethods
-from lighter_freezers.gpt.on_device import require
-from lighter_freezers.gpt.padding import checked_attention_mask, mask_of_padding
+from lighter_freezers.gpt.padding import checked_attention_mask, mask_of_padding, require
 from lighter_freezers.gpt.trunk import Trunk
 
 __all__ = ["GPT"]

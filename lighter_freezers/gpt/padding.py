@@ -1,11 +1,12 @@
-"""When padding needs a mask, and what an attention mask may look like. B batch, T time."""
+"""When padding needs a mask, what an attention mask may look like, and a check that never waits for a GPU.
+
+B batch, T time.
+"""
 
 import torch
 from torch import Tensor
 
-from lighter_freezers.gpt.on_device import require
-
-__all__ = ["checked_attention_mask", "mask_of_padding"]
+__all__ = ["checked_attention_mask", "mask_of_padding", "require"]
 
 
 def checked_attention_mask(attention_mask: Tensor, input_ids: Tensor) -> Tensor:
@@ -58,3 +59,24 @@ def mask_of_padding(is_real: Tensor | None, is_causal: bool) -> Tensor | None:
     if can_look and bool(is_real.all()):
         return None
     return is_real[:, None, None, :]  # (B, 1, 1, T)
+
+
+def require(is_true: Tensor, message: str) -> None:
+    """Raise if a condition on tensor values does not hold.
+
+    On a GPU the host does not wait for the answer: the process fails some operations later, with the message
+    in the device's error. So too in compiled code.
+
+    Args:
+        is_true: A scalar of bool.
+        message: What is wrong and what to do.
+
+    Raises:
+        ValueError: It does not hold; on a CPU.
+    """
+    if is_true.is_meta:
+        return
+    if is_true.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(is_true, message)
+    elif not is_true:
+        raise ValueError(message)

@@ -20,7 +20,7 @@ from lighter_freezers import (
     evaluate_wikisql,
 )
 from lighter_freezers.experiments import evaluate
-from lighter_freezers.experiments.evaluation.exact_match import exact_match
+from lighter_freezers.experiments.evaluation.text_metrics import exact_match
 from lighter_freezers.reports.results_file import unused_path, versions, write_results
 from tests.experiments.training.causal_lms import causal_lm, tokenizer
 from tests.lab import trainer

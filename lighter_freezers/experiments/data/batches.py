@@ -1,16 +1,37 @@
-"""Labels and rows as tensors: labels of tokens from those of characters, and padding.
+"""Sequences of tokens as batches: windows of a text, rows of a file, labels of tokens, and padding.
 
-The only place that writes the number of positions that count nothing.
+The only place that writes the number of positions that count nothing, and that fills up what is shorter.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-__all__ = ["IGNORE_INDEX", "UNLABELLED", "attention_mask", "first_token_labels", "padded", "token_labels"]
+from lighter_freezers.experiments.data.tokenizer import TextTokenizer
+
+__all__ = [
+    "IGNORE_INDEX",
+    "UNLABELLED",
+    "Batch",
+    "EncodedRow",
+    "PaddedRows",
+    "Sequences",
+    "TokenWindows",
+    "about_long_rows",
+    "attention_mask",
+    "evenly_spread",
+    "first_token_labels",
+    "padded",
+    "token_labels",
+    "window_starts",
+]
 
 IGNORE_INDEX = -100  # what torch's cross-entropy passes over unless told otherwise
 UNLABELLED = 255  # a character without a class, as a blank outside of strings
@@ -62,3 +83,143 @@ def attention_mask(rows: Sequence[Tensor]) -> Tensor | None:
     if bool((lengths == longest).all()):
         return None
     return torch.arange(longest) < lengths[:, None]
+
+
+Batch = dict[str, Any]  # tensors by name; texts too where somebody generates
+
+
+class Sequences(Dataset[Batch], ABC):
+    """A data set that makes a whole batch from a list of numbers."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many sequences there are."""
+
+    @abstractmethod
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these sequences."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """How many there are and how long they are, in words for a log line."""
+
+
+def evenly_spread(total: int, limit: int | None) -> Tensor:
+    """The numbers of at most `limit` of `total` things, spread evenly over them; None takes all."""
+    kept = total if limit is None else min(limit, total)
+    return torch.arange(kept) * total // max(kept, 1)
+
+
+def window_starts(num_tokens: int, block_size: int, num_windows: int | None) -> Tensor:
+    """Where windows side by side begin in a stream of tokens, each with the token that follows it.
+
+    What is left at the end, less than a window, is left out.
+    """
+    return evenly_spread((num_tokens - 1) // block_size, num_windows) * block_size
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One sequence.
+
+    Args:
+        input_ids: Its tokens, (T,).
+        targets: A target for each token, (T,), or one for the row, ().
+        num_bytes: The bytes of text that the targets stand for. None where nobody asks.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    num_bytes: int | None = None
+
+
+class PaddedRows(Sequences):
+    """Sequences of different lengths, indexed by lists of their numbers.
+
+    A batch has `attention_mask` (B, T), True for real tokens, only if one of its rows is shorter than
+    another. Positions after the end of a row count nothing as targets.
+
+    Args:
+        rows: The sequences, at least one.
+        remark: What was done to them, for the log line; empty if nothing was.
+        limit: How many to keep, spread evenly over the file. None keeps all.
+        pad_id: The token that stands after the end of a row; nobody looks at it.
+    """
+
+    def __init__(self, rows: Sequence[EncodedRow], remark: str, limit: int | None, pad_id: int) -> None:
+        self._rows = [rows[index] for index in evenly_spread(len(rows), limit).tolist()]
+        self._remark = remark
+        self._pad_id = pad_id
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these B rows, T tokens long as the longest: input_ids, targets and what they need."""
+        rows = [self._rows[index] for index in indices]
+        tokens = [row.input_ids for row in rows]
+        targets = [row.targets for row in rows]
+        are_per_token = targets[0].ndim == 1
+        batch = {
+            "input_ids": padded(tokens, self._pad_id),  # (B, T)
+            "targets": padded(targets, IGNORE_INDEX) if are_per_token else torch.stack(targets),
+        }
+        if rows[0].num_bytes is not None:
+            batch["num_bytes"] = torch.tensor([row.num_bytes for row in rows])  # (B,)
+        mask = attention_mask(tokens)
+        return batch if mask is None else {**batch, "attention_mask": mask}
+
+    def describe(self) -> str:
+        """As `30 sequences of 5 to 128 tokens; rows longer than block_size=128: 2 of 30, cut`."""
+        lengths = [len(row.input_ids) for row in self._rows]
+        return f"{len(self):,} sequences of {min(lengths)} to {max(lengths)} tokens{self._remark}"
+
+
+def about_long_rows(num_long: int, num_rows: int, limit: str, what_was_done: str) -> str:
+    """The remark about rows that are too long; empty if none is."""
+    return f"; rows longer than {limit}: {num_long} of {num_rows}, {what_was_done}" if num_long else ""
+
+
+class TokenWindows(Sequences):
+    """Windows of a token stream, side by side, indexed by lists of window numbers.
+
+    The stream is `<eos> document <eos> document <eos>`. What is left at its end, less than a window, is left
+    out.
+
+    Args:
+        documents: Texts.
+        tokenizer: Turns them into tokens.
+        block_size: Tokens in a window.
+        num_windows: How many windows to keep, spread evenly over the text. None keeps all.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[str],
+        tokenizer: TextTokenizer,
+        block_size: int,
+        num_windows: int | None = None,
+    ) -> None:
+        self._tokens = torch.tensor(tokenizer.stream(documents))
+        self.num_tokens = len(self._tokens)
+        self._bytes_per_token = torch.tensor(tokenizer.bytes_per_token())
+        self._starts = window_starts(self.num_tokens, block_size, num_windows)
+        self._offsets = torch.arange(block_size + 1)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these B windows of T tokens: input_ids, targets and num_bytes of the targets."""
+        starts = self._starts[torch.as_tensor(indices)]
+        windows = self._tokens[starts[:, None] + self._offsets]  # (B, T + 1)
+        targets = windows[:, 1:].contiguous()
+        return {
+            "input_ids": windows[:, :-1].contiguous(),  # (B, T)
+            "targets": targets,  # (B, T)
+            "num_bytes": self._bytes_per_token[targets].sum(dim=1),  # (B,)
+        }
+
+    def describe(self) -> str:
+        """As `36 sequences of 128 tokens`."""
+        return f"{len(self):,} sequences of {len(self._offsets) - 1} tokens"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lighter_freezers.experiments.data.batches import IGNORE_INDEX, padded
+from lighter_freezers.experiments.data.batches import IGNORE_INDEX, Batch, Sequences, padded
 from lighter_freezers.experiments.data.prompt_encoding import (
     EncodedPrompt,
     NoRoom,
@@ -15,7 +15,6 @@ from lighter_freezers.experiments.data.prompt_encoding import (
 )
 from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer
 from lighter_freezers.experiments.data.prompts import PromptedRow
-from lighter_freezers.experiments.data.sequences import Batch, Sequences
 
 __all__ = ["AnswerSequences", "PromptSequences", "Room"]
 

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lighter_freezers.experiments.data.parquet_files import parquet_rows
-
-__all__ = ["SUFFIXES", "Row", "each_row", "read_rows", "shown"]
+__all__ = ["Row", "SUFFIXES", "each_row", "parquet_rows", "read_rows", "shown"]
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 MAX_SHOWN = 60  # characters of a value that an error shows
@@ -186,3 +184,26 @@ def _listed(names: Sequence[str]) -> str:
 
 def _example(fields: Sequence[str]) -> str:
     return "{" + ", ".join(f'"{field}": ...' for field in fields) + "}"
+
+
+def parquet_rows(file: Path) -> Iterator[dict[str, object]]:
+    """The rows of a Parquet file, a block at a time: lists and nested fields as Python's lists and dicts.
+
+    Raises:
+        RuntimeError: pyarrow is not installed.
+        ValueError: It is no Parquet file.
+    """
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise RuntimeError(
+            f"{file} is a Parquet file, and pyarrow, which reads it, cannot be imported: {error}. Get it: "
+            'pip install "lighter-freezers[experiments]". A .jsonl or .csv file needs nothing.'
+        ) from error
+    try:
+        with ParquetFile(file) as opened:
+            for batch in opened.iter_batches():
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read as Parquet: {error}.") from error

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TypeAlias
 
-from lighter_freezers.experiments.evaluation.bleu import bleu
-from lighter_freezers.experiments.evaluation.exact_match import exact_match
-from lighter_freezers.experiments.evaluation.label_accuracy import label_accuracy
-from lighter_freezers.experiments.evaluation.meteor import meteor
-from lighter_freezers.experiments.evaluation.rouge import rouge
 from lighter_freezers.experiments.evaluation.sql_match import sql_match
+from lighter_freezers.experiments.evaluation.text_metrics import (
+    bleu,
+    exact_match,
+    label_accuracy,
+    meteor,
+    rouge,
+)
 from lighter_freezers.selection.names import closest_names
 
 __all__ = ["METRICS", "check_metric_names", "check_metric_packages", "score_texts"]

@@ -4,8 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lighter_freezers.experiments.evaluation.exact_match import normalised
-from lighter_freezers.experiments.evaluation.text_metrics import check_pairs, share
+from lighter_freezers.experiments.evaluation.text_metrics import check_pairs, normalised, share
 
 __all__ = ["SqlQuery", "parse_sql", "sql_match"]
 

@@ -5,13 +5,17 @@ from functools import cached_property
 
 import torch
 
+from lighter_freezers.experiments.data.batches import (
+    EncodedRow,
+    PaddedRows,
+    Sequences,
+    TokenWindows,
+    about_long_rows,
+)
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import text_of
 from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
-from lighter_freezers.experiments.data.padded_rows import EncodedRow, PaddedRows, about_long_rows
-from lighter_freezers.experiments.data.sequences import Sequences
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
-from lighter_freezers.experiments.data.windows import TokenWindows
 
 __all__ = ["CorpusTask", "RowTextsTask"]
 

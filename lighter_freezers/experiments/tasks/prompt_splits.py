@@ -4,12 +4,18 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+from lighter_freezers.experiments.data.batches import Sequences, evenly_spread
 from lighter_freezers.experiments.data.corpus import SPLITS, Corpus
 from lighter_freezers.experiments.data.prompt_batches import AnswerSequences, PromptSequences, Room
 from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer
-from lighter_freezers.experiments.data.prompted_rows import LoadedRows, held_out, load_rows, questions
-from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask
-from lighter_freezers.experiments.data.sequences import Sequences, evenly_spread
+from lighter_freezers.experiments.data.prompts import (
+    LoadedRows,
+    PromptedRow,
+    PromptedTask,
+    held_out,
+    load_rows,
+    questions,
+)
 from lighter_freezers.experiments.tasks.task_files import SplitFiles
 
 __all__ = ["PromptedSplits"]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from lighter_freezers.experiments.data.batches import Sequences
 from lighter_freezers.experiments.data.corpus import Corpus
-from lighter_freezers.experiments.data.sequences import Sequences
 
 __all__ = ["AnyTokenizer", "Task", "Tokenizer"]
 

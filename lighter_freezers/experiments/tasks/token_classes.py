@@ -7,13 +7,19 @@ from pathlib import Path
 
 import torch
 
-from lighter_freezers.experiments.data.batches import first_token_labels
+from lighter_freezers.experiments.data.batches import (
+    Batch,
+    EncodedRow,
+    PaddedRows,
+    Sequences,
+    about_long_rows,
+    first_token_labels,
+    window_starts,
+)
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import classes_of_rows, label_numbers, labels_of, words_of
 from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
-from lighter_freezers.experiments.data.padded_rows import EncodedRow, PaddedRows, about_long_rows
 from lighter_freezers.experiments.data.rows import Row
-from lighter_freezers.experiments.data.sequences import Batch, Sequences, window_starts
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
 from lighter_freezers.experiments.tasks.code_labels import CLASS_NAMES
 from lighter_freezers.experiments.tasks.labelled_code import LabelledCode, cache_all_classes

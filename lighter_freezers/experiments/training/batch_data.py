@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lighter_freezers._log import log
 from lighter_freezers.arguments import count
+from lighter_freezers.experiments.data.batches import Sequences
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.own_files import RowFiles
-from lighter_freezers.experiments.data.sequences import Sequences
 from lighter_freezers.experiments.data.standard_library import standard_library
 from lighter_freezers.experiments.data.tokenizer import (
     MIN_VOCAB_SIZE,

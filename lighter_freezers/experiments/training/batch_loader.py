@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from lighter_freezers.experiments.data.sequences import Batch, Sequences
+from lighter_freezers.experiments.data.batches import Batch, Sequences
 
 __all__ = ["Batches", "EpochOrder", "EvaluationLoader", "Share", "TrainingLoader"]
 

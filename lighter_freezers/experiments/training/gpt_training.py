@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers.arguments import positive
-from lighter_freezers.experiments.evaluation.mode_figures import Batch, Figures
-from lighter_freezers.experiments.evaluation.of_mode import figures_of
+from lighter_freezers.experiments.evaluation.mode_figures import Batch, Figures, figures_of
 from lighter_freezers.experiments.training.data_check import check_data_fits
 from lighter_freezers.experiments.training.optimization import adamw, lr_plan, not_negative
 from lighter_freezers.experiments.training.predictions import Continuation, predictor_of

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lighter_freezers.experiments.evaluation.score_figures import ScoreFigures
+from lighter_freezers.experiments.evaluation.mode_figures import ScoreFigures
 
 
 def pairs(num_sequences: int = 40, spread: float = 0.2) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
-from lighter_freezers.experiments.evaluation.token_figures import TokenFigures
+from lighter_freezers.experiments.evaluation.mode_figures import TokenFigures
 
 IGNORED = -1
 NUM_CLASSES = 4

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lighter_freezers.experiments.evaluation.text_likelihood import TextLikelihood
+from lighter_freezers.experiments.evaluation.mode_figures import TextLikelihood
 
 IGNORED = -1
 
