@@ -11,6 +11,7 @@ from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.trainer_strategies import refuse_flat_gradients
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.reports.gradients.changed_layers import changed_layers
 from lighter_freezers.reports.gradients.files import NormFiles, free_name, local_folder
@@ -119,7 +120,7 @@ class GradientNormMonitor(Callback):
         """Refuse what cannot be measured, and listen to the changes of this fit."""
         if stage != "fit":
             return
-        _refuse_unsupported_strategy(trainer.strategy)
+        refuse_flat_gradients(trainer.strategy, "GradientNormMonitor")
         Engine.of(trainer).add_listener(self)
 
     def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
@@ -263,12 +264,3 @@ def _file_name(name: object) -> str:
     if not name or Path(name).name != name:
         raise ValueError(f"name is what file names begin with, without a folder. Got {name!r}. Use dirpath.")
     return name
-
-
-def _refuse_unsupported_strategy(strategy: Any) -> None:
-    bases = {base.__name__ for base in type(strategy).__mro__}
-    if bases & {"FSDPStrategy", "DeepSpeedStrategy"}:
-        raise RuntimeError(
-            f"GradientNormMonitor cannot measure under {type(strategy).__name__}: it keeps gradients in flat "
-            "pieces that know no layers. Use 'ddp' or ModelParallelStrategy (FSDP2), or remove it."
-        )

@@ -15,6 +15,7 @@ from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.followers import Change, Followers, TransitionListener
 from lighter_freezers.engine.metric_watch import MetricWatch
 from lighter_freezers.engine.rules import ActiveRule, FreezeRule, active_rules_of, refuse_overlap
+from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["EngineCallback", "Engine"]
@@ -110,7 +111,7 @@ class Engine(Callback):
 
     def _set_up_fit(self, trainer: Any, pl_module: Any) -> None:
         rules = [rule for callback in _engine_callbacks(trainer) for rule in callback.rules_for(pl_module)]
-        ddp_wrapper.refuse_unsupported_strategy(
+        refuse_unsupported_strategy(
             trainer.strategy,
             is_static=all(rule.is_static for rule in rules) and not len(self._actions),
             reshapes=any(action.reshapes for action in self._actions),

@@ -10,9 +10,10 @@ from torch.utils.hooks import RemovableHandle
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.effects import optimizer_groups
-from lighter_freezers.engine.effects.lean_groups import LeanGroups, refuse_lean_groups
+from lighter_freezers.engine.effects.lean_groups import LeanGroups
 from lighter_freezers.engine.effects.learning_rates import ThawedGroup
 from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
 from lighter_freezers.selection.names import canonical_name, canonical_parameters
 
 __all__ = ["OptimizerFollower"]

@@ -6,10 +6,7 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["put_on", "rebuild", "refuse_unsupported_strategy", "take_off"]
-
-_FOLLOW_FLAGS = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy", "FSDPStrategy")
-_FOLLOW_SHAPES = ("SingleDeviceStrategy", "DDPStrategy")
+__all__ = ["put_on", "rebuild", "take_off"]
 
 
 def rebuild(strategy: Any) -> bool:
@@ -65,37 +62,3 @@ def put_on(strategy: Any) -> None:
         strategy._ddp_kwargs = options
     strategy._register_ddp_hooks()
     strategy._pl_static_graph_delay_done = False
-
-
-def refuse_unsupported_strategy(strategy: Any, is_static: bool, reshapes: bool = False) -> None:
-    """Refuse a strategy that cannot follow a change of flags or shapes during a run.
-
-    Args:
-        strategy: The Trainer's strategy.
-        is_static: What is held at the start stays held to the end, so any strategy works.
-        reshapes: Parameters may get other shapes.
-
-    Raises:
-        RuntimeError: The strategy cannot follow; the message names it and the way out.
-    """
-    name = type(strategy).__name__
-    bases = {base.__name__ for base in type(strategy).__mro__}
-    is_flat = "FSDPStrategy" in bases and not strategy.kwargs.get("use_orig_params")
-    if is_flat:
-        raise RuntimeError(
-            f"{name}(use_orig_params=False) flattens parameters, so single layers cannot be frozen. "
-            "Use FSDPStrategy(use_orig_params=True) or ModelParallelStrategy (FSDP2)."
-        )
-    follows = bases.intersection(_FOLLOW_FLAGS) and "DeepSpeedStrategy" not in bases
-    if not follows and not is_static:
-        raise RuntimeError(
-            f"{name} cannot freeze or thaw layers while training runs: it fixes what trains when it starts. "
-            "Hold the layers for the whole run (no from_*, until_*, windows), or use one of the strategies "
-            "'auto', 'ddp', ModelParallelStrategy (FSDP2) or FSDPStrategy(use_orig_params=True)."
-        )
-    follows_shapes = bases.intersection(_FOLLOW_SHAPES) and "DeepSpeedStrategy" not in bases
-    if reshapes and not follows_shapes:
-        raise RuntimeError(
-            f"{name} cannot change the rank of a layer while training runs: it lays parameters out when it "
-            "starts. Use one device or the strategy 'ddp', or leave the ranks alone."
-        )

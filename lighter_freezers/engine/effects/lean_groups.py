@@ -8,33 +8,13 @@ parameters, and removed parameters have no state, as if they had never trained.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["LeanGroups", "refuse_lean_groups"]
+__all__ = ["LeanGroups"]
 
 _PER_PARAMETER = ("params", "param_names")
-
-
-def refuse_lean_groups(strategy: Any, optimizers: Iterable[Optimizer]) -> None:
-    """Refuse a strategy or an optimizer from which parameters cannot be removed.
-
-    Raises:
-        RuntimeError: The strategy or an optimizer relies on a fixed set of parameters.
-    """
-    name = type(strategy).__name__
-    if not {"SingleDeviceStrategy", "DDPStrategy"} & {base.__name__ for base in type(strategy).__mro__}:
-        raise RuntimeError(
-            f"optimizer_state='free' takes what is frozen out of the optimizer, and {name} does not follow "
-            "that when it saves a checkpoint. Use 'reset', one device or the strategy 'ddp'."
-        )
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
-        raise RuntimeError(
-            "optimizer_state='free' takes frozen parameters out of the optimizer, but LBFGS remembers all of "
-            "them together. Use another optimizer, or optimizer_state='keep'."
-        )
 
 
 class LeanGroups:
