@@ -11,8 +11,9 @@ import torch
 
 from lighter_freezers._lightning import Callback
 from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.training_loss import loss_of, mean_loss
 from lighter_freezers.reports.results_file import plain, unused_path, versions
-from lighter_freezers.selection.names import canonical_parameters
+from lighter_freezers.selection.element_counts import num_elements, num_trainable
 
 __all__ = ["ResultsSummary"]
 
@@ -70,11 +71,11 @@ class ResultsSummary(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         """Keep the loss of a batch; every so often fold the kept ones into one sum, on the device."""
         if not self._sizes:
-            self._sizes["trainable_parameters"] = _num_trainable(pl_module)
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if not isinstance(loss, torch.Tensor):
+            self._sizes["trainable_parameters"] = num_trainable(pl_module.parameters())
+        loss = loss_of(outputs)
+        if loss is None:
             return
-        self._losses.append(loss.detach())
+        self._losses.append(loss)
         self._num_batches += 1
         if len(self._losses) > 100 * NUM_LAST:
             early, self._losses = self._losses[:-NUM_LAST], self._losses[-NUM_LAST:]
@@ -83,8 +84,8 @@ class ResultsSummary(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Count what trains, before everything held is let go."""
-        self._sizes["parameters"] = sum(p.numel() for p in canonical_parameters(pl_module).values())
-        self._sizes["final_trainable_parameters"] = _num_trainable(pl_module)
+        self._sizes["parameters"] = num_elements(pl_module.parameters())
+        self._sizes["final_trainable_parameters"] = num_trainable(pl_module.parameters())
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the file; on the first rank only."""
@@ -124,16 +125,11 @@ class ResultsSummary(Callback):
         """The mean over all batches and over the last; one read of the host each."""
         if not self._losses:
             return {"train_loss": None, "final_train_loss": None}
-        kept = torch.stack(self._losses).float() * trainer_clock.window_length(trainer)
-        earlier = 0.0 if self._total is None else self._total * trainer_clock.window_length(trainer)
+        total = torch.stack(self._losses).float().sum() + (0.0 if self._total is None else self._total)
         return {
-            "train_loss": trainer_clock.reduced(trainer, (kept.sum() + earlier) / self._num_batches),
-            "final_train_loss": trainer_clock.reduced(trainer, kept[-NUM_LAST:].mean()),
+            "train_loss": float(mean_loss(trainer, [total / self._num_batches])),
+            "final_train_loss": float(mean_loss(trainer, self._losses[-NUM_LAST:])),
         }
-
-
-def _num_trainable(pl_module: Any) -> int:
-    return sum(p.numel() for p in canonical_parameters(pl_module).values() if p.requires_grad)
 
 
 def _folder(trainer: Any) -> Path:

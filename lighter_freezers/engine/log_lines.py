@@ -15,6 +15,7 @@ from lighter_freezers.engine.actions import Action, ActionResult
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.element_counts import frozen_share, num_elements
 from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import canonical_name
 
@@ -79,12 +80,12 @@ class Announcer:
         if not (transition.frozen or transition.thawed or transition.is_initial):
             return
         flags = map(attrgetter("requires_grad"), self._parameters)
-        num_frozen = self._num_elements - sum(compress(self._sizes, flags))
+        share = frozen_share(sum(compress(self._sizes, flags)), self._num_elements)
         frozen_verb = "starts with frozen" if transition.is_initial else "froze"
         parts = [
             f"{frozen_verb} {self._texts[transition.frozen]}" if transition.frozen else "",
             f"thawed {self._texts[transition.thawed]}" if transition.thawed else "",
-            f"{100 * num_frozen / max(1, self._num_elements):.3g} % frozen",
+            f"{100 * share:.3g} % frozen",
             f"held by {', '.join(transition.holders)}" if transition.holders else "",
         ]
         step = transition.optimizer_step
@@ -106,7 +107,7 @@ class Announcer:
         key = tuple(map(id, parameters))
         if key not in self._groups:
             names = tuple(self._names[each] for each in key)
-            amount = _amount(sum(parameter.numel() for parameter in parameters))
+            amount = _amount(num_elements(parameters))
             self._groups[key] = names
             self._texts[names] = f"{self._summary.compress(names)} ({amount} parameters)"
         return self._groups[key]

@@ -1,13 +1,30 @@
-"""The mean training loss of consecutive batches: kept on the device, read one optimizer step late."""
+"""The training loss: what a batch returned, the mean of several, and averages read one step late."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from lighter_freezers.engine.trainer_clock import window_length
 from lighter_freezers.engine.triggers import Moment
 
-__all__ = ["TrainingLoss"]
+__all__ = ["TrainingLoss", "loss_of", "mean_loss"]
+
+
+def loss_of(outputs: object) -> torch.Tensor | None:
+    """The unread loss in what `on_train_batch_end` is given; None where `training_step` skipped the batch."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss.detach() if isinstance(loss, torch.Tensor) else None
+
+
+def mean_loss(trainer: Any, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of the losses of batches over all ranks, unread. Every rank has to call this.
+
+    Lightning has divided each loss by the number of batches in an accumulation window; that is undone.
+    """
+    on_device = [loss.to(trainer.strategy.root_device, torch.float32) for loss in losses]
+    mean = torch.stack(on_device).mean() * window_length(trainer)
+    return torch.as_tensor(trainer.strategy.reduce(mean, reduce_op="mean"))
 
 
 class TrainingLoss:
@@ -18,12 +35,11 @@ class TrainingLoss:
 
     Args:
         num_steps: Optimizer steps in a block.
-        num_batches_per_step: Batches in an accumulation window. Lightning divides each loss by it.
+        num_batches_per_step: Batches in an accumulation window. Its losses make one mean.
     """
 
     def __init__(self, num_steps: int, num_batches_per_step: int) -> None:
         self._num_batches = num_steps * num_batches_per_step
-        self._scale = num_batches_per_step
         self._losses: list[torch.Tensor] = []
         self._num_missing = 0
         self._average: torch.Tensor | None = None  # on its way to the host
@@ -36,7 +52,7 @@ class TrainingLoss:
         Raises:
             RuntimeError: A whole block had no loss.
         """
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        loss = loss_of(outputs)
         if loss is not None:
             self._losses.append(loss)
             self._num_missing = 0
@@ -52,9 +68,7 @@ class TrainingLoss:
 
     def close(self, trainer: Any, optimizer_step: int) -> None:
         """Compute the mean of the block and start its copy to the host."""
-        losses = [loss.to(trainer.strategy.root_device, torch.float32) for loss in self._losses]
-        mean = torch.stack(losses).mean() * self._scale
-        mean = trainer.strategy.reduce(mean, reduce_op="mean")
+        mean = mean_loss(trainer, self._losses)
         if mean.is_cuda:
             mean = mean.to("cpu", non_blocking=True)  # into pinned memory
             self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from lighter_freezers.gpt.config import GPTConfig, ModelMode
+from lighter_freezers.selection.element_counts import num_elements
 
 __all__ = ["FreezingMethods"]
 
@@ -34,7 +35,7 @@ class FreezingMethods(nn.Module):
         from lighter_freezers.selection import layer_names
 
         parameters = layer_names.parameters_of_layer(self, layer)
-        return _num_elements(ledger.hold(parameters.values(), "freeze_layer"))
+        return num_elements(ledger.hold(parameters.values(), "freeze_layer"))
 
     def unfreeze_layer(self, layer: str) -> int:
         """Let a layer train, also one that the user froze; what a Freezer holds has to wait for that.
@@ -69,7 +70,7 @@ class FreezingMethods(nn.Module):
                 "trains. For a head of its own, set tie_weights: false.",
                 stacklevel=2,
             )
-        return _num_elements(ledger.hold(self.transformer.parameters(), "freeze_transformer"))
+        return num_elements(ledger.hold(self.transformer.parameters(), "freeze_transformer"))
 
     def unfreeze_transformer_weights(self) -> int:
         """Let the whole trunk train, also layers that the user froze; what a Freezer holds has to wait.
@@ -106,14 +107,10 @@ def _let_train(parameters: Iterable[nn.Parameter]) -> int:
 
     parameters = list(parameters)
     holders = ("freeze_layer", "freeze_transformer")
-    return sum(_num_elements(ledger.thaw(parameters, holder)) for holder in holders)
-
-
-def _num_elements(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+    return sum(num_elements(ledger.thaw(parameters, holder)) for holder in holders)
 
 
 def _count(parameters: list[nn.Parameter]) -> dict[str, int]:
-    trainable = _num_elements(parameter for parameter in parameters if parameter.requires_grad)
-    total = _num_elements(parameters)
+    trainable = num_elements(parameter for parameter in parameters if parameter.requires_grad)
+    total = num_elements(parameters)
     return {"total": total, "trainable": trainable, "frozen": total - trainable}

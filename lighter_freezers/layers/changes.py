@@ -9,9 +9,10 @@ from torch.nn import Parameter
 from lighter_freezers._log import log
 from lighter_freezers.arguments import count
 from lighter_freezers.engine import ledger
+from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["adapters", "checked_count", "freeze", "num_elements", "say", "thaw", "thaw_layers"]
+__all__ = ["adapters", "checked_count", "freeze", "say", "thaw", "thaw_layers"]
 
 _NOBODY = "the layer verbs"  # they hold nothing: what they do is the user's own doing
 
@@ -80,11 +81,6 @@ def _explain(frozen: Iterable[Parameter], deed: str) -> None:
             "%s: %s parameters stay frozen until %s lets them go.",
             *(deed, f"{num_elements(held):,}", " and ".join(holders)),
         )
-
-
-def num_elements(parameters: Iterable[Parameter]) -> int:
-    """How many numbers there are in parameters."""
-    return sum(parameter.numel() for parameter in parameters)
 
 
 def say(sentence: str) -> None:

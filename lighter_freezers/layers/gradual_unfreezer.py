@@ -14,9 +14,10 @@ from lighter_freezers._log import log
 from lighter_freezers.arguments import count, flag
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.optimizer_groups import add_missing, parameters_in
-from lighter_freezers.layers.changes import num_elements, say
+from lighter_freezers.layers.changes import say
 from lighter_freezers.layers.unfreezing_order import num_unfrozen_layers
 from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["GradualUnfreezer"]

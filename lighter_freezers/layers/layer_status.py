@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypedDict
 from torch import nn
 
 from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
+from lighter_freezers.selection.element_counts import num_elements, num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["LayerStatus", "get_layer_status", "print_layer_status"]
@@ -125,8 +126,7 @@ class _Counts:
 
     def of(self, names: Iterable[str]) -> _Count:
         chosen = [self._parameters[name] for name in names]
-        trainable = sum(parameter.numel() for parameter in chosen if parameter.requires_grad)
-        return _Count(sum(parameter.numel() for parameter in chosen), trainable)
+        return _Count(num_elements(chosen), num_trainable(chosen))
 
     @property
     def total(self) -> _Count:

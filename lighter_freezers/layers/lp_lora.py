@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from lighter_freezers.arguments import flag, fraction
-from lighter_freezers.layers.changes import adapters, num_elements, say, thaw
+from lighter_freezers.layers.changes import adapters, say, thaw
 from lighter_freezers.layers.first_and_last import freeze_first_n_layers
 from lighter_freezers.layers.parts import freeze_embeddings
 from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["setup_lp_lora_style"]

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lighter_freezers.engine.trainer_clock import window_length
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.planning.costs.step_cost import SavedBytes
+from lighter_freezers.selection.element_counts import num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["FILE", "PhaseMeter", "PhaseRecord", "trainable_key"]
@@ -97,7 +98,7 @@ class PhaseMeter:
                 transition.optimizer_step,
                 transition.epoch,
                 trainable_key(model),
-                sum(p.numel() for p in model.parameters() if p.requires_grad),
+                num_trainable(model.parameters()),
             )
         )
 

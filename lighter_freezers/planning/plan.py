@@ -10,6 +10,7 @@ from lighter_freezers import arguments
 from lighter_freezers.planning.copied_trainer import hushed, rehearse, untouched_randomness
 from lighter_freezers.planning.rehearsal import Rehearsal, RehearsedPhase
 from lighter_freezers.planning.values import Plan, PlannedPhase
+from lighter_freezers.selection.element_counts import num_elements
 
 __all__ = ["plan"]
 
@@ -108,7 +109,7 @@ def _summed_up(trainer: Any, model: nn.Module, rehearsals: Sequence[Rehearsal], 
     windows = first.length.windows_per_epoch
     return Plan(
         model=type(model).__name__,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=num_elements(model.parameters()),
         num_steps=num_steps,
         steps_per_epoch=None if windows is None else windows * first.clock.steps_per_window,
         device=str(trainer.strategy.root_device),

@@ -8,6 +8,7 @@ from torch.nn import Module, Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.reports.timeline import rows_of
+from lighter_freezers.selection.element_counts import frozen_share
 from lighter_freezers.selection.layer_names import components
 from lighter_freezers.selection.names import named_aliases
 
@@ -62,8 +63,7 @@ class ComponentState:
     @property
     def frozen_share(self) -> float:
         """The share that does not, from 0 to 1."""
-        num_frozen = self.num_parameters - self.num_trainable
-        return num_frozen / self.num_parameters if num_frozen else 0.0
+        return frozen_share(self.num_trainable, self.num_parameters)
 
 
 class Census:

@@ -18,6 +18,7 @@ from lighter_freezers.experiments.training.causal_lm_network import adapted, che
 from lighter_freezers.experiments.training.fine_tuning import FineTuning, given_optimizer
 from lighter_freezers.experiments.training.trained_weights import drop_frozen, fill_frozen, save_final_model
 from lighter_freezers.reports.results_file import unused_path, write_results
+from lighter_freezers.selection.element_counts import num_elements, num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["CausalLMTraining"]
@@ -141,8 +142,8 @@ class CausalLMTraining:
         if not self.trainer.is_global_zero:
             return
         parameters = canonical_parameters(self.network).values()
-        total = sum(parameter.numel() for parameter in parameters)
-        trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        total = num_elements(parameters)
+        trainable = num_trainable(parameters)
         share = 100 * trainable / max(1, total)
         log.info("%s of %s parameters train, %.3g %%", f"{trainable:,}", f"{total:,}", share)
         figures = {"model/trainable_parameters": float(trainable), "model/parameters": float(total)}

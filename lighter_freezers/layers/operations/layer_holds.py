@@ -9,6 +9,7 @@ from torch.nn import Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
@@ -141,8 +142,7 @@ def _tie(model: nn.Module, layer: str, named: Mapping[str, Parameter]) -> str:
 
 
 def _counted(verb: str, parameters: Sequence[Any]) -> str:
-    number = sum(parameter.numel() for parameter in parameters)
-    return f"{verb} {number:,} parameters" if parameters else ""
+    return f"{verb} {num_elements(parameters):,} parameters" if parameters else ""
 
 
 def _why_nothing_thawed(parameters: Sequence[Parameter]) -> str:

@@ -14,6 +14,7 @@ from lighter_freezers.planning.costs.memory import (
     parameter_bytes,
 )
 from lighter_freezers.planning.costs.step_cost import SavedBytes, leaves_no_trace, tensors_in
+from lighter_freezers.selection.element_counts import frozen_share, num_elements, num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["get_memory_savings_estimate"]
@@ -68,8 +69,7 @@ def get_memory_savings_estimate(
         ```
     """
     parameters = list(canonical_parameters(model).values())
-    num_elements = sum(parameter.numel() for parameter in parameters)
-    num_frozen = sum(parameter.numel() for parameter in parameters if not parameter.requires_grad)
+    total, trainable = num_elements(parameters), num_trainable(parameters)
     needed, in_all = _needed(optimizer, parameters)
     if batch is not None:
         with leaves_no_trace(model), torch.enable_grad():
@@ -79,9 +79,9 @@ def get_memory_savings_estimate(
     saved["total"] = sum(saved.values())
     return {
         **{f"{what}_saved_gb": num_bytes / _BYTES_PER_GB for what, num_bytes in saved.items()},
-        "frozen_params": num_frozen,
-        "trainable_params": num_elements - num_frozen,
-        "frozen_percentage": 100 * num_frozen / num_elements if num_elements else 0.0,
+        "frozen_params": total - trainable,
+        "trainable_params": trainable,
+        "frozen_percentage": 100 * frozen_share(trainable, total),
         **{f"{what}_saved_bytes": num_bytes for what, num_bytes in saved.items()},
         **{f"{what}_bytes": num_bytes for what, num_bytes in needed.items()},
     }

@@ -1,12 +1,11 @@
 """The training losses of the steps since somebody last asked, kept on the device and not read."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lighter_freezers.engine.trainer_clock import moment, window_length
+from lighter_freezers.engine.trainer_clock import moment
+from lighter_freezers.engine.training_loss import loss_of, mean_loss
 
 __all__ = ["RecentLosses"]
 
@@ -21,9 +20,9 @@ class RecentLosses:
 
     def note(self, trainer: Any, outputs: Any) -> None:
         """Keep the loss of one batch; a batch without one is passed over."""
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            self._window.append(loss.detach())
+        loss = loss_of(outputs)
+        if loss is not None:
+            self._window.append(loss)
         step = moment(trainer).optimizer_step
         if step != self._step:
             self._step = step
@@ -37,7 +36,4 @@ class RecentLosses:
             One unread scalar; nothing if there were no losses.
         """
         losses, self._losses = self._losses, []
-        if not losses:
-            return []
-        mean = torch.stack(losses).float().mean() * window_length(trainer)  # Lightning divided each by it
-        return [trainer.strategy.reduce(mean.to(trainer.strategy.root_device), reduce_op="mean")]
+        return [mean_loss(trainer, losses)] if losses else []
