@@ -67,6 +67,8 @@ class Freezer(EngineCallback):
             costs what trains. With `reset` and `free` moments start afresh after the thaw.
         optimizer_params: `auto` adds what will thaw and no optimizer knows to a group of its own, with the
             options of its nearest relative by name; `error` refuses it.
+        optimizer: Which optimizer that is, where a run has several and the parameter's neighbours do not
+            decide: its number, counted from 0, its class, or a module that it alone trains.
         on_overlap: `compose`, or `error` where another Freezer selects the same parameter.
         on_missing: `error` or `warn` where a name, prefix or pattern matches nothing.
         cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where nothing below learns
@@ -119,6 +121,7 @@ class Freezer(EngineCallback):
         warmup_steps: int = 0,
         optimizer_state: Literal["keep", "reset", "free"] = "keep",
         optimizer_params: Literal["auto", "error"] = "auto",
+        optimizer: int | str | None = None,
         on_overlap: Literal["compose", "error"] = "compose",
         on_missing: Literal["error", "warn"] = "error",
         cut_gradient: Literal["auto", "never"] = "auto",
@@ -144,6 +147,7 @@ class Freezer(EngineCallback):
             frozen_norms=arguments.choice("frozen_norms", frozen_norms, ("eval", "stats", "train")),
             optimizer_state=arguments.choice("optimizer_state", optimizer_state, ("keep", "reset", "free")),
             optimizer_params=arguments.choice("optimizer_params", optimizer_params, ("auto", "error")),
+            optimizer=arguments.index_or_name("optimizer", optimizer),
             on_overlap=arguments.choice("on_overlap", on_overlap, ("compose", "error")),
             on_missing=arguments.choice("on_missing", on_missing, ("error", "warn")),
             restore_on_end=arguments.flag("restore_on_end", restore_on_end),

@@ -54,6 +54,8 @@ class GradualUnfreezing(EngineCallback):
             layers above it: 1 for the head, 2.6 for the top block, 2.6 * 2.6 for the next. At least 1; 2.6 in
             the paper. None leaves the rates alone.
         warmup_steps: Optimizer steps over which the rate of what thaws rises linearly from zero.
+        optimizer: Which optimizer takes what no optimizer knows, where a run has several and the layer's
+            neighbours do not decide: its number, counted from 0, its class, or a module that it alone trains.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -91,6 +93,7 @@ class GradualUnfreezing(EngineCallback):
         unfreeze_embeddings: int | Literal["last", "never"] = "last",
         lr_decay: float | None = None,
         warmup_steps: int = 0,
+        optimizer: int | str | None = None,
     ) -> None:
         super().__init__()
         self._pace = parse_pace(every_n_epochs, every_n_steps, total_epochs, plateau)
@@ -98,6 +101,7 @@ class GradualUnfreezing(EngineCallback):
         self._layers_per_stage = _layers_per_stage(layers_per_stage, self._pace)
         self._embeddings = _embeddings(unfreeze_embeddings)
         self._lr_decay = _lr_decay(lr_decay, self._pace)
+        self._optimizer = arguments.index_or_name("optimizer", optimizer)
         self._warmup_steps = arguments.count("warmup_steps", warmup_steps) or 0
         if self._pace == Pace():
             self._refuse_idle_arguments()
@@ -173,6 +177,7 @@ class GradualUnfreezing(EngineCallback):
                         schedule=schedule,
                         trigger=trigger,
                         learning_rate=rate,
+                        optimizer=self._optimizer,
                         monitor_argument="plateau.monitor",
                     )
                 )

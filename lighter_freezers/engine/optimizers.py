@@ -12,8 +12,10 @@ from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.effects import optimizer_groups
 from lighter_freezers.engine.effects.lean_groups import LeanGroups
 from lighter_freezers.engine.effects.learning_rates import ThawedGroup
+from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
+from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_name, canonical_parameters
 
 __all__ = ["OptimizerFollower"]
@@ -107,8 +109,10 @@ class OptimizerFollower:
     ) -> None:
         known = optimizer_groups.parameters_in(self._optimizers)
         missing = {name: p for name, p in trainable_later.items() if id(p) not in known}
+        asked: dict[str, int | str] = {}
         for active in self._active_rules:
             absent = _absent(active, known)
+            _ask(active, absent, asked)
             if absent and active.rule.optimizer_params == "error":
                 shown = ", ".join(list(absent)[:3])
                 raise RuntimeError(
@@ -120,9 +124,19 @@ class OptimizerFollower:
         if not missing:
             return
         names = {id(parameter): canonical_name(name) for name, parameter in model.named_parameters()}
-        added = optimizer_groups.add_missing(missing, names, self._optimizers, schedulers)
-        for group_name, members in added.items():
-            log.info("optimizer group '%s': added %d parameters that will thaw", group_name, len(members))
+        added = optimizer_groups.add_missing(
+            missing, names, self._optimizers, schedulers, asked=asked, sparse=sparse_parameters(model)
+        )
+        summary = NameSummary(list(names.values()))
+        for index, group_name, members in added:
+            log.info(
+                "optimizer %d (%s) takes %s (%d parameters) that will thaw, in its group '%s'",
+                index,
+                type(self._optimizers[index]).__name__,
+                summary.compress(members),
+                len(members),
+                group_name,
+            )
 
     def _split_off(
         self, freezers: Sequence[ActiveRule], parameters: dict[str, Parameter], schedulers: Sequence[Any]
@@ -152,6 +166,21 @@ def _selected_alike(
     return [
         (freezers, cell) for freezers, cell in ordered if any(active.learning_rate for active in freezers)
     ]
+
+
+def _ask(active: ActiveRule, absent: Mapping[str, Parameter], asked: dict[str, int | str]) -> None:
+    """Note which optimizer a rule wants for what is absent.
+
+    Raises:
+        ValueError: Another rule wants another one for the same parameter.
+    """
+    wanted = active.rule.optimizer
+    for name in absent if wanted is not None else ():
+        if asked.setdefault(name, wanted) != wanted:  # type: ignore[arg-type]
+            raise ValueError(
+                f"{active.rule.title} gives {name} to optimizer={wanted!r}, and another rule gives it to "
+                f"optimizer={asked[name]!r}. Write the same in both, or in one only."
+            )
 
 
 def _absent(active: ActiveRule, known: set[int]) -> dict[str, Parameter]:

@@ -32,6 +32,7 @@ class FreezeRule:
         optimizer_state: Whether optimizers keep the state of a parameter when it freezes, drop it, or remove
             the parameter itself while it is frozen.
         optimizer_params: Whether a parameter that is in no optimizer gets a group, or is an error.
+        optimizer: Which optimizer takes such a parameter: its index, its class, or a module it trains.
         on_overlap: Whether other rules may select the same parameters.
         on_missing: Whether a name that matches nothing is an error.
         restore_on_end: Whether to thaw when the run ends.
@@ -51,6 +52,7 @@ class FreezeRule:
     on_missing: Literal["error", "warn"] = "error"
     restore_on_end: bool = False
     cut_gradient: Literal["auto", "never"] = field(default="auto", repr=False)
+    optimizer: int | str | None = field(default=None, repr=False)
     monitor_argument: str = field(default="until_metric.monitor", repr=False)
 
     @property

@@ -4,12 +4,19 @@ Groups are only made at the start of a fit, in an order that depends on the argu
 run finds the groups that its checkpoint was saved with.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from lighter_freezers.engine.effects.optimizer_choice import (
+    accepting_groups,
+    choose_optimizer,
+    common_length,
+    described,
+)
 
 __all__ = ["add_missing", "forget_state", "parameters_in", "split_off"]
 
@@ -29,31 +36,65 @@ def add_missing(
     names: Mapping[int, str],
     optimizers: Sequence[Optimizer],
     schedulers: Sequence[Any],
-) -> dict[str, list[str]]:
+    *,
+    asked: Mapping[str, int | str] | None = None,
+    sparse: Collection[int] = (),
+) -> list[tuple[int, str, list[str]]]:
     """Put parameters that are in no optimizer into a new group, with the options of their nearest relative.
 
-    The nearest relative is the parameter with the longest common dotted name, preferably of the same number
-    of dimensions, so that biases and norm weights end up without weight decay where such a group exists.
+    The optimizer is the one that trains their neighbours, see `choose_optimizer`. The nearest relative in it
+    is the parameter with the longest common dotted name, preferably of the same number of dimensions, so that
+    biases and norm weights end up without weight decay where such a group exists.
 
     Args:
         missing: Name -> parameter.
         names: Id -> name of every parameter of the model.
         optimizers: The Trainer's optimizers.
         schedulers: The Trainer's LR schedulers; those of an extended optimizer are extended too.
+        asked: Name -> the optimizer that the user wants for it.
+        sparse: Ids of parameters with sparse gradients.
 
     Returns:
-        Name of the new group -> names of the parameters in it.
+        Index of the optimizer, name of the new group, names of the parameters in it.
+
+    Raises:
+        ValueError: It is not clear which optimizer is meant, or none accepts a parameter.
     """
     homes: dict[tuple[int, int], dict[str, Parameter]] = {}
+    unclear = []
     for name, parameter in missing.items():
-        homes.setdefault(_nearest_group(name, parameter, names, optimizers), {})[name] = parameter
-    added = {}
+        groups = [accepting_groups(optimizer, parameter, id(parameter) in sparse) for optimizer in optimizers]
+        candidates = [index for index, accepting in enumerate(groups) if accepting]
+        if not candidates:
+            raise ValueError(
+                f"{name} (of shape {tuple(parameter.shape)}) will thaw, and no optimizer of the run accepts "
+                f"it: {described(optimizers, names)}. Add one that does to configure_optimizers, or keep it "
+                "frozen for the whole run."
+            )
+        chosen = choose_optimizer(name, names, optimizers, candidates, (asked or {}).get(name))
+        if chosen is None:
+            unclear.append(name)
+            continue
+        home = _nearest_group(name, parameter, names, optimizers[chosen], groups[chosen])
+        homes.setdefault((chosen, home), {})[name] = parameter
+    if unclear:
+        raise ValueError(_unclear(unclear, optimizers, names))
+    added = []
     for (optimizer_index, group_index), parameters in sorted(homes.items(), key=lambda item: item[0]):
         group_name = f"thawed-{group_index + 1}"
-        optimizer = optimizers[optimizer_index]
-        _add_group(optimizer, group_index, parameters, group_name, schedulers)
-        added[group_name] = list(parameters)
+        _add_group(optimizers[optimizer_index], group_index, parameters, group_name, schedulers)
+        added.append((optimizer_index, group_name, list(parameters)))
     return added
+
+
+def _unclear(missing: Sequence[str], optimizers: Sequence[Optimizer], names: Mapping[int, str]) -> str:
+    shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    return (
+        f"{shown} will thaw, but no optimizer knows them, and their nearest modules are trained by several: "
+        f"{described(optimizers, names)}. Say which optimizer takes them (`optimizer: 1`, the name of its "
+        "class or of a module it trains, in the callback that freezes them), or give it all of its "
+        "parameters in configure_optimizers, frozen ones too."
+    )
 
 
 def split_off(
@@ -93,27 +134,20 @@ def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer
 
 
 def _nearest_group(
-    name: str, parameter: Parameter, names: Mapping[int, str], optimizers: Sequence[Optimizer]
-) -> tuple[int, int]:
-    best, home = (-1, False), (0, 0)
-    parts = name.split(".")
-    for optimizer_index, optimizer in enumerate(optimizers):
-        for group_index, group in enumerate(optimizer.param_groups):
-            for other in group["params"]:
-                depth = _common_length(parts, names.get(id(other), "").split("."))
-                closeness = (depth, (other.ndim > 1) == (parameter.ndim > 1))
-                if closeness > best:
-                    best, home = closeness, (optimizer_index, group_index)
+    name: str,
+    parameter: Parameter,
+    names: Mapping[int, str],
+    optimizer: Optimizer,
+    accepting: Sequence[int],
+) -> int:
+    best, home = (-1, False), accepting[0]
+    for index in accepting:
+        for other in optimizer.param_groups[index]["params"]:
+            depth = common_length(name, names.get(id(other), ""))
+            closeness = (depth, (other.ndim > 1) == (parameter.ndim > 1))
+            if closeness > best:
+                best, home = closeness, index
     return home
-
-
-def _common_length(parts: Sequence[str], others: Sequence[str]) -> int:
-    length = 0
-    for part, other in zip(parts, others, strict=False):
-        if part != other:
-            break
-        length += 1
-    return length
 
 
 def _remove(group: _Group, leaving: Iterable[Parameter]) -> None:
