@@ -1,7 +1,7 @@
 """What all verbs of this room share: names become parameters, the ledger acts, one line says what changed."""
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from torch import distributed, nn
 from torch.nn import Parameter
@@ -12,7 +12,7 @@ from lighter_freezers.engine import ledger
 from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["adapters", "checked_count", "freeze", "say", "thaw", "thaw_layers"]
+__all__ = ["checked_count", "freeze", "lora_factors", "say", "thaw", "thaw_layers"]
 
 _NOBODY = "the layer verbs"  # they hold nothing: what they do is the user's own doing
 
@@ -59,18 +59,20 @@ def thaw_layers(model: nn.Module, layers: Iterable[Iterable[str]], deed: str) ->
     Returns:
         The number of elements that train from now on.
     """
-    factors = adapters(model)
+    factors = lora_factors(model)
     free = [[name for name in names if name in factors] or list(names) for names in map(list, layers)]
     return thaw(model, [name for names in free for name in names], deed)
 
 
-def adapters(model: nn.Module) -> Collection[str]:
-    """The canonical names of the LoRA factors of a model."""
+def lora_factors(model: nn.Module, *, in_use: bool = True) -> dict[str, Parameter]:
+    """Canonical name -> LoRA factor; those of rank 0 only where `in_use` is false."""
     if "peft" not in sys.modules:
-        return ()
-    from lighter_freezers.layers.operations.layer_holds import adapters_of
+        return {}
+    from lighter_freezers.lora.sites import find_lora_sites
 
-    return adapters_of(model)
+    factors = [site.factors for site in find_lora_sites(model).values()]
+    ids = {id(p) for each in factors if each.rank or not in_use for p in each.parameters}
+    return {name: p for name, p in canonical_parameters(model).items() if id(p) in ids}
 
 
 def _explain(frozen: Iterable[Parameter], deed: str) -> None:

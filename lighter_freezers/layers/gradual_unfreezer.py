@@ -1,6 +1,6 @@
 """Thaw a model from the head down while a training loop of your own counts the epochs.
 
-In a Trainer the callback `GradualUnfreezing` does this; both share the schedule in `unfreezing_order.py`.
+In a Trainer the callback `GradualUnfreezing` does this; both share the schedule in `thaw_pace.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from lighter_freezers.arguments import count, flag
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.optimizer_groups import add_missing, parameters_in
 from lighter_freezers.layers.changes import say
-from lighter_freezers.layers.unfreezing_order import num_unfrozen_layers
+from lighter_freezers.layers.thaw_pace import num_unfrozen_layers
 from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters

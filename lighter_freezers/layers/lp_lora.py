@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lighter_freezers.arguments import flag, fraction
-from lighter_freezers.layers.changes import adapters, say, thaw
+from lighter_freezers.layers.changes import lora_factors, say, thaw
 from lighter_freezers.layers.first_and_last import freeze_first_n_layers
 from lighter_freezers.layers.parts import freeze_embeddings
 from lighter_freezers.selection.anatomy import anatomy_of
@@ -52,7 +52,7 @@ def setup_lp_lora_style(
         ValueError: The share is outside 0 to 1, the model has no blocks, or it has LoRA already.
     """
     freeze_ratio, freeze_embed = fraction("freeze_ratio", freeze_ratio), flag("freeze_embed", freeze_embed)
-    if lora is not None and adapters(model):
+    if lora is not None and lora_factors(model):
         raise ValueError("The model has LoRA already: leave lora out, or begin with a model without it.")
     anatomy = anatomy_of(model)
     num_frozen = int(len(anatomy.blocks_for("setup_lp_lora_style")) * freeze_ratio + 1e-9)

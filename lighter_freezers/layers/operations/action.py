@@ -14,7 +14,7 @@ from lighter_freezers.engine.effects.learning_rate_curves import RateCurves
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.layers.operations import execution
-from lighter_freezers.layers.operations.execution import Effect, OperationContext
+from lighter_freezers.layers.operations.kinds import Effect, OperationContext
 from lighter_freezers.layers.operations.layer_holds import LayerHolds
 from lighter_freezers.layers.operations.parse import Operation
 from lighter_freezers.layers.operations.queue import OperationQueue, Record
@@ -229,7 +229,7 @@ class QueuedOperations(Action):
             context.free_parameters,
         )
         try:
-            return execution.perform(operation, means), True
+            return operation.perform(means), True
         except (RuntimeError, ValueError) as error:
             if self._on_failure == "skip":
                 return Effect(f"FAILED and skipped: {error}"), False

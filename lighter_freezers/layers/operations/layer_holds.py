@@ -1,6 +1,5 @@
 """The layers that operations froze or set free: one holder, and the last word on a parameter counts."""
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,12 +8,13 @@ from torch.nn import Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.layers.changes import lora_factors
 from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["LayerHolds", "adapters_of", "parameters_of_layers"]
+__all__ = ["LayerHolds", "parameters_of_layers"]
 
 
 def parameters_of_layers(model: nn.Module, layers: str) -> dict[str, Parameter]:
@@ -33,17 +33,6 @@ def parameters_of_layers(model: nn.Module, layers: str) -> dict[str, Parameter]:
         except ValueError:
             raise error from None  # it says which layers there are
     return named
-
-
-def adapters_of(model: nn.Module, *, in_use: bool = True) -> dict[str, Parameter]:
-    """Canonical name -> LoRA factor; those of rank 0 only where `in_use` is false."""
-    if "peft" not in sys.modules:
-        return {}
-    from lighter_freezers.lora.sites import find_lora_sites
-
-    factors = [site.factors for site in find_lora_sites(model).values()]
-    ids = {id(p) for each in factors if each.rank or not in_use for p in each.parameters}
-    return {name: p for name, p in canonical_parameters(model).items() if id(p) in ids}
 
 
 class LayerHolds:
@@ -80,7 +69,7 @@ class LayerHolds:
         Returns:
             What that did, in words.
         """
-        named, adapters = parameters_of_layers(model, layers), adapters_of(model)
+        named, adapters = parameters_of_layers(model, layers), lora_factors(model)
         thawed = self._let_go(named.values())
         free = [p for name, p in named.items() if name in adapters] or list(named.values())
         asked = [p for p in free if ledger.is_user_frozen(p)]

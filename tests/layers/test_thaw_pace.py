@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from lighter_freezers.layers.unfreezing_order import num_unfrozen_layers
+from lighter_freezers.layers.thaw_pace import num_unfrozen_layers
 
 SIZES = list(itertools.product(range(1, 41), repeat=2))
 
