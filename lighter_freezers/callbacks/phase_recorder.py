@@ -1,6 +1,5 @@
 """The callback that measures what a step of each phase costs, for `lighter-freezers report`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.planning.phase_meter import FILE, PhaseMeter
+from lighter_freezers.reports.whole_files import write_json
 
 __all__ = ["PhaseRecorder"]
 
@@ -120,6 +120,4 @@ class PhaseRecorder(Callback):
     def _write(self, more: Mapping[str, Any]) -> None:
         if self._file is None or not self._meter.records:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        content = {"phases": [record.as_dict() for record in self._meter.records], **more}
-        self._file.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(self._file, {"phases": [record.as_dict() for record in self._meter.records], **more})

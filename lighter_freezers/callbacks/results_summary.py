@@ -1,9 +1,7 @@
 """The callback that sums a run up in one JSON file: config, losses, gradient norms, cost and scores."""
 
 import json
-import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ import torch
 from lighter_freezers._lightning import Callback
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.training_loss import loss_of, mean_loss
-from lighter_freezers.reports.results_file import plain, unused_path, versions
+from lighter_freezers.reports.results_file import versions, write_results
+from lighter_freezers.reports.whole_files import write_json
 from lighter_freezers.selection.element_counts import num_elements, num_trainable
 
 __all__ = ["ResultsSummary"]
@@ -94,9 +93,8 @@ class ResultsSummary(Callback):
         if not trainer.is_global_zero:
             return
         moment = trainer_clock.moment(trainer)
-        self._path = unused_path(folder / FILE)
-        _write(
-            self._path,
+        self._path = write_results(
+            folder,
             {
                 "config": _config(pl_module),
                 "optimizer_steps": moment.optimizer_step,
@@ -107,6 +105,7 @@ class ResultsSummary(Callback):
                 "metrics": _logged(trainer),
                 "gradient_stats": _gradient_stats(folder),
             },
+            FILE,
         )
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
@@ -119,7 +118,7 @@ class ResultsSummary(Callback):
             json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"config": _config(pl_module)}
         )
         scores = {name.partition("/")[2] or name: value for name, value in _logged(trainer).items()}
-        _write(path, {**known, "evaluation": scores})
+        write_json(path, {**known, "evaluation": scores, "versions": versions()})
 
     def _mean_losses(self, trainer: Any) -> dict[str, float | None]:
         """The mean over all batches and over the last; one read of the host each."""
@@ -150,12 +149,3 @@ def _logged(trainer: Any) -> dict[str, float]:
 def _gradient_stats(folder: Path) -> dict[str, Any]:
     files = sorted(folder.glob("*.summary.json"))
     return {file.name.removesuffix(".summary.json"): json.loads(file.read_text()) for file in files}
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """All of it, or nothing: a reader never sees half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    written = plain({**content, "versions": versions()})
-    part.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)

@@ -10,6 +10,7 @@ from lighter_freezers.cli.callback_comments import comments_on, first_step
 from lighter_freezers.cli.config_text import Commented, add_callbacks, indented
 from lighter_freezers.cli.source_config import Source, read_source
 from lighter_freezers.cli.strategies import STRATEGIES, Options, callbacks_of
+from lighter_freezers.reports.whole_files import write_whole
 from lighter_freezers.selection.anatomy import anatomy_of
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     if output == "-":
         print(text, end="")
         return 0
-    Path(output).write_text(text)
+    write_whole(output, text)
     print(f"Wrote {output}. See what it does: lighter-freezers plan {output}")
     return 0
 

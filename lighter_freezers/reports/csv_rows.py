@@ -5,11 +5,11 @@ What the columns mean is the business of who writes them.
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lighter_freezers._log import log
+from lighter_freezers.reports.whole_files import write_whole
 
 __all__ = ["StepRows", "free_name"]
 
@@ -58,9 +58,7 @@ class StepRows:
         """
         rows = self._earlier_rows(source, before_step) if source is not None and source.exists() else []
         self._last = rows[-1] if rows else []
-        beside = self.path.with_name(f"{self.path.name}.part")
-        beside.write_text(_lines([self.header, *rows]))
-        os.replace(beside, self.path)
+        write_whole(self.path, _lines([self.header, *rows]))
 
     def append(self, step: int, values: Iterable[Value]) -> None:
         """Write one row, unless it is the last one once more; None becomes an empty cell."""

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lighter_freezers.reports.whole_files import write_png
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -75,8 +77,12 @@ def _write_png(logger: Any, key: str, image: "Image") -> None:
     if folder is None:  # a logger that keeps no files here
         return
     from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+    from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-    files, path = url_to_fs(str(folder))
-    files.makedirs(path, exist_ok=True)
-    with files.open(f"{path}/{key.replace('/', '_')}.png", "wb") as file:
+    files, path = url_to_fs(f"{folder}/{key.replace('/', '_')}.png")
+    if isinstance(files, LocalFileSystem):
+        write_png(path, image)
+        return
+    files.makedirs(path.rpartition("/")[0], exist_ok=True)
+    with files.open(path, "wb") as file:
         image.save(file, "PNG")

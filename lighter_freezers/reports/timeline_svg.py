@@ -4,6 +4,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from lighter_freezers.reports.timeline import Timeline, draw_timeline, rows_of
+from lighter_freezers.reports.whole_files import write_png, write_whole
 
 __all__ = ["check_picture_path", "draw_to_file"]
 
@@ -31,11 +32,10 @@ def draw_to_file(timeline: Timeline, last_step: int, path: str) -> None:
         path: `.png` or `.svg`; its folder is made if need be.
     """
     file = check_picture_path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".png":
-        draw_timeline(timeline, last_step).save(file, "PNG")
+        write_png(file, draw_timeline(timeline, last_step))
     else:
-        file.write_text(_svg(timeline, last_step))
+        write_whole(file, _svg(timeline, last_step))
 
 
 def _svg(timeline: Timeline, last_step: int) -> str:

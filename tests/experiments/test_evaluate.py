@@ -21,7 +21,8 @@ from lighter_freezers import (
 )
 from lighter_freezers.experiments import evaluate
 from lighter_freezers.experiments.evaluation.text_metrics import exact_match
-from lighter_freezers.reports.results_file import unused_path, versions, write_results
+from lighter_freezers.reports.results_file import versions, write_results
+from lighter_freezers.reports.whole_files import unused_path
 from tests.experiments.training.causal_lms import causal_lm, tokenizer
 from tests.lab import trainer
 

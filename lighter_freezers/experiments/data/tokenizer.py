@@ -10,6 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from lighter_freezers._log import log
 from lighter_freezers.experiments.data.cache import cache_folder, keep
 from lighter_freezers.experiments.data.corpus import Corpus
+from lighter_freezers.reports.whole_files import write_whole
 
 __all__ = ["END_OF_TEXT", "MIN_VOCAB_SIZE", "TextTokenizer", "cached_tokenizer", "tokenizer_of_file"]
 
@@ -71,7 +72,7 @@ class TextTokenizer:
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write a `tokenizers` file, for the argument `tokenizer:` of another data module."""
-        self._bpe.save(os.fspath(file))
+        write_whole(os.fspath(file), self._bpe.to_str(pretty=True))
 
 
 def cached_tokenizer(corpus: Corpus, vocab_size: int, cache_dir: Path | None = None) -> TextTokenizer:

@@ -17,7 +17,8 @@ from lighter_freezers.experiments.training.answer_evaluation import AnswerEvalua
 from lighter_freezers.experiments.training.causal_lm_network import adapted, check_tokens_fit, network_from
 from lighter_freezers.experiments.training.fine_tuning import FineTuning, given_optimizer
 from lighter_freezers.experiments.training.trained_weights import drop_frozen, fill_frozen, save_final_model
-from lighter_freezers.reports.results_file import unused_path, write_results
+from lighter_freezers.reports.results_file import write_results
+from lighter_freezers.reports.whole_files import unused_path
 from lighter_freezers.selection.element_counts import num_elements, num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 

@@ -1,6 +1,5 @@
 """The files of one gradient-norm monitor: what each column is, and the summaries made of them."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from lighter_freezers.reports.csv_rows import StepRows, free_name
 from lighter_freezers.reports.gradients.norms import GradientNorms
+from lighter_freezers.reports.whole_files import write_json
 
 __all__ = ["NormFiles", "free_name", "local_folder"]
 
@@ -93,8 +93,7 @@ class NormFiles:
         return StepRows(self.folder / f"{self.name}{ending}", ["step", *columns])
 
     def _write_json(self, kind: str, content: Mapping[str, object]) -> None:
-        path = self.folder / f"{self.name}.{kind}.json"
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(self.folder / f"{self.name}.{kind}.json", content)
 
 
 def local_folder(folder: Path) -> Path:

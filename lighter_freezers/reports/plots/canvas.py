@@ -1,12 +1,14 @@
 """What all pictures share: figures without a display, colours that everybody can tell apart, marks."""
 
 import bisect
+import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lighter_freezers.reports.plots.runs import Mark, Run, Table
+from lighter_freezers.reports.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,9 +61,9 @@ def new_figure(width: float, height: float) -> "Figure":
 
 def save(figure: "Figure", path: str | Path) -> Path:
     """Write the picture; its folder is made if need be."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=130)
+    target, drawn = Path(path).with_suffix(Path(path).suffix or ".png"), io.BytesIO()
+    figure.savefig(drawn, dpi=130, format=target.suffix[1:])
+    write_whole(target, drawn.getvalue())
     return target
 
 
