@@ -8,18 +8,15 @@ import hashlib
 import statistics
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from lighter_freezers.engine.trainer_clock import window_length
 from lighter_freezers.engine.transition import Transition
-from lighter_freezers.planning.costs.step_cost import SavedBytes
+from lighter_freezers.planning.costs.step_cost import StepMeter, tensors_in
 from lighter_freezers.selection.element_counts import num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 
@@ -142,7 +139,7 @@ class _OpenPhase:
         self.gradient_bytes: int | None = None
         self._optimizer_bytes: int | None = None
         self._peak_bytes: int | None = None
-        self._trace: _Trace | None = None
+        self._trace: StepMeter | None = None
         self._flops = self._activation_bytes = 0
         self._marks: list[list[Any]] = []  # of each timed step, clock readings: start, end, start, end, ...
         self._is_running = False  # a batch of a whole window
@@ -161,7 +158,8 @@ class _OpenPhase:
         device = trainer.strategy.root_device
         if not self.num_steps:
             self.untrace()
-            self._trace = _Trace(model, batch)
+            self._trace = StepMeter(model, batch)
+            self._trace.__enter__()
         elif self.num_steps == 1 and device.type == "cuda" and is_first:
             torch.cuda.reset_peak_memory_stats(device)
         elif self.num_steps >= _UNTIMED:
@@ -174,8 +172,9 @@ class _OpenPhase:
             return
         device = trainer.strategy.root_device
         if self._trace is not None:
-            self._flops += self._trace.flops
-            self._activation_bytes = max(self._activation_bytes, self._trace.saved_bytes)
+            cost = self._trace.cost()
+            self._flops += cost.flops
+            self._activation_bytes = max(self._activation_bytes, cost.saved_bytes)
             self.untrace()
         elif self.num_steps >= _UNTIMED:
             self._marks[-1].append(_reading(device))
@@ -184,7 +183,9 @@ class _OpenPhase:
 
     def _end_step(self, trainer: Any, device: torch.device) -> None:
         if not self.num_steps:
-            self._optimizer_bytes = _nbytes(_state_tensors(trainer.optimizers))
+            self._optimizer_bytes = _nbytes(
+                list(optimizer.state.values()) for optimizer in trainer.optimizers
+            )
         elif self.num_steps == 1 and device.type == "cuda":
             self._peak_bytes = torch.cuda.max_memory_allocated(device)
         self.num_steps += 1
@@ -192,7 +193,7 @@ class _OpenPhase:
 
     def untrace(self) -> None:
         if self._trace is not None:
-            self._trace.close()
+            self._trace.__exit__()
             self._trace = None
 
     def record(self) -> PhaseRecord:
@@ -207,28 +208,6 @@ class _OpenPhase:
             step_seconds=statistics.median(seconds) if seconds else None,
             num_timed=len(seconds),
         )
-
-
-class _Trace:
-    """Counts one batch from one hook to another, as `measure_step` counts a function."""
-
-    def __init__(self, model: nn.Module, batch: Any) -> None:
-        tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
-        self._saved = SavedBytes([*model.parameters(), *model.buffers(), *tensors])
-        self._stack = ExitStack()
-        self._counter = self._stack.enter_context(FlopCounterMode(display=False))
-        self._stack.enter_context(self._saved.counting())
-
-    @property
-    def flops(self) -> int:
-        return int(self._counter.get_total_flops())
-
-    @property
-    def saved_bytes(self) -> int:
-        return self._saved.peak
-
-    def close(self) -> None:
-        self._stack.close()
 
 
 def _window(trainer: Any) -> int:
@@ -254,21 +233,7 @@ def _seconds(marks: list[Any]) -> float:
     return sum(float(start.elapsed_time(end)) for start, end in spans) / 1000
 
 
-def _state_tensors(optimizers: Iterable[Any]) -> list[Any]:
-    return [
-        value for optimizer in optimizers for state in optimizer.state.values() for value in _leaves(state)
-    ]
-
-
-def _leaves(state: Any) -> list[Any]:
-    if isinstance(state, dict):
-        return [leaf for value in state.values() for leaf in _leaves(value)]
-    return (
-        [leaf for value in state for leaf in _leaves(value)] if isinstance(state, (list, tuple)) else [state]
-    )
-
-
 def _nbytes(values: Iterable[Any]) -> int:
     """Bytes of the tensors among some values, each storage once."""
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    tensors = tensors_in(list(values))
     return sum({tensor.data_ptr() or id(tensor): tensor.nbytes for tensor in tensors}.values())

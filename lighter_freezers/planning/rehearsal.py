@@ -22,7 +22,7 @@ from lighter_freezers.planning.phase_meter import PhaseMeter, PhaseRecord
 from lighter_freezers.planning.run_clock import RunClock, RunLength, run_length
 from lighter_freezers.planning.values import PlannedRule
 from lighter_freezers.reports.state_tables import Census
-from lighter_freezers.selection.element_counts import num_elements
+from lighter_freezers.selection.element_counts import distinct, num_elements
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
 
@@ -279,8 +279,7 @@ def _rules(
     ]
     rules = []
     for title, parameters in matched:
-        distinct = {id(parameter): parameter for parameter in parameters}
-        chosen = tuple(names[each] for each in distinct if each in names)
-        size = num_elements(distinct.values())
-        rules.append(PlannedRule(title, chosen, summary.compress(chosen), size))
+        matches = distinct(parameters)
+        chosen = tuple(names[id(each)] for each in matches if id(each) in names)
+        rules.append(PlannedRule(title, chosen, summary.compress(chosen), num_elements(matches)))
     return rules

@@ -8,6 +8,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers.planning.costs.optimizer_state import state_bytes
+from lighter_freezers.selection.element_counts import distinct
 
 __all__ = ["OptimizerLike", "gradient_bytes", "optimizer_state_bytes", "parameter_bytes"]
 
@@ -16,12 +17,12 @@ OptimizerLike: TypeAlias = Optimizer | Callable[[list[Parameter]], Optimizer] | 
 
 def parameter_bytes(parameters: Iterable[Parameter]) -> int:
     """Bytes of the values of parameters; a tied one counts once."""
-    return sum(map(_bytes, _distinct(parameters)))
+    return sum(parameter.nbytes for parameter in distinct(parameters))
 
 
 def gradient_bytes(parameters: Iterable[Parameter]) -> int:
     """Bytes of the gradients of those parameters that require one; a tied one counts once."""
-    return sum(_bytes(parameter) for parameter in _distinct(parameters) if parameter.requires_grad)
+    return sum(parameter.nbytes for parameter in distinct(parameters) if parameter.requires_grad)
 
 
 def optimizer_state_bytes(
@@ -42,17 +43,9 @@ def optimizer_state_bytes(
     Raises:
         ValueError: The optimizer keeps one state for all parameters, as LBFGS does.
     """
-    trainable = [p for p in _distinct(parameters) if p.requires_grad or also_frozen]
+    trainable = [p for p in distinct(parameters) if p.requires_grad or also_frozen]
     if not trainable:
         return 0
     if not isinstance(optimizer, Optimizer):
         optimizer = (torch.optim.AdamW if optimizer is None else optimizer)(trainable)
     return state_bytes(optimizer, trainable)
-
-
-def _distinct(parameters: Iterable[Parameter]) -> list[Parameter]:
-    return list({id(parameter): parameter for parameter in parameters}.values())
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

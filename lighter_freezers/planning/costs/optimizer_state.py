@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lighter_freezers.planning.costs.step_cost import tensors_in
+
 __all__ = ["state_bytes"]
 
 _Kind: TypeAlias = tuple[
@@ -55,7 +57,10 @@ def _sizes(optimizer: Optimizer, kinds: Iterable[_Kind], device: str) -> dict[_K
     ]
     torch.autograd.backward([standin.sum() for standin in standins.values()])
     twin.step()
-    return {kind: _tensor_bytes(twin.state[standin]) for kind, standin in standins.items()}
+    return {
+        kind: sum(each.nbytes for each in tensors_in(twin.state[standin]))
+        for kind, standin in standins.items()
+    }
 
 
 def _twin(optimizer: Optimizer) -> Optimizer:
@@ -71,11 +76,3 @@ def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
     options = {key: 0.0 if isinstance(value, Tensor) else value for key, value in group.items()}
     options.pop("param_names", None)
     return {**options, **{key: value for key, value in _PLAIN_STEP.items() if key in options}}
-
-
-def _tensor_bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        return sum(map(_tensor_bytes, value.values()))
-    return sum(map(_tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
