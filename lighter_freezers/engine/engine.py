@@ -12,9 +12,9 @@ from lighter_freezers._lightning import Callback
 from lighter_freezers.engine import idle_schedules, ledger, trainer_clock
 from lighter_freezers.engine.actions import Action, ActionResult, Actions, StepContext
 from lighter_freezers.engine.effects import ddp_wrapper
-from lighter_freezers.engine.followers import Change, Followers, TransitionListener
+from lighter_freezers.engine.followers import Followers, TransitionListener
 from lighter_freezers.engine.metric_watch import MetricWatch
-from lighter_freezers.engine.rules import ActiveRule, FreezeRule, active_rules_of, refuse_overlap
+from lighter_freezers.engine.rules import ActiveRule, Change, FreezeRule, active_rules_of, refuse_overlap
 from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 from lighter_freezers.engine.triggers import Moment
 
@@ -229,8 +229,8 @@ class Engine(Callback):
 
     def _follow(self, moment: Moment) -> list[Change]:
         """Apply every rule at this moment; returns the rules that changed something, and what."""
-        changes = ((active, *active.follow(moment)) for active in self._active_rules)
-        return [(active, frozen, thawed) for active, frozen, thawed in changes if frozen or thawed]
+        changes = [Change(active, *active.follow(moment)) for active in self._active_rules]
+        return [change for change in changes if change.frozen or change.thawed]
 
     def _play(self, trainer: Any, pl_module: Any, batch_idx: int) -> None:
         """Apply what is due between two optimizer steps, and compute when to check again."""

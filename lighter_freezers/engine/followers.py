@@ -1,6 +1,6 @@
 """What follows a change of flags or shapes: optimizers, norm layers, DDP wrapper, log, listeners."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Protocol
 
@@ -15,13 +15,12 @@ from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs
 from lighter_freezers.engine.effects.norm_layers import FrozenNorms
 from lighter_freezers.engine.log_lines import Announcer
 from lighter_freezers.engine.optimizers import OptimizerFollower
-from lighter_freezers.engine.rules import ActiveRule, num_transitions
+from lighter_freezers.engine.rules import ActiveRule, Change, num_transitions
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.element_counts import distinct
 
-__all__ = ["Change", "Followers", "TransitionListener"]
-
-Change = tuple[ActiveRule, list[Parameter], list[Parameter]]  # rule, what it froze, what it thawed
+__all__ = ["Followers", "TransitionListener"]
 
 
 class TransitionListener(Protocol):
@@ -119,14 +118,10 @@ class Followers:
 
 def _net_changes(changes: Sequence[Change], outcome: ActionResult) -> tuple[list[Parameter], list[Parameter]]:
     """The net changes, each parameter once: a rule may hold what another has just released."""
-    frozen = [parameters for _, parameters, _ in changes if parameters]
-    thawed = [parameters for _, _, parameters in changes if parameters]
+    frozen = [change.frozen for change in changes if change.frozen]
+    thawed = [change.thawed for change in changes if change.thawed]
     if len(frozen) + len(thawed) == 1 and not (outcome.frozen or outcome.thawed):
         return list(chain(*frozen)), list(chain(*thawed))  # only one rule changed something
     still_frozen = [parameter for parameter in chain(*frozen) if not parameter.requires_grad]
     still_thawed = [parameter for parameter in chain(*thawed) if parameter.requires_grad]
-    return _distinct([*still_frozen, *outcome.frozen]), _distinct([*still_thawed, *outcome.thawed])
-
-
-def _distinct(parameters: Iterable[Parameter]) -> list[Parameter]:
-    return list({id(parameter): parameter for parameter in parameters}.values())
+    return distinct([*still_frozen, *outcome.frozen]), distinct([*still_thawed, *outcome.thawed])

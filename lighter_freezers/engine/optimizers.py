@@ -13,7 +13,7 @@ from lighter_freezers.engine.effects import optimizer_groups
 from lighter_freezers.engine.effects.lean_groups import LeanGroups
 from lighter_freezers.engine.effects.learning_rates import ThawedGroup
 from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
-from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.rules import ActiveRule, Change
 from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_name, canonical_parameters
@@ -71,11 +71,11 @@ class OptimizerFollower:
         for group in self._groups:
             group.set_learning_rate(optimizer_step)
 
-    def forget(self, changes: Sequence[tuple[ActiveRule, list[Parameter], list[Parameter]]]) -> None:
+    def forget(self, changes: Sequence[Change]) -> None:
         """Drop the optimizer state of what froze, for the rules that ask for it."""
-        for active, frozen, _ in changes:
-            if active.rule.optimizer_state == "reset":
-                optimizer_groups.forget_state(frozen, self._optimizers)
+        for change in changes:
+            if change.active.rule.optimizer_state == "reset":
+                optimizer_groups.forget_state(change.frozen, self._optimizers)
 
     def follow(self, model: nn.Module, *, is_reshaped: bool = False) -> None:
         """Remove from the groups what rules with `optimizer_state: free` hold now.

@@ -15,7 +15,7 @@ from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Schedule
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["FreezeRule", "ActiveRule", "num_transitions", "active_rules_of", "refuse_overlap"]
+__all__ = ["Change", "FreezeRule", "ActiveRule", "num_transitions", "active_rules_of", "refuse_overlap"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,15 @@ class ActiveRule:
         else:
             self.hold.let_go()
         self._was_holding = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a rule did at one moment: the parameters that it froze, and those that it thawed."""
+
+    active: ActiveRule
+    frozen: list[Parameter]
+    thawed: list[Parameter]
 
 
 def active_rules_of(rules: Sequence[FreezeRule]) -> list[ActiveRule]:

@@ -4,7 +4,12 @@ from collections.abc import Iterable
 
 from torch.nn import Parameter
 
-__all__ = ["frozen_share", "num_elements", "num_trainable"]
+__all__ = ["distinct", "frozen_share", "num_elements", "num_trainable"]
+
+
+def distinct(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """Each parameter once, in their order."""
+    return list({id(parameter): parameter for parameter in parameters}.values())
 
 
 def num_elements(parameters: Iterable[Parameter]) -> int:
