@@ -1,14 +1,17 @@
 """The callback that shows what is frozen, in every logger of the Trainer. It freezes nothing."""
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import cast
+
+from torch import nn
 
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
 from lighter_freezers.arguments import flag
 from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.trainer_clock import moment
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.reports.loggers import (
     tensorboard_folders,
@@ -92,12 +95,12 @@ class FreezeStateLogger(Callback):
         """The same whatever the arguments: they may change at a resume, the timeline goes on."""
         return "FreezeStateLogger"
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Listen to the changes of this fit."""
         engine = Engine.of(trainer)  # in every stage: a checkpoint may hold its state
         if stage != "fit":
             return
-        num_alike = sum(isinstance(callback, FreezeStateLogger) for callback in trainer.callbacks)
+        num_alike = sum(isinstance(callback, FreezeStateLogger) for callback in callbacks_of(trainer))
         if num_alike > 1:
             raise RuntimeError(
                 f"The Trainer has {num_alike} FreezeStateLogger callbacks. One writes to all loggers. "
@@ -105,7 +108,7 @@ class FreezeStateLogger(Callback):
             )
         engine.add_listener(self)
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Write what changed; called by the engine on every rank, once per change."""
         if not trainer.is_global_zero:
             return
@@ -115,12 +118,14 @@ class FreezeStateLogger(Callback):
             assert self._census is not None, "the engine sends the initial transition first"
             self._change(trainer, pl_module, self._census, transition)
 
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: TrainerLike, pl_module: nn.Module, checkpoint: dict[str, object]
+    ) -> None:
         """Draw the timeline so far."""
         if self._census is not None:
             self._draw(trainer)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Draw the whole timeline, and end every curve at the last step."""
         if self._census is None:
             return
@@ -132,15 +137,15 @@ class FreezeStateLogger(Callback):
         for folder in tensorboard_folders(trainer.loggers):
             log.info("See what was frozen, and when: tensorboard --logdir %s", folder)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The timeline, in plain types."""
         return dict(self._timeline.to_state())
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: SavedState) -> None:
         """Go on with the timeline of the checkpoint."""
         self._timeline = Timeline.from_state(cast(TimelineState, state_dict))
 
-    def _start(self, trainer: Any, census: Census, transition: Transition) -> None:
+    def _start(self, trainer: TrainerLike, census: Census, transition: Transition) -> None:
         self._census = census
         self._drawn_step = -1
         components = [state.name for state in census.states]
@@ -151,7 +156,9 @@ class FreezeStateLogger(Callback):
         write_metrics(trainer.loggers, _metrics(census.total, census.states), transition.optimizer_step)
         self._show(trainer, census, census.states, transition)
 
-    def _change(self, trainer: Any, pl_module: Any, census: Census, transition: Transition) -> None:
+    def _change(
+        self, trainer: TrainerLike, pl_module: nn.Module, census: Census, transition: Transition
+    ) -> None:
         total = census.total
         if transition.is_reshaped:  # sizes and names are others than those counted
             self._census, before = Census(pl_module), {state.name: state for state in census.states}
@@ -171,7 +178,7 @@ class FreezeStateLogger(Callback):
         self._show(trainer, census, changed, transition)
 
     def _show(
-        self, trainer: Any, census: Census, changed: Iterable[ComponentState], transition: Transition
+        self, trainer: TrainerLike, census: Census, changed: Iterable[ComponentState], transition: Transition
     ) -> None:
         """What follows the numbers: timeline, table as text, table in the terminal."""
         self._logged_step = transition.optimizer_step
@@ -187,7 +194,7 @@ class FreezeStateLogger(Callback):
             console.print(headline, markup=False, highlight=False)
             console.print(state_table_rich(census.rows))
 
-    def _draw(self, trainer: Any) -> None:
+    def _draw(self, trainer: TrainerLike) -> None:
         step = moment(trainer).optimizer_step
         is_wanted = self.log_image and trainer.loggers and self._timeline.steps
         if not is_wanted or step == self._drawn_step:

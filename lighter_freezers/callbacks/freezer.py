@@ -1,7 +1,7 @@
 """The Freezer: hold parameters by name, for a while. It reads its arguments; the engine plays the rule."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
@@ -114,7 +114,7 @@ class Freezer(EngineCallback):
         from_step: int | None = None,
         from_epoch: int | None = None,
         windows: Sequence[Sequence[int]] | None = None,
-        until_metric: Mapping[str, Any] | None = None,
+        until_metric: Mapping[str, object] | None = None,
         frozen_norms: NormMode = "eval",
         unfreeze_lr: float | None = None,
         unfreeze_lr_factor: float | None = None,

@@ -1,16 +1,17 @@
 """The callback that measures gradient norms, and writes them to files and loggers. It changes nothing."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lighter_freezers import arguments
-from lighter_freezers._lightning import Callback
+from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers._log import log
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.trainer_strategies import refuse_flat_gradients
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.reports.gradients.changed_layers import changed_layers
@@ -116,14 +117,14 @@ class GradientNormMonitor(Callback):
         """The file of the group norms of the run; None before it began, and on all ranks but the first."""
         return None if self._source is None else Path(self._source + NormFiles.first)
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Refuse what cannot be measured, and listen to the changes of this fit."""
         if stage != "fit":
             return
         refuse_flat_gradients(trainer.strategy, "GradientNormMonitor")
         Engine.of(trainer).add_listener(self)
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Begin the files, or note a change; called by the engine on every rank."""
         if transition.is_initial:
             self._start(trainer, pl_module, transition.optimizer_step)
@@ -132,7 +133,9 @@ class GradientNormMonitor(Callback):
         if self._files is not None:
             self._note(self._files, pl_module, transition)
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         """Measure, if it is time, or have it done while the Trainer clips."""
         step = trainer_clock.moment(trainer).optimizer_step
         if step % self._period or step == self._measured_step or self._plan is None:
@@ -140,7 +143,7 @@ class GradientNormMonitor(Callback):
         self._measured_step = step
         losses = self._losses.take(trainer)
 
-        def clip(optimizer: Any, max_norm: float) -> None:
+        def clip(optimizer: Optimizer, max_norm: float) -> None:
             plugin = trainer.precision_plugin
             norms = plan.clip(plugin.main_params(optimizer), max_norm, losses)
             if norms is None:
@@ -156,11 +159,13 @@ class GradientNormMonitor(Callback):
             norms = plan.measure([*losses, *scale])
             self._write(trainer, step, norms.unscaled() if scale else norms)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: TrainerLike, pl_module: nn.Module, outputs: object, *_: object
+    ) -> None:
         """Keep the loss of a batch, unread."""
         self._losses.note(trainer, outputs)
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Write the validation loss."""
         if trainer.sanity_checking or self._plan is None:
             return
@@ -177,32 +182,34 @@ class GradientNormMonitor(Callback):
             if self._files is not None:
                 self._files.write_losses(trainer_clock.moment(trainer).optimizer_step, None, mean)
 
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: TrainerLike, pl_module: nn.Module, checkpoint: dict[str, object]
+    ) -> None:
         """Write the summary so far."""
         self._write_summaries()
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Write the losses since the last row, and the summary."""
         losses = self._losses.take(trainer)
         if self._files is not None and losses:
             self._files.write_losses(trainer_clock.moment(trainer).optimizer_step, losses[0].item(), None)
         self._finish()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:
         """Write the summary of what there is."""
         self._finish()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Where the files are, in plain types."""
         return {"files": self._source}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: SavedState) -> None:
         """Remember the files of the run that is resumed."""
         self._source = state_dict["files"]
 
-    def _start(self, trainer: Any, pl_module: Any, step: int) -> None:
+    def _start(self, trainer: TrainerLike, pl_module: nn.Module, step: int) -> None:
         self._plan = NormPlan(pl_module)
-        self._period = self.every_n_steps or trainer.log_every_n_steps or DEFAULT_PERIOD
+        self._period = self.every_n_steps or getattr(trainer, "log_every_n_steps", 0) or DEFAULT_PERIOD
         self._losses, self._measured_step = RecentLosses(), -1
         log_dir = trainer.log_dir  # asked on every rank, which agree on it
         folder = local_folder(Path(log_dir or ".") if self.dirpath is None else self.dirpath)
@@ -228,7 +235,7 @@ class GradientNormMonitor(Callback):
             step, holders, notes = transition.optimizer_step, transition.holders, transition.notes
             files.write_transition(step, frozen, thawed, holders, notes)
 
-    def _write(self, trainer: Any, step: int, norms: GradientNorms) -> None:
+    def _write(self, trainer: TrainerLike, step: int, norms: GradientNorms) -> None:
         if self._files is None:
             return
         self._files.write_norms(step, norms)

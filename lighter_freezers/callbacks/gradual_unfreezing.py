@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from lighter_freezers._log import log
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.triggers import Moment, Schedule
 from lighter_freezers.layers.thaw_order import Direction, Layer, Layers, cut_into_stages, layers_of
 from lighter_freezers.layers.thaw_pace import Pace, parse_pace
@@ -87,7 +88,7 @@ class GradualUnfreezing(EngineCallback):
         every_n_steps: int | None = None,
         *,
         total_epochs: int | None = None,
-        plateau: Mapping[str, Any] | None = None,
+        plateau: Mapping[str, object] | None = None,
         direction: Direction = "top-down",
         layers_per_stage: int = 1,
         unfreeze_embeddings: int | Literal["last", "never"] = "last",
@@ -119,7 +120,7 @@ class GradualUnfreezing(EngineCallback):
             rules.append(FreezeRule(repr(self), _selector([layers.embeddings]), Schedule()))
         return rules
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Warn of stages that begin after the last step; which step that is, is known only now."""
         last = _last_moment(trainer)
         if last is None or not (trainer.is_global_zero and pl_module.automatic_optimization):
@@ -201,7 +202,7 @@ def _selector(layers: Sequence[Layer]) -> ParameterSelector:
     return ParameterSelector(names=tuple(name for layer in layers for name in layer.names))
 
 
-def _last_moment(trainer: Any) -> Moment | None:
+def _last_moment(trainer: TrainerLike) -> Moment | None:
     """The last step of the run and its epoch; None where the run has no end that is known."""
     num_steps, num_batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if math.isinf(num_steps):
@@ -209,7 +210,7 @@ def _last_moment(trainer: Any) -> Moment | None:
     steps_per_epoch = (
         math.inf if math.isinf(num_batches) else math.ceil(num_batches / trainer.accumulate_grad_batches)
     )
-    return Moment(num_steps - 1, int((num_steps - 1) // steps_per_epoch))
+    return Moment(int(num_steps) - 1, int((num_steps - 1) // steps_per_epoch))
 
 
 def _layers_per_stage(value: int, pace: Pace) -> int:

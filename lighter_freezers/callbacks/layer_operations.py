@@ -1,7 +1,6 @@
 """The LayerOperations callback: a list of operations, played one after another as a loss comes down."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.actions import Action
@@ -78,7 +77,7 @@ class LayerOperations(EngineCallback):
 
     def __init__(
         self,
-        operations: Sequence[Mapping[str, Any]] | str,
+        operations: Sequence[Mapping[str, object]] | str,
         monitor: str = "val/loss",
         *,
         average_over: int = 10,

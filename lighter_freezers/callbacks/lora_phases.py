@@ -1,7 +1,7 @@
 """The LoraPhases callback: in each phase of a run some LoRA adapters train, and the others are held."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -9,6 +9,7 @@ from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.lora.phases import (
@@ -86,7 +87,7 @@ class LoraPhases(EngineCallback):
         phase1_end: int | None = None,
         phase2_end: int | None = None,
         *,
-        phases: Sequence[Mapping[str, Any]] | None = None,
+        phases: Sequence[Mapping[str, object]] | None = None,
         adapter_name: str = "default",
         optimizer_state: Literal["keep", "reset"] = "keep",
     ) -> None:
@@ -103,7 +104,7 @@ class LoraPhases(EngineCallback):
         self._adapters: list[Adapter] = []
         self._logged = -1  # the phase that was logged last
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Make sure that there is an engine, and hear of its transitions."""
         engine = Engine.of(trainer)
         self._logged = -1
@@ -121,7 +122,7 @@ class LoraPhases(EngineCallback):
         # that rests in both does not change in between.
         return [rule for rule in reversed(rules) if rule is not None]
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Log the phase that has just begun; called by the engine."""
         step = transition.optimizer_step
         index = max(i for i, phase in enumerate(self._phases) if phase.start_step <= step)
@@ -161,7 +162,7 @@ def create_phased_lora_config(
     phase1_modules: Sequence[str] | None = None,
     phase2_modules: Sequence[str] | None = None,
     phase3_modules: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Up to three phases over kinds of layers, for `LoraPhases(phases=...)`.
 
     Args:
@@ -196,7 +197,7 @@ def create_layerwise_lora_config(
     phase1_steps: Steps = (0, 200),
     phase2_steps: Steps = (200, None),
     modules: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Two phases over the depth of a model, the lower half of its blocks and then the upper.
 
     Args:
@@ -228,7 +229,7 @@ def create_layerwise_lora_config(
 
 def _as_config(
     steps: Sequence[int | None], modules: Sequence[str], layer_range: list[int] | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     if len(steps) != 2:
         raise ValueError(f"The steps of a phase are a pair (first step, end step or None). Got {steps!r}.")
     start, end = steps

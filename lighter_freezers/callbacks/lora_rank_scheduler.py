@@ -1,12 +1,14 @@
 """The callback that gives LoRA layers other ranks while a model trains: what it is told, an act does."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.trainer_clock import moment
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.lora.rank_action import RankAction, RankOptions
 from lighter_freezers.lora.rank_schedule import parse_rank_schedule
 from lighter_freezers.lora.ranks import OnZero, Shrink
@@ -73,7 +75,7 @@ class LoraRankScheduler(EngineCallback):
 
     def __init__(
         self,
-        schedule: Sequence[Mapping[str, Any]],
+        schedule: Sequence[Mapping[str, object]],
         adapter_name: str = "default",
         *,
         monitor: str = "val/loss",
@@ -105,7 +107,7 @@ class LoraRankScheduler(EngineCallback):
         self._action = RankAction(self._entries, self._options)
         return [self._action]
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """End the curves at the last step."""
         self._action.finish(trainer, moment(trainer).optimizer_step)
 

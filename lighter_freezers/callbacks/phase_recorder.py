@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
 
 from lighter_freezers import arguments
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.planning.phase_meter import FILE, PhaseMeter
 from lighter_freezers.reports.whole_files import write_json
@@ -65,12 +68,12 @@ class PhaseRecorder(Callback):
         self._meter = PhaseMeter(number)
         self._file: Path | None = None
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Listen to the changes of this fit."""
         engine = Engine.of(trainer)
         if stage != "fit":
             return
-        if sum(isinstance(callback, PhaseRecorder) for callback in trainer.callbacks) > 1:
+        if sum(isinstance(callback, PhaseRecorder) for callback in callbacks_of(trainer)) > 1:
             raise RuntimeError(
                 "The Trainer has more than one PhaseRecorder, and both would write the same file."
             )
@@ -79,13 +82,13 @@ class PhaseRecorder(Callback):
         folder = trainer.log_dir  # asks the other processes, so every one of them has to
         self._file = Path(folder) / FILE if folder and trainer.is_global_zero else None
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """A phase begins; called by the engine, between two optimizer steps."""
         self._meter.begin(pl_module, transition)
         self._write({})
         self._listen()
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """The last phase is over."""
         self._meter.end()
         self._write({"num_steps": trainer_clock.moment(trainer).optimizer_step})
@@ -93,7 +96,7 @@ class PhaseRecorder(Callback):
         if self._file is not None:
             log.info("what each phase cost: lighter-freezers report %s", self._file.parent)
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:
         """Keep what is measured so far."""
         self._meter.break_off()
         self._stop_listening()
@@ -106,18 +109,20 @@ class PhaseRecorder(Callback):
     def _stop_listening(self) -> None:
         self.on_train_batch_start = self.on_before_optimizer_step = self.on_train_batch_end = None
 
-    def _start_batch(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def _start_batch(self, trainer: TrainerLike, pl_module: nn.Module, batch: object, batch_idx: int) -> None:
         self._meter.start_batch(trainer, pl_module, batch, batch_idx)
 
-    def _see_gradients(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    def _see_gradients(self, trainer: TrainerLike, pl_module: nn.Module, optimizer: Optimizer) -> None:
         self._meter.see_gradients(pl_module)
 
-    def _end_batch(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def _end_batch(
+        self, trainer: TrainerLike, pl_module: nn.Module, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         self._meter.end_batch(trainer, batch_idx)
         if self._meter.has_enough:
             self._stop_listening()
 
-    def _write(self, more: Mapping[str, Any]) -> None:
+    def _write(self, more: Mapping[str, object]) -> None:
         if self._file is None or not self._meter.records:
             return
         write_json(self._file, {"phases": [record.as_dict() for record in self._meter.records], **more})

@@ -4,11 +4,13 @@ import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+from torch import nn
 
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
 from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 
 __all__ = ["PlotsAtEnd"]
 
@@ -45,20 +47,20 @@ class PlotsAtEnd(Callback):
             raise TypeError(f"dirpath must be a string or null. Got {dirpath!r} ({type(dirpath).__name__}).")
         self.dirpath = dirpath
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Fail before training rather than after it."""
         Engine.of(trainer)  # its place is behind the first callback of ours that has a `setup`
         if stage != "fit":
             return
         if find_spec("matplotlib") is None:
             raise ImportError('PlotsAtEnd needs matplotlib: pip install "lighter-freezers[plots]".')
-        if not any(hasattr(callback, "norms_file") for callback in trainer.callbacks):
+        if not any(hasattr(callback, "norms_file") for callback in callbacks_of(trainer)):
             raise RuntimeError(
                 "PlotsAtEnd draws what GradientNormMonitor writes, but the Trainer has none. Add "
                 "lighter_freezers.GradientNormMonitor to its callbacks."
             )
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Draw, on the first rank."""
         if not trainer.is_global_zero:
             return
@@ -76,8 +78,8 @@ class PlotsAtEnd(Callback):
         log.info("See the gradient norms: %s", folder)
 
 
-def _files(trainer: Any) -> Iterator[Path]:
-    for callback in trainer.callbacks:
+def _files(trainer: TrainerLike) -> Iterator[Path]:
+    for callback in callbacks_of(trainer):
         file = getattr(callback, "norms_file", None)
         if file is not None:
             yield file

@@ -3,12 +3,13 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
-from lighter_freezers._lightning import Callback
+from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.training_loss import loss_of, mean_loss
 from lighter_freezers.reports.results_file import versions, write_results
 from lighter_freezers.reports.whole_files import write_json
@@ -61,13 +62,15 @@ class ResultsSummary(Callback):
         self._sizes: dict[str, int] = {}
         self._path: Path | None = None  # of this process's fit
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Begin to count."""
         self._started = time.monotonic()
         self._sizes = {}
         self._losses, self._total, self._num_batches, self._path = [], None, 0, None
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: TrainerLike, pl_module: nn.Module, outputs: object, *_: object
+    ) -> None:
         """Keep the loss of a batch; every so often fold the kept ones into one sum, on the device."""
         if not self._sizes:
             self._sizes["trainable_parameters"] = num_trainable(pl_module.parameters())
@@ -81,12 +84,12 @@ class ResultsSummary(Callback):
             total = torch.stack(early).float().sum()
             self._total = total if self._total is None else self._total + total
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Count what trains, before everything held is let go."""
         self._sizes["parameters"] = num_elements(pl_module.parameters())
         self._sizes["final_trainable_parameters"] = num_trainable(pl_module.parameters())
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Write the file; on the first rank only."""
         losses = self._mean_losses(trainer)
         folder = _folder(trainer)
@@ -108,7 +111,7 @@ class ResultsSummary(Callback):
             FILE,
         )
 
-    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_test_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Add the figures of a test to the file of the run."""
         folder = _folder(trainer)
         if not trainer.is_global_zero:
@@ -120,7 +123,7 @@ class ResultsSummary(Callback):
         scores = {name.partition("/")[2] or name: value for name, value in _logged(trainer).items()}
         write_json(path, {**known, "evaluation": scores, "versions": versions()})
 
-    def _mean_losses(self, trainer: Any) -> dict[str, float | None]:
+    def _mean_losses(self, trainer: TrainerLike) -> dict[str, float | None]:
         """The mean over all batches and over the last; one read of the host each."""
         if not self._losses:
             return {"train_loss": None, "final_train_loss": None}
@@ -131,21 +134,21 @@ class ResultsSummary(Callback):
         }
 
 
-def _folder(trainer: Any) -> Path:
+def _folder(trainer: TrainerLike) -> Path:
     """The folder of the run, the same on all ranks."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def _config(pl_module: Any) -> Any:
+def _config(pl_module: LightningModule) -> object:
     """What `lighter` keeps under `config` in the module's hyperparameters; else all of these."""
     known = dict(pl_module.hparams)
     return known.get("config", known)
 
 
-def _logged(trainer: Any) -> dict[str, float]:
+def _logged(trainer: TrainerLike) -> dict[str, float]:
     return {name: float(value) for name, value in trainer_clock.metrics(trainer).items()}
 
 
-def _gradient_stats(folder: Path) -> dict[str, Any]:
+def _gradient_stats(folder: Path) -> dict[str, object]:
     files = sorted(folder.glob("*.summary.json"))
     return {file.name.removesuffix(".summary.json"): json.loads(file.read_text()) for file in files}

@@ -14,7 +14,7 @@ class Commented:
     """An entry of a list in YAML, and the lines of comment above it."""
 
     comments: tuple[str, ...]
-    value: Mapping[str, Any]
+    value: Mapping[str, object]
 
 
 def add_callbacks(text: str, callbacks: Sequence[Commented]) -> str:

@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 __all__ = ["RunResults", "differing", "read_runs"]
 
 SUMMARY = "results_summary.json"
 EVALUATIONS = "evaluation_results*.json"
+
+_Json: TypeAlias = dict[str, Any]  # a file that this package wrote; its keys say what is in them
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class RunResults:
 
     title: str
     folder: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     figures: Mapping[str, float]
 
 
@@ -64,7 +66,7 @@ def _read_run(folder: Path, title: str) -> RunResults:
     return RunResults(title, folder, dict(_flat(summary.get("config") or {})), numbers)
 
 
-def _training_figures(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _training_figures(summary: _Json) -> dict[str, object]:
     """What a summary says of the training, in one row of names."""
     figures = {name: summary.get(name) for name in ("optimizer_steps", "train_loss", "final_train_loss")}
     figures |= summary.get("metrics", {})
@@ -74,7 +76,7 @@ def _training_figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> _Json:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -112,7 +114,7 @@ def _titles(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(node: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Every leaf of a config with its place in it; what a list builds goes by its class."""
     if isinstance(node, Mapping):
         for key, value in node.items():
@@ -126,6 +128,6 @@ def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, node
 
 
-def _class_of(node: Any) -> str | None:
+def _class_of(node: object) -> str | None:
     target = node.get("_target_") if isinstance(node, Mapping) else None
     return None if target is None else str(target).rpartition(".")[2]

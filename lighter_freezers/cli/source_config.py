@@ -73,7 +73,7 @@ def _length(config: Any, name: str) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _has_freezers(keys: Any) -> bool:
+def _has_freezers(keys: dict[str, object]) -> bool:
     trainer = keys.get("trainer")
     callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
     targets = [str(each.get("_target_")) for each in callbacks or [] if isinstance(each, dict)]
@@ -83,7 +83,7 @@ def _has_freezers(keys: Any) -> bool:
     return any(issubclass(getattr(lighter_freezers, name, object), EngineCallback) for name in names)
 
 
-def _kind(keys: Any, path: Path) -> tuple[Kind, str]:
+def _kind(keys: object, path: Path) -> tuple[Kind, str]:
     """What a config is about, and where in it the model stands."""
     if isinstance(keys, dict):
         if "model" in keys:

@@ -126,7 +126,7 @@ def _refuse_short(length: int | None, unit: str) -> int:
     return length
 
 
-def _freezer(model: nn.Module, held: Set[str], rest: Mapping[str, Any]) -> dict[str, Any]:
+def _freezer(model: nn.Module, held: Set[str], rest: Mapping[str, object]) -> dict[str, object]:
     names = [name for name in canonical_parameters(model) if name in held]
     return {"_target_": "lighter_freezers.Freezer", **_selection(model, names), **rest}
 

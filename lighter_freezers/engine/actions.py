@@ -8,15 +8,16 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.metric_watch import TRAINING_LOSS
+from lighter_freezers.engine.trainer_like import SavedState, SchedulerLike, TrainerLike
 from lighter_freezers.engine.training_loss import TrainingLoss
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.selection.names import canonical_name
@@ -54,18 +55,18 @@ class StepContext:
         is_freed: Whether the DDP wrapper has been removed.
     """
 
-    trainer: Any
+    trainer: TrainerLike
     model: nn.Module
     moment: Moment
     is_freed: bool = False
 
     @property
-    def optimizers(self) -> list[Any]:
+    def optimizers(self) -> list[Optimizer]:
         """The Trainer's optimizers."""
         return list(self.trainer.optimizers)
 
     @property
-    def schedulers(self) -> list[Any]:
+    def schedulers(self) -> list[SchedulerLike]:
         """The Trainer's LR schedulers."""
         return [config.scheduler for config in self.trainer.lr_scheduler_configs]
 
@@ -126,7 +127,7 @@ class Action:
         """Whether `before_optimizer_step` has to be called at the next optimizer step."""
         return False
 
-    def setup(self, trainer: Any, model: nn.Module, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
         """Check the arguments against the model, and install what loading a checkpoint needs; in every stage.
 
         Called before any rule selects its parameters, and once more in `on_fit_start` where the model is
@@ -163,17 +164,17 @@ class Action:
         """Record a value of one of `monitors`, reduced over ranks; whether the action may be due now."""
         raise NotImplementedError
 
-    def before_optimizer_step(self, optimizer: Any) -> None:
+    def before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Read the accumulated, unscaled gradients; called while `wants_gradients` is true."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """The state for a checkpoint, in plain types."""
         return {}
 
-    def remember(self, state: Mapping[str, Any]) -> None:
+    def remember(self, state: SavedState) -> None:
         """Restore what `state` returned; called after the weights are loaded and before `resume`."""
 
-    def end(self, trainer: Any) -> None:
+    def end(self, trainer: TrainerLike) -> None:
         """Called when training ended without an error."""
 
     def leave(self) -> None:
@@ -194,7 +195,7 @@ class Actions:
             counts[action.title] += 1
             self._actions[f"{action.title}#{counts[action.title]}"] = action
         self._losses: dict[str, TrainingLoss] = {}  # by the key of the action that waits for it
-        self._saved_losses: Mapping[str, Any] = {}
+        self._saved_losses: SavedState = {}
 
     def __iter__(self) -> Iterator[Action]:
         return iter(self._actions.values())
@@ -227,7 +228,7 @@ class Actions:
         """Whether any action waits for the training loss."""
         return bool(self._losses)
 
-    def note_loss(self, trainer: Any, outputs: Any) -> bool:
+    def note_loss(self, trainer: TrainerLike, outputs: object) -> bool:
         """Record the loss of one batch.
 
         Returns:
@@ -267,12 +268,12 @@ class Actions:
         steps += [loss.ready_step for loss in self._losses.values()]
         return [step for step in steps if step is not None and step > moment.optimizer_step]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """The state for a checkpoint, in plain types."""
         losses = {key: loss.state() for key, loss in self._losses.items()}
         return {"acts": {key: action.state() for key, action in self._actions.items()}, "losses": losses}
 
-    def remember(self, state: Mapping[str, Any]) -> None:
+    def remember(self, state: SavedState) -> None:
         """Restore what `state` returned."""
         self._saved_losses = state.get("losses", {})
         for key, action in self._actions.items():

@@ -4,17 +4,17 @@ It adds itself to `trainer.callbacks` during `setup`, next to the first callback
 rules or actions have no per-step hook of their own, so ten of them cost no more than one.
 """
 
-from typing import Any
-
 from torch import nn
+from torch.optim import Optimizer
 
-from lighter_freezers._lightning import Callback
+from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers.engine import idle_schedules, ledger, trainer_clock
 from lighter_freezers.engine.actions import Action, ActionResult, Actions, StepContext
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.followers import Followers, TransitionListener
 from lighter_freezers.engine.metric_watch import MetricWatch
 from lighter_freezers.engine.rules import ActiveRule, Change, FreezeRule, active_rules_of, refuse_overlap
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
 from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 from lighter_freezers.engine.triggers import Moment
 
@@ -38,7 +38,7 @@ class EngineCallback(Callback):
         """New actions, made from the arguments alone; called once per fit or validation."""
         return []
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Add an engine to the Trainer if it has none."""
         Engine.of(trainer)
 
@@ -59,22 +59,22 @@ class Engine(Callback):
         self._metrics = MetricWatch([])
         self._wait = 1  # batches until something may change
         self._builds_late = self._is_set_up = False
-        self._loaded_state: dict[str, Any] = {}
+        self._loaded_state: SavedState = {}
         self._has_resumed = False
         self._is_intruded = False
         self._has_warned = False
-        self._last_state: dict[str, Any] = {}
+        self._last_state: SavedState = {}
 
     @classmethod
-    def of(cls, trainer: Any) -> "Engine":
+    def of(cls, trainer: TrainerLike) -> "Engine":
         """The engine of a Trainer, added next to the first callback of ours if there is none yet."""
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             if isinstance(callback, cls):
                 return callback
         engine = cls()
-        ours = [index for index, callback in enumerate(trainer.callbacks) if _asks_in_setup(callback)]
+        ours = [index for index, callback in enumerate(callbacks_of(trainer)) if _asks_in_setup(callback)]
         # after the callback whose `setup` runs now, since Lightning is iterating over this list
-        trainer.callbacks.insert(ours[0] + 1, engine)
+        callbacks_of(trainer).insert(ours[0] + 1, engine)
         return engine
 
     def add_listener(self, listener: TransitionListener) -> None:
@@ -91,7 +91,7 @@ class Engine(Callback):
         """The actions of this fit."""
         return list(self._actions)
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Select the parameters of every rule, and hold what the first step holds."""
         self._builds_late = "core.hooks" not in type(pl_module).configure_model.__module__
         engine_callbacks = _engine_callbacks(trainer)
@@ -109,7 +109,7 @@ class Engine(Callback):
             if not self._builds_late:
                 raise
 
-    def _set_up_fit(self, trainer: Any, pl_module: Any) -> None:
+    def _set_up_fit(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         rules = [rule for callback in _engine_callbacks(trainer) for rule in callback.rules_for(pl_module)]
         refuse_unsupported_strategy(
             trainer.strategy,
@@ -122,7 +122,7 @@ class Engine(Callback):
         self._is_set_up = True
         self._bind(trainer, pl_module)
 
-    def _set_up_late(self, trainer: Any, pl_module: Any) -> None:
+    def _set_up_late(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Set up again in `on_fit_start`, after `configure_model` has built the module."""
         for action in self._actions:
             action.setup(trainer, pl_module, "fit")
@@ -133,15 +133,15 @@ class Engine(Callback):
         if self._loaded_state:
             self.load_state_dict(self._loaded_state)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Latches and release steps of all rules, and the state of all actions, in plain types."""
         if not self._active_rules and not len(self._actions):
-            return self._last_state  # `trainer.save_checkpoint` after the fit
+            return dict(self._last_state)  # `trainer.save_checkpoint` after the fit
         active_rules = {active.key: active.state() for active in self._active_rules}
         validated_at = self._metrics.validated_at
         return {"players": active_rules, "validated_at": validated_at, **self._actions.state()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: SavedState) -> None:
         """Restore the latches of every rule; `on_train_start` then holds accordingly."""
         for active in self._active_rules:
             if active.key in state_dict["players"]:
@@ -151,7 +151,7 @@ class Engine(Callback):
         self._has_resumed = True
         self._loaded_state = state_dict
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Put every parameter that may thaw into an optimizer; set up modules built after `setup`."""
         if self._builds_late:
             before = _flags(pl_module)
@@ -162,7 +162,7 @@ class Engine(Callback):
             StepContext(trainer, pl_module, trainer_clock.moment(trainer)), self._listeners
         )
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """On a resume, hold what the checkpoint held. Stop the norm layers of what is held, and log it.
 
         Not earlier, because an optimizer that is built from what is trainable must be the same as when the
@@ -176,22 +176,24 @@ class Engine(Callback):
         self._arm()
         self._followers.begin(context, has_changed=before != _flags(pl_module))
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Check the schedules at the next batch, since some count epochs."""
         self._wait = 1
         self._reassert()
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: TrainerLike, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
         """Count down to the next step at which something may change."""
         self._wait -= 1
         if self._wait <= 0:
             self._play(trainer, pl_module, batch_idx)
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Remember which metrics were logged before validation."""
         self._metrics.note_validation_start(trainer)
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Pass the metrics to the rules and actions that wait for one."""
         if trainer.sanity_checking:
             self._metrics.refuse_misspelt(trainer)
@@ -199,25 +201,27 @@ class Engine(Callback):
             self._wait = 1
         self._reassert()
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Pass the training metrics to what waits for one; a name that is still unknown is an error."""
         if self._metrics.observe_epoch(trainer):
             self._wait = 1
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Let the actions log what they did not get to."""
         for action in self._actions:
             action.end(trainer)
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: TrainerLike, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Restore the model when a run fails."""
         self._disband()
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Restore the model when a run has ended."""
         self._disband()
 
-    def _bind(self, trainer: Any, pl_module: Any) -> None:
+    def _bind(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Find the parameters of every rule, and hold what the current moment requires."""
         for active in self._active_rules:
             if active.bind(pl_module):
@@ -232,7 +236,7 @@ class Engine(Callback):
         changes = [Change(active, *active.follow(moment)) for active in self._active_rules]
         return [change for change in changes if change.frozen or change.thawed]
 
-    def _play(self, trainer: Any, pl_module: Any, batch_idx: int) -> None:
+    def _play(self, trainer: TrainerLike, pl_module: LightningModule, batch_idx: int) -> None:
         """Apply what is due between two optimizer steps, and compute when to check again."""
         if self._has_resumed:
             self._has_resumed = False
@@ -270,14 +274,18 @@ class Engine(Callback):
         wants_gradients = self._is_intruded or any(action.wants_gradients for action in self._actions)
         self.on_before_optimizer_step = self._look_at_gradients if wants_gradients else None
 
-    def _end_batch(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+    def _end_batch(
+        self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, *_: object
+    ) -> None:
         """Record the loss for the actions that wait for it, and set the learning rates again."""
         if self._actions.note_loss(trainer, outputs):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
         if self._followers.optimizers.sets_learning_rates:
             self._followers.optimizers.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
 
-    def _look_at_gradients(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    def _look_at_gradients(
+        self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         """Undo an intrusion, and pass the gradients to the actions that want them."""
         self._reassert()
         for action in self._actions:
@@ -317,13 +325,13 @@ class Engine(Callback):
         self._loaded_state = {}
 
 
-def _asks_in_setup(callback: Any) -> bool:
+def _asks_in_setup(callback: object) -> bool:
     """Whether it is one of ours with a `setup`: each of these asks for the engine there."""
     return isinstance(callback, Callback) and type(callback).setup is not Callback.setup
 
 
-def _engine_callbacks(trainer: Any) -> list[EngineCallback]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, EngineCallback)]
+def _engine_callbacks(trainer: TrainerLike) -> list[EngineCallback]:
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, EngineCallback)]
 
 
 def _flags(model: nn.Module) -> list[bool]:

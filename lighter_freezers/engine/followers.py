@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 from torch.nn import Parameter
@@ -16,6 +16,7 @@ from lighter_freezers.engine.effects.norm_layers import FrozenNorms
 from lighter_freezers.engine.log_lines import Announcer
 from lighter_freezers.engine.optimizers import OptimizerFollower
 from lighter_freezers.engine.rules import ActiveRule, Change, num_transitions
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
 from lighter_freezers.selection.element_counts import distinct
@@ -26,7 +27,7 @@ __all__ = ["Followers", "TransitionListener"]
 class TransitionListener(Protocol):
     """A callback that is notified of transitions."""
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Called on every rank after each transition, and once when training starts."""
 
 

@@ -3,11 +3,12 @@
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.selection.names import closest_names
 
 __all__ = ["TRAINING_LOSS", "MetricWatch", "Watcher"]
@@ -54,12 +55,12 @@ class MetricWatch:
         waiting = [(watcher, monitor) for watcher in self._watchers for monitor in sorted(watcher.monitors)]
         return [(watcher, monitor) for watcher, monitor in waiting if monitor != TRAINING_LOSS]
 
-    def note_validation_start(self, trainer: Any) -> None:
+    def note_validation_start(self, trainer: TrainerLike) -> None:
         """Remember what was logged before, to tell afterwards which metrics validation logs."""
         if self._waiting:
             self._before_validation = trainer_clock.metrics(trainer)
 
-    def observe_validation(self, trainer: Any) -> bool:
+    def observe_validation(self, trainer: TrainerLike) -> bool:
         """Pass on the metrics of a validation that has just ended.
 
         Returns:
@@ -75,7 +76,7 @@ class MetricWatch:
             trainer, {name: value for name, value in now.items() if name in self._of_validation}
         )
 
-    def observe_epoch(self, trainer: Any) -> bool:
+    def observe_epoch(self, trainer: TrainerLike) -> bool:
         """Pass on the training metrics of an epoch that has just ended.
 
         Returns:
@@ -93,7 +94,7 @@ class MetricWatch:
             trainer, {name: value for name, value in now.items() if name not in self._of_validation}
         )
 
-    def warn_of_lost_validation(self, trainer: Any, batch_idx: int) -> None:
+    def warn_of_lost_validation(self, trainer: TrainerLike, batch_idx: int) -> None:
         """Warn if a checkpoint saved right before a validation makes the resumed run skip that validation.
 
         Lightning then continues with the next batch: the rules miss a value that an uninterrupted run has
@@ -110,7 +111,7 @@ class MetricWatch:
                 stacklevel=2,
             )
 
-    def _observe(self, trainer: Any, fresh: dict[str, torch.Tensor]) -> bool:
+    def _observe(self, trainer: TrainerLike, fresh: dict[str, torch.Tensor]) -> bool:
         waiting = self._waiting
         monitors = dict.fromkeys(monitor for _, monitor in waiting)
         values = {name: trainer_clock.reduced(trainer, fresh[name]) for name in monitors if name in fresh}
@@ -119,7 +120,7 @@ class MetricWatch:
         ]
         return any(fired)
 
-    def refuse_misspelt(self, trainer: Any) -> None:
+    def refuse_misspelt(self, trainer: TrainerLike) -> None:
         """After the sanity check: a monitor that is named like a validation metric must be one.
 
         Raises:

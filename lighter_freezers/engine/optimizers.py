@@ -1,10 +1,10 @@
 """Updates a Trainer's optimizers for the rules: groups at the start, learning rates, dropped state."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers._log import log
@@ -14,6 +14,7 @@ from lighter_freezers.engine.effects.lean_groups import LeanGroups
 from lighter_freezers.engine.effects.learning_rates import ThawedGroup
 from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
 from lighter_freezers.engine.rules import ActiveRule, Change
+from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
 from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_name, canonical_parameters
@@ -32,7 +33,7 @@ class OptimizerFollower:
         self._active_rules = active_rules
         self._groups: list[ThawedGroup] = []
         self._hooks: list[RemovableHandle] = []
-        self._optimizers: list[Any] = []
+        self._optimizers: list[Optimizer] = []
         self._lean = LeanGroups([])
         self._named: dict[str, Parameter] = {}
 
@@ -42,7 +43,7 @@ class OptimizerFollower:
         return bool(self._groups)
 
     def prepare(
-        self, trainer: Any, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
+        self, trainer: TrainerLike, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
     ) -> None:
         """Put every parameter that may thaw into a group, those with a rate of their own into another.
 
@@ -105,7 +106,7 @@ class OptimizerFollower:
         self._hooks, self._groups, self._optimizers = [], [], []
 
     def _add_missing(
-        self, model: nn.Module, schedulers: Sequence[Any], trainable_later: Mapping[str, Parameter]
+        self, model: nn.Module, schedulers: Sequence[SchedulerLike], trainable_later: Mapping[str, Parameter]
     ) -> None:
         known = optimizer_groups.parameters_in(self._optimizers)
         missing = {name: p for name, p in trainable_later.items() if id(p) not in known}
@@ -139,7 +140,10 @@ class OptimizerFollower:
             )
 
     def _split_off(
-        self, freezers: Sequence[ActiveRule], parameters: dict[str, Parameter], schedulers: Sequence[Any]
+        self,
+        freezers: Sequence[ActiveRule],
+        parameters: dict[str, Parameter],
+        schedulers: Sequence[SchedulerLike],
     ) -> None:
         title = " + ".join(dict.fromkeys(active.rule.title for active in freezers if active.learning_rate))
         num_before = len(self._groups)

@@ -1,10 +1,10 @@
 """One freezing rule and its state in a run: what it selects, whether it holds now, what it remembers."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.nn import Parameter
@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.effects.norm_layers import NormMode
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Schedule
 from lighter_freezers.selection.select import ParameterSelector
 
@@ -151,7 +152,7 @@ class ActiveRule:
             self.hold.let_go()
         self.hold.abandon()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """The state for a checkpoint, in plain types; the rest follows from step and epoch."""
         return {
             "is_holding": self.hold.is_active,
@@ -161,7 +162,7 @@ class ActiveRule:
             "has_fired": self.history.has_fired,
         }
 
-    def remember(self, state: Mapping[str, Any]) -> None:
+    def remember(self, state: SavedState) -> None:
         """Restore what `state` returned when the checkpoint was saved; `resume` then applies it."""
         self.history = History(state["best"], state["num_without_progress"], state["has_fired"])
         self.released_at = state["released_at"]

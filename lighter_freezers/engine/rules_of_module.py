@@ -1,10 +1,12 @@
 """Lets a LightningModule bring freezing rules of its own, without replacing the user's Freezers."""
 
 from collections.abc import Callable
-from typing import Any
+
+from torch import nn
 
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.trainer_like import TrainerLike
 
 __all__ = ["FromModule"]
 
@@ -30,10 +32,10 @@ class FromModule(EngineCallback):
         """The rules from the module."""
         return self._rules
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:
         """Call `at_end`: a LightningModule has no such hook."""
         self._at_end()
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Call `at_end`."""
         self._at_end()

@@ -1,7 +1,6 @@
 """What the Trainer's strategies allow: a run that a strategy could not follow is refused before it starts."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -14,7 +13,7 @@ _FOLLOW_SHAPES = ("SingleDeviceStrategy", "DDPStrategy")  # and parameters that 
 _KEEP_GRADIENTS_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
-def refuse_unsupported_strategy(strategy: Any, is_static: bool, reshapes: bool = False) -> None:
+def refuse_unsupported_strategy(strategy: object, is_static: bool, reshapes: bool = False) -> None:
     """Fail before training where a change of flags or shapes in the middle of a run could not be right.
 
     Args:
@@ -26,7 +25,7 @@ def refuse_unsupported_strategy(strategy: Any, is_static: bool, reshapes: bool =
         RuntimeError: The strategy cannot follow; the message names it and the way out.
     """
     name = type(strategy).__name__
-    if _is_one_of(strategy, ("FSDPStrategy",)) and not strategy.kwargs.get("use_orig_params"):
+    if _is_one_of(strategy, ("FSDPStrategy",)) and not getattr(strategy, "kwargs", {}).get("use_orig_params"):
         raise RuntimeError(
             f"{name}(use_orig_params=False) flattens parameters, so single layers cannot be frozen. "
             "Use FSDPStrategy(use_orig_params=True) or ModelParallelStrategy (FSDP2)."
@@ -45,7 +44,7 @@ def refuse_unsupported_strategy(strategy: Any, is_static: bool, reshapes: bool =
         )
 
 
-def refuse_lean_groups(strategy: Any, optimizers: Iterable[Optimizer]) -> None:
+def refuse_lean_groups(strategy: object, optimizers: Iterable[Optimizer]) -> None:
     """Fail before training where parameters cannot leave an optimizer.
 
     Raises:
@@ -64,7 +63,7 @@ def refuse_lean_groups(strategy: Any, optimizers: Iterable[Optimizer]) -> None:
         )
 
 
-def refuse_flat_gradients(strategy: Any, callback: str) -> None:
+def refuse_flat_gradients(strategy: object, callback: str) -> None:
     """Fail before training where a callback could not tell the gradients of layers apart.
 
     Raises:
@@ -77,5 +76,5 @@ def refuse_flat_gradients(strategy: Any, callback: str) -> None:
         )
 
 
-def _is_one_of(strategy: Any, kinds: Iterable[str]) -> bool:
+def _is_one_of(strategy: object, kinds: Iterable[str]) -> bool:
     return not {base.__name__ for base in type(strategy).__mro__}.isdisjoint(kinds)

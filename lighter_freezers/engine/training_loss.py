@@ -1,11 +1,11 @@
 """The training loss: what a batch returned, the mean of several, and averages read one step late."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
 from lighter_freezers.engine.trainer_clock import window_length
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["TrainingLoss", "loss_of", "mean_loss"]
@@ -17,7 +17,7 @@ def loss_of(outputs: object) -> torch.Tensor | None:
     return loss.detach() if isinstance(loss, torch.Tensor) else None
 
 
-def mean_loss(trainer: Any, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+def mean_loss(trainer: TrainerLike, losses: Sequence[torch.Tensor]) -> torch.Tensor:
     """The mean of the losses of batches over all ranks, unread. Every rank has to call this.
 
     Lightning has divided each loss by the number of batches in an accumulation window; that is undone.
@@ -46,14 +46,14 @@ class TrainingLoss:
         self._arrival: torch.cuda.Event | None = None
         self.ready_step: int | None = None  # the optimizer step from which on it may be read
 
-    def note(self, outputs: Any) -> bool:
+    def note(self, outputs: object) -> bool:
         """Record the loss of one batch, without reading it; returns whether the block is full now.
 
         Raises:
             RuntimeError: A whole block had no loss.
         """
         loss = loss_of(outputs)
-        if loss is not None:
+        if isinstance(loss, torch.Tensor):
             self._losses.append(loss)
             self._num_missing = 0
             return len(self._losses) >= self._num_batches
@@ -66,7 +66,7 @@ class TrainingLoss:
             )
         return False
 
-    def close(self, trainer: Any, optimizer_step: int) -> None:
+    def close(self, trainer: TrainerLike, optimizer_step: int) -> None:
         """Compute the mean of the block and start its copy to the host."""
         mean = mean_loss(trainer, self._losses)
         if mean.is_cuda:
@@ -90,7 +90,7 @@ class TrainingLoss:
             self._arrival.synchronize()
         return None if self._average is None else float(self._average)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """The state for a checkpoint, in plain types; this reads the device."""
         return {
             "losses": torch.stack(self._losses).tolist() if self._losses else [],  # one transfer
@@ -98,7 +98,7 @@ class TrainingLoss:
             "ready_step": self.ready_step,
         }
 
-    def remember(self, state: Mapping[str, Any]) -> None:
+    def remember(self, state: SavedState) -> None:
         """Restore what `state` returned."""
         self._losses = [torch.tensor(loss) for loss in state["losses"]]
         self._average = None if state["average"] is None else torch.tensor(state["average"])

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -23,15 +23,20 @@ __all__ = [
     "load_causal_model",
     "load_evaluated",
     "load_tokenizer",
+    "CausalModel",
+    "Tokenizer",
 ]
+
+Tokenizer: TypeAlias = Any  # of transformers, an optional package whose types change with its version
+CausalModel: TypeAlias = Any  # the same: a module with `generate`, `config` and the like
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def load_causal_model(
-    path: str | os.PathLike[str], dtype: str = "float32", options: Mapping[str, Any] | None = None
-) -> Any:
+    path: str | os.PathLike[str], dtype: str = "float32", options: Mapping[str, object] | None = None
+) -> CausalModel:
     """A causal language model of transformers, ready to train: in train mode, with dropout if it has any.
 
     Args:
@@ -60,7 +65,7 @@ def load_causal_model(
         ) from error
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Any:
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer that was saved with a model.
 
     Raises:
@@ -70,7 +75,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     return _transformers().AutoTokenizer.from_pretrained(str(path))
 
 
-def load_evaluated(path: str | os.PathLike[str], base: str | None = None) -> tuple[nn.Module, Any]:
+def load_evaluated(path: str | os.PathLike[str], base: str | None = None) -> tuple[nn.Module, Tokenizer]:
     """A model and its tokenizer from what a run has left, in the dtype it was saved in.
 
     Args:
@@ -117,9 +122,9 @@ def check_causal(network: object) -> nn.Module:
     return network
 
 
-def base_of(network: nn.Module) -> Any:
+def base_of(network: nn.Module) -> CausalModel:
     """The model of transformers inside a `PeftModel` and other wrappers."""
-    inner: Any = unwrapped(network, at_root=True)
+    inner: CausalModel = unwrapped(network, at_root=True)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
@@ -143,7 +148,7 @@ def checkpoint_activations(network: nn.Module) -> None:
         model.disable_input_require_grads()
 
 
-def _transformers() -> Any:
+def _transformers() -> Any:  # the package, which may be missing
     try:
         import transformers
     except ImportError as error:

@@ -3,17 +3,20 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 
-from lighter_freezers.experiments.causal_models import check_causal, load_evaluated
+from lighter_freezers.experiments.causal_models import Tokenizer, check_causal, load_evaluated
 from lighter_freezers.experiments.evaluation.answers import GenerationSettings, answers_to
 from lighter_freezers.experiments.evaluation.metrics import check_metric_packages
 from lighter_freezers.experiments.evaluation.perplexity import perplexity
 from lighter_freezers.experiments.evaluation.scored_answers import GenerationFigures
 from lighter_freezers.reports.results_file import write_results
+
+if TYPE_CHECKING:
+    from lighter_freezers.experiments.training.generation_datamodule import GenerationDataModule
 
 __all__ = ["EvaluationResult", "evaluate_e2e", "evaluate_multi_nli", "evaluate_samsum", "evaluate_wikisql"]
 
@@ -52,7 +55,7 @@ class EvaluationResult:
     meteor: float
     perplexity: float
     num_samples: int
-    generation_config: Mapping[str, Any]
+    generation_config: Mapping[str, object]
 
 
 def evaluate_e2e(
@@ -62,10 +65,10 @@ def evaluate_e2e(
     batch_size: int = 8,
     *,
     source: str | None = None,
-    tokenizer: Any = None,
-    generation: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer = None,
+    generation: Mapping[str, object] | None = None,
     output_dir: str | None = None,
-    **data: Any,
+    **data: object,
 ) -> EvaluationResult:
     """Let a model describe restaurants, each meaning representation once, against all its references.
 
@@ -100,10 +103,10 @@ def evaluate_samsum(
     batch_size: int = 8,
     *,
     source: str | None = None,
-    tokenizer: Any = None,
-    generation: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer = None,
+    generation: Mapping[str, object] | None = None,
     output_dir: str | None = None,
-    **data: Any,
+    **data: object,
 ) -> EvaluationResult:
     """Let a model summarise dialogues. The arguments are those of `evaluate_e2e`."""
     asked = _Asked(base_model_id, num_samples, batch_size, source, tokenizer, generation, output_dir, data)
@@ -117,10 +120,10 @@ def evaluate_wikisql(
     batch_size: int = 8,
     *,
     source: str | None = None,
-    tokenizer: Any = None,
-    generation: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer = None,
+    generation: Mapping[str, object] | None = None,
     output_dir: str | None = None,
-    **data: Any,
+    **data: object,
 ) -> dict[str, float | int]:
     """Let a model turn questions about tables into SQL. The arguments are those of `evaluate_e2e`.
 
@@ -139,10 +142,10 @@ def evaluate_multi_nli(
     batch_size: int = 8,
     *,
     source: str | None = None,
-    tokenizer: Any = None,
-    generation: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer = None,
+    generation: Mapping[str, object] | None = None,
     output_dir: str | None = None,
-    **data: Any,
+    **data: object,
 ) -> dict[str, float | int]:
     """Let a model say how two sentences are related. The arguments are those of `evaluate_e2e`.
 
@@ -162,10 +165,10 @@ class _Asked:
     num_samples: int | None
     batch_size: int
     source: str | None
-    tokenizer: Any
-    generation: Mapping[str, Any] | None
+    tokenizer: Tokenizer
+    generation: Mapping[str, Any] | None  # GenerationSettings checks each
     output_dir: str | None
-    data: Mapping[str, Any]
+    data: Mapping[str, Any]  # GenerationDataModule checks each
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def _evaluated(task: str, model: ModelOrPath, asked: _Asked) -> _Outcome:
     return _Outcome(scores, len(figures.answers), settings)
 
 
-def _model_and_tokenizer(model: ModelOrPath, asked: _Asked) -> tuple[nn.Module, Any]:
+def _model_and_tokenizer(model: ModelOrPath, asked: _Asked) -> tuple[nn.Module, Tokenizer]:
     if isinstance(model, nn.Module):
         if asked.tokenizer is None:
             raise ValueError("A model in memory does not know its tokenizer: give tokenizer, too.")
@@ -208,7 +211,7 @@ def _model_and_tokenizer(model: ModelOrPath, asked: _Asked) -> tuple[nn.Module, 
     return network, tokenizer if asked.tokenizer is None else asked.tokenizer
 
 
-def _data(task: str, tokenizer: Any, asked: _Asked) -> Any:
+def _data(task: str, tokenizer: Tokenizer, asked: _Asked) -> "GenerationDataModule":
     """The test data of a task, encoded for a model."""
     from lighter_freezers.experiments.training.generation_datamodule import (
         GenerationDataModule,  # needs Lightning

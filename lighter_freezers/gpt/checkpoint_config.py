@@ -26,7 +26,7 @@ STATED = {
 }
 INVISIBLE = ("n_head", "exact_gelu")  # no shape shows them
 TANH_GELUS, EXACT_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu"
-COMPUTED_ALIKE: dict[str, tuple[Any, ...]] = {  # of a GPT-2's config.json: what this GPT computes, too
+COMPUTED_ALIKE: dict[str, tuple[object, ...]] = {  # of a GPT-2's config.json: what this GPT computes, too
     "model_type": ("gpt2",),
     "activation_function": (*TANH_GELUS, EXACT_GELU),
     "layer_norm_epsilon": (1e-5,),
@@ -36,9 +36,14 @@ COMPUTED_ALIKE: dict[str, tuple[Any, ...]] = {  # of a GPT-2's config.json: what
 }
 
 
-def config_of_model_args(model_args: Mapping[str, Any]) -> dict[str, int | bool]:
+def config_of_model_args(model_args: Mapping[str, object]) -> dict[str, int | bool]:
     """What nanoGPT's `model_args` say about the model, under `GPTConfig`'s names; the rest is left out."""
-    return {name: model_args[name] for name, kind in STATED.items() if type(model_args.get(name)) is kind}
+    stated = {name: model_args.get(name) for name in STATED}
+    return {
+        name: value
+        for name, value in stated.items()
+        if isinstance(value, int) and type(value) is STATED[name]
+    }
 
 
 def config_of_transformers(config: Mapping[str, Any], source: str) -> dict[str, int | bool]:

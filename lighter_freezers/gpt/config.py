@@ -88,7 +88,10 @@ class GPTConfig:
         self._check_transfer()
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> "GPTConfig":
+    def from_mapping(
+        cls,
+        values: Mapping[str, Any],  # each is checked
+    ) -> "GPTConfig":
         """The same from a dictionary, as YAML has it.
 
         Raises:

@@ -5,7 +5,6 @@ Shapes: B batch, T time, V vocabulary, C channels (`n_embd`), K classes.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +62,7 @@ class GPT(LoraMethods):
     classifier_head: nn.Linear
     sequence_head: nn.Linear
 
-    def __init__(self, config: GPTConfig | Mapping[str, Any]) -> None:
+    def __init__(self, config: GPTConfig | Mapping[str, object]) -> None:
         super().__init__()
         self.config = config if isinstance(config, GPTConfig) else GPTConfig.from_mapping(config)
         config = self.config

@@ -6,7 +6,6 @@ Files are read in `checkpoint_files.py`, names are turned into ours in `checkpoi
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +126,7 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> LoadRep
     return report
 
 
-def config_from_checkpoint(source: str | os.PathLike[str], *, n_head: int | None = None) -> dict[str, Any]:
+def config_from_checkpoint(source: str | os.PathLike[str], *, n_head: int | None = None) -> dict[str, object]:
     """The sizes of a checkpoint's model: `GPTConfig(**config_from_checkpoint(path))`.
 
     Args:

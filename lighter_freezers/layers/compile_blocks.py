@@ -1,7 +1,6 @@
 """`torch.compile`, block by block: a layer that freezes or thaws then costs no graph of the whole model."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -15,7 +14,7 @@ __all__ = ["compile_blocks"]
 def compile_blocks(
     model: nn.Module,
     *,
-    backend: str | Callable[..., Any] = "inductor",
+    backend: str | Callable[..., object] = "inductor",
     mode: str | None = None,
     fullgraph: bool = False,
     dynamic: bool | None = None,

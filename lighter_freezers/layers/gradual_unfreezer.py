@@ -4,7 +4,6 @@ In a Trainer the callback `GradualUnfreezing` does this; both share the schedule
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
@@ -14,6 +13,7 @@ from lighter_freezers._log import log
 from lighter_freezers.arguments import count, flag
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.optimizer_groups import add_missing, parameters_in
+from lighter_freezers.engine.trainer_like import SchedulerLike
 from lighter_freezers.layers.changes import say
 from lighter_freezers.layers.thaw_pace import num_unfrozen_layers
 from lighter_freezers.selection.anatomy import anatomy_of
@@ -102,7 +102,9 @@ class GradualUnfreezer:
             )
         self.step(0)
 
-    def step(self, epoch: int, optimizer: Optimizer | None = None, schedulers: Sequence[Any] = ()) -> int:
+    def step(
+        self, epoch: int, optimizer: Optimizer | None = None, schedulers: Sequence[SchedulerLike] = ()
+    ) -> int:
         """Let train what trains in an epoch, and freeze the rest. To be called before the epoch.
 
         Args:
@@ -161,7 +163,7 @@ def _complete(
     optimizer: Optimizer,
     training: Mapping[str, Parameter],
     named: Mapping[str, Parameter],
-    schedulers: Sequence[Any],
+    schedulers: Sequence[SchedulerLike],
 ) -> None:
     """Put what trains into an optimizer that does not know it."""
     known = parameters_in([optimizer])

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -15,6 +15,9 @@ from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 __all__ = ["setup_lp_lora_style"]
 
 
@@ -23,7 +26,7 @@ def setup_lp_lora_style(
     freeze_ratio: float = 0.5,
     freeze_embed: bool = True,
     *,
-    lora: Mapping[str, Any] | Any = None,
+    lora: "Mapping[str, object] | LoraConfig | None" = None,
 ) -> int:
     """Freeze the lower layers and the embeddings; the upper layers train, whole or by LoRA.
 
@@ -68,7 +71,9 @@ def setup_lp_lora_style(
     return num_elements(parameter for parameter in trained if not parameter.requires_grad)
 
 
-def _put_lora(model: nn.Module, num_frozen: int, without_embeddings: bool, lora: Any) -> None:
+def _put_lora(
+    model: nn.Module, num_frozen: int, without_embeddings: bool, lora: "Mapping[str, object] | LoraConfig"
+) -> None:
     """LoRA on what the config targets, but not in the frozen layers and not on frozen embeddings."""
     from lighter_freezers.lora.apply import apply_lora
     from lighter_freezers.lora.attach import network_of
@@ -79,16 +84,17 @@ def _put_lora(model: nn.Module, num_frozen: int, without_embeddings: bool, lora:
     frozen.update(anatomy.embeddings if without_embeddings else ())
     owners = [re.escape(name.rpartition(".")[0]) for name in sorted(frozen)]
     if isinstance(lora, Mapping):
-        config: Any = {**lora, "exclude_modules": _pattern(owners, lora.get("exclude_modules"))}
+        excluded = _pattern(owners, lora.get("exclude_modules"))
+        apply_lora(network, {**lora, "exclude_modules": excluded})
     else:
         config = copy.deepcopy(lora)
-        config.exclude_modules = _pattern(owners, getattr(lora, "exclude_modules", None))
-    apply_lora(network, config)
+        config.exclude_modules = _pattern(owners, config.exclude_modules)
+        apply_lora(network, config)
     num_factors = num_elements(p for p in network.parameters() if p.requires_grad)
     say(f"LoRA in {len(anatomy.blocks) - num_frozen} layers: {num_factors:,} parameters train.")
 
 
-def _pattern(owners: Iterable[str], excluded: str | Iterable[str] | None) -> str | None:
+def _pattern(owners: Iterable[str], excluded: Any) -> str | None:
     """One regular expression for our modules and those that PEFT's `exclude_modules` says."""
     if excluded is not None and not isinstance(excluded, str):
         excluded = "|".join(rf"(?:.*\.)?{re.escape(name)}" for name in excluded)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.triggers import MetricTrigger, Plateau, Schedule, parse_plateau
@@ -67,7 +66,7 @@ def parse_pace(
     every_n_epochs: int | None,
     every_n_steps: int | None,
     total_epochs: int | None,
-    plateau: Mapping[str, Any] | None,
+    plateau: Mapping[str, object] | None,
 ) -> Pace:
     """Read the four arguments of which one says when; none of them is a single stage.
 

@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -13,9 +13,12 @@ from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.lora.attach import network_of
 from lighter_freezers.lora.ranks import alpha_for
-from lighter_freezers.lora.sites import LoraFactors, find_lora_sites, lora_layers
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, find_lora_sites, lora_layers
 from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.names import canonical_name, named_aliases, unwrapped, walk
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 __all__ = ["save_adapter"]
 
@@ -80,16 +83,16 @@ def save_adapter(
     log.info("saved adapter '%s' of %d layers to %s", adapter_name, sum(map(bool, ranks.values())), folder)
 
 
-def _base_model(network: Any) -> nn.Module:
+def _base_model(network: PeftModule) -> nn.Module:
     """The module that PEFT's names are relative to."""
     from peft import PeftModel
 
-    base: Any = network.base_model.model if isinstance(network, PeftModel) else network
+    base: PeftModule = network.base_model.model if isinstance(network, PeftModel) else network
     assert isinstance(base, nn.Module)
     return base
 
 
-def _refuse_changed_base(root: nn.Module, config: Any) -> None:
+def _refuse_changed_base(root: nn.Module, config: "LoraConfig") -> None:
     """Raise where the base weights are not those that the adapter will be put on again."""
     from peft.tuners.lora import LoraLayer
 
@@ -112,7 +115,7 @@ def _refuse_changed_base(root: nn.Module, config: Any) -> None:
             )
 
 
-def _own_parameters(layer: Any) -> list[Parameter]:
+def _own_parameters(layer: PeftModule) -> list[Parameter]:
     """What a LoRA layer adds to its base layer."""
     below = {id(parameter) for parameter in layer.get_base_layer().parameters()}
     return [parameter for parameter in layer.parameters() if id(parameter) not in below]
@@ -124,7 +127,9 @@ def _saved_ranks(sites: Mapping[str, LoraFactors]) -> dict[str, int]:
     return ranks if any(ranks.values()) else dict.fromkeys(ranks, 1)  # PEFT wants at least one layer
 
 
-def _config(config: Any, root: nn.Module, adapter_name: str, ranks: Mapping[str, int]) -> Any:
+def _config(
+    config: "LoraConfig", root: nn.Module, adapter_name: str, ranks: Mapping[str, int]
+) -> "LoraConfig":
     """The adapter's config with the ranks that there are; `r` and `lora_alpha` stay the defaults."""
     config = copy.deepcopy(config)
     config.inference_mode = True
@@ -151,7 +156,7 @@ def _key(name: str, names: Iterable[str]) -> str:
     return f"^{re.escape(name)}" if is_end_of_another else re.escape(name)
 
 
-def _excluded(before: Any, left_out: list[str]) -> str:
+def _excluded(before: str | Iterable[str] | None, left_out: list[str]) -> str:
     """A regular expression for what was excluded before and what is now."""
     names = [re.escape(name) for name in left_out]
     if isinstance(before, str):
@@ -160,7 +165,7 @@ def _excluded(before: Any, left_out: list[str]) -> str:
 
 
 def _weights(
-    network: Any, sites: Mapping[str, LoraFactors], ranks: Mapping[str, int], adapter_name: str
+    network: PeftModule, sites: Mapping[str, LoraFactors], ranks: Mapping[str, int], adapter_name: str
 ) -> dict[str, Tensor]:
     """What PEFT saves, under its names, without empty factors."""
     from peft import get_peft_model_state_dict

@@ -7,7 +7,6 @@ projection-aware rule of LDAdam (arXiv 2410.16103).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 
 from lighter_freezers.engine.effects.optimizer_groups import forget_state
 from lighter_freezers.engine.effects.parameter_swap import options_of
+from lighter_freezers.engine.trainer_like import ParameterGroup, SavedState
 from lighter_freezers.lora.sites import LoraSite
 
 __all__ = ["NewComponents", "Recombination", "carry_state"]
@@ -154,7 +154,7 @@ def _is_known(key: str, value: Tensor, parameter: Parameter, change: Recombinati
     return key in _MEANS | _SQUARES and list(value.shape) == shape
 
 
-def _bias_corrections(state: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[float, float]:
+def _bias_corrections(state: SavedState, options: ParameterGroup) -> tuple[float, float]:
     """1 - beta^t of Adam's two means; 1 for optimizers without."""
     step = float(state.get("step", 0.0))
     if "betas" not in options or not step:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -242,7 +241,7 @@ def _modules(argument: str, value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _range(argument: str, entry: Mapping[str, Any]) -> tuple[int, int] | None:
+def _range(argument: str, entry: Mapping[str, object]) -> tuple[int, int] | None:
     value = entry.get("layer_range")
     if value is None:
         return None

@@ -4,15 +4,16 @@ import math
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.optimizer_state import NewComponents
 from lighter_freezers.lora.rank_curves import RankCurves
@@ -28,7 +29,7 @@ from lighter_freezers.lora.statistics import BottleneckStatistics
 __all__ = ["RankAction", "RankOptions"]
 
 # What the last fit of a Trainer left to its next, by the titles of acts.
-_left: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+_left: weakref.WeakKeyDictionary[TrainerLike, dict[str, SavedState]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class RankAction(Action):
         self._new = NewComponents()
         self._statistics = BottleneckStatistics({})
         self._curves = RankCurves({})
-        self._fit: weakref.ref[Any] | None = None  # the Trainer, if this is a fit
-        self._saved: Mapping[str, Any] | None = None  # what there was to remember
+        self._fit: weakref.ref[TrainerLike] | None = None  # the Trainer, if this is a fit
+        self._saved: SavedState | None = None  # what there was to remember
 
     @property
     def monitors(self) -> frozenset[str]:
@@ -109,11 +110,11 @@ class RankAction(Action):
         """Whether new components wait for their first gradient."""
         return self._new.is_waiting
 
-    def before_optimizer_step(self, optimizer: Any) -> None:
+    def before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Give new components their moments."""
         self._new.start(optimizer)
 
-    def setup(self, trainer: Any, model: nn.Module, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
         """Find the layers and check every rank, before anything is trained or loaded."""
         options = self._options
         self._sites = find_lora_sites(model, options.adapter_name)
@@ -132,7 +133,7 @@ class RankAction(Action):
             self._statistics = BottleneckStatistics({n: s for n, s in self._sites.items() if n in chosen})
         install_rank_restore(model)
         if stage == "fit":
-            _refuse_weight_averaging(trainer.callbacks)
+            _refuse_weight_averaging(callbacks_of(trainer))
             self._fit = weakref.ref(trainer)
             saved = self._saved or _left.get(trainer, {}).get(self.title)
             if saved:  # by a checkpoint, where the model was built after it, or by the last fit
@@ -193,11 +194,11 @@ class RankAction(Action):
             ranks={layer: rank for layer, rank in self.ranks.items() if layer in touched},
         )
 
-    def finish(self, trainer: Any, optimizer_step: int) -> None:
+    def finish(self, trainer: TrainerLike, optimizer_step: int) -> None:
         """End every curve at the last step."""
         self._curves.end(trainer, optimizer_step)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What is done and since when, what is frozen, what is new; the ranks are in the weights."""
         return {
             **self._plan.state(),
@@ -206,7 +207,7 @@ class RankAction(Action):
             "statistics": self._statistics.state(),
         }
 
-    def remember(self, state: Mapping[str, Any]) -> None:
+    def remember(self, state: SavedState) -> None:
         """Take over what `state` gave."""
         self._saved = state
         self._plan.remember(state)
@@ -269,7 +270,7 @@ class RankAction(Action):
         }
 
 
-def _refuse_weight_averaging(callbacks: Iterable[Any]) -> None:
+def _refuse_weight_averaging(callbacks: Iterable[object]) -> None:
     for callback in callbacks:
         kinds = {base.__name__ for base in type(callback).__mro__}
         if kinds & {"WeightAveraging", "StochasticWeightAveraging"}:

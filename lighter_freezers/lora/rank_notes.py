@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from lighter_freezers.lora.ranks import RankChange
 from lighter_freezers.lora.sites import LoraSite
@@ -35,7 +34,7 @@ def notes_of(changes: Iterable[tuple[LoraSite, RankChange]], reasons: Sequence[s
         changes: Layers, and what happened to them.
         reasons: Why, in words; none where a schedule said so.
     """
-    alike: dict[tuple[Any, ...], list[tuple[str, RankChange]]] = {}
+    alike: dict[tuple[object, ...], list[tuple[str, RankChange]]] = {}
     for site, change in changes:
         kind = (change.rank_before, change.rank_after, change.is_merged, bool(change.frozen))
         alike.setdefault(kind, []).append((site.title, change))

@@ -1,10 +1,10 @@
 """A schedule of LoRA ranks on one model: which layers its entries mean, which are due, which are done."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
+from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.merging import check_merge
 from lighter_freezers.lora.rank_schedule import RankEntry
@@ -73,12 +73,12 @@ class RankPlan:
             (step for step in steps if step is not None and step > moment.optimizer_step), default=None
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """How far it has come, in plain types."""
         done = [str(self.entries[index]) for index in sorted(self._done)]
         return {"done": done, "since": self._since, "value": self._value}
 
-    def remember(self, state: Mapping[str, Any]) -> None:
+    def remember(self, state: SavedState) -> None:
         """Take over what `state` gave; entries that have changed since have not been done."""
         done = list(state["done"])
         self._done = set()
@@ -96,7 +96,7 @@ class RankPlan:
     def _queue(self) -> list[int]:
         return [index for index in self._left if self._condition(index) is not None]
 
-    def _condition(self, index: int) -> Any:
+    def _condition(self, index: int) -> LossOrWait | None:
         return self.entries[index].condition
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from lighter_freezers.engine.effects.parameter_swap import reshape_parameter
 from lighter_freezers.lora.merging import check_merge, merge_into_base
 from lighter_freezers.lora.optimizer_state import Recombination, carry_state
 from lighter_freezers.lora.resize import Truncation, new_components, truncated, truncated_by_loss
-from lighter_freezers.lora.sites import LoraFactors, why_unsupported
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
 __all__ = [
     "OnZero",
@@ -61,7 +61,7 @@ class RankChange:
     replaced: tuple[tuple[Parameter, Parameter], ...] = ()
 
 
-def check_rank(layer: Any, rank: object, adapter_name: str = "default") -> int:
+def check_rank(layer: PeftModule, rank: object, adapter_name: str = "default") -> int:
     """Check that a layer with LoRA can have a rank.
 
     Raises:
@@ -87,7 +87,7 @@ def check_rank(layer: Any, rank: object, adapter_name: str = "default") -> int:
 
 
 def resize_lora_layer(
-    layer: Any,
+    layer: PeftModule,
     r: int,
     adapter_name: str = "default",
     *,

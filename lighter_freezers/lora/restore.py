@@ -5,13 +5,12 @@ ranks out of the checkpoint.
 """
 
 from collections.abc import MutableMapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from lighter_freezers.lora.ranks import fit_rank
-from lighter_freezers.lora.sites import LoraFactors, why_unsupported
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
 __all__ = ["install_rank_restore"]
 
@@ -29,7 +28,7 @@ def install_rank_restore(model: nn.Module) -> None:
     """
     from peft.tuners.lora import LoraLayer
 
-    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    layers: list[PeftModule] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
         if not getattr(layer, "restores_rank", False):
             layer.restores_rank = True
@@ -37,7 +36,9 @@ def install_rank_restore(model: nn.Module) -> None:
             layer.register_state_dict_post_hook(_save_mark)
 
 
-def _fit_ranks(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
+def _fit_ranks(
+    layer: PeftModule, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: object
+) -> None:
     """Give every adapter of a layer the shapes that its factors have in a checkpoint."""
     for name in [*layer.lora_A, *layer.lora_embedding_A]:
         if why_unsupported(layer, name):
@@ -61,7 +62,9 @@ def _rank_in(state_dict: MutableMapping[str, torch.Tensor], prefix: str, adapter
     return 0 if is_empty_convolution else A.shape[0]
 
 
-def _save_mark(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
+def _save_mark(
+    layer: PeftModule, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: object
+) -> None:
     """Say in a checkpoint that something was merged into the base weight."""
     if getattr(layer, _MARK, False):
         state_dict[prefix + _MARK] = torch.tensor(True)

@@ -64,7 +64,7 @@ class Comparison:
     lines: tuple[Line, ...]
     missing: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """In plain types."""
         return {
             "lines": [{**asdict(line), "off": line.off} for line in self.lines],

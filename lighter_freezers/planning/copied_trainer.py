@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from lighter_freezers._lightning import Callback
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.planning.rehearsal import Rehearsal
 
 __all__ = ["hushed", "rehearse", "untouched_randomness"]
@@ -24,7 +26,7 @@ _OWN = str(Path(__file__).parents[1])
 
 
 def rehearse(
-    trainer: Any, model: nn.Module, datamodule: Any, train_dataloaders: Any, num_timed: int
+    trainer: TrainerLike, model: nn.Module, datamodule: Any, train_dataloaders: object, num_timed: int
 ) -> Rehearsal:
     """Play the run of a Trainer once, on a copy of the model.
 
@@ -40,7 +42,9 @@ def rehearse(
     for original, twin in zip(model.parameters(), copied.parameters(), strict=True):
         _hold_alike(original, twin)
     _keep_own_callbacks(copied)
-    engine_callbacks = [copy.deepcopy(each) for each in trainer.callbacks if isinstance(each, EngineCallback)]
+    engine_callbacks = [
+        copy.deepcopy(each) for each in callbacks_of(trainer) if isinstance(each, EngineCallback)
+    ]
     staged = _staged(trainer, [rehearsal, *engine_callbacks])
     owner = getattr(datamodule, "trainer", None)
     try:
@@ -67,11 +71,11 @@ def _hold_alike(original: nn.Parameter, twin: nn.Parameter) -> None:
         left.abandon()
 
 
-def _keep_own_callbacks(model: Any) -> None:
+def _keep_own_callbacks(model: Any) -> None:  # a method is replaced
     """Of the callbacks that a module brings, those that write files and stop runs have no part in it."""
     configure = model.configure_callbacks
 
-    def configure_callbacks() -> list[Any]:
+    def configure_callbacks() -> list[EngineCallback]:
         brought = configure()
         several = brought if isinstance(brought, Sequence) else [brought]
         return [callback for callback in several if isinstance(callback, EngineCallback)]
@@ -79,7 +83,7 @@ def _keep_own_callbacks(model: Any) -> None:
     model.configure_callbacks = configure_callbacks
 
 
-def _staged(trainer: Any, callbacks: Sequence[Any]) -> Any:
+def _staged(trainer: TrainerLike, callbacks: Sequence[Callback]) -> Any:  # a Trainer to fit with
     """A Trainer of the same namespace, on one device."""
     kind = next(each for each in type(trainer).__mro__ if each.__name__ == "Trainer")
     device = trainer.strategy.root_device
@@ -91,7 +95,7 @@ def _staged(trainer: Any, callbacks: Sequence[Any]) -> Any:
         max_steps=trainer.max_steps,
         max_epochs=trainer.max_epochs,
         limit_train_batches=trainer.limit_train_batches,
-        overfit_batches=trainer.overfit_batches,
+        overfit_batches=getattr(trainer, "overfit_batches", 0.0),  # Lightning does not declare it
         accumulate_grad_batches=trainer.accumulate_grad_batches,
         gradient_clip_val=trainer.gradient_clip_val,
         gradient_clip_algorithm=None if clip is None else clip.value,

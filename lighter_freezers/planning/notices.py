@@ -1,9 +1,9 @@
 """What looks wrong with a schedule: a rule without effect, a thaw too late, parameters that nobody trains."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action
@@ -19,7 +19,7 @@ _ALWAYS = 2**62
 
 
 def notices_at_the_start(
-    active_rules: Sequence[ActiveRule], optimizers: Iterable[Any], model: nn.Module
+    active_rules: Sequence[ActiveRule], optimizers: Iterable[Optimizer], model: nn.Module
 ) -> list[str]:
     """Said before the first step.
 

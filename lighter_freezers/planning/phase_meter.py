@@ -9,12 +9,13 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from lighter_freezers.engine.trainer_clock import window_length
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.planning.costs.step_cost import StepMeter, tensors_in
 from lighter_freezers.selection.element_counts import num_trainable
@@ -26,6 +27,9 @@ FILE = "freeze_report.json"  # what `PhaseRecorder` writes and `lighter-freezers
 _UNTIMED = (
     2  # steps at the start of a phase: one is traced, in one the new state settles (compile, allocator)
 )
+
+
+_Reading: TypeAlias = Any  # seconds, or an event of a GPU, for which torch has no types
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class PhaseRecord:
     step_seconds: float | None = None
     num_timed: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """In plain types."""
         return asdict(self)
 
@@ -111,7 +115,7 @@ class PhaseMeter:
             self._open.untrace()
         self._open = None
 
-    def start_batch(self, trainer: Any, model: nn.Module, batch: Any, batch_idx: int) -> None:
+    def start_batch(self, trainer: TrainerLike, model: nn.Module, batch: object, batch_idx: int) -> None:
         """Before a batch, and after whatever changed before it."""
         if not self.has_enough:
             assert self._open is not None
@@ -123,7 +127,7 @@ class PhaseMeter:
             now = _nbytes(parameter.grad for parameter in model.parameters())
             self._open.gradient_bytes = max(now, self._open.gradient_bytes or 0)
 
-    def end_batch(self, trainer: Any, batch_idx: int) -> None:
+    def end_batch(self, trainer: TrainerLike, batch_idx: int) -> None:
         """After a batch, and after the optimizer's step if it made one."""
         if not self.has_enough:
             assert self._open is not None
@@ -141,14 +145,16 @@ class _OpenPhase:
         self._peak_bytes: int | None = None
         self._trace: StepMeter | None = None
         self._flops = self._activation_bytes = 0
-        self._marks: list[list[Any]] = []  # of each timed step, clock readings: start, end, start, end, ...
+        self._marks: list[
+            list[_Reading]
+        ] = []  # of each timed step, clock readings: start, end, start, end, ...
         self._is_running = False  # a batch of a whole window
 
     @property
     def is_tracing(self) -> bool:
         return self._is_running and not self.num_steps
 
-    def start_batch(self, trainer: Any, model: nn.Module, batch: Any, *, is_first: bool) -> None:
+    def start_batch(self, trainer: TrainerLike, model: nn.Module, batch: object, *, is_first: bool) -> None:
         if is_first:
             self._is_running = True
             if not self.num_steps:
@@ -167,7 +173,7 @@ class _OpenPhase:
                 self._marks = [*self._marks[: self.num_steps - _UNTIMED], []]
             self._marks[-1].append(_reading(device))
 
-    def end_batch(self, trainer: Any, *, is_last: bool) -> None:
+    def end_batch(self, trainer: TrainerLike, *, is_last: bool) -> None:
         if not self._is_running:
             return
         device = trainer.strategy.root_device
@@ -181,7 +187,7 @@ class _OpenPhase:
         if is_last:
             self._end_step(trainer, device)
 
-    def _end_step(self, trainer: Any, device: torch.device) -> None:
+    def _end_step(self, trainer: TrainerLike, device: torch.device) -> None:
         if not self.num_steps:
             self._optimizer_bytes = _nbytes(
                 list(optimizer.state.values()) for optimizer in trainer.optimizers
@@ -210,12 +216,12 @@ class _OpenPhase:
         )
 
 
-def _window(trainer: Any) -> int:
+def _window(trainer: TrainerLike) -> int:
     """Batches of one optimizer step; an epoch may have fewer."""
     return int(min(window_length(trainer), trainer.num_training_batches))
 
 
-def _reading(device: torch.device) -> Any:
+def _reading(device: torch.device) -> _Reading:
     """The clock now; on a GPU an event that the GPU passes when it gets there."""
     if device.type == "cuda":
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -224,7 +230,7 @@ def _reading(device: torch.device) -> Any:
     return time.process_time() if device.type == "cpu" else time.perf_counter()
 
 
-def _seconds(marks: list[Any]) -> float:
+def _seconds(marks: list[_Reading]) -> float:
     """What passed between each start and its end; waits for a GPU that has not come so far."""
     spans = zip(marks[::2], marks[1::2], strict=True)
     if isinstance(marks[0], float):
@@ -233,7 +239,7 @@ def _seconds(marks: list[Any]) -> float:
     return sum(float(start.elapsed_time(end)) for start, end in spans) / 1000
 
 
-def _nbytes(values: Iterable[Any]) -> int:
+def _nbytes(values: Iterable[object]) -> int:
     """Bytes of the tensors among some values, each storage once."""
     tensors = tensors_in(list(values))
     return sum({tensor.data_ptr() or id(tensor): tensor.nbytes for tensor in tensors}.values())

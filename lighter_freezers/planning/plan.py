@@ -2,11 +2,11 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
 from lighter_freezers import arguments
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.planning.copied_trainer import hushed, rehearse, untouched_randomness
 from lighter_freezers.planning.rehearsal import Rehearsal, RehearsedPhase
 from lighter_freezers.planning.values import Plan, PlannedPhase
@@ -16,11 +16,11 @@ __all__ = ["plan"]
 
 
 def plan(
-    trainer: Any,
+    trainer: TrainerLike,
     model: nn.Module,
-    datamodule: Any = None,
+    datamodule: object = None,
     *,
-    train_dataloaders: Any = None,
+    train_dataloaders: object = None,
     num_rounds: int = 3,
     num_timed: int = 4,
 ) -> Plan:
@@ -92,7 +92,9 @@ def plan(
     return _summed_up(trainer, model, rehearsals, said)
 
 
-def _summed_up(trainer: Any, model: nn.Module, rehearsals: Sequence[Rehearsal], said: Sequence[str]) -> Plan:
+def _summed_up(
+    trainer: TrainerLike, model: nn.Module, rehearsals: Sequence[Rehearsal], said: Sequence[str]
+) -> Plan:
     first = rehearsals[0]
     if first.length is None:
         raise RuntimeError("This run makes no step: it has no batches, or max_steps or max_epochs is 0.")

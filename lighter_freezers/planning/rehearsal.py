@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
-from lighter_freezers._lightning import Callback
+from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
 from lighter_freezers.planning.conditions import Awaited, awaited_now
@@ -57,10 +59,10 @@ class RehearsedPhase:
 class _SeenTrainer:
     """A Trainer as the engine sees it: everything but the counters is the Trainer's."""
 
-    def __init__(self, trainer: Any, clock: RunClock) -> None:
+    def __init__(self, trainer: TrainerLike, clock: RunClock) -> None:
         self._trainer, self._clock = trainer, clock
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # whatever the Trainer has
         return getattr(self._trainer, name)
 
     @property
@@ -80,7 +82,7 @@ class Rehearsal(Callback):
         num_timed: Steps to time in each phase.
     """
 
-    def __init__(self, user_trainer: Any, num_timed: int) -> None:
+    def __init__(self, user_trainer: TrainerLike, num_timed: int) -> None:
         self._user_trainer = user_trainer
         self.clock = RunClock()
         self.rehearsed_phases: list[RehearsedPhase] = []
@@ -97,16 +99,18 @@ class Rehearsal(Callback):
         self._num_optimizer_steps = 0  # in this accumulation window
         self._summary = NameSummary([])
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Hear of the changes."""
         Engine.of(trainer).add_listener(self)
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Take the engine over, and begin: all hooks that a run has before its first step are done."""
         if self.length is not None:
             return
         self._engine = Engine.of(trainer)
-        trainer.callbacks = [each for each in trainer.callbacks if each is not self._engine]
+        trainer.callbacks = [  # type: ignore[attr-defined]  # a list of its own: Lightning iterates over the other
+            each for each in callbacks_of(trainer) if each is not self._engine
+        ]
         self.length = run_length(self._user_trainer, trainer.num_training_batches, trainer.train_dataloader)
         trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
         trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = 0
@@ -118,13 +122,17 @@ class Rehearsal(Callback):
         self._script = self._play(seen, pl_module, self.length)
         self._attempt(lambda: self._look(seen, pl_module, is_new_epoch=True), trainer)
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: TrainerLike, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
         """A real batch of the phase that is being measured."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._num_optimizer_steps = 0
         self._meter.start_batch(trainer, pl_module, batch, batch_idx)
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         """What the engine does here, too."""
         self._num_optimizer_steps += 1
         if callable(self._engine.on_before_optimizer_step):
@@ -132,7 +140,7 @@ class Rehearsal(Callback):
         self._meter.see_gradients(pl_module)
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Go on to the next phase when this one is measured, and end after the last."""
         self._meter.end_batch(trainer, batch_idx)
@@ -142,11 +150,11 @@ class Rehearsal(Callback):
         self._close()
         self._attempt(lambda: next(self._script), trainer)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Give the engine back, which leaves the model in order."""
-        trainer.callbacks.append(self._engine)
+        callbacks_of(trainer).append(self._engine)
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Something changed; called by the engine."""
         self._changed = True
         named = canonical_parameters(pl_module)
@@ -178,7 +186,7 @@ class Rehearsal(Callback):
             said.append("starts with nothing frozen")
         return said
 
-    def _attempt(self, go_on: Callable[[], object], trainer: Any) -> None:
+    def _attempt(self, go_on: Callable[[], object], trainer: TrainerLike) -> None:
         """Go on; the run is over when there is nothing left, or when it would break off."""
         try:
             go_on()
@@ -195,7 +203,7 @@ class Rehearsal(Callback):
         if self._meter.records and self.rehearsed_phases[-1].record is None:
             self.rehearsed_phases[-1] = replace(self.rehearsed_phases[-1], record=self._meter.records[-1])
 
-    def _play(self, trainer: Any, model: nn.Module, length: RunLength) -> Iterator[None]:
+    def _play(self, trainer: TrainerLike, model: LightningModule, length: RunLength) -> Iterator[None]:
         """First what has a date, then what waits for a metric; it stops at each change."""
         for is_new_epoch in self.clock.batches(length):
             if self._look(trainer, model, is_new_epoch=is_new_epoch):
@@ -211,7 +219,7 @@ class Rehearsal(Callback):
             if self._look(trainer, model, is_new_epoch=True):
                 yield
 
-    def _look(self, trainer: Any, model: nn.Module, *, is_new_epoch: bool) -> bool:
+    def _look(self, trainer: TrainerLike, model: LightningModule, *, is_new_epoch: bool) -> bool:
         """Let the engine look at the clock; whether something changed."""
         self._changed = False
         if self.num_steps is None and is_new_epoch:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from lighter_freezers.engine.trainer_like import TrainerLike
+
 __all__ = ["RunClock", "RunLength", "run_length"]
 
 
@@ -30,7 +32,7 @@ class RunLength:
         return None if self.batches_per_epoch is None else math.ceil(self.batches_per_epoch / self.window)
 
 
-def run_length(trainer: Any, num_batches: float, loader: object) -> RunLength:
+def run_length(trainer: TrainerLike, num_batches: float, loader: object) -> RunLength:
     """How long a Trainer would train.
 
     Args:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from lighter_freezers.reports.timeline import Timeline
 from lighter_freezers.reports.timeline_svg import draw_to_file
+
+_Json: TypeAlias = Mapping[str, Any]  # what `as_dict` gave
 
 __all__ = ["Plan", "PlannedPhase", "PlannedRule", "amount", "columns", "num_bytes"]
 
@@ -102,12 +104,12 @@ class Plan:
     undated: tuple[PlannedPhase, ...]
     warnings: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """In plain types, as `--json` prints it."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Plan":
+    def from_dict(cls, content: _Json) -> "Plan":
         """The plan that `as_dict` was called on, also after a journey through JSON."""
         lists = {
             "rules": tuple(
@@ -131,7 +133,7 @@ class Plan:
         draw_to_file(_timeline_of(self), self.num_steps, path)
 
 
-def _phase(content: Mapping[str, Any]) -> PlannedPhase:
+def _phase(content: _Json) -> PlannedPhase:
     tuples = {key: tuple(content[key]) for key in ("or_when", "changes", "holders")}
     return PlannedPhase(**{**content, **tuples})
 

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
+from lighter_freezers.engine.trainer_like import LoggerLike
 from lighter_freezers.reports.whole_files import write_png
 
 if TYPE_CHECKING:
@@ -13,12 +14,16 @@ __all__ = ["tensorboard_folders", "write_image", "write_layout", "write_metrics"
 
 _INDEX = re.compile(r"\\\.\d+(?=\\\.|$)")  # ".3" in an escaped name
 
-Loggers = Sequence[Any]  # of either Lightning namespace, or of the user's making
+Loggers = Sequence[LoggerLike]
 
 
-def _is_tensorboard(logger: Any) -> bool:
+class _TensorBoardLike(LoggerLike, Protocol):
+    experiment: Any  # a SummaryWriter, of torch or of another package
+
+
+def _is_tensorboard(logger: LoggerLike) -> TypeGuard[_TensorBoardLike]:
     """TensorBoardLogger of either namespace, whichever SummaryWriter it uses, without an import of one."""
-    return callable(getattr(logger.experiment, "add_custom_scalars", None))
+    return callable(getattr(getattr(logger, "experiment", None), "add_custom_scalars", None))
 
 
 def tensorboard_folders(loggers: Loggers) -> list[str]:
@@ -66,13 +71,13 @@ def write_image(loggers: Loggers, key: str, image: "Image", step: int) -> None:
             import numpy as np
 
             logger.experiment.add_image(key, np.asarray(image), step, dataformats="HWC")
-        elif callable(getattr(logger, "log_image", None)):
-            logger.log_image(key=key, images=[image], step=step)
+        elif callable(log_image := getattr(logger, "log_image", None)):
+            log_image(key=key, images=[image], step=step)
         else:
             _write_png(logger, key, image)
 
 
-def _write_png(logger: Any, key: str, image: "Image") -> None:
+def _write_png(logger: LoggerLike, key: str, image: "Image") -> None:
     folder = getattr(logger, "log_dir", None) or logger.save_dir
     if folder is None:  # a logger that keeps no files here
         return

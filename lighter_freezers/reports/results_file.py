@@ -4,7 +4,6 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from lighter_freezers.reports.whole_files import json_text, write_unused
 
@@ -14,7 +13,7 @@ RESULTS_FILE = "evaluation_results.json"
 PACKAGES = ("lighter-freezers", "torch", "transformers", "peft", "pytorch-lightning", "torchmetrics")
 
 
-def write_results(folder: str | Path, results: Mapping[str, Any], name: str = RESULTS_FILE) -> Path:
+def write_results(folder: str | Path, results: Mapping[str, object], name: str = RESULTS_FILE) -> Path:
     """Write results as JSON into a folder, beside what is there already.
 
     Args:

@@ -6,7 +6,6 @@ another.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -30,7 +29,7 @@ class CompiledGraphs:
         compiled = [module for module in model.modules() if is_compiled(module)]
         self._stacks: list[list[nn.Module]] = []
         self._is_whole = False
-        self._variants: set[tuple[Any, ...]] = set()
+        self._variants: set[tuple[object, ...]] = set()
         self._has_warned = False
         if not compiled:
             return
@@ -80,7 +79,7 @@ class CompiledGraphs:
             )
 
 
-def _variants(stack: Sequence[nn.Module]) -> Iterator[tuple[Any, ...]]:
+def _variants(stack: Sequence[nn.Module]) -> Iterator[tuple[object, ...]]:
     """What a graph depends on: the class, the flags, and whether the input needs a gradient."""
     has_gradient = False
     for block in stack:

@@ -2,14 +2,16 @@
 
 import gc
 import inspect
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["put_on", "rebuild", "take_off"]
 
+_DDPStrategy: TypeAlias = Any  # of either namespace; its private parts are used here and nowhere else
 
-def rebuild(strategy: Any) -> bool:
+
+def rebuild(strategy: _DDPStrategy) -> bool:
     """Wrap the module again, on all ranks at the same step boundary.
 
     The weights are not broadcast again: they are equal on all ranks, so rebuilding costs milliseconds.
@@ -26,7 +28,7 @@ def rebuild(strategy: Any) -> bool:
     return is_wrapped
 
 
-def take_off(strategy: Any) -> bool:
+def take_off(strategy: _DDPStrategy) -> bool:
     """Remove the DDP wrapper, whose reducer would otherwise fix the shapes of the parameters.
 
     Args:
@@ -42,7 +44,7 @@ def take_off(strategy: Any) -> bool:
     return is_wrapped
 
 
-def _drop(strategy: Any) -> bool:
+def _drop(strategy: _DDPStrategy) -> bool:
     """Delete the wrapper: the old one and its buckets are freed before a new one is built."""
     if not isinstance(strategy.model, DistributedDataParallel):
         return False
@@ -51,7 +53,7 @@ def _drop(strategy: Any) -> bool:
     return True
 
 
-def put_on(strategy: Any) -> None:
+def put_on(strategy: _DDPStrategy) -> None:
     """Wrap the module, as `rebuild` does."""
     options = strategy._ddp_kwargs
     can_skip_sync = "init_sync" in inspect.signature(DistributedDataParallel.__init__).parameters

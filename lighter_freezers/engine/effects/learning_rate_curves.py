@@ -13,6 +13,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lighter_freezers.engine.trainer_like import ParameterGroup, SchedulerLike
+
 __all__ = ["RateCurves"]
 
 _IN_GROUP = ("lr", "initial_lr", "max_lr", "min_lr")
@@ -33,7 +35,7 @@ class RateCurves:
         RuntimeError: A scheduler is not one of torch's, so its curve is unknown.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[SchedulerLike]) -> None:
         self._optimizers, self._schedulers = list(optimizers), list(schedulers)
         for scheduler in schedulers:
             if not isinstance(scheduler, LRScheduler):
@@ -97,7 +99,7 @@ class RateCurves:
             self._scale(optimizer, factors)
 
     @property
-    def _groups(self) -> list[dict[str, Any]]:
+    def _groups(self) -> list[ParameterGroup]:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def _heights(self, optimizer: Optimizer) -> list[float]:
@@ -113,12 +115,12 @@ class RateCurves:
             _scale_scheduler(scheduler, optimizer, factors)
 
 
-def _drives(scheduler: Any, optimizer: Optimizer) -> bool:
+def _drives(scheduler: SchedulerLike, optimizer: Optimizer) -> bool:
     """Whether a scheduler computes the rates of an optimizer from its step, not from the current rates."""
     return scheduler.optimizer is optimizer and not isinstance(scheduler, ReduceLROnPlateau)
 
 
-def _scale_scheduler(scheduler: Any, optimizer: Optimizer, factors: Sequence[float]) -> None:
+def _scale_scheduler(scheduler: SchedulerLike, optimizer: Optimizer, factors: Sequence[float]) -> None:
     """Scale the values that a scheduler and its parts compute from."""
     for part in getattr(scheduler, "_schedulers", ()):
         _scale_scheduler(part, optimizer, factors)
@@ -139,7 +141,7 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _put(group: dict[str, Any], key: str, value: Any) -> None:
+def _put(group: ParameterGroup, key: str, value: Any) -> None:
     """Write a rate; a tensor is updated in place, as compiled optimizers need it."""
     if isinstance(group[key], torch.Tensor):
         group[key].copy_(torch.as_tensor(value))

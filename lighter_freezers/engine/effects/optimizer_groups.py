@@ -17,10 +17,9 @@ from lighter_freezers.engine.effects.optimizer_choice import (
     common_length,
     described,
 )
+from lighter_freezers.engine.trainer_like import ParameterGroup, SchedulerLike
 
 __all__ = ["add_missing", "forget_state", "parameters_in", "split_off"]
-
-_Group = dict[str, Any]
 
 # What torch's LR schedulers keep as one entry per parameter group.
 _PER_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "lr_lambdas", "base_momentums", "max_momentums")
@@ -35,7 +34,7 @@ def add_missing(
     missing: Mapping[str, Parameter],
     names: Mapping[int, str],
     optimizers: Sequence[Optimizer],
-    schedulers: Sequence[Any],
+    schedulers: Sequence[SchedulerLike],
     *,
     asked: Mapping[str, int | str] | None = None,
     sparse: Collection[int] = (),
@@ -101,7 +100,7 @@ def split_off(
     parameters: Mapping[str, Parameter],
     group_name: str,
     optimizers: Sequence[Optimizer],
-    schedulers: Sequence[Any],
+    schedulers: Sequence[SchedulerLike],
 ) -> list[tuple[Optimizer, int, int]]:
     """Move parameters into groups of their own, one for each group that had some of them.
 
@@ -150,7 +149,7 @@ def _nearest_group(
     return home
 
 
-def _remove(group: _Group, leaving: Iterable[Parameter]) -> None:
+def _remove(group: ParameterGroup, leaving: Iterable[Parameter]) -> None:
     ids = {id(parameter) for parameter in leaving}
     keep = [index for index, parameter in enumerate(group["params"]) if id(parameter) not in ids]
     for key in ("params", "param_names"):
@@ -163,7 +162,7 @@ def _add_group(
     home_index: int,
     parameters: Mapping[str, Parameter],
     group_name: str,
-    schedulers: Sequence[Any],
+    schedulers: Sequence[SchedulerLike],
 ) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
@@ -183,7 +182,7 @@ def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _extend(scheduler: Any, optimizer: Optimizer, home_index: int) -> None:
+def _extend(scheduler: SchedulerLike, optimizer: Optimizer, home_index: int) -> None:
     """Make a scheduler and its parts treat the newest group like the group it came from."""
     for part in getattr(scheduler, "_schedulers", ()):
         _extend(part, optimizer, home_index)

@@ -4,8 +4,7 @@ Whatever refers to the parameter, such as an optimizer built before the Trainer 
 one.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.engine.trainer_like import ParameterGroup
 
 __all__ = ["options_of", "reshape_parameter"]
 
@@ -48,7 +48,7 @@ def reshape_parameter(
     return old, new
 
 
-def options_of(parameter: Parameter, optimizer: Optimizer) -> Mapping[str, Any] | None:
+def options_of(parameter: Parameter, optimizer: Optimizer) -> ParameterGroup | None:
     """The options of the group a parameter is in; None if it is in no group."""
     for group in optimizer.param_groups:
         if any(member is parameter for member in group["params"]):

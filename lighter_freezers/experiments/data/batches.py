@@ -4,9 +4,9 @@ The only place that writes the number of positions that count nothing, and that 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,7 @@ def attention_mask(rows: Sequence[Tensor]) -> Tensor | None:
     return torch.arange(longest) < lengths[:, None]
 
 
-Batch = dict[str, Any]  # tensors by name; texts too where somebody generates
+Batch: TypeAlias = Mapping[str, Any]  # tensors by name; texts too where answers are generated
 
 
 class Sequences(Dataset[Batch], ABC):

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from lighter_freezers.experiments.causal_models import load_tokenizer
+from lighter_freezers.experiments.causal_models import Tokenizer, load_tokenizer
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer, tokenizer_of_file
 
 __all__ = ["PromptTokenizer", "own_tokenizer", "prompt_tokenizer", "transformers_tokenizer"]
@@ -14,14 +14,16 @@ class PromptTokenizer(Protocol):
     """What encoding prompts and answers asks of a tokenizer.
 
     `begins_with` are the tokens that stand before every prompt (`<s>` of a Llama, our own `<eos>`), `eos_id`
-    is the token that ends an answer and that fills up what is shorter, `vocab_size` counts all ids, and
-    `source` is the tokenizer behind this face.
+    is the token that ends an answer and that fills up what is shorter, `vocab_size` counts all ids.
     """
 
     begins_with: tuple[int, ...]
     eos_id: int
     vocab_size: int
-    source: Any
+
+    @property
+    def source(self) -> object:
+        """The tokenizer behind this face."""
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, nothing added before or after; `</s>` in a text is four characters."""
@@ -49,7 +51,7 @@ class _OwnTokenizer:
 class _TransformersTokenizer:
     """A tokenizer of transformers. It begins a prompt as it would by itself, but never ends it."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.source = tokenizer
         self.eos_id = int(tokenizer.eos_token_id)
         alone = list(tokenizer("").input_ids)
@@ -76,7 +78,7 @@ def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:
     return _OwnTokenizer(tokenizer)
 
 
-def transformers_tokenizer(tokenizer: Any) -> PromptTokenizer:
+def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
     """Put the face on a tokenizer of transformers.
 
     Raises:
@@ -96,7 +98,7 @@ def transformers_tokenizer(tokenizer: Any) -> PromptTokenizer:
     return _TransformersTokenizer(tokenizer)
 
 
-def prompt_tokenizer(source: Any) -> PromptTokenizer:
+def prompt_tokenizer(source: Tokenizer | str | Path) -> PromptTokenizer:
     """The tokenizer of a .json file of the package tokenizers, or of transformers: folder, hub name, object.
 
     Raises:

@@ -4,21 +4,19 @@ Shapes: B batch, T time, K the last positions that matter, V vocabulary.
 """
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lighter_freezers.experiments.causal_models import base_of
-from lighter_freezers.experiments.data.batches import IGNORE_INDEX
+from lighter_freezers.experiments.data.batches import IGNORE_INDEX, Batch
 
 __all__ = ["NUM_LOGITS", "answer_nats", "lean_batch"]
 
 NUM_LOGITS = "num_logits"  # a batch's entry with K, a plain number
 
 
-def lean_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
+def lean_batch(batch: Batch) -> dict[str, object]:
     """A batch with what lets a model do less for the same loss; to be made before it leaves the host.
 
     The prompts that all rows begin with need no logits: `num_logits` says how many of the last positions do.
@@ -34,7 +32,7 @@ def lean_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {**batch, "answers": _lean(batch["answers"])} if "answers" in batch else dict(batch)
 
 
-def _lean(batch: Mapping[str, Any]) -> dict[str, Any]:
+def _lean(batch: Batch) -> dict[str, object]:
     lean = dict(batch)
     has_label = (batch["labels"][:, 1:] != IGNORE_INDEX).any(dim=0)  # (B, T) -> (T - 1)
     first = int(has_label.nonzero()[0]) if bool(has_label.any()) else len(has_label)
@@ -45,7 +43,7 @@ def _lean(batch: Mapping[str, Any]) -> dict[str, Any]:
     return lean
 
 
-def answer_nats(network: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def answer_nats(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """The cross-entropy of all labelled tokens of a batch, in nats, summed; and how many tokens these are.
 
     Args:
@@ -59,7 +57,7 @@ def answer_nats(network: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, T
         batch = lean_batch(batch)
     labels: Tensor = batch["labels"]
     num_logits = int(batch.get(NUM_LOGITS, labels.shape[1]))
-    options: dict[str, Any] = {"use_cache": False}
+    options: dict[str, bool | int] = {"use_cache": False}
     if num_logits < labels.shape[1] and _takes_logits_to_keep(network):
         options["logits_to_keep"] = num_logits
     mask = batch.get("attention_mask")

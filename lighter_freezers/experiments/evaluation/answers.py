@@ -6,13 +6,14 @@ Shapes: B batch, T prompt, N new tokens.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from lighter_freezers.arguments import count
-from lighter_freezers.experiments.causal_models import base_of
+from lighter_freezers.experiments.causal_models import CausalModel, Tokenizer, base_of
+from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer
 from lighter_freezers.gpt.generation import Sampling, evaluating
 
@@ -62,6 +63,7 @@ class GenerationSettings:
         return self.temperature == 0
 
 
+@runtime_checkable
 class AnswerText(Protocol):
     """What turns tokens into the text of an answer: a tokenizer, or a data module that has one."""
 
@@ -111,9 +113,7 @@ def generate_tokens(
     return whole[:, input_ids.shape[1] :]
 
 
-def answers_to(
-    network: nn.Module, batch: Mapping[str, Any], settings: GenerationSettings, text: AnswerText
-) -> list[str]:
+def answers_to(network: nn.Module, batch: Batch, settings: GenerationSettings, text: AnswerText) -> list[str]:
     """The answers to a batch of prompts that are padded on the left, without blanks around them.
 
     Args:
@@ -131,7 +131,7 @@ def answers_to(
 
 def generate_texts(
     network: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     settings: GenerationSettings | None = None,
     *,
@@ -178,7 +178,7 @@ def _generation_config(settings: GenerationSettings, eos_token_id: int) -> Any:
     """All that matters said, for what is not said comes from the model's own config."""
     import transformers
 
-    sampled: Mapping[str, Any] = (
+    sampled: Mapping[str, object] = (
         {}
         if settings.is_greedy
         else {
@@ -197,7 +197,7 @@ def _generation_config(settings: GenerationSettings, eos_token_id: int) -> Any:
     )
 
 
-_NEUTRAL: Mapping[str, Any] = {
+_NEUTRAL: Mapping[str, object] = {
     "num_beams": 1,
     "min_length": 0,
     "use_cache": True,
@@ -209,7 +209,7 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 
 
-def _check_length(base: Any, num_prompt_tokens: int, max_new_tokens: int) -> None:
+def _check_length(base: CausalModel, num_prompt_tokens: int, max_new_tokens: int) -> None:
     limit = getattr(base.config, "max_position_embeddings", None)
     if limit is not None and num_prompt_tokens + max_new_tokens > limit:
         raise ValueError(

@@ -1,12 +1,13 @@
 """How well a causal language model expects the right answers: perplexity over their tokens only."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.evaluation.answer_loss import answer_nats, lean_batch
 from lighter_freezers.gpt.generation import evaluating
 
@@ -45,7 +46,7 @@ class AnswerLikelihood(Metric):
 
 
 @torch.no_grad()
-def perplexity(network: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
+def perplexity(network: nn.Module, batches: Iterable[Batch]) -> float:
     """The perplexity of a model over the answers of batches: exp of the mean loss of their tokens.
 
     Args:

@@ -1,11 +1,11 @@
 """Generated answers of a whole data set: collected over batches and ranks, scored, shown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 
+from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.evaluation.answers import GenerationSettings
 from lighter_freezers.experiments.evaluation.metrics import score_texts
 
@@ -33,7 +33,7 @@ class GenerationFigures:
 
     answers: list[GeneratedAnswer] = field(default_factory=list)
 
-    def add(self, batch: Mapping[str, Any], texts: Sequence[str]) -> None:
+    def add(self, batch: Batch, texts: Sequence[str]) -> None:
         """Add the answers to one batch.
 
         Args:
@@ -53,7 +53,7 @@ class GenerationFigures:
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        parts: list[list[GeneratedAnswer]] = [[] for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(parts, self.answers)
         self.answers = in_order(parts)[:num_rows] if is_dealt else parts[0]
 
@@ -66,7 +66,7 @@ class GenerationFigures:
         predictions = [answer.prediction for answer in self.answers]
         return score_texts(metrics, predictions, [answer.references for answer in self.answers])
 
-    def report(self, datamodule: Any, settings: GenerationSettings) -> dict[str, Any]:
+    def report(self, datamodule: object, settings: GenerationSettings) -> dict[str, object]:
         """What a results file says of the data and of the answers, as plain values.
 
         Args:

@@ -6,7 +6,9 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DistributedSampler
 
-from lighter_freezers.experiments.causal_models import load_tokenizer
+from lighter_freezers.engine.trainer_like import OfLightning
+from lighter_freezers.experiments.causal_models import Tokenizer, load_tokenizer
+from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer
 from lighter_freezers.experiments.evaluation.answers import AnswerText, GenerationSettings, answers_to
 from lighter_freezers.experiments.evaluation.metrics import check_metric_names, check_metric_packages
@@ -32,9 +34,9 @@ class AnswerEvaluation:
     """
 
     def __init__(
-        self, generation: Mapping[str, Any], metrics: Sequence[str] | None, tokenizer: Any | None
+        self, generation: Mapping[str, object], metrics: Sequence[str] | None, tokenizer: Tokenizer | None
     ) -> None:
-        self._generation = dict(generation)
+        self._generation: dict[str, Any] = dict(generation)  # GenerationSettings checks each
         self._settings_for(None)  # a wrong value is told now
         self._metrics = None if metrics is None else check_metric_names(metrics)
         self._tokenizer = tokenizer
@@ -50,7 +52,7 @@ class AnswerEvaluation:
         check_metric_packages(self.metrics_for(datamodule))
         self.figures = GenerationFigures()
 
-    def texts(self, network: nn.Module, batch: Mapping[str, Any], datamodule: object) -> list[str]:
+    def texts(self, network: nn.Module, batch: Batch, datamodule: object) -> list[str]:
         """What the model answers to a batch of prompts, without blanks around it."""
         return answers_to(network, batch, self._settings_for(datamodule), self._text_for(datamodule))
 
@@ -64,7 +66,7 @@ class AnswerEvaluation:
             )
         return tuple(metrics)
 
-    def report(self, datamodule: object) -> dict[str, Any]:
+    def report(self, datamodule: object) -> dict[str, object]:
         """What a results file says of the data and of the answers, as plain values."""
         return self.figures.report(datamodule, self._settings_for(datamodule))
 
@@ -74,7 +76,7 @@ class AnswerEvaluation:
             values["max_new_tokens"] = getattr(datamodule, "max_new_tokens", None) or MAX_NEW_TOKENS
         return GenerationSettings(**values)
 
-    def tokenizer_for(self, datamodule: object) -> Any | None:
+    def tokenizer_for(self, datamodule: object) -> Tokenizer | None:
         """The tokenizer of transformers that there is, the module's or the data's; None if there is none."""
         if isinstance(self._tokenizer, str):
             try:
@@ -84,10 +86,9 @@ class AnswerEvaluation:
         of_data = getattr(getattr(datamodule, "tokenizer", None), "source", None)
         return self._tokenizer or (of_data if hasattr(of_data, "save_pretrained") else None)
 
-    def _text_for(self, datamodule: Any) -> AnswerText:
-        if hasattr(datamodule, "eos_id") and hasattr(datamodule, "decode"):
-            text: AnswerText = datamodule
-            return text
+    def _text_for(self, datamodule: object) -> AnswerText:
+        if isinstance(datamodule, AnswerText):
+            return datamodule
         tokenizer = self.tokenizer_for(datamodule)
         if tokenizer is None:
             raise ValueError(
@@ -97,7 +98,7 @@ class AnswerEvaluation:
         return prompt_tokenizer(tokenizer)
 
 
-def dealt_rows(loaders: Any) -> tuple[bool, int | None]:
+def dealt_rows(loaders: OfLightning) -> tuple[bool, int | None]:
     """How several ranks share the rows of a test.
 
     Args:

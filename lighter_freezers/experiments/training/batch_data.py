@@ -7,12 +7,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import ClassVar, Generic
 
 from torch import Tensor
 
 from lighter_freezers._log import log
 from lighter_freezers.arguments import count
+from lighter_freezers.engine.trainer_like import OfLightning
 from lighter_freezers.experiments.data.batches import Sequences
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.own_files import RowFiles
@@ -41,7 +42,7 @@ SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test
 class BatchData(ABC, Generic[AnyTokenizer]):
     """Batches of sequences in an order that ranks share and a checkpoint resumes; see `TextDataModule`."""
 
-    trainer: Any
+    trainer: OfLightning
     more_sequences: ClassVar[str] = "raise num_{split}_sequences, lower block_size, or give more text"
 
     def __init__(

@@ -1,7 +1,7 @@
 """Batches in an order that is the same for one process and for several, and that a checkpoint can take up."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -162,6 +162,6 @@ def _make(sequences: Sequences, batches: list[list[int]], num_workers: int) -> I
     return iter(loader)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _as_it_is(batch: object) -> object:
     """Not what torch does by itself: make lists of tuples."""
     return batch

@@ -1,7 +1,6 @@
 """The network of a CausalLMModule: loaded or given, adapted by LoRA, and fit for the data it gets."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +22,7 @@ PROBE = "The ferry (no. 17) leaves at 6:45, doesn't it?"  # two tokenizers do no
 
 
 def network_from(
-    model: str | None, network: nn.Module | None, dtype: str, load_options: Mapping[str, Any] | None
+    model: str | None, network: nn.Module | None, dtype: str, load_options: Mapping[str, object] | None
 ) -> nn.Module:
     """The network given, or the one that is loaded; in train mode, for Lightning keeps the mode it finds.
 
@@ -50,7 +49,7 @@ def network_from(
 
 
 def adapted(
-    network: nn.Module, lora: Mapping[str, Any] | None, model: str | None, *, gradient_checkpointing: bool
+    network: nn.Module, lora: Mapping[str, object] | None, model: str | None, *, gradient_checkpointing: bool
 ) -> nn.Module:
     """The network with LoRA, all the rest of it frozen, and with checkpointed activations, if asked for.
 

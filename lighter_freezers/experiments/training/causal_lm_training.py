@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers._log import log
 from lighter_freezers.arguments import flag
-from lighter_freezers.experiments.causal_models import base_of
+from lighter_freezers.engine.trainer_like import OfLightning, SavedState
+from lighter_freezers.experiments.causal_models import Tokenizer, base_of
+from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.evaluation.answer_loss import answer_nats
 from lighter_freezers.experiments.evaluation.perplexity import AnswerLikelihood
 from lighter_freezers.experiments.training.answer_evaluation import AnswerEvaluation, dealt_rows
@@ -24,27 +26,25 @@ from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["CausalLMTraining"]
 
-Batch = Mapping[str, Any]
-
 
 class CausalLMTraining:
     """Everything of a CausalLMModule but its base class; see `CausalLMModule` for the arguments."""
 
-    trainer: Any
-    log: Any
-    log_dict: Any
+    trainer: OfLightning
+    log: OfLightning
+    log_dict: OfLightning
 
     def __init__(
         self,
         model: str | None = None,
         network: nn.Module | None = None,
         *,
-        lora: Mapping[str, Any] | None = None,
+        lora: Mapping[str, object] | None = None,
         dtype: str = "float32",
-        load_options: Mapping[str, Any] | None = None,
+        load_options: Mapping[str, object] | None = None,
         gradient_checkpointing: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
-        scheduler: LRScheduler | Mapping[str, Any] | None = None,
+        scheduler: LRScheduler | Mapping[str, object] | None = None,
         learning_rate: float = 2.0e-4,
         weight_decay: float = 0.01,
         lr_schedule: Literal["cosine", "linear", "constant"] = "cosine",
@@ -52,7 +52,7 @@ class CausalLMTraining:
         scheduler_interval: str = "step",
         scheduler_monitor: str | None = None,
         metrics: Sequence[str] | None = None,
-        tokenizer: Any | None = None,
+        tokenizer: Tokenizer | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float | None = None,
@@ -157,17 +157,17 @@ class CausalLMTraining:
             tokenizer = self._answers.tokenizer_for(self._datamodule())
             save_final_model(self.network, unused_path(folder / "final_model"), tokenizer)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: SavedState) -> None:
         """Leave the frozen base out, if asked to."""
         if not self._saves_frozen:
             drop_frozen(self, checkpoint["state_dict"])  # type: ignore[arg-type]
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: SavedState) -> None:
         """Take the frozen base from the model as it was loaded, if the checkpoint has none."""
         if not self._saves_frozen:
             fill_frozen(self, checkpoint["state_dict"])  # type: ignore[arg-type]
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OfLightning:
         """The optimizer and scheduler given, or AdamW with a warm-up and a decay over what trains."""
         if self._given is not None:
             return self._given

@@ -45,7 +45,7 @@ class FineTuning:
         if count("warmup_steps", self.warmup_steps) is None:
             raise TypeError("warmup_steps must be a whole number. Got None.")
 
-    def optimizers(self, network: nn.Module, num_steps: float) -> dict[str, Any]:
+    def optimizers(self, network: nn.Module, num_steps: float) -> dict[str, object]:
         """Lightning's dictionary of an optimizer and its scheduler.
 
         What a callback holds at the moment is in it too: it trains later. What is frozen for good is not.
@@ -78,10 +78,10 @@ class FineTuning:
 
 def given_optimizer(
     optimizer: torch.optim.Optimizer | None,
-    scheduler: LRScheduler | Mapping[str, Any] | None,
+    scheduler: LRScheduler | Mapping[str, object] | None,
     interval: str,
     monitor: str | None,
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     """Lightning's dictionary of what YAML has built; None if it has built no optimizer.
 
     Raises:

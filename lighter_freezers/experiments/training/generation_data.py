@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from lighter_freezers.arguments import choice
+from lighter_freezers.experiments.causal_models import Tokenizer
+from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.prompt_tokenizer import (
     PromptTokenizer,
@@ -44,7 +45,7 @@ class GenerationData(BatchData[PromptTokenizer]):
         train_file: str | os.PathLike[str] | None = None,
         val_file: str | os.PathLike[str] | None = None,
         test_file: str | os.PathLike[str] | None = None,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer = None,
         vocab_size: int = 1024,
         max_length: int = 512,
         max_new_tokens: int | None = None,
@@ -100,7 +101,7 @@ class GenerationData(BatchData[PromptTokenizer]):
         """Task, source and a digest of the data, for a record of results; fetches the data if need be."""
         return self._task().describe()
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> dict[str, object]:
         """Note on the host what lets a model do less with a batch; called by the Trainer."""
         return lean_batch(batch)
 

@@ -1,13 +1,13 @@
 """Training a GPT in any mode, without a Lightning base class: both namespaces build on it."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers.arguments import positive
+from lighter_freezers.engine.trainer_like import OfLightning
 from lighter_freezers.experiments.evaluation.mode_figures import Batch, Figures, figures_of
 from lighter_freezers.experiments.training.data_check import check_data_fits
 from lighter_freezers.experiments.training.optimization import adamw, lr_plan, not_negative
@@ -29,17 +29,17 @@ ARCHITECTURE = (
 class GPTTraining:
     """Everything of a GPTModule but its base class; see `GPTModule` for the arguments."""
 
-    trainer: Any
-    log: Any
-    log_dict: Any
+    trainer: OfLightning
+    log: OfLightning
+    log_dict: OfLightning
 
     def __init__(
         self,
         network: GPT,
         optimizer: torch.optim.Optimizer | None = None,
-        scheduler: LRScheduler | Mapping[str, Any] | None = None,
+        scheduler: LRScheduler | Mapping[str, object] | None = None,
         *,
-        loss_modifiers: LossModifierPipeline | Mapping[str, Any] | None = None,
+        loss_modifiers: LossModifierPipeline | Mapping[str, object] | None = None,
         learning_rate: float = 1.0e-3,
         head_learning_rate: float | None = None,
         weight_decay: float = 0.1,
@@ -76,7 +76,7 @@ class GPTTraining:
         predictions: Tensor = self.network(input_ids, attention_mask=attention_mask)[0]
         return predictions
 
-    def configure_callbacks(self) -> Any:
+    def configure_callbacks(self) -> OfLightning:
         """A freezer of the trunk, if the GPT's config says when it thaws."""
         return self._trunk_thaw.callbacks()
 
@@ -124,15 +124,15 @@ class GPTTraining:
         """Log the test figures."""
         self._log_figures("test", self.test_figures)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
+    def predict_step(self, batch: Batch, batch_idx: int) -> object:
         """What the mode gives for a batch: text that goes on, tokens with classes, or scores."""
         return self._predict(self.network, batch, self._datamodule())
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Say what the model is, so that `init_from_checkpoint` can tell what does not fit."""
         checkpoint["model_args"] = {name: getattr(self.network.config, name) for name in ARCHITECTURE}
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OfLightning:
         """The optimizer and scheduler given, or AdamW over all parameters, frozen ones too."""
         if self.optimizer is None:
             return adamw(self.network, self.learning_rate, self.head_learning_rate, self.weight_decay)

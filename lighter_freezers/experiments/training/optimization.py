@@ -42,8 +42,8 @@ def adamw(
 
 
 def lr_plan(
-    scheduler: LRScheduler | Mapping[str, Any] | None, interval: str, monitor: str | None
-) -> dict[str, Any] | None:
+    scheduler: LRScheduler | Mapping[str, object] | None, interval: str, monitor: str | None
+) -> dict[str, object] | None:
     """Lightning's dictionary about a scheduler; what a given dictionary says comes first.
 
     Raises:

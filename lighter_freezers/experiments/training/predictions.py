@@ -5,7 +5,6 @@ Shapes: B batch, T time, K classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from lighter_freezers.gpt.model import GPT
 
 __all__ = ["Continuation", "Predictor", "predictor_of"]
 
-Predictor = Callable[[GPT, Batch, object], Any]  # model, batch, data module or None -> predictions
+Predictor = Callable[[GPT, Batch, object], object]  # model, batch, data module or None -> predictions
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Continuation:
         Sampling(self.temperature, self.top_k, self.top_p)
         count("eos_token_id", self.eos_token_id)
 
-    def __call__(self, network: GPT, batch: Batch, datamodule: object) -> Tensor | dict[str, Any]:
+    def __call__(self, network: GPT, batch: Batch, datamodule: object) -> Tensor | dict[str, object]:
         """The new tokens, (B, max_new_tokens), and their text if the data module can decode it."""
         input_ids, mask = batch["input_ids"], batch.get("attention_mask")
         if mask is None:
@@ -67,7 +66,7 @@ class Continuation:
         return continued[:, input_ids.shape[1] :]
 
 
-def labelled(network: GPT, batch: Batch, datamodule: object) -> list[list[tuple[Any, Any]]]:
+def labelled(network: GPT, batch: Batch, datamodule: object) -> list[list[tuple[object, object]]]:
     """For each row its tokens with their classes, by name where the data module knows them."""
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
     classes = network(input_ids, attention_mask=mask)[0].argmax(dim=-1)  # (B, T, K) -> (B, T)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lighter_freezers._log import log
+from lighter_freezers.experiments.causal_models import CausalModel
 from lighter_freezers.experiments.data.cache import cache_folder
 
 __all__ = ["smollm2_folder"]
@@ -80,12 +81,12 @@ def _write(weights: Path, folder: Path) -> None:
                 raise  # otherwise another process was faster
 
 
-def _load(weights: Path) -> tuple[Any, Any]:
+def _load(weights: Path) -> tuple[CausalModel, Any]:
     """Model and tokenizer of a GGUF file; a model that came from one cannot be saved, a copy can."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     place = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(**place)
+    loaded: CausalModel = AutoModelForCausalLM.from_pretrained(**place)
     config: Any = loaded.config
     del config.quantization_config
     config._name_or_path = NAME

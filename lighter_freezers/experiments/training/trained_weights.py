@@ -2,13 +2,12 @@
 
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
-from lighter_freezers.experiments.causal_models import base_of
+from lighter_freezers.experiments.causal_models import Tokenizer, base_of
 from lighter_freezers.lora.export import save_adapter
 
 __all__ = ["drop_frozen", "fill_frozen", "has_adapter", "save_final_model"]
@@ -46,7 +45,7 @@ def has_adapter(network: nn.Module) -> bool:
     return bool(getattr(network, "peft_config", None))
 
 
-def save_final_model(network: nn.Module, folder: Path, tokenizer: Any | None) -> None:
+def save_final_model(network: nn.Module, folder: Path, tokenizer: Tokenizer | None) -> None:
     """Write the adapter if there is one, else the whole model; and the tokenizer.
 
     Args:

@@ -1,7 +1,7 @@
 """From flat configuration keys, as the multi-mode GPT's training scripts have them, to a pipeline."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lighter_freezers.arguments import flag
 from lighter_freezers.gpt.losses.modifier import LossModifier
@@ -52,7 +52,7 @@ _KNOWN = (
 )
 
 
-def create_loss_modifier_pipeline(config: Mapping[str, Any] | object) -> LossModifierPipeline:
+def create_loss_modifier_pipeline(config: Mapping[str, object] | object) -> LossModifierPipeline:
     """Build a pipeline from flat keys.
 
     `loss_modifiers_enabled` turns everything on or off. `NAME_enabled` turns on one modifier, and the other
@@ -99,18 +99,18 @@ def create_loss_modifier_pipeline(config: Mapping[str, Any] | object) -> LossMod
     return LossModifierPipeline([_build(family, values) for family in enabled])
 
 
-def _build(family: _Family, values: Mapping[str, Any]) -> LossModifier:
+def _build(family: _Family, values: Mapping[str, object]) -> LossModifier:
     keys = {argument: f"{family.prefix}_{argument}" for argument in family.arguments}
     return family.build(**{argument: values[key] for argument, key in keys.items() if key in values})
 
 
-def _values(config: Mapping[str, Any] | object) -> dict[str, Any]:
+def _values(config: Mapping[str, object] | object) -> dict[str, object]:
     """The known keys with their values, in one spelling."""
     if config is None or isinstance(config, (str, int, float, list, tuple)):
         raise TypeError(f"The configuration must be a mapping or an object with attributes. Got {config!r}.")
     names = list(config) if isinstance(config, Mapping) else [name for name in dir(config) if name[0] != "_"]
     _refuse_misspelled(names)
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name in (name for name in names if name in _KNOWN):
         key = _OTHER_SPELLINGS.get(name, name)
         value = config[name] if isinstance(config, Mapping) else getattr(config, name)

@@ -1,7 +1,7 @@
 """A rate that is lowered when the validation loss stops falling."""
 
 import math
-from typing import Any, overload
+from typing import Any, SupportsFloat, overload
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ class AdaptiveScheduler(ReduceLROnPlateau):
         """The rate without the warm-up; where groups differ the highest one."""
         return max(self._rates())
 
-    def step(self, metrics: Any, epoch: int | None = None) -> bool:  # type: ignore[override]
+    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> bool:  # type: ignore[override]
         """Hear of the loss of a check.
 
         Args:
@@ -129,7 +129,7 @@ class AdaptiveScheduler(ReduceLROnPlateau):
         ramp = warmed_up(self.num_optimizer_steps, self.warmup_iters)
         return [rate * ramp for rate in self._rates()]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The progress, as plain values."""
         return {key: value for key, value in vars(self).items() if key in _PROGRESS}
 
@@ -154,7 +154,7 @@ class AdaptiveScheduler(ReduceLROnPlateau):
             self._write()
         return True
 
-    def _count_step(self, *_: Any) -> None:
+    def _count_step(self, *_: object) -> None:
         self.num_optimizer_steps += 1
         if self.num_optimizer_steps <= self.warmup_iters:
             self._write()

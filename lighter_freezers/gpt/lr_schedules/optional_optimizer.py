@@ -1,7 +1,6 @@
 """LR schedulers that also answer without an optimizer. What the rates are is said in the rooms next door."""
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -42,7 +41,7 @@ class OptionalOptimizerLR(LRScheduler, ABC):
             )
         super().step(epoch)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The progress, as plain values."""
         return {key: value for key, value in vars(self).items() if key in _PROGRESS}
 

@@ -3,15 +3,17 @@
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lighter_freezers._log import log
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.effects.learning_rate_curves import RateCurves
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.layers.operations import execution
 from lighter_freezers.layers.operations.kinds import Effect, OperationContext
@@ -32,8 +34,8 @@ OnFailure = Literal["stop", "skip"]
 class Memory:
     """What a fit leaves to a further fit of the same Trainer, which goes on without a checkpoint."""
 
-    trainer: weakref.ref[Any] | None = None
-    state: Mapping[str, Any] | None = None
+    trainer: weakref.ref[TrainerLike] | None = None
+    state: SavedState | None = None
 
     def __getstate__(self) -> dict[str, None]:
         """Travel without: another process has another Trainer."""
@@ -73,7 +75,7 @@ class QueuedOperations(Action):
         self._model: nn.Module = nn.Module()
         self._curves: RateCurves | None = None
         self._new_components: NewComponents | None = None
-        self._saved: Mapping[str, Any] | None = None
+        self._saved: SavedState | None = None
         self._has_begun = False
 
     @property
@@ -107,12 +109,12 @@ class QueuedOperations(Action):
         """Whether LoRA components wait for their first gradient."""
         return self._new_components is not None and self._new_components.is_waiting
 
-    def before_optimizer_step(self, optimizer: Any) -> None:
+    def before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Give new LoRA components their moments."""
         assert self._new_components is not None
         self._new_components.start(optimizer)
 
-    def setup(self, trainer: Any, model: nn.Module, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
         """Check layers and ranks, and give layers that get LoRA later an empty adapter."""
         self._model = model
         if stage == "fit":
@@ -183,7 +185,7 @@ class QueuedOperations(Action):
             ranks={layer: rank for effect in effects for layer, rank in effect.ranks.items()},
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a checkpoint has to remember, in plain types."""
         components = self._new_components
         return {
@@ -192,11 +194,11 @@ class QueuedOperations(Action):
             "new_components": {} if components is None else components.state(),
         }
 
-    def remember(self, state: Mapping[str, Any]) -> None:
+    def remember(self, state: SavedState) -> None:
         """Keep what `state` gave until `resume`."""
         self._saved = state
 
-    def end(self, trainer: Any) -> None:
+    def end(self, trainer: TrainerLike) -> None:
         """Say which operations had no turn."""
         pending = self._queue.pending
         if pending and trainer.is_global_zero:

@@ -1,12 +1,14 @@
 """What a list of operations needs of a model and its optimizers, from the start and all along."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lighter_freezers.engine.effects.learning_rate_curves import RateCurves
+from lighter_freezers.engine.trainer_like import SavedState, SchedulerLike
 from lighter_freezers.layers.changes import lora_factors
 from lighter_freezers.layers.operations.layer_holds import parameters_of_layers
 from lighter_freezers.layers.operations.parse import Operation
@@ -33,7 +35,7 @@ def changes_ranks(operations: Iterable[Operation]) -> bool:
 
 
 def rate_curves(
-    operations: Iterable[Operation], optimizers: Sequence[Any], schedulers: Sequence[Any]
+    operations: Iterable[Operation], optimizers: Sequence[Optimizer], schedulers: Sequence[SchedulerLike]
 ) -> RateCurves | None:
     """The learning rates as a fit begins; None where no operation is about them.
 
@@ -62,7 +64,7 @@ def new_components(operations: Iterable[Operation]) -> "NewComponents | None":
     return NewComponents()
 
 
-def restore_lora(model: nn.Module, waiting: "NewComponents", state: Mapping[str, Any]) -> None:
+def restore_lora(model: nn.Module, waiting: "NewComponents", state: SavedState) -> None:
     """After a resume: hold the weights below adapters, and let new components go on waiting."""
     from lighter_freezers.lora.set_rank import hold_bases
     from lighter_freezers.lora.sites import find_lora_sites

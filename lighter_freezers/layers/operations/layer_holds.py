@@ -1,7 +1,6 @@
 """The layers that operations froze or set free: one holder, and the last word on a parameter counts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
@@ -130,7 +129,7 @@ def _tie(model: nn.Module, layer: str, named: Mapping[str, Parameter]) -> str:
     return f" (tied to {', '.join(homes)})" if is_one_layer and homes and layer not in homes else ""
 
 
-def _counted(verb: str, parameters: Sequence[Any]) -> str:
+def _counted(verb: str, parameters: Sequence[Parameter]) -> str:
     return f"{verb} {num_elements(parameters):,} parameters" if parameters else ""
 
 

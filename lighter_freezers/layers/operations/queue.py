@@ -1,9 +1,10 @@
 """Which operation is next and whether its time has come: strictly one after another, each once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.layers.operations.parse import Operation
 
 __all__ = ["OperationQueue", "Record"]
@@ -83,7 +84,7 @@ class OperationQueue:
         self._since = record.optimizer_step
         self.records.append(record)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a checkpoint has to remember, in plain types."""
         return {
             "records": [asdict(record) for record in self.records],
@@ -91,7 +92,7 @@ class OperationQueue:
             "loss": self._loss,
         }
 
-    def remember(self, state: Mapping[str, Any]) -> None:
+    def remember(self, state: SavedState) -> None:
         """Go on where `state` was taken. What had its turn must still stand in the list, at its place.
 
         Raises:

@@ -72,7 +72,7 @@ def _twin(optimizer: Optimizer) -> Optimizer:
     return twin
 
 
-def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(group: Mapping[str, object]) -> dict[str, object]:
     options = {key: 0.0 if isinstance(value, Tensor) else value for key, value in group.items()}
     options.pop("param_names", None)
     return {**options, **{key: value for key, value in _PLAIN_STEP.items() if key in options}}

@@ -184,7 +184,7 @@ class _Sorting:
         return [(cell, math.hypot(*map(of, positions))) for cell, positions in self._positions]
 
 
-def measure_gradient_norms(model: nn.Module) -> dict[str, Any]:
+def measure_gradient_norms(model: nn.Module) -> dict[str, object]:
     """Measure the L2 norms of a model's gradients, by kind of layer and by block, with one host read.
 
     Args:

@@ -1,10 +1,9 @@
 """The training losses of the steps since somebody last asked, kept on the device and not read."""
 
-from typing import Any
-
 from torch import Tensor
 
 from lighter_freezers.engine.trainer_clock import moment
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.training_loss import loss_of, mean_loss
 
 __all__ = ["RecentLosses"]
@@ -18,7 +17,7 @@ class RecentLosses:
         self._losses: list[Tensor] = []
         self._step = 0
 
-    def note(self, trainer: Any, outputs: Any) -> None:
+    def note(self, trainer: TrainerLike, outputs: object) -> None:
         """Keep the loss of one batch; a batch without one is passed over."""
         loss = loss_of(outputs)
         if loss is not None:
@@ -29,7 +28,7 @@ class RecentLosses:
             self._losses += self._window
             self._window = []
 
-    def take(self, trainer: Any) -> list[Tensor]:
+    def take(self, trainer: TrainerLike) -> list[Tensor]:
         """The mean of the whole steps since the last call, over all ranks, which all have to call this.
 
         Returns:

@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lighter_freezers.reports.plots.runs import Mark, Run, Table
 from lighter_freezers.reports.whole_files import write_whole
@@ -72,7 +72,7 @@ def colour_of(group: str, index: int) -> str:
     return GROUP_COLOURS.get(group, CYCLE[index % len(CYCLE)])
 
 
-def run_style(index: int) -> dict[str, Any]:
+def run_style(index: int) -> dict[str, str]:
     """Colour and dashes of a run among others."""
     return {"color": CYCLE[index % len(CYCLE)], "linestyle": DASHES[index % len(DASHES)]}
 

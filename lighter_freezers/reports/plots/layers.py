@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lighter_freezers.reports.plots.canvas import (
     NORM,
@@ -23,6 +23,7 @@ from lighter_freezers.reports.plots.runs import Mark, Runs, Table, runs_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
 
 __all__ = ["plot_gradient_evolution", "plot_layer_comparison", "plot_layer_heatmap"]
 
@@ -186,7 +187,7 @@ def _by_kind(table: Table) -> dict[str, list[list[float]]]:
 
 
 def _heat(
-    axes: "Axes", steps: Sequence[int], rows: Sequence[Sequence[float]], colours: Any, title: str
+    axes: "Axes", steps: Sequence[int], rows: Sequence[Sequence[float]], colours: "Normalize", title: str
 ) -> None:
     import numpy as np
 
@@ -215,7 +216,9 @@ def _mark_heat(axes: "Axes", marks: Sequence[Mark]) -> None:
         line.set(color="#FFFFFF", linewidth=1.4, zorder=3)
 
 
-def _finish(axes: "Axes", title: str, num_layers: int, shown: Any, log_scale: bool) -> None:
+def _finish(
+    axes: "Axes", title: str, num_layers: int, shown: Iterable[Mapping[str, Sequence[float]]], log_scale: bool
+) -> None:
     nested = [values for each in shown for values in each.values()]
     set_scale(axes, log_scale, (v for values in nested for v in values))
     axes.set_title(title, fontsize=10)
