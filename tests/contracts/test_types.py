@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = {
     path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "lighter_freezers").rglob("*.py")
 }
-MOST_MENTIONS = 150
+MOST_MENTIONS = 200
 TRAINERS = """
 import lightning.pytorch
 import pytorch_lightning
