@@ -241,7 +241,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Import the module that a public name lives in, the first time somebody asks for the name."""
+    """Import the module of a public name when the name is first used."""
     if name not in _HOMES:
         raise AttributeError(
             f"module 'lighter_freezers' has no attribute {name!r}. Public names: {', '.join(__all__)}"

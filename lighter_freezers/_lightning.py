@@ -1,4 +1,4 @@
-"""The door: the only module that imports either Lightning namespace for the callbacks."""
+"""The only module that imports either Lightning namespace for the callbacks."""
 
 from typing import Any, TypeAlias
 
@@ -31,5 +31,5 @@ class Callback(_PyTorchLightningCallback, _LightningCallback):  # type: ignore[m
     on_validation_batch_end: _Hook = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Travel without `log` and `log_dict`, which tie a callback to the module it last saw."""
+        """Pickle without `log` and `log_dict`, which refer to the module the callback was last used with."""
         return {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}

@@ -43,7 +43,7 @@ class FreezeStateLogger(Callback):
     """Log what is frozen, at the steps where it changes, to TensorBoard and all other loggers of the Trainer.
 
     Nothing is written or read in between: it has no hook that runs per step. It shows what any callback of
-    this package freezes, and the LoRA ranks it sets; a flag that somebody else sets shows at the next change
+    this package freezes, and the LoRA ranks it sets; a flag that other code sets appears at the next change
     of the same component.
 
     Logged keys, by optimizer step:
@@ -57,11 +57,11 @@ class FreezeStateLogger(Callback):
     | `freeze/timeline` | a picture, layers by steps, with LoRA ranks | each checkpoint, end |
 
     The picture goes to TensorBoard and to loggers with `log_image`; the others get the file
-    `freeze_timeline.png` in their folder, written anew each time.
+    `freeze_timeline.png` in their folder, overwritten each time.
 
     Runs on: setup, the transitions that the package's other callbacks make, on_save_checkpoint, on_train_end.
 
-    Saves: the timeline, so that the picture of a resumed run begins where the first run began.
+    Saves: the timeline, so that the picture of a resumed run starts where the first run started.
 
     Args:
         show_table: Also print the table in the terminal.
@@ -86,17 +86,17 @@ class FreezeStateLogger(Callback):
         self.log_image = flag("log_image", log_image)
         self.log_layout = flag("log_layout", log_layout)
         self._timeline = Timeline([])
-        self._census: Census | None = None  # of the fit that runs now
+        self._census: Census | None = None  # of the current fit
         self._logged_step = -1  # the last that has points
         self._drawn_step = -1
 
     @property
     def state_key(self) -> str:
-        """The same whatever the arguments: they may change at a resume, the timeline goes on."""
+        """The same for all arguments: they may change on a resume, and the timeline continues."""
         return "FreezeStateLogger"
 
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
-        """Listen to the changes of this fit."""
+        """Register with the engine for the transitions of this fit."""
         engine = Engine.of(trainer)  # in every stage: a checkpoint may hold its state
         if stage != "fit":
             return
@@ -109,7 +109,7 @@ class FreezeStateLogger(Callback):
         engine.add_listener(self)
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
-        """Write what changed; called by the engine on every rank, once per change."""
+        """Write what changed; called by the engine on every rank, once per transition."""
         if not trainer.is_global_zero:
             return
         if transition.is_initial:
@@ -142,7 +142,7 @@ class FreezeStateLogger(Callback):
         return dict(self._timeline.to_state())
 
     def load_state_dict(self, state_dict: SavedState) -> None:
-        """Go on with the timeline of the checkpoint."""
+        """Continue the timeline of the checkpoint."""
         self._timeline = Timeline.from_state(cast(TimelineState, state_dict))
 
     def _start(self, trainer: TrainerLike, census: Census, transition: Transition) -> None:
@@ -160,7 +160,7 @@ class FreezeStateLogger(Callback):
         self, trainer: TrainerLike, pl_module: nn.Module, census: Census, transition: Transition
     ) -> None:
         total = census.total
-        if transition.is_reshaped:  # sizes and names are others than those counted
+        if transition.is_reshaped:  # sizes and names have changed since they were counted
             self._census, before = Census(pl_module), {state.name: state for state in census.states}
             census = self._census
             changes = [
@@ -180,12 +180,12 @@ class FreezeStateLogger(Callback):
     def _show(
         self, trainer: TrainerLike, census: Census, changed: Iterable[ComponentState], transition: Transition
     ) -> None:
-        """What follows the numbers: timeline, table as text, table in the terminal."""
+        """Write what accompanies the numbers: timeline, table as text, table in the terminal."""
         self._logged_step = transition.optimizer_step
         self._timeline.record(transition.optimizer_step, {state.name: state.state for state in changed})
         self._timeline.ranks.record(transition.optimizer_step, transition.ranks)
         headline = _headline(census.total, transition)
-        text = f"`{headline}`\n\n{state_table_markdown(census.rows)}"  # a pattern's asterisks are no emphasis
+        text = f"`{headline}`\n\n{state_table_markdown(census.rows)}"  # or asterisks are emphasis
         write_text(trainer.loggers, "freeze/state", text, transition.optimizer_step)
         if self.show_table:
             from rich.console import Console

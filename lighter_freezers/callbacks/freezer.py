@@ -1,4 +1,4 @@
-"""The Freezer: hold parameters by name, for a while. It reads its arguments; the engine plays the rule."""
+"""The Freezer: holds parameters selected by name, on a schedule. It makes one rule; the engine applies it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -19,10 +19,11 @@ Names = str | Sequence[str] | None
 
 
 class Freezer(EngineCallback):
-    """Freeze parameters by name, until a step, an epoch or a metric says otherwise.
+    """Freeze parameters by name, until a step, an epoch or a condition on a metric.
 
     Any number of Freezers compose, in any order: a parameter is frozen while one of them holds it, and
-    becomes what it was before when the last lets go. A parameter that nobody selects is never touched.
+    returns to its previous state once the last one releases it. A parameter that no Freezer selects is never
+    touched.
 
     | call | what is frozen, and when |
     |---|---|
@@ -37,7 +38,7 @@ class Freezer(EngineCallback):
 
     Args:
         names: Full parameter names.
-        name_starts_with: Literal prefixes of parameter names: `layer1` takes `layer10` too, and says so.
+        name_starts_with: Literal prefixes of parameter names: `layer1` matches `layer10` too, with a warning.
         except_names: Full names to leave alone, even where something above matches.
         except_name_starts_with: Prefixes to leave alone.
         until_step: Hold before this optimizer step, counted from 0 as `trainer.global_step` does: not
@@ -50,22 +51,22 @@ class Freezer(EngineCallback):
         from_step: Begin to hold at this optimizer step. None means at once.
         from_epoch: Begin to hold at this epoch; with `from_step`, whichever comes first.
         windows: Pairs `[first step, end step)` in which to hold, instead of the four bounds above.
-        until_metric: Let go for good when a logged metric meets a condition: `{monitor: val/loss, below:
+        until_metric: Release for good when a logged metric meets a condition: `{monitor: val/loss, below:
             2.5}`, `{monitor: val/acc, above: 0.9}`, or
-            `{monitor: val/loss, plateau: {patience: 3, min_delta: 1.0e-3, mode: min}}`. It is looked at after
-            each validation and at each epoch's end, as the mean over all ranks.
+            `{monitor: val/loss, plateau: {patience: 3, min_delta: 1.0e-3, mode: min}}`. It is checked after
+            each validation and at the end of each epoch, as the mean over all ranks.
         frozen_norms: What a batch-norm layer does while all its parameters are held: `eval` normalises with
-            its running statistics, which stand still; `stats` normalises with the batch, and they stand
-            still; `train` leaves the layer alone.
-        unfreeze_lr: Learning rate of what thaws, in force at every step from then on, whatever the LR
-            scheduler does to the other groups. None leaves it to the optimizer and its scheduler.
+            its running statistics and stops updating them; `stats` normalises with the batch and stops
+            updating them; `train` leaves the layer alone.
+        unfreeze_lr: Learning rate of what thaws, at every step from then on, whatever the LR scheduler does
+            to the other groups. None leaves it to the optimizer and its scheduler.
         unfreeze_lr_factor: Instead of `unfreeze_lr`: this factor times what the LR scheduler gives to the
             rest of the group.
         warmup_steps: Optimizer steps over which the learning rate of what thaws rises linearly from zero.
-        optimizer_state: What the optimizer remembers of a parameter when it freezes: `keep` it, `reset` it,
-            or `free` it and take the parameter out of its group until it thaws, so that an optimizer step
-            costs what trains. With `reset` and `free` moments start afresh after the thaw.
-        optimizer_params: `auto` adds what will thaw and no optimizer knows to a group of its own, with the
+        optimizer_state: The optimizer's state of a parameter when it freezes: `keep` it, `reset` it, or
+            `free` it and remove the parameter from its group until it thaws, so that an optimizer step only
+            costs what trains. With `reset` and `free` moments start from 0 after the thaw.
+        optimizer_params: `auto` puts what will thaw and is in no optimizer into a group of its own, with the
             options of its nearest relative by name; `error` refuses it.
         optimizer: Which optimizer that is, where a run has several and the parameter's neighbours do not
             decide: its number, counted from 0, its class, or a module that it alone trains.
@@ -74,16 +75,16 @@ class Freezer(EngineCallback):
         cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where nothing below learns
             from it but an embedding that is tied to the head, which then learns through the head alone;
             `never` leaves the gradient of such an embedding as it is.
-        restore_on_end: Thaw when the run ends. By default flags stay as the last step had them.
+        restore_on_end: Thaw when the run ends. By default flags stay as they were in the last step.
 
     Raises:
         TypeError: An argument has the wrong type, such as a string where a number belongs.
         ValueError: Nothing is selected, or arguments contradict each other.
 
-    Runs on: `setup`; everything else is done by the Trainer's engine, at `on_train_batch_start` between
-    two optimizer steps.
+    Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
+    optimizer steps.
 
-    Saves: per Freezer, whether its metric condition was met, and the step at which it let go last.
+    Saves: per Freezer, whether its metric condition was met, and the step of its last release.
 
     Logs: one line per transition, from the logger `lighter_freezers`. `FreezeStateLogger` shows it in
     TensorBoard.
@@ -213,7 +214,7 @@ def _learning_rate(
 
 def _title(selector: ParameterSelector, schedule: Schedule, trigger: MetricTrigger | None) -> str:
     wanted = [*selector.names, *selector.prefixes, *selector.patterns]
-    # quoted, because lighter's log would take an unquoted word behind the bracket for a colour
+    # quoted: lighter's log would read an unquoted word after the bracket as a colour
     what = first_few([repr(text) for text in wanted])
     until = f"until {trigger}" if trigger else ""
     return f"Freezer[{' '.join(part for part in (what, str(schedule), until) if part)}]"

@@ -38,13 +38,13 @@ class GradientNormMonitor(Callback):
     | `GradientNormMonitor(per_layer=False)` | the groups only |
     | `GradientNormMonitor(dirpath="norms", name="run7")` | `norms/run7.group_norms.csv` and so on |
 
-    Measured are L2 norms of the gradients an optimizer step is about to use: accumulated, unscaled, reduced
-    over ranks, and not yet clipped. A measurement reads the host once. Where the Trainer clips by norm, both
-    use the same pass over the gradients.
+    It measures L2 norms of the gradients that an optimizer step is about to use: accumulated, unscaled,
+    reduced over ranks, and not yet clipped. A measurement reads the device once. Where the Trainer clips by
+    norm, both use the same pass over the gradients.
 
     A cell is empty where nothing had a gradient: a frozen layer, or a kind of layer that the model lacks.
-    Step N is the gradient of the step after N others, so a row stands at the step at which what a schedule
-    did is first felt.
+    A row with step N has the gradient of the step that follows N others, so it is the first row that shows a
+    change made at step N.
 
     Runs on: setup, the transitions that the package's other callbacks make, on_before_optimizer_step,
     on_train_batch_end, on_validation_end, on_save_checkpoint, on_train_end, on_exception.
@@ -52,26 +52,26 @@ class GradientNormMonitor(Callback):
     Logs: `gradient_norm/<group>` and, with `per_layer`, `gradient_norm/<group>.<block>`.
 
     Writes: `<name>.group_norms.csv`, `<name>.layer_norms.csv`, `<name>.summary.json`, and for the plots
-    `<name>.losses.csv` and `<name>.transitions.csv`. A row is in the file before the next step begins.
+    `<name>.losses.csv` and `<name>.transitions.csv`. A row is in the file before the next step starts.
 
-    Saves: where its files are. A resumed run goes on with their rows; rows past the step of its checkpoint
-    are dropped.
+    Saves: where its files are. A resumed run continues them; rows after the step of its checkpoint are
+    dropped.
 
     Args:
         every_n_steps: Optimizer steps from one measurement to the next. None for the Trainer's
             `log_every_n_steps`.
-        per_layer: Also block by block.
+        per_layer: Whether to measure each block, too.
         dirpath: Folder of the files. None for the Trainer's log folder.
-        name: What the names of the files begin with; two monitors of one Trainer need two. A run that finds
-            files of another one there takes `<name>-v1`, and so on.
+        name: Prefix of the file names; two monitors of one Trainer need different ones. A run that finds
+            files of another run there uses `<name>-v1`, and so on.
         save_format: `json` writes `<name>.gradient_norms.json`, too, at each checkpoint and at the end.
-        val_loss: The logged metric in the losses' `val_loss`. None for `val/loss` or `val_loss`, whichever
-            there is.
+        val_loss: The logged metric for the column `val_loss` of the losses. None for `val/loss` or
+            `val_loss`, whichever is logged.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range.
-        RuntimeError: In `setup`, the strategy keeps no gradients that could be measured.
+        RuntimeError: In `setup`, the strategy keeps no gradients that can be measured.
 
     Example:
         ```yaml
@@ -101,7 +101,7 @@ class GradientNormMonitor(Callback):
         self.save_format = arguments.choice("save_format", save_format, ("csv", "json"))
         self.val_loss = val_loss
         self._period = 0
-        self._plan: NormPlan | None = None  # of the fit that runs now
+        self._plan: NormPlan | None = None  # of the current fit
         self._files: NormFiles | None = None  # on the first rank
         self._source: str | None = None  # of the files that this run, or the one it resumes, writes
         self._losses = RecentLosses()
@@ -109,23 +109,23 @@ class GradientNormMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """The same whatever the other arguments: they may change at a resume, the files go on."""
+        """Made from `name` alone: other arguments may change on a resume, and the files continue."""
         return f"GradientNormMonitor[{self.name}]"
 
     @property
     def norms_file(self) -> Path | None:
-        """The file of the group norms of the run; None before it began, and on all ranks but the first."""
+        """The file of the run's group norms; None before training, and on all ranks but the first."""
         return None if self._source is None else Path(self._source + NormFiles.first)
 
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
-        """Refuse what cannot be measured, and listen to the changes of this fit."""
+        """Refuse what cannot be measured, and register with the engine for the transitions of this fit."""
         if stage != "fit":
             return
         refuse_flat_gradients(trainer.strategy, "GradientNormMonitor")
         Engine.of(trainer).add_listener(self)
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
-        """Begin the files, or note a change; called by the engine on every rank."""
+        """Open the files, or record a transition; called by the engine on every rank."""
         if transition.is_initial:
             self._start(trainer, pl_module, transition.optimizer_step)
         elif transition.is_reshaped:
@@ -136,7 +136,7 @@ class GradientNormMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Measure, if it is time, or have it done while the Trainer clips."""
+        """Measure, if a row is due, or prepare to measure while the Trainer clips."""
         step = trainer_clock.moment(trainer).optimizer_step
         if step % self._period or step == self._measured_step or self._plan is None:
             return
@@ -162,7 +162,7 @@ class GradientNormMonitor(Callback):
     def on_train_batch_end(
         self, trainer: TrainerLike, pl_module: nn.Module, outputs: object, *_: object
     ) -> None:
-        """Keep the loss of a batch, unread."""
+        """Keep the loss of a batch on the device."""
         self._losses.note(trainer, outputs)
 
     def on_validation_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
@@ -174,7 +174,7 @@ class GradientNormMonitor(Callback):
         value = next((logged[name] for name in names if name in logged), None)
         if value is None and self.val_loss is not None:
             raise RuntimeError(
-                f"GradientNormMonitor: nobody logged val_loss='{self.val_loss}' in validation. Closest: "
+                f"GradientNormMonitor: val_loss='{self.val_loss}' was not logged in validation. Closest: "
                 f"{', '.join(closest_names(self.val_loss, logged, 3)) or 'nothing is logged'}."
             )
         if value is not None:
@@ -196,7 +196,7 @@ class GradientNormMonitor(Callback):
         self._finish()
 
     def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:
-        """Write the summary of what there is."""
+        """Write the summary of the rows so far."""
         self._finish()
 
     def state_dict(self) -> dict[str, object]:
@@ -204,14 +204,14 @@ class GradientNormMonitor(Callback):
         return {"files": self._source}
 
     def load_state_dict(self, state_dict: SavedState) -> None:
-        """Remember the files of the run that is resumed."""
+        """Restore the location of the files from the checkpoint."""
         self._source = state_dict["files"]
 
     def _start(self, trainer: TrainerLike, pl_module: nn.Module, step: int) -> None:
         self._plan = NormPlan(pl_module)
         self._period = self.every_n_steps or getattr(trainer, "log_every_n_steps", 0) or DEFAULT_PERIOD
         self._losses, self._measured_step = RecentLosses(), -1
-        log_dir = trainer.log_dir  # asked on every rank, which agree on it
+        log_dir = trainer.log_dir  # a collective call, so every rank makes it
         folder = local_folder(Path(log_dir or ".") if self.dirpath is None else self.dirpath)
         if trainer.is_global_zero:
             self._files = self._begin_files(folder, self._plan, step)
@@ -219,7 +219,7 @@ class GradientNormMonitor(Callback):
     def _begin_files(self, folder: Path, plan: NormPlan, step: int) -> NormFiles:
         source = Path(self._source) if self._source is not None and step > 0 else None
         if source is not None and not source.with_name(source.name + NormFiles.first).exists():
-            log.warning("GradientNormMonitor: %s* is gone; its rows begin at step %d", source, step)
+            log.warning("GradientNormMonitor: %s* is missing; its rows start at step %d", source, step)
             source = None
         is_same_place = source is not None and source.parent == folder
         name = source.name if source and is_same_place else free_name(folder, self.name, NormFiles.first)
@@ -260,7 +260,7 @@ class GradientNormMonitor(Callback):
 
 
 def _dotted(column: str) -> str:
-    """`attention.3` for `layer_3_attention`: together in TensorBoard's list, and like the names of layers."""
+    """`attention.3` for `layer_3_attention`: sorted together in TensorBoard, and like the names of layers."""
     _, block, kind = column.split("_")
     return f"{kind}.{block}"
 
@@ -269,5 +269,5 @@ def _file_name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"name must be a string. Got {name!r} ({type(name).__name__}).")
     if not name or Path(name).name != name:
-        raise ValueError(f"name is what file names begin with, without a folder. Got {name!r}. Use dirpath.")
+        raise ValueError(f"name is a prefix of file names, without a folder. Got {name!r}. Use dirpath.")
     return name

@@ -1,4 +1,4 @@
-"""The GradualUnfreezing callback: the head trains first, then one layer after another joins it."""
+"""The GradualUnfreezing callback: the head trains first, then the blocks thaw one after another."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,32 +26,32 @@ class GradualUnfreezing(EngineCallback):
 
     | call | what happens |
     |---|---|
-    | `GradualUnfreezing(every_n_epochs=1)` | epoch 0: head; each later epoch one block more, from the top |
-    | `GradualUnfreezing(every_n_steps=500, layers_per_stage=2)` | two blocks more every 500 steps |
-    | `GradualUnfreezing(total_epochs=10)` | half of the blocks halfway, all of them in the tenth epoch |
-    | `GradualUnfreezing(plateau={"monitor": "val/loss", "patience": 2})` | one more at each plateau |
-    | `GradualUnfreezing(every_n_epochs=1, lr_decay=2.6)` | a block has its upper neighbour's rate / 2.6 |
+    | `GradualUnfreezing(every_n_epochs=1)` | epoch 0: head; one more block in each later epoch, from the top
+    | | `GradualUnfreezing(every_n_steps=500, layers_per_stage=2)` | two more blocks every 500 steps | |
+    `GradualUnfreezing(total_epochs=10)` | half of the blocks halfway, all of them in the tenth epoch | |
+    `GradualUnfreezing(plateau={"monitor": "val/loss", "patience": 2})` | one more at each plateau | |
+    `GradualUnfreezing(every_n_epochs=1, lr_decay=2.6)` | a block has its upper neighbour's rate / 2.6 |
 
     Blocks, head and embeddings are found by the structure of the model. An encoder-decoder is one stack, with
-    the decoder on top. The final norm, and an embedding that is tied to the head, go with the head. Where
+    the decoder on top. The final norm, and an embedding that is tied to the head, thaw with the head. Where
     nothing in the head can train, as with LoRA in the blocks only, the first stage has blocks too. What the
-    user has frozen stays frozen, and a Freezer beside it composes: what either holds is frozen.
+    user has frozen stays frozen. It composes with a Freezer: what either holds is frozen.
 
     Args:
         every_n_epochs: Epochs from one stage to the next.
         every_n_steps: Optimizer steps from one stage to the next.
-        total_epochs: Share the blocks out evenly: all of them train from epoch `total_epochs - 1` on, counted
-            from 0. Blocks thaw in the same epochs as with `GradualUnfreezer`.
-        plateau: A stage more each time a logged metric has not improved for `patience` checks in a row:
-            `{monitor: val/loss, patience: 2, min_delta: 0.0, mode: min}`. It is looked at after each
-            validation and at each epoch's end, as the mean over all ranks; a stage more begins the count
-            again, and what has to be beaten stays the best value of the run.
+        total_epochs: Distribute the blocks evenly: all of them train from epoch `total_epochs - 1` on,
+            counted from 0. Blocks thaw in the same epochs as with `GradualUnfreezer`.
+        plateau: One more stage each time a logged metric has not improved for `patience` consecutive checks:
+            `{monitor: val/loss, patience: 2, min_delta: 0.0, mode: min}`. It is checked after each validation
+            and at the end of each epoch, as the mean over all ranks; a new stage resets the count, but not
+            the best value.
         direction: `top-down` from the block below the head downwards, `bottom-up` from the first block
             upwards. The head trains from the first step in either.
         layers_per_stage: Blocks that thaw together. Not with `total_epochs`.
         unfreeze_embeddings: `last` in the stage in which the last block thaws, `never`, or the number of a
             stage; 0 trains them from the first step.
-        lr_decay: A layer trains at the LR scheduler's rate divided by this to the power of the number of
+        lr_decay: A layer's rate is the LR scheduler's rate divided by this to the power of the number of
             layers above it: 1 for the head, 2.6 for the top block, 2.6 * 2.6 for the next. At least 1; 2.6 in
             the paper. None leaves the rates alone.
         warmup_steps: Optimizer steps over which the rate of what thaws rises linearly from zero.
@@ -60,10 +60,10 @@ class GradualUnfreezing(EngineCallback):
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: Nothing or two arguments say when; in `setup`, the model has no blocks.
+        ValueError: No argument or more than one sets the time; in `setup`, the model has no blocks.
 
-    Runs on: `setup`, and `on_train_start` to warn of stages after the last step; everything else is done by
-    the Trainer's engine, at `on_train_batch_start` between two optimizer steps.
+    Runs on: `setup`, and `on_train_start` to warn about stages after the last step; the Trainer's engine does
+    everything else, at `on_train_batch_start` between two optimizer steps.
 
     Saves: per stage, how long its metric has not improved and the step at which it thawed.
 
@@ -106,10 +106,10 @@ class GradualUnfreezing(EngineCallback):
         self._warmup_steps = arguments.count("warmup_steps", warmup_steps) or 0
         if self._pace == Pace():
             self._refuse_idle_arguments()
-        self._beginnings: list[tuple[Schedule, str]] = []  # until when a layer is held, and what it is called
+        self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
 
     def rules_for(self, model: nn.Module) -> list[FreezeRule]:
-        """What holds each stage until it begins: one rule for all of it, or one per layer with `lr_decay`."""
+        """The rules that hold each stage until it starts: one per stage, or one per layer with `lr_decay`."""
         layers = layers_of(model)
         stages = self._stages(layers)
         self._beginnings = [
@@ -121,7 +121,7 @@ class GradualUnfreezing(EngineCallback):
         return rules
 
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Warn of stages that begin after the last step; which step that is, is known only now."""
+        """Warn about stages that start after the last step, which is only known now."""
         last = _last_moment(trainer)
         if last is None or not (trainer.is_global_zero and pl_module.automatic_optimization):
             return
@@ -137,7 +137,7 @@ class GradualUnfreezing(EngineCallback):
             )
 
     def _refuse_idle_arguments(self) -> None:
-        """Where nothing is frozen, some arguments have no effect."""
+        """Refuse arguments that have no effect where nothing is frozen."""
         idle = {
             "direction": self._direction != "top-down",
             "layers_per_stage": self._layers_per_stage > 1,
@@ -147,7 +147,7 @@ class GradualUnfreezing(EngineCallback):
         given = [name for name, is_given in idle.items() if is_given]
         if given:
             raise ValueError(
-                f"{', '.join(given)} is about what thaws, but lr_decay alone freezes nothing. Remove it, or "
+                f"{', '.join(given)} concerns what thaws, but lr_decay alone freezes nothing. Remove it, or "
                 "say when layers thaw: every_n_epochs, every_n_steps, total_epochs or plateau."
             )
 
@@ -163,7 +163,7 @@ class GradualUnfreezing(EngineCallback):
         return cut_into_stages(layers, self._direction, num_blocks, embeddings)
 
     def _rules(self, stage: int, layers: Sequence[Layer]) -> list[FreezeRule]:
-        """The rules of one stage; nothing is held of the first, but its rates may be lower."""
+        """The rules of one stage; the first holds nothing, but may set lower rates."""
         layers = [layer for layer in layers if layer.names]
         groups = [[layer] for layer in layers] if self._lr_decay else [layers]
         schedule, trigger = self._pace.hold(stage)
@@ -185,7 +185,7 @@ class GradualUnfreezing(EngineCallback):
         return rules
 
     def _rate(self, stage: int, depth: int) -> LearningRateRequest | None:
-        """What is asked for a layer; None for what the LR scheduler gives it anyway."""
+        """The rate to request for a layer; None for the LR scheduler's own."""
         factor = (self._lr_decay or 1.0) ** -depth
         warmup_steps = self._warmup_steps if stage else 0
         if factor == 1.0 and not warmup_steps:
@@ -203,7 +203,7 @@ def _selector(layers: Sequence[Layer]) -> ParameterSelector:
 
 
 def _last_moment(trainer: TrainerLike) -> Moment | None:
-    """The last step of the run and its epoch; None where the run has no end that is known."""
+    """The last step of the run and its epoch; None where the end of the run is unknown."""
     num_steps, num_batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if math.isinf(num_steps):
         return None

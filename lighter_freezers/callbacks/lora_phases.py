@@ -61,8 +61,8 @@ class LoraPhases(EngineCallback):
         TypeError: A value has the wrong type.
         ValueError: Phases leave a gap or overlap; in `setup`, a phase names what has no adapter.
 
-    Runs on: `setup`; everything else is done by the Trainer's engine, at `on_train_batch_start` between
-    two optimizer steps.
+    Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
+    optimizer steps.
 
     Saves: nothing of its own: phases follow from the step.
 

@@ -22,10 +22,10 @@ __all__ = ["PhaseRecorder"]
 class PhaseRecorder(Callback):
     """Measure what a step costs in each phase of a run, and write it beside the run's other files.
 
-    A phase is a stretch between two changes of what trains. Its first step is traced: its floating-point
-    operations, gradients, optimizer state and saved activations are counted. The second is left alone, so
-    that what is new can settle. Some more are timed; from then on nothing is measured until the next change.
-    No number is read from a GPU before a phase is over.
+    A phase here is the time between two changes of what trains. Its first step is traced: its floating-point
+    operations, gradients, optimizer state and saved activations are counted. The second is a warm-up and not
+    measured. The next ones are timed; after them nothing is measured until the next change. No number is read
+    from a GPU before a phase has ended.
 
     | call | what is measured |
     |---|---|
@@ -33,21 +33,21 @@ class PhaseRecorder(Callback):
     | `PhaseRecorder(num_timed=5)` | the same with up to 5 |
     | `PhaseRecorder(num_timed=0)` | counts and bytes only |
 
-    The clock is the GPU's, or without one the CPU time of the process, so that other load on the machine does
-    not count. The file is `freeze_report.json` in the folder of the Trainer's logger, or in its
-    `default_root_dir` without one; it is written whenever a phase is over.
+    Times are those of the GPU, or without one the CPU time of the process, so that other load on the machine
+    does not count. The file is `freeze_report.json` in the folder of the Trainer's logger, or in its
+    `default_root_dir` without one; it is written at the end of each phase.
 
     Args:
         num_timed: Optimizer steps to time in each phase, at most.
 
     Raises:
-        TypeError: `num_timed` is no whole number.
-        RuntimeError: The Trainer has two of these.
+        TypeError: `num_timed` is not a whole number.
+        RuntimeError: The Trainer has two PhaseRecorders.
 
     Runs on: `setup`, the transitions that the package's other callbacks make, on_train_end; the batches of
     the first steps of a phase.
 
-    Saves: nothing. A resumed run writes a report of its own, which begins where it resumed.
+    Saves: nothing. A resumed run writes its own report, which starts where the run resumed.
 
     Example:
         ```yaml
@@ -69,7 +69,7 @@ class PhaseRecorder(Callback):
         self._file: Path | None = None
 
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
-        """Listen to the changes of this fit."""
+        """Register with the engine for the transitions of this fit."""
         engine = Engine.of(trainer)
         if stage != "fit":
             return
@@ -79,17 +79,17 @@ class PhaseRecorder(Callback):
             )
         engine.add_listener(self)
         self._meter = PhaseMeter(self._num_timed)
-        folder = trainer.log_dir  # asks the other processes, so every one of them has to
+        folder = trainer.log_dir  # a collective call, so every rank makes it
         self._file = Path(folder) / FILE if folder and trainer.is_global_zero else None
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
-        """A phase begins; called by the engine, between two optimizer steps."""
+        """Start the next phase; called by the engine, between two optimizer steps."""
         self._meter.begin(pl_module, transition)
         self._write({})
         self._listen()
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """The last phase is over."""
+        """End the last phase, and write the report."""
         self._meter.end()
         self._write({"num_steps": trainer_clock.moment(trainer).optimizer_step})
         self._stop_listening()

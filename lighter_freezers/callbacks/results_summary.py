@@ -1,4 +1,4 @@
-"""The callback that sums a run up in one JSON file: config, losses, gradient norms, cost and scores."""
+"""The callback that summarizes a run in one JSON file: config, losses, gradient norms, cost and scores."""
 
 import json
 import time
@@ -38,11 +38,11 @@ class ResultsSummary(Callback):
     | `versions` | Python and packages |
 
     The folder is the Trainer's log folder, `version_N` of a logger. A second fit there writes
-    `results_summary_1.json`. A test adds its figures to the file that is there: give the logger of the test
-    the version of the run (`trainer::logger::version=0`). Compare runs with `lighter-freezers compare`.
+    `results_summary_1.json`. A test adds its figures to the existing file: give the logger of the test the
+    version of the run (`trainer::logger::version=0`). Compare runs with `lighter-freezers compare`.
 
-    Runs on: on_train_start, on_train_batch_end (which keeps the loss, unread), on_train_end, on_fit_end,
-    on_test_end.
+    Runs on: on_train_start, on_train_batch_end (which keeps the loss on the device), on_train_end,
+    on_fit_end, on_test_end.
 
     Saves: nothing; after a resume, losses and seconds are those since then.
 
@@ -57,13 +57,13 @@ class ResultsSummary(Callback):
     def __init__(self) -> None:
         self._started = 0.0
         self._losses: list[torch.Tensor] = []
-        self._total: torch.Tensor | None = None  # of the losses before these
+        self._total: torch.Tensor | None = None  # sum of the earlier losses
         self._num_batches = 0
         self._sizes: dict[str, int] = {}
         self._path: Path | None = None  # of this process's fit
 
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Begin to count."""
+        """Reset the sums, and start the clock."""
         self._started = time.monotonic()
         self._sizes = {}
         self._losses, self._total, self._num_batches, self._path = [], None, 0, None
@@ -71,7 +71,7 @@ class ResultsSummary(Callback):
     def on_train_batch_end(
         self, trainer: TrainerLike, pl_module: nn.Module, outputs: object, *_: object
     ) -> None:
-        """Keep the loss of a batch; every so often fold the kept ones into one sum, on the device."""
+        """Keep the loss of a batch; now and then add the kept ones to one sum, on the device."""
         if not self._sizes:
             self._sizes["trainable_parameters"] = num_trainable(pl_module.parameters())
         loss = loss_of(outputs)
@@ -85,7 +85,7 @@ class ResultsSummary(Callback):
             self._total = total if self._total is None else self._total + total
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Count what trains, before everything held is let go."""
+        """Count what trains, before all holds are released."""
         self._sizes["parameters"] = num_elements(pl_module.parameters())
         self._sizes["final_trainable_parameters"] = num_trainable(pl_module.parameters())
 
@@ -124,7 +124,7 @@ class ResultsSummary(Callback):
         write_json(path, {**known, "evaluation": scores, "versions": versions()})
 
     def _mean_losses(self, trainer: TrainerLike) -> dict[str, float | None]:
-        """The mean over all batches and over the last; one read of the host each."""
+        """The mean over all batches and over the last ones; each is read from the device once."""
         if not self._losses:
             return {"train_loss": None, "final_train_loss": None}
         total = torch.stack(self._losses).float().sum() + (0.0 if self._total is None else self._total)
@@ -140,7 +140,7 @@ def _folder(trainer: TrainerLike) -> Path:
 
 
 def _config(pl_module: LightningModule) -> object:
-    """What `lighter` keeps under `config` in the module's hyperparameters; else all of these."""
+    """The config that `lighter` keeps in the module's hyperparameters; without it all hyperparameters."""
     known = dict(pl_module.hparams)
     return known.get("config", known)
 

@@ -1,4 +1,4 @@
-"""Says in words what callbacks will do to one model, from the rules that they make for it."""
+"""Describes what callbacks will do to one model, from the rules that they make for it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +26,7 @@ def comments_on(config: Mapping[str, object], model: nn.Module) -> list[str]:
 
 
 def first_step(configs: Sequence[Mapping[str, object]], model: nn.Module) -> str:
-    """What trains in the first step."""
+    """A short phrase for what trains in the first step."""
     parameters = canonical_parameters(model)
     held = {
         name

@@ -13,7 +13,7 @@ SUMMARY = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of this command."""
+    """The arguments of `report`."""
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run, with freeze_report.json")
     parser.add_argument(
         "--plan", metavar="FILE", help="a plan saved by `lighter-freezers plan ... --json > FILE`"
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read, plan if need be, compare and print."""
+    """Read the report, make a plan if none is given, compare and print."""
     from pathlib import Path
 
     from lighter_freezers.planning.comparison import compare, read_report

@@ -1,4 +1,4 @@
-"""What a run has left in its folder: its settings and its figures, read from its JSON files."""
+"""The settings and figures of a run, read from the JSON files in its folder."""
 
 import json
 import re
@@ -17,12 +17,12 @@ _Json: TypeAlias = dict[str, Any]  # a file that this package wrote; its keys sa
 
 @dataclass(frozen=True)
 class RunResults:
-    """One run.
+    """The results of one run.
 
     Attributes:
-        title: What tells its folder from those of the other runs.
-        folder: Where it is.
-        settings: Every value of its config, by its place in it, such as `model::lora::r`.
+        title: The part of its path that distinguishes it from the other runs.
+        folder: Its folder.
+        settings: Every value of its config, by its path in the config, such as `model::lora::r`.
         figures: Name -> value: losses, gradient norms, cost and scores.
     """
 
@@ -39,7 +39,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunResults]:
         folders: Of the runs, each with `results_summary.json`, `evaluation_results.json` or both.
 
     Raises:
-        ValueError: A folder is given twice, or a file is no JSON.
+        ValueError: A folder is given twice, or a file is not JSON.
         FileNotFoundError: A folder has no results.
     """
     resolved = [folder.resolve() for folder in folders]
@@ -67,7 +67,7 @@ def _read_run(folder: Path, title: str) -> RunResults:
 
 
 def _training_figures(summary: _Json) -> dict[str, object]:
-    """What a summary says of the training, in one row of names."""
+    """The training figures of a summary, under flat names."""
     figures = {name: summary.get(name) for name in ("optimizer_steps", "train_loss", "final_train_loss")}
     figures |= summary.get("metrics", {})
     figures |= {name: summary.get(name) for name in ("trainable_parameters", "parameters", "train_seconds")}
@@ -80,14 +80,14 @@ def _read(path: Path) -> _Json:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}. Was the run stopped while it wrote?") from error
+        raise ValueError(f"{path} is not JSON: {error}. Was the run stopped while it wrote?") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no results of a run.")
     return content
 
 
 def _number(path: Path) -> int:
-    """Which of several evaluations a file is, the first without a number."""
+    """The number of an evaluation file; the first has none."""
     digits = re.search(r"_(\d+)$", path.stem)
     return int(digits[1]) if digits else 0
 
@@ -106,7 +106,7 @@ def _nothing_in(folder: Path) -> str:
 
 
 def _titles(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ."""
+    """The shortest path suffixes that differ."""
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
         titles = ["/".join(folder.parts[-length:]) for folder in folders]
         if len(set(titles)) == len(titles):
@@ -115,7 +115,7 @@ def _titles(folders: Sequence[Path]) -> list[str]:
 
 
 def _flat(node: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Every leaf of a config with its place in it; what a list builds goes by its class."""
+    """Every leaf of a config by its path; objects in a list are named by their class."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _flat(value, f"{path}::{key}" if path else str(key))

@@ -21,12 +21,12 @@ class Source:
     """A config and the model that it describes.
 
     Attributes:
-        text: The file as it is.
+        text: The text of the file.
         kind: `run` with a `trainer` and a `model`, `module` with a `model` alone, `network` where a
             `_target_` or a `network` is all there is.
         model: What it builds.
-        epochs: Length of the run; None where it says nothing or counts steps.
-        steps: Length of the run in optimizer steps; None where it says nothing of them.
+        epochs: Length of the run; None where the config has none or counts steps.
+        steps: Length of the run in optimizer steps; None where the config has none.
         has_freezers: Whether it already has callbacks of this package that change what trains.
     """
 
@@ -43,8 +43,8 @@ def read_source(path: Path) -> Source:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no config, or what it describes cannot be built.
-        TypeError: What it describes is no model.
+        ValueError: It is not a config, or what it describes cannot be built.
+        TypeError: What it describes is not a model.
     """
     from lighter.engine.runner import ConfigLoader, ProjectImporter
     from sparkwheel.utils.exceptions import BaseError
@@ -68,7 +68,7 @@ def read_source(path: Path) -> Source:
 
 
 def _length(config: Any, name: str) -> int | None:
-    """How long the Trainer trains; None where that is no number above 0."""
+    """The length of the run; None where the config has no number above 0."""
     value = config.resolve(f"trainer::{name}") if config.get(f"trainer::{name}") is not None else None
     return value if isinstance(value, int) and value > 0 else None
 
@@ -84,7 +84,7 @@ def _has_freezers(keys: dict[str, object]) -> bool:
 
 
 def _kind(keys: object, path: Path) -> tuple[Kind, str]:
-    """What a config is about, and where in it the model stands."""
+    """The kind of a config, and the path of the model in it."""
     if isinstance(keys, dict):
         if "model" in keys:
             return ("run" if "trainer" in keys else "module"), "model"

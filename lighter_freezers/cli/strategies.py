@@ -1,4 +1,4 @@
-"""Four ways to freeze a model, as callbacks in a config would name them. Writes no text."""
+"""Four ways to freeze a model, as callbacks for a config. Writes no text."""
 
 import math
 from collections import Counter
@@ -21,7 +21,7 @@ Callbacks = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Options:
-    """What a strategy is adjusted by.
+    """The options of a strategy.
 
     Attributes:
         epochs: Length of the run; None where it is counted in steps.
@@ -74,7 +74,7 @@ def _top_down(model: nn.Module, layers: Layers, options: Options) -> Callbacks:
     if layers.embeddings is not None:
         until.setdefault(max(until, default=1), []).append(layers.embeddings)
     if not until:
-        raise ValueError("There is one layer only in which anything can train, so none can thaw later.")
+        raise ValueError("Only one layer has anything that can train, so none can thaw later.")
     return [
         _freezer(model, {name for layer in group for name in layer.names}, {f"until_{unit}": begin, **rate})
         for begin, held in until.items()
@@ -83,7 +83,7 @@ def _top_down(model: nn.Module, layers: Layers, options: Options) -> Callbacks:
 
 
 def _by_rate(held: Sequence[Layer], decay: float | None) -> list[tuple[Sequence[Layer], dict[str, float]]]:
-    """Layers that can share a Freezer, and what it says about their learning rate."""
+    """Groups of layers that can share a Freezer, with its learning-rate argument."""
     if decay is None:
         return [(held, {})]
     return [([layer], {"unfreeze_lr_factor": float(f"{decay**-layer.depth:.4g}")}) for layer in held]

@@ -14,11 +14,11 @@ _KEEP_GRADIENTS_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
 def refuse_unsupported_strategy(strategy: object, is_static: bool, reshapes: bool = False) -> None:
-    """Fail before training where a change of flags or shapes in the middle of a run could not be right.
+    """Refuse a strategy that cannot follow a change of flags or shapes during a run.
 
     Args:
         strategy: The Trainer's strategy.
-        is_static: What is held at the start stays held to the end, so any strategy will do.
+        is_static: What is held at the start stays held to the end, so any strategy works.
         reshapes: Parameters may get other shapes.
 
     Raises:
@@ -45,10 +45,10 @@ def refuse_unsupported_strategy(strategy: object, is_static: bool, reshapes: boo
 
 
 def refuse_lean_groups(strategy: object, optimizers: Iterable[Optimizer]) -> None:
-    """Fail before training where parameters cannot leave an optimizer.
+    """Refuse a strategy or an optimizer from which parameters cannot be removed.
 
     Raises:
-        RuntimeError: The strategy or an optimizer counts on a fixed set of parameters.
+        RuntimeError: The strategy or an optimizer relies on a fixed set of parameters.
     """
     if not _is_one_of(strategy, _FOLLOW_SHAPES):
         raise RuntimeError(
@@ -72,7 +72,7 @@ def refuse_flat_gradients(strategy: object, callback: str) -> None:
     if _is_one_of(strategy, _KEEP_GRADIENTS_FLAT):
         raise RuntimeError(
             f"{callback} cannot measure under {type(strategy).__name__}: it keeps gradients in flat "
-            "pieces that know no layers. Use 'ddp' or ModelParallelStrategy (FSDP2), or remove it."
+            "pieces, not per layer. Use 'ddp' or ModelParallelStrategy (FSDP2), or remove it."
         )
 
 

@@ -1,4 +1,4 @@
-"""Evaluations by one call: a model on disk or in memory answers the prompts of a task, and is scored."""
+"""Evaluation in one call: a model on disk or in memory answers the prompts of a task, and is scored."""
 
 import os
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ ModelOrPath: TypeAlias = "str | os.PathLike[str] | nn.Module"
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """How well a model writes. BLEU, ROUGE and METEOR are from 0 to 100.
+    """Scores of generated text. BLEU, ROUGE and METEOR are from 0 to 100.
 
     Attributes:
         bleu: The same as `bleu_4`.
@@ -38,9 +38,9 @@ class EvaluationResult:
         rougeL: ROUGE-L.
         rougeLsum: ROUGE-L of texts with a line for each sentence.
         meteor: That of NLTK; not comparable with METEOR 1.5, which the E2E challenge reports.
-        perplexity: Over the tokens of all right answers.
-        num_samples: Prompts that were answered.
-        generation_config: How they were.
+        perplexity: Over the tokens of all correct answers.
+        num_samples: The number of prompts.
+        generation_config: The settings of the generation.
     """
 
     bleu: float
@@ -70,25 +70,25 @@ def evaluate_e2e(
     output_dir: str | None = None,
     **data: object,
 ) -> EvaluationResult:
-    """Let a model describe restaurants, each meaning representation once, against all its references.
+    """Evaluate a model on E2E: it describes restaurants, each meaning representation once.
 
     Args:
         model_path: The folder of an adapter of PEFT, such as a run's `final_model`, or of a whole model, or
             its id on the hub; or a model of transformers that is in memory.
-        base_model_id: Path or id of the model that the adapter is for. None: what the adapter says.
+        base_model_id: Path or id of the base model of an adapter. None: the one named in the adapter.
         num_samples: Prompts to answer, spread evenly over the test data. None for all.
-        batch_size: Prompts that are answered at a time.
-        source: Where the data are from, as for `GenerationDataModule`. None for the fixtures, about which no
-            figure means anything; `hub` for the data set.
-        tokenizer: Of transformers, or the path of one. None for the one in the model's folder.
-        generation: Values for `GenerationSettings`: `max_new_tokens`, by default what suits the task,
+        batch_size: Prompts per batch.
+        source: The source of the data, as for `GenerationDataModule`. None for the fixtures, on which scores
+            mean nothing; `hub` for the data set.
+        tokenizer: A tokenizer of transformers, or its path. None for that in the model's folder.
+        generation: Values for `GenerationSettings`: `max_new_tokens`, by default that of the task,
             `temperature`, `top_p`, `top_k`, `seed`. None is greedy.
         output_dir: A folder for `evaluation_results.json`, where nothing is overwritten. None writes nothing.
         data: Other arguments of `GenerationDataModule`, such as `test_file` or `max_length`.
 
     Raises:
         TypeError: A value has the wrong type, or an argument is unknown.
-        ImportError: A package that counts the task's metrics is missing.
+        ImportError: A package for the task's metrics is missing.
         ValueError: A value is out of range, or a model in memory comes without a tokenizer.
         OSError: There is no such model.
     """
@@ -108,7 +108,7 @@ def evaluate_samsum(
     output_dir: str | None = None,
     **data: object,
 ) -> EvaluationResult:
-    """Let a model summarise dialogues. The arguments are those of `evaluate_e2e`."""
+    """Evaluate a model on SAMSum, summaries of dialogues. The arguments are those of `evaluate_e2e`."""
     asked = _Asked(base_model_id, num_samples, batch_size, source, tokenizer, generation, output_dir, data)
     return _text_result(_evaluated("samsum", model_path, asked))
 
@@ -125,11 +125,12 @@ def evaluate_wikisql(
     output_dir: str | None = None,
     **data: object,
 ) -> dict[str, float | int]:
-    """Let a model turn questions about tables into SQL. The arguments are those of `evaluate_e2e`.
+    """Evaluate a model on WikiSQL, SQL for questions about tables. The arguments are those of `evaluate_e2e`.
 
     Returns:
-        `exact_match`, the share of queries that are the same text but for case, quotes and blanks;
-        `sql_match`, of those that ask the same; `sql_unparsed`, of answers that are no query; `num_samples`.
+        `exact_match`, the share of queries that equal a reference except for case, quotes and white space;
+        `sql_match`, of those with the same meaning; `sql_unparsed`, of answers that are not queries;
+        `num_samples`.
     """
     asked = _Asked(base_model_id, num_samples, batch_size, source, tokenizer, generation, output_dir, data)
     return _shares(_evaluated("wikisql", model_path, asked))
@@ -147,11 +148,11 @@ def evaluate_multi_nli(
     output_dir: str | None = None,
     **data: object,
 ) -> dict[str, float | int]:
-    """Let a model say how two sentences are related. The arguments are those of `evaluate_e2e`.
+    """Evaluate a model on MultiNLI, the relation of two sentences. The arguments are those of `evaluate_e2e`.
 
     Returns:
-        `accuracy`, the share of right labels; `unparsed`, of answers that are no label, which are wrong;
-        `num_samples`.
+        `accuracy`, the share of correct labels; `unparsed`, of answers that are not a label and count as
+        wrong; `num_samples`.
     """
     asked = _Asked(base_model_id, num_samples, batch_size, source, tokenizer, generation, output_dir, data)
     return _shares(_evaluated("multi_nli", model_path, asked))
@@ -159,7 +160,7 @@ def evaluate_multi_nli(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a caller asks for, whatever the task."""
+    """The arguments of an evaluation, for any task."""
 
     base_model_id: str | None
     num_samples: int | None
@@ -173,7 +174,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came out of it."""
+    """The result of an evaluation, for any task."""
 
     scores: dict[str, float]
     num_samples: int
@@ -214,7 +215,7 @@ def _model_and_tokenizer(model: ModelOrPath, asked: _Asked) -> tuple[nn.Module, 
 def _data(task: str, tokenizer: Tokenizer, asked: _Asked) -> "GenerationDataModule":
     """The test data of a task, encoded for a model."""
     from lighter_freezers.experiments.training.generation_datamodule import (
-        GenerationDataModule,  # needs Lightning
+        GenerationDataModule,  # imports Lightning
     )
 
     data = GenerationDataModule(

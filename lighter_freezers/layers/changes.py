@@ -1,4 +1,4 @@
-"""What all verbs of this room share: names become parameters, the ledger acts, one line says what changed."""
+"""Shared by all functions of this package: look parameters up by name, change the ledger, log one line."""
 
 import sys
 from collections.abc import Iterable
@@ -14,23 +14,23 @@ from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["checked_count", "freeze", "lora_factors", "say", "thaw", "thaw_layers"]
 
-_NOBODY = "the layer verbs"  # they hold nothing: what they do is the user's own doing
+_NOBODY = "the layer verbs"  # these functions hold nothing: their changes count as made by the user
 
 
 def freeze(model: nn.Module, names: Iterable[str], deed: str) -> int:
-    """Freeze parameters until somebody thaws them.
+    """Freeze parameters until they are thawed by another call.
 
     Args:
-        model: Where they are.
+        model: The module that has them.
         names: Their canonical names.
-        deed: What was asked, to begin the log line with.
+        deed: What was requested; the log line starts with it.
 
     Returns:
         The number of elements that trained until now.
     """
     named = canonical_parameters(model)
     frozen = num_elements(ledger.freeze([named[name] for name in names]))
-    say(f"{deed}: " + (f"{frozen:,} parameters are frozen now." if frozen else "all was frozen already."))
+    say(f"{deed}: " + (f"{frozen:,} parameters are frozen now." if frozen else "all were frozen already."))
     return frozen
 
 
@@ -43,18 +43,18 @@ def thaw(model: nn.Module, names: Iterable[str], deed: str) -> int:
     named = canonical_parameters(model)
     asked = [named[name] for name in names]
     thawed = num_elements(ledger.thaw(asked, _NOBODY))
-    say(f"{deed}: " + (f"{thawed:,} parameters train now." if thawed else "what can train does already."))
+    say(f"{deed}: " + (f"{thawed:,} parameters train now." if thawed else "all that can train already do."))
     _explain([parameter for parameter in asked if not parameter.requires_grad], deed)
     return thawed
 
 
 def thaw_layers(model: nn.Module, layers: Iterable[Iterable[str]], deed: str) -> int:
-    """Let layers train; of a layer with LoRA only the factors, since what they adapt stays as it is.
+    """Let layers train; of a layer with LoRA only the factors, since the base weight stays as it is.
 
     Args:
-        model: Where they are.
-        layers: Of each layer the canonical names of its parameters.
-        deed: What was asked, to begin the log line with.
+        model: The module that has them.
+        layers: For each layer the canonical names of its parameters.
+        deed: What was requested; the log line starts with it.
 
     Returns:
         The number of elements that train from now on.
@@ -80,7 +80,7 @@ def _explain(frozen: Iterable[Parameter], deed: str) -> None:
     if held:
         holders = sorted({holder for parameter in held for holder in ledger.holders(parameter)})
         log.warning(
-            "%s: %s parameters stay frozen until %s lets them go.",
+            "%s: %s parameters stay frozen until %s releases them.",
             *(deed, f"{num_elements(held):,}", " and ".join(holders)),
         )
 
@@ -92,7 +92,7 @@ def say(sentence: str) -> None:
 
 
 def checked_count(n: object, num_layers: int, deed: str) -> int:
-    """Check a number of layers; more than there are means all, with a warning.
+    """Check a number of layers; a number above that of the model means all, with a warning.
 
     Raises:
         TypeError: It is not a whole number.

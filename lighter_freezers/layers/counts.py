@@ -37,8 +37,8 @@ def get_frozen_percentage(model: nn.Module) -> float:
 def get_num_layers(model: nn.Module) -> int:
     """The number of layers: blocks with weights of their own, of all stacks.
 
-    An encoder-decoder has those of both, a Swin or a ResNet those of all stages. Layers that share their
-    weights are one: an ALBERT has one, however often it runs through it.
+    For an encoder-decoder both count, for a Swin or a ResNet all stages. Layers that share their weights
+    count once: an ALBERT has one layer, however often it is applied.
 
     Args:
         model: Any module; 0 for one without blocks.

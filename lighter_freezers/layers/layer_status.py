@@ -100,12 +100,12 @@ def print_layer_status(model: nn.Module, show_all: bool = False) -> None:
     ========================================
     ```
 
-    A layer that trains in part is PARTIAL. An encoder-decoder has lines for both, and so have the stages of a
-    Swin or a ResNet. A weight that head and embeddings share counts once, for the embeddings.
+    A layer that trains in part is PARTIAL. Encoder and decoder have their own lines, and so do the stages of
+    a Swin or a ResNet. A weight that head and embeddings share counts once, for the embeddings.
 
     Args:
-        model: Any module; one without blocks says so.
-        show_all: Whether each layer has a line of its own, with its number of parameters in full.
+        model: Any module; for one without blocks the table says that it has none.
+        show_all: Whether each layer has its own line, with the full number of parameters.
     """
     from rich.console import Console
     from rich.text import Text

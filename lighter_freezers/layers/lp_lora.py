@@ -36,8 +36,8 @@ def setup_lp_lora_style(
     | `setup_lp_lora_style(model, 0.75, freeze_embed=False)` | layers 9 to 11, final norm, head, embeddings |
     | `setup_lp_lora_style(model, lora={"r": 8, "target_modules": ["c_attn"]})` | LoRA in layers 6 to 11 |
 
-    With LoRA all weights of the model are frozen, as PEFT does it. A new head, such as a classifier, still
-    trains; one that predicts tokens does not.
+    With LoRA all weights of the model are frozen, as in PEFT. A new head, such as a classifier, still trains;
+    one that predicts tokens does not.
 
     Args:
         model: Any module with blocks; with `lora` it gets layers of PEFT in place.
@@ -51,12 +51,12 @@ def setup_lp_lora_style(
         The number of elements that trained until now and do no longer.
 
     Raises:
-        TypeError: An argument is of another type.
+        TypeError: An argument has the wrong type.
         ValueError: The share is outside 0 to 1, the model has no blocks, or it has LoRA already.
     """
     freeze_ratio, freeze_embed = fraction("freeze_ratio", freeze_ratio), flag("freeze_embed", freeze_embed)
     if lora is not None and lora_factors(model):
-        raise ValueError("The model has LoRA already: leave lora out, or begin with a model without it.")
+        raise ValueError("The model has LoRA already: leave lora out, or start with a model without it.")
     anatomy = anatomy_of(model)
     num_frozen = int(len(anatomy.blocks_for("setup_lp_lora_style")) * freeze_ratio + 1e-9)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -74,7 +74,7 @@ def setup_lp_lora_style(
 def _put_lora(
     model: nn.Module, num_frozen: int, without_embeddings: bool, lora: "Mapping[str, object] | LoraConfig"
 ) -> None:
-    """LoRA on what the config targets, but not in the frozen layers and not on frozen embeddings."""
+    """Apply LoRA to what the config targets, except in frozen layers and on frozen embeddings."""
     from lighter_freezers.lora.apply import apply_lora
     from lighter_freezers.lora.attach import network_of
 
@@ -95,7 +95,7 @@ def _put_lora(
 
 
 def _pattern(owners: Iterable[str], excluded: Any) -> str | None:
-    """One regular expression for our modules and those that PEFT's `exclude_modules` says."""
+    """One regular expression for our modules and those in PEFT's `exclude_modules`."""
     if excluded is not None and not isinstance(excluded, str):
         excluded = "|".join(rf"(?:.*\.)?{re.escape(name)}" for name in excluded)
     parts = [*dict.fromkeys(owners), *([f"(?:{excluded})"] if excluded else [])]

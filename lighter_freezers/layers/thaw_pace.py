@@ -1,4 +1,4 @@
-"""When the stages of a gradual unfreezing begin, as YAML says it. What is in a stage is not known here."""
+"""When the stages of a gradual unfreezing start, from YAML. `thaw_order.py` decides what is in a stage."""
 
 import math
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ __all__ = ["Pace", "num_unfrozen_layers", "parse_pace"]
 
 @dataclass(frozen=True)
 class Pace:
-    """When stages begin: one of four ways, or none of them for a single stage.
+    """When stages start: one of four ways, or none of them for a single stage.
 
     Attributes:
-        every_n_epochs: Stage k begins at epoch `k * every_n_epochs`.
-        every_n_steps: Stage k begins at optimizer step `k * every_n_steps`.
-        total_epochs: Stage k begins at epoch k, and blocks are shared out evenly over so many epochs.
-        plateau: Stage k begins when a metric has come to rest k times.
+        every_n_epochs: Stage k starts at epoch `k * every_n_epochs`.
+        every_n_steps: Stage k starts at optimizer step `k * every_n_steps`.
+        total_epochs: Stage k starts at epoch k, and blocks are distributed evenly over this many epochs.
+        plateau: Stage k starts at the k-th plateau of a metric.
     """
 
     every_n_epochs: int | None = None
@@ -42,7 +42,7 @@ class Pace:
         return [min(stage * layers_per_stage, num_blocks) for stage in range(first, num_stages + 1)]
 
     def hold(self, stage: int) -> tuple[Schedule, MetricTrigger | None]:
-        """Until when that is held which thaws in a stage; what thaws in stage 0 is never held."""
+        """The schedule that holds a stage until it thaws; what thaws in stage 0 is never held."""
         if stage == 0:
             return Schedule(until_step=0), None
         if self.plateau is not None:
@@ -68,7 +68,7 @@ def parse_pace(
     total_epochs: int | None,
     plateau: Mapping[str, object] | None,
 ) -> Pace:
-    """Read the four arguments of which one says when; none of them is a single stage.
+    """Read the four arguments, of which one sets the pace; without any there is a single stage.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -92,7 +92,7 @@ def num_unfrozen_layers(epoch: int, num_layers: int, total_epochs: int) -> int:
     """How many layers, counted from the head, train in an epoch.
 
     None in the first epoch, where only the head trains; half of them in epoch `(total_epochs + 1) // 2`,
-    counted from 1; all in the last. In between the number grows evenly and is rounded down.
+    counted from 1; all in the last. In between the number grows linearly and is rounded down.
 
     | epochs, counted from 1 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 10 |
     |---|---|---|---|---|---|---|---|---|---|---|

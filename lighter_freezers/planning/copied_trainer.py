@@ -28,7 +28,7 @@ _OWN = str(Path(__file__).parents[1])
 def rehearse(
     trainer: TrainerLike, model: nn.Module, datamodule: Any, train_dataloaders: object, num_timed: int
 ) -> Rehearsal:
-    """Play the run of a Trainer once, on a copy of the model.
+    """Rehearse the run of a Trainer once, on a copy of the model.
 
     Args:
         trainer: The user's. It is only read.
@@ -59,7 +59,7 @@ def rehearse(
 
 
 def _hold_alike(original: nn.Parameter, twin: nn.Parameter) -> None:
-    """Let the ledger know why a copied parameter is frozen, if not by the user: a holder, or a run before."""
+    """Record in the ledger why a copied parameter is frozen if not by the user: a hold or an earlier run."""
     if original.requires_grad or ledger.is_user_frozen(original):
         return
     ledger.thaw([twin], _HOLDER)
@@ -72,7 +72,7 @@ def _hold_alike(original: nn.Parameter, twin: nn.Parameter) -> None:
 
 
 def _keep_own_callbacks(model: Any) -> None:  # a method is replaced
-    """Of the callbacks that a module brings, those that write files and stop runs have no part in it."""
+    """Keep the module's own callbacks, except those that write files or stop runs."""
     configure = model.configure_callbacks
 
     def configure_callbacks() -> list[EngineCallback]:
@@ -84,7 +84,7 @@ def _keep_own_callbacks(model: Any) -> None:  # a method is replaced
 
 
 def _staged(trainer: TrainerLike, callbacks: Sequence[Callback]) -> Any:  # a Trainer to fit with
-    """A Trainer of the same namespace, on one device."""
+    """The rehearsal's Trainer: of the same namespace, on one device."""
     kind = next(each for each in type(trainer).__mro__ if each.__name__ == "Trainer")
     device = trainer.strategy.root_device
     clip = trainer.gradient_clip_algorithm
@@ -112,7 +112,7 @@ def _staged(trainer: TrainerLike, callbacks: Sequence[Callback]) -> Any:  # a Tr
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """Give all random numbers back as they were; inside they are the same every time."""
+    """Restore all random-number generators at the end; inside, they are seeded the same every time."""
     states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
@@ -128,7 +128,7 @@ def untouched_randomness() -> Iterator[None]:
 
 @contextmanager
 def hushed() -> Iterator[list[str]]:
-    """Let nobody talk about the rehearsal; what this package warns of is collected."""
+    """Silence logging and warnings during the rehearsal, and collect this package's own warnings."""
     said: list[str] = []
     ours = logging.getLogger("lighter_freezers")
     others = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning")]
@@ -152,7 +152,7 @@ def hushed() -> Iterator[list[str]]:
 
 
 class _Collector(logging.Handler):
-    """Keeps what is said."""
+    """Collects the messages of log records."""
 
     def __init__(self, said: list[str]) -> None:
         super().__init__(logging.WARNING)

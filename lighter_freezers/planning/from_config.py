@@ -1,4 +1,4 @@
-"""A plan of what `lighter fit` would run: trainer, model and data are built as lighter builds them."""
+"""Plans what `lighter fit` would run: trainer, model and data are built as lighter builds them."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""What a training step costs in each phase: one step is traced, some are timed, the others run untouched.
+"""Measures a training step in each phase: one step is traced, some are timed, the others are not touched.
 
-A phase is a stretch between two transitions. A run that is recorded and a plan that rehearses it measure with
-this same meter. Nothing here reads the device before a phase is over.
+A phase is the time between two transitions. `PhaseRecorder` in a run and the rehearsal of a plan use this
+same meter. Nothing here reads the device before a phase has ended.
 """
 
 import hashlib
@@ -24,9 +24,7 @@ from lighter_freezers.selection.names import canonical_parameters
 __all__ = ["FILE", "PhaseMeter", "PhaseRecord", "trainable_key"]
 
 FILE = "freeze_report.json"  # what `PhaseRecorder` writes and `lighter-freezers report` reads
-_UNTIMED = (
-    2  # steps at the start of a phase: one is traced, in one the new state settles (compile, allocator)
-)
+_UNTIMED = 2  # steps at the start of a phase: one is traced, one is a warm-up (compilation, allocator)
 
 
 _Reading: TypeAlias = Any  # seconds, or an event of a GPU, for which torch has no types
@@ -34,21 +32,21 @@ _Reading: TypeAlias = Any  # seconds, or an event of a GPU, for which torch has 
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """What was measured in one phase. None stands for what was not.
+    """What was measured in one phase. None means not measured.
 
     Attributes:
         optimizer_step: Its first step.
-        epoch: The epoch it began in.
+        epoch: The epoch in which it started.
         trains: A short name of what trains in it, the same for the same parameters in the same shapes.
         num_trainable: Elements that train.
         flops: Of one optimizer step: matrix products and attention, forward and backward.
         gradient_bytes: Of all gradients, before the optimizer's step.
-        optimizer_bytes: What the optimizers remember after the step.
+        optimizer_bytes: Of the optimizers' state after the step.
         activation_bytes: The most that is kept for a backward pass.
         peak_bytes: The most that the device had allocated in a step; None without a GPU.
-        step_seconds: Median over the timed steps, from the start of a batch to its end: of the GPU's clock,
-            or of the CPU time of the process without one.
-        num_timed: How many steps that is.
+        step_seconds: Median over the timed steps, from the start of a batch to its end: GPU time, or without
+            a GPU the CPU time of the process.
+        num_timed: The number of timed steps.
     """
 
     optimizer_step: int
@@ -64,7 +62,7 @@ class PhaseRecord:
     num_timed: int = 0
 
     def as_dict(self) -> dict[str, object]:
-        """In plain types."""
+        """The record in plain types."""
         return asdict(self)
 
 
@@ -75,7 +73,7 @@ def trainable_key(model: nn.Module) -> str:
 
 
 class PhaseMeter:
-    """Measures phase after phase. A step is a window of batches between two optimizer steps.
+    """Measures one phase after another. A step is the batches of one accumulation window.
 
     Args:
         num_timed: Steps to time in a phase, at most.
@@ -92,7 +90,7 @@ class PhaseMeter:
         return self._open is None or self._open.num_steps >= _UNTIMED + self._num_timed
 
     def begin(self, model: nn.Module, transition: Transition) -> None:
-        """A phase begins, and with it ends the one before."""
+        """Start a phase, and end the previous one."""
         self.end()
         self._open = _OpenPhase(
             PhaseRecord(
@@ -104,38 +102,38 @@ class PhaseMeter:
         )
 
     def end(self) -> None:
-        """Close the phase that runs; one without a step is none."""
+        """End the current phase; one without a step is dropped."""
         if self._open is not None and self._open.num_steps:
             self.records.append(self._open.record())
         self.break_off()
 
     def break_off(self) -> None:
-        """Forget the phase that runs."""
+        """Drop the current phase."""
         if self._open is not None:
             self._open.untrace()
         self._open = None
 
     def start_batch(self, trainer: TrainerLike, model: nn.Module, batch: object, batch_idx: int) -> None:
-        """Before a batch, and after whatever changed before it."""
+        """Call it before a batch, after all changes for it."""
         if not self.has_enough:
             assert self._open is not None
             self._open.start_batch(trainer, model, batch, is_first=batch_idx % _window(trainer) == 0)
 
     def see_gradients(self, model: nn.Module) -> None:
-        """Before the optimizer's step."""
+        """Call it before the optimizer's step."""
         if self._open is not None and self._open.is_tracing:
             now = _nbytes(parameter.grad for parameter in model.parameters())
             self._open.gradient_bytes = max(now, self._open.gradient_bytes or 0)
 
     def end_batch(self, trainer: TrainerLike, batch_idx: int) -> None:
-        """After a batch, and after the optimizer's step if it made one."""
+        """Call it after a batch, and after the optimizer step if it made one."""
         if not self.has_enough:
             assert self._open is not None
             self._open.end_batch(trainer, is_last=(batch_idx + 1) % _window(trainer) == 0)
 
 
 class _OpenPhase:
-    """The phase that runs."""
+    """The current phase and its measurements."""
 
     def __init__(self, record: PhaseRecord) -> None:
         self._record = record
@@ -159,7 +157,7 @@ class _OpenPhase:
             self._is_running = True
             if not self.num_steps:
                 self._flops = self._activation_bytes = 0
-        if not self._is_running:  # it joined in the middle of a window
+        if not self._is_running:  # the phase started in the middle of a window
             return
         device = trainer.strategy.root_device
         if not self.num_steps:
@@ -222,7 +220,7 @@ def _window(trainer: TrainerLike) -> int:
 
 
 def _reading(device: torch.device) -> _Reading:
-    """The clock now; on a GPU an event that the GPU passes when it gets there."""
+    """The time now; on a GPU a recorded event."""
     if device.type == "cuda":
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
@@ -231,7 +229,7 @@ def _reading(device: torch.device) -> _Reading:
 
 
 def _seconds(marks: list[_Reading]) -> float:
-    """What passed between each start and its end; waits for a GPU that has not come so far."""
+    """Seconds between each start and its end; waits for the GPU if needed."""
     spans = zip(marks[::2], marks[1::2], strict=True)
     if isinstance(marks[0], float):
         return float(sum(end - start for start, end in spans))

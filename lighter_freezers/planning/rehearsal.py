@@ -1,7 +1,7 @@
-"""A rehearsal: the schedule of a whole run, played by its own engine, with a few real steps in each phase.
+"""A rehearsal: the engine runs the schedule of a whole run, with a few real steps in each phase.
 
-It is a callback of a Trainer that trains a copy. Between the steps of two phases the clock runs ahead to the
-next change; the engine sees that clock in place of the Trainer's counters.
+It is a callback of a Trainer that trains a copy. Between the steps of two phases the clock jumps to the next
+change; the engine reads that clock in place of the Trainer's counters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,21 +30,21 @@ from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["Rehearsal", "RehearsedPhase"]
 
-_SELDOM = 2**40  # LR schedulers step every so many optimizer steps: never
+_SELDOM = 2**40  # optimizer steps between two steps of LR schedulers: never
 
 
 @dataclass(frozen=True)
 class RehearsedPhase:
-    """One phase as it was rehearsed: when, what changed, and what it cost.
+    """One rehearsed phase: when it starts, what changes, and what a step costs.
 
     Attributes:
-        when: Why it began, where a metric decided; "" where it has a date.
-        or_when: Conditions that would have ended the phase before it earlier.
-        transition: The change.
-        changes: The same in words.
+        when: Why it started, where a metric decided; "" where its step is known.
+        or_when: Conditions that would have ended the previous phase earlier.
+        transition: The transition that starts it.
+        changes: The same as sentences.
         states: Component -> its state.
-        share: Of all elements, what trains.
-        record: What was measured; None until it is over.
+        share: The share of all elements that trains.
+        record: What was measured; None until it has ended.
     """
 
     when: str
@@ -57,7 +57,7 @@ class RehearsedPhase:
 
 
 class _SeenTrainer:
-    """A Trainer as the engine sees it: everything but the counters is the Trainer's."""
+    """The Trainer for the engine: all attributes of the real one, but the counters of the run clock."""
 
     def __init__(self, trainer: TrainerLike, clock: RunClock) -> None:
         self._trainer, self._clock = trainer, clock
@@ -75,10 +75,10 @@ class _SeenTrainer:
 
 
 class Rehearsal(Callback):
-    """Plays the schedule of one run on the model of the Trainer that it is in, as the first of its callbacks.
+    """Runs the schedule of one run on its Trainer's model; it is the first callback of that Trainer.
 
     Args:
-        user_trainer: Whose run it is.
+        user_trainer: The Trainer whose run is rehearsed.
         num_timed: Steps to time in each phase.
     """
 
@@ -100,11 +100,11 @@ class Rehearsal(Callback):
         self._summary = NameSummary([])
 
     def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
-        """Hear of the changes."""
+        """Register with the engine for its transitions."""
         Engine.of(trainer).add_listener(self)
 
     def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
-        """Take the engine over, and begin: all hooks that a run has before its first step are done."""
+        """Take the engine out of the Trainer, and start: all hooks before the first step have run."""
         if self.length is not None:
             return
         self._engine = Engine.of(trainer)
@@ -125,7 +125,7 @@ class Rehearsal(Callback):
     def on_train_batch_start(
         self, trainer: TrainerLike, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """A real batch of the phase that is being measured."""
+        """Measure a real batch of the current phase."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._num_optimizer_steps = 0
         self._meter.start_batch(trainer, pl_module, batch, batch_idx)
@@ -133,7 +133,7 @@ class Rehearsal(Callback):
     def on_before_optimizer_step(
         self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """What the engine does here, too."""
+        """Do what the engine does in this hook, and measure the gradients."""
         self._num_optimizer_steps += 1
         if callable(self._engine.on_before_optimizer_step):
             self._engine.on_before_optimizer_step(trainer, pl_module, optimizer)
@@ -142,7 +142,7 @@ class Rehearsal(Callback):
     def on_train_batch_end(
         self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Go on to the next phase when this one is measured, and end after the last."""
+        """Continue with the next phase when this one is measured, and end after the last."""
         self._meter.end_batch(trainer, batch_idx)
         if not self._meter.has_enough:
             return
@@ -151,11 +151,11 @@ class Rehearsal(Callback):
         self._attempt(lambda: next(self._script), trainer)
 
     def on_train_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
-        """Give the engine back, which leaves the model in order."""
+        """Put the engine back into the Trainer; its teardown then restores the model."""
         callbacks_of(trainer).append(self._engine)
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
-        """Something changed; called by the engine."""
+        """Start the next phase; called by the engine."""
         self._changed = True
         named = canonical_parameters(pl_module)
         if transition.is_initial or transition.is_reshaped:
@@ -187,7 +187,7 @@ class Rehearsal(Callback):
         return said
 
     def _attempt(self, go_on: Callable[[], object], trainer: TrainerLike) -> None:
-        """Go on; the run is over when there is nothing left, or when it would break off."""
+        """Continue the schedule; the run ends when nothing is left, or when it would fail."""
         try:
             go_on()
         except StopIteration:
@@ -195,16 +195,16 @@ class Rehearsal(Callback):
         except (RuntimeError, ValueError) as error:
             trainer.should_stop = True
             where = self._when or f"at step {self.clock.step}"
-            self.warnings.append(f"{where}, the run breaks off: {error}")
+            self.warnings.append(f"{where}, the run fails: {error}")
 
     def _close(self) -> None:
-        """The phase is measured."""
+        """End the current phase, and keep its record."""
         self._meter.end()
         if self._meter.records and self.rehearsed_phases[-1].record is None:
             self.rehearsed_phases[-1] = replace(self.rehearsed_phases[-1], record=self._meter.records[-1])
 
     def _play(self, trainer: TrainerLike, model: LightningModule, length: RunLength) -> Iterator[None]:
-        """First what has a date, then what waits for a metric; it stops at each change."""
+        """Run first what has a known step, then what waits for a metric; stop at each change."""
         for is_new_epoch in self.clock.batches(length):
             if self._look(trainer, model, is_new_epoch=is_new_epoch):
                 yield
@@ -220,7 +220,7 @@ class Rehearsal(Callback):
                 yield
 
     def _look(self, trainer: TrainerLike, model: LightningModule, *, is_new_epoch: bool) -> bool:
-        """Let the engine look at the clock; whether something changed."""
+        """Let the engine check the clock; returns whether something changed."""
         self._changed = False
         if self.num_steps is None and is_new_epoch:
             self._or_when = self._conditions()
@@ -235,7 +235,7 @@ class Rehearsal(Callback):
         return tuple(each.text for each in awaited_now(self._engine.active_rules, self._engine.actions))
 
     def _wait_for_metrics(self) -> Iterator[None]:
-        """Show the engine's rules and acts one value after another that they wait for."""
+        """Pass the engine's rules and actions the values that they wait for, one after another."""
         self.clock.batch_idx = 0
         self._or_when = ()
         shown: set[tuple[Awaited, int]] = set()
@@ -257,7 +257,7 @@ class Rehearsal(Callback):
                 return
 
     def _goes_on_by_itself(self, begin: int) -> bool:
-        """Run ahead to what an act does a while after a metric has set it going."""
+        """Advance to what an action does some steps after a metric triggered it."""
         if not self._when:
             return False
         now = Moment(self.clock.step, self.clock.epoch)
@@ -276,7 +276,7 @@ class Rehearsal(Callback):
 def _rules(
     active_rules: Sequence[ActiveRule], actions: Sequence[Action], model: nn.Module
 ) -> list[PlannedRule]:
-    """What each rule matches, and what each act may change."""
+    """What each rule matches, and what each action may change."""
     named = canonical_parameters(model)
     names = {id(parameter): name for name, parameter in named.items()}
     summary = NameSummary(list(named))

@@ -1,4 +1,4 @@
-"""Results on disk: scores with the settings and versions they were made with. Overwrites nothing."""
+"""Writes results to disk: scores with the settings and versions behind them. Overwrites nothing."""
 
 import platform
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ PACKAGES = ("lighter-freezers", "torch", "transformers", "peft", "pytorch-lightn
 
 
 def write_results(folder: str | Path, results: Mapping[str, object], name: str = RESULTS_FILE) -> Path:
-    """Write results as JSON into a folder, beside what is there already.
+    """Write results as JSON into a folder, as a new file.
 
     Args:
-        folder: Where to; made if there is none.
-        results: Plain values, to which the versions of Python and of the packages that matter are added.
-        name: Of the file. Where it exists, a number is added: `evaluation_results_1.json`.
+        folder: The folder, which is created if needed.
+        results: Plain values; the versions of Python and of relevant packages are added.
+        name: The file name. If it exists, a number is added: `evaluation_results_1.json`.
 
     Returns:
         The file.
@@ -28,7 +28,7 @@ def write_results(folder: str | Path, results: Mapping[str, object], name: str =
 
 
 def versions() -> dict[str, str]:
-    """Python and the installed packages that results depend on."""
+    """The versions of Python and of the installed packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

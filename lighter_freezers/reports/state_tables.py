@@ -1,4 +1,4 @@
-"""How much of a model trains, counted by component, and the tables that show it. Logs nothing."""
+"""Counts how much of a model trains, by component, and formats tables of it. Logs nothing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class ComponentState:
         name: The component, as `layer_names.components` calls it, or a block of several.
         num_parameters: Elements of its tensors; of a sharded tensor all shards.
         num_trainable: Elements that get gradients.
-        num_held: Elements that would train if every holder let go.
+        num_held: Elements that would train if every holder released them.
         num_user_frozen: Elements that would stay frozen even then.
     """
 
@@ -48,7 +48,7 @@ class ComponentState:
 
     @property
     def state(self) -> Literal["frozen", "trainable", "partial", "user-frozen"]:
-        """All of it trains, some of it, or nothing; "user-frozen" if nothing of it ever would."""
+        """Whether all, some or none of it trains; "user-frozen" if none would without holders either."""
         if self.num_trainable == self.num_parameters:
             return "trainable"
         if self.num_trainable:
@@ -67,7 +67,7 @@ class ComponentState:
 
 
 class Census:
-    """Counts a model by component. Names are looked up once; a recount reads only the flags that changed.
+    """Counts a model by component. Names are looked up once; a recount only reads the flags that changed.
 
     Args:
         model: What to count. A tensor with several names counts once, under its first.
@@ -95,17 +95,17 @@ class Census:
 
     @property
     def rows(self) -> list[ComponentState]:
-        """The last count for a table: up to 60 components as they are, more of them by block."""
+        """The last count for a table: up to 60 components one by one, more of them by block."""
         return list(self._rows.values())
 
     def recount(self, names: Iterable[str]) -> list[tuple[ComponentState, ComponentState]]:
-        """Count again where flags changed.
+        """Recount components whose flags changed.
 
         Args:
-            names: Canonical names of the parameters whose flags changed; any alias of a tied tensor will do.
+            names: Canonical names of the parameters whose flags changed; any alias of a tied tensor works.
 
         Returns:
-            Each component that differs from the last count: as it was, as it is.
+            Each component that differs from the last count: its old and its new state.
         """
         changes = []
         for component in dict.fromkeys(map(self._component_of.__getitem__, names)):
@@ -144,10 +144,10 @@ def component_states(model: Module) -> list[ComponentState]:
 
 
 def sum_of(name: str, states: Iterable[ComponentState]) -> ComponentState:
-    """Several components as one.
+    """Sum the counts of several components.
 
     Args:
-        name: What to call it.
+        name: The name of the sum.
         states: The components, none of them twice.
     """
     num_parameters = num_trainable = num_held = num_user_frozen = 0

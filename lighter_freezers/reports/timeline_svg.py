@@ -1,4 +1,4 @@
-"""A timeline in a file, layers by steps: a PNG as FreezeStateLogger draws it, or the same as SVG."""
+"""Draws a timeline to a file, layers by steps: a PNG like that of FreezeStateLogger, or an SVG."""
 
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -13,10 +13,10 @@ _WIDTH, _LEFT, _TOP, _ROW = 1000, 160, 70, 22  # pixels
 
 
 def check_picture_path(path: str) -> Path:
-    """The file to draw to.
+    """Check the path of an image file, and return it.
 
     Raises:
-        ValueError: Its name says neither `.png` nor `.svg`.
+        ValueError: It ends neither in `.png` nor in `.svg`.
     """
     if Path(path).suffix not in (".png", ".svg"):
         raise ValueError(f"A picture is a .png or an .svg file. Got '{path}'.")
@@ -28,8 +28,8 @@ def draw_to_file(timeline: Timeline, last_step: int, path: str) -> None:
 
     Args:
         timeline: What to draw.
-        last_step: Where the steps end.
-        path: `.png` or `.svg`; its folder is made if need be.
+        last_step: The right end of the steps.
+        path: `.png` or `.svg`; its folder is created if needed.
     """
     file = check_picture_path(path)
     if file.suffix == ".png":

@@ -76,12 +76,12 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 
 def unused_path(path: Path) -> Path:
-    """The path if nothing is there; else the same with `_1`, `_2`, ... at the end of its stem."""
+    """The path if it does not exist; else the same with `_1`, `_2`, ... at the end of its stem."""
     return next(candidate for candidate in _numbered(path) if not candidate.exists())
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: numbers that are none become null, paths and other objects their text."""
+    """A value for JSON: NaN and infinity become null, paths and other objects their text."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -73,7 +73,7 @@ def test_operations_are_done_in_their_order(namespace: str, log: pytest.LogCaptu
         "step 11: operation 4 of 5, unfreeze_layer layer10: waited 3 steps: thawed 72 parameters",
     ]
     assert log.records[-1].getMessage() == (
-        "LayerOperations: 1 of 5 operations had no turn; "
+        "LayerOperations: 1 of 5 operations were not reached; "
         "next was 'freeze_layer head', waits for val/loss < 0.5"
     )
 
@@ -175,7 +175,7 @@ def test_what_fails_stops_the_run_or_is_skipped(
             r"operations\[0\] \(freeze_layer layr2\).*'layer2'",
         ),
         ([operation("unfreeze_layer", "attn.0")], ValueError, "has no blocks"),
-        ([operation("reset_lr_schedule")], RuntimeError, "there is no LR scheduler to begin anew"),
+        ([operation("reset_lr_schedule")], RuntimeError, "there is no LR scheduler to restart"),
         ([operation("set_layer_lora_rank", ["layer2", 9])], ValueError, "LoRA rank 9 is impossible"),
     ],
 )

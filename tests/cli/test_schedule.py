@@ -103,7 +103,7 @@ def test_freezers_that_were_there_before_compose(folder: Path, monkeypatch: pyte
     seen = fit(monkeypatch, "two_top-down.yaml")
 
     assert seen == STAGES
-    assert "that were here before still act" in (folder / "two_top-down.yaml").read_text()
+    assert "that were here before still apply" in (folder / "two_top-down.yaml").read_text()
 
 
 def test_a_model_alone_becomes_a_config_to_fill_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,7 +226,7 @@ def test_a_held_layer_follows_when_it_is_let_go(caplog: pytest.LogCaptureFixture
     hold.take()
     with caplog.at_level(logging.WARNING, "lighter_freezers"):
         assert unfreeze_first_n_layers(model, 1) == 0
-    assert "stay frozen until Freezer 'trunk' lets them go" in caplog.text
+    assert "stay frozen until Freezer 'trunk' releases them" in caplog.text
     assert freeze_first_n_layers(model, 1) == 0  # by hand, while it is held
     hold.let_go()
 

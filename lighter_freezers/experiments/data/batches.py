@@ -1,6 +1,6 @@
 """Sequences of tokens as batches: windows of a text, rows of a file, labels of tokens, and padding.
 
-The only place that writes the number of positions that count nothing, and that fills up what is shorter.
+The only place that writes the target of ignored positions, and that pads.
 """
 
 from abc import ABC, abstractmethod
@@ -33,8 +33,8 @@ __all__ = [
     "window_starts",
 ]
 
-IGNORE_INDEX = -100  # what torch's cross-entropy passes over unless told otherwise
-UNLABELLED = 255  # a character without a class, as a blank outside of strings
+IGNORE_INDEX = -100  # the default of torch's cross-entropy
+UNLABELLED = 255  # a character without a class, such as white space outside strings
 
 Offsets = npt.NDArray[np.int64]
 
@@ -58,11 +58,11 @@ def token_labels(classes: npt.NDArray[np.uint8], begins: Offsets, ends: Offsets)
 
 
 def first_token_labels(labels: Sequence[int], num_tokens: Sequence[int]) -> list[int]:
-    """The labels of the tokens of words: a word's first token has its label, the others count nothing.
+    """The labels of the tokens of words: a word's first token has its label, the others are ignored.
 
     Args:
         labels: The class of each word.
-        num_tokens: Into how many tokens each word was cut, at least 1.
+        num_tokens: The number of tokens of each word, at least 1.
     """
     return [
         value
@@ -72,12 +72,12 @@ def first_token_labels(labels: Sequence[int], num_tokens: Sequence[int]) -> list
 
 
 def padded(rows: Sequence[Tensor], fill: int) -> Tensor:
-    """Rows of up to T numbers as one (B, T) tensor, filled up on the right."""
+    """Pad rows of up to T numbers on the right to one (B, T) tensor."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=fill)
 
 
 def attention_mask(rows: Sequence[Tensor]) -> Tensor | None:
-    """Which positions of the padded rows are real, (B, T) bool; None where all are."""
+    """The mask of real positions in padded rows, (B, T) bool; None where all are."""
     lengths = torch.tensor([len(row) for row in rows])
     longest = int(lengths.max())
     if bool((lengths == longest).all()):
@@ -89,11 +89,11 @@ Batch: TypeAlias = Mapping[str, Any]  # tensors by name; texts too where answers
 
 
 class Sequences(Dataset[Batch], ABC):
-    """A data set that makes a whole batch from a list of numbers."""
+    """A data set that returns a whole batch for a list of numbers."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many sequences there are."""
+        """The number of sequences."""
 
     @abstractmethod
     def __getitem__(self, indices: Sequence[int]) -> Batch:
@@ -101,19 +101,19 @@ class Sequences(Dataset[Batch], ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """How many there are and how long they are, in words for a log line."""
+        """Their number and lengths, for a log line."""
 
 
 def evenly_spread(total: int, limit: int | None) -> Tensor:
-    """The numbers of at most `limit` of `total` things, spread evenly over them; None takes all."""
+    """The numbers of at most `limit` of `total` items, spread evenly; None takes all."""
     kept = total if limit is None else min(limit, total)
     return torch.arange(kept) * total // max(kept, 1)
 
 
 def window_starts(num_tokens: int, block_size: int, num_windows: int | None) -> Tensor:
-    """Where windows side by side begin in a stream of tokens, each with the token that follows it.
+    """The starts of adjacent windows in a stream of tokens, each with the token after it.
 
-    What is left at the end, less than a window, is left out.
+    An incomplete window at the end is left out.
     """
     return evenly_spread((num_tokens - 1) // block_size, num_windows) * block_size
 
@@ -125,7 +125,7 @@ class EncodedRow:
     Args:
         input_ids: Its tokens, (T,).
         targets: A target for each token, (T,), or one for the row, ().
-        num_bytes: The bytes of text that the targets stand for. None where nobody asks.
+        num_bytes: The bytes of text in the targets. None where they are not needed.
     """
 
     input_ids: Tensor
@@ -137,13 +137,13 @@ class PaddedRows(Sequences):
     """Sequences of different lengths, indexed by lists of their numbers.
 
     A batch has `attention_mask` (B, T), True for real tokens, only if one of its rows is shorter than
-    another. Positions after the end of a row count nothing as targets.
+    another. Positions after the end of a row are ignored as targets.
 
     Args:
         rows: The sequences, at least one.
-        remark: What was done to them, for the log line; empty if nothing was.
+        remark: How they were changed, for the log line; empty if they were not.
         limit: How many to keep, spread evenly over the file. None keeps all.
-        pad_id: The token that stands after the end of a row; nobody looks at it.
+        pad_id: The token after the end of a row; it is masked.
     """
 
     def __init__(self, rows: Sequence[EncodedRow], remark: str, limit: int | None, pad_id: int) -> None:
@@ -155,7 +155,7 @@ class PaddedRows(Sequences):
         return len(self._rows)
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these B rows, T tokens long as the longest: input_ids, targets and what they need."""
+        """The batch of these B rows, as long as the longest: input_ids, targets and, if needed, a mask."""
         rows = [self._rows[index] for index in indices]
         tokens = [row.input_ids for row in rows]
         targets = [row.targets for row in rows]
@@ -170,7 +170,7 @@ class PaddedRows(Sequences):
         return batch if mask is None else {**batch, "attention_mask": mask}
 
     def describe(self) -> str:
-        """As `30 sequences of 5 to 128 tokens; rows longer than block_size=128: 2 of 30, cut`."""
+        """A text such as `30 sequences of 5 to 128 tokens; rows longer than block_size=128: 2 of 30, cut`."""
         lengths = [len(row.input_ids) for row in self._rows]
         return f"{len(self):,} sequences of {min(lengths)} to {max(lengths)} tokens{self._remark}"
 
@@ -181,14 +181,13 @@ def about_long_rows(num_long: int, num_rows: int, limit: str, what_was_done: str
 
 
 class TokenWindows(Sequences):
-    """Windows of a token stream, side by side, indexed by lists of window numbers.
+    """Adjacent windows of a token stream, indexed by lists of window numbers.
 
-    The stream is `<eos> document <eos> document <eos>`. What is left at its end, less than a window, is left
-    out.
+    The stream is `<eos> document <eos> document <eos>`. An incomplete window at its end is left out.
 
     Args:
-        documents: Texts.
-        tokenizer: Turns them into tokens.
+        documents: The texts.
+        tokenizer: Encodes them.
         block_size: Tokens in a window.
         num_windows: How many windows to keep, spread evenly over the text. None keeps all.
     """
@@ -221,5 +220,5 @@ class TokenWindows(Sequences):
         }
 
     def describe(self) -> str:
-        """As `36 sequences of 128 tokens`."""
+        """A text such as `36 sequences of 128 tokens`."""
         return f"{len(self):,} sequences of {len(self._offsets) - 1} tokens"

@@ -1,4 +1,4 @@
-"""The folder where tokenizers and labels are kept: where it is, and how a file gets there whole."""
+"""The cache folder for tokenizers and labels, and atomic writes to it."""
 
 import os
 from pathlib import Path
@@ -17,10 +17,10 @@ def cache_folder(cache_dir: Path | None) -> Path:
 
 
 def keep(file: Path, content: bytes) -> None:
-    """Write a file so that no reader ever sees half of it.
+    """Write a file atomically, so that no reader sees half of it.
 
     Raises:
-        RuntimeError: The folder cannot be written.
+        RuntimeError: The folder is not writable.
     """
     try:
         write_whole(file, content)

@@ -1,4 +1,4 @@
-"""One face for the two kinds of tokenizers that prompts are encoded with: our own BPE and transformers'."""
+"""One interface for the two kinds of tokenizers that encode prompts: our own BPE and transformers'."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ __all__ = ["PromptTokenizer", "own_tokenizer", "prompt_tokenizer", "transformers
 
 
 class PromptTokenizer(Protocol):
-    """What encoding prompts and answers asks of a tokenizer.
+    """What encoding prompts and answers requires of a tokenizer.
 
     `begins_with` are the tokens that stand before every prompt (`<s>` of a Llama, our own `<eos>`), `eos_id`
     is the token that ends an answer and that fills up what is shorter, `vocab_size` counts all ids.
@@ -26,10 +26,10 @@ class PromptTokenizer(Protocol):
         """The tokenizer behind this face."""
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, nothing added before or after; `</s>` in a text is four characters."""
+        """The ids of each text, with nothing added; the characters `</s>` in a text are plain text."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that token ids stand for, special tokens left out."""
+        """The text of token ids, without special tokens."""
 
 
 class _OwnTokenizer:
@@ -49,7 +49,7 @@ class _OwnTokenizer:
 
 
 class _TransformersTokenizer:
-    """A tokenizer of transformers. It begins a prompt as it would by itself, but never ends it."""
+    """A tokenizer of transformers. It adds its own start of a prompt, but no end."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.source = tokenizer
@@ -65,7 +65,7 @@ class _TransformersTokenizer:
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
-            verbose=False,  # a text longer than the model's limit is cut later, and counted
+            verbose=False,  # a text longer than the model's limit is cut later
         )
         return [list(ids) for ids in encoded.input_ids]
 
@@ -74,16 +74,16 @@ class _TransformersTokenizer:
 
 
 def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:
-    """Put the face on a byte-level BPE of ours."""
+    """Wrap a byte-level BPE of ours."""
     return _OwnTokenizer(tokenizer)
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
-    """Put the face on a tokenizer of transformers.
+    """Wrap a tokenizer of transformers.
 
     Raises:
-        TypeError: It is none.
-        ValueError: It has no token that ends a text, so that no model could learn to stop.
+        TypeError: It is not one.
+        ValueError: It has no end-of-text token, so no model could learn to stop.
     """
     if not callable(tokenizer) or not hasattr(tokenizer, "eos_token_id"):
         raise TypeError(
@@ -99,11 +99,11 @@ def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
 
 
 def prompt_tokenizer(source: Tokenizer | str | Path) -> PromptTokenizer:
-    """The tokenizer of a .json file of the package tokenizers, or of transformers: folder, hub name, object.
+    """Load or wrap a tokenizer: a .json file of `tokenizers`, or transformers' folder, name or object.
 
     Raises:
         TypeError: It is none of these.
-        ValueError: There is none at that path, or it cannot serve.
+        ValueError: There is none at that path, or it has no end-of-text token.
         ImportError: transformers is not installed.
     """
     if not isinstance(source, (str, Path)):

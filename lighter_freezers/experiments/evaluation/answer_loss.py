@@ -1,6 +1,6 @@
-"""What the answers in a batch cost a causal language model of transformers: only these positions, no others.
+"""The loss of a causal language model on the answers in a batch, without logits for other positions.
 
-Shapes: B batch, T time, K the last positions that matter, V vocabulary.
+Shapes: B batch, T time, K last positions with labels, V vocabulary.
 """
 
 import inspect
@@ -13,19 +13,19 @@ from lighter_freezers.experiments.data.batches import IGNORE_INDEX, Batch
 
 __all__ = ["NUM_LOGITS", "answer_nats", "lean_batch"]
 
-NUM_LOGITS = "num_logits"  # a batch's entry with K, a plain number
+NUM_LOGITS = "num_logits"  # the key of K in a batch, a plain number
 
 
 def lean_batch(batch: Batch) -> dict[str, object]:
-    """A batch with what lets a model do less for the same loss; to be made before it leaves the host.
+    """Prepare a batch on the host so that the same loss needs less work.
 
-    The prompts that all rows begin with need no logits: `num_logits` says how many of the last positions do.
-    Where the padding is on the right no token can look at it, so the attention mask goes, and attention takes
-    its faster causal path.
+    The prompts at the start of all rows need no logits: `num_logits` is the number of last positions that do.
+    With padding on the right no real token attends to it, so the attention mask is dropped, and attention
+    uses its faster causal kernel.
 
     Args:
         batch: `input_ids`, `labels` as transformers has them (not shifted), and perhaps `attention_mask`,
-            each (B, T); or prompts, with such a batch as `answers`. Without either it comes back as it is.
+            each (B, T); or prompts, with such a batch as `answers`. Any other batch is returned as it is.
     """
     if "labels" in batch:
         return _lean(batch)
@@ -44,7 +44,7 @@ def _lean(batch: Batch) -> dict[str, object]:
 
 
 def answer_nats(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of all labelled tokens of a batch, in nats, summed; and how many tokens these are.
+    """The summed cross-entropy of all labelled tokens of a batch, in nats, and the number of these tokens.
 
     Args:
         network: A causal language model of transformers.
@@ -53,7 +53,7 @@ def answer_nats(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Returns:
         Two scalars, float32 and int64.
     """
-    if NUM_LOGITS not in batch and batch["labels"].device.type == "cpu":  # a GPU would have to be waited for
+    if NUM_LOGITS not in batch and batch["labels"].device.type == "cpu":  # on a GPU this would synchronize
         batch = lean_batch(batch)
     labels: Tensor = batch["labels"]
     num_logits = int(batch.get(NUM_LOGITS, labels.shape[1]))

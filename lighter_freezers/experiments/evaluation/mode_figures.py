@@ -1,7 +1,6 @@
-"""The figures of each mode of the GPT: batches go in, totals over batches and ranks stay, ratios come out.
+"""The figures of each mode of the GPT: totals over batches and ranks, then ratios.
 
-Shapes: B batch, T time, N positions, V vocabulary, K classes, R parts. No update makes the host wait for a
-GPU.
+Shapes: B batch, T time, N positions, V vocabulary, K classes, R parts. No update synchronizes with a GPU.
 """
 
 import math
@@ -28,15 +27,15 @@ class Figures(Metric):
     higher_is_better = None
     full_state_update = False
 
-    # Whoever adds to a state writes `self.x = self.x + y`, not `+=`: after `trainer.validate` the states are
-    # inference tensors, which a fit could not change in place.
+    # Subclasses write `self.x = self.x + y`, not `+=`: after `trainer.validate` the states are inference
+    # tensors, which a fit cannot change in place.
     @abstractmethod
     def update(self, predictions: Tensor, batch: Batch) -> None:
         """Add one batch.
 
         Args:
-            predictions: What the model returned for it.
-            batch: As the data module gives it, with `targets`, and `attention_mask` if a row is padded.
+            predictions: The model's output for it.
+            batch: From the data module, with `targets`, and `attention_mask` if a row is padded.
         """
 
     @abstractmethod
@@ -44,11 +43,11 @@ class Figures(Metric):
         """Name of the figure -> its value over everything added since the last reset."""
 
     def learn_from(self, datamodule: object) -> None:
-        """Take over what the data module knows and a batch does not tell; most figures need nothing."""
+        """Read what only the data module knows, such as class names; most figures need nothing."""
 
 
 def targets_of(batch: Batch, ignore_index: int) -> Tensor:
-    """The classes of the tokens, (B, T), or soft targets, (B, T, K); those of padding count nothing."""
+    """The classes of the tokens, (B, T), or soft targets, (B, T, K); those of padding are ignored."""
     targets, mask = batch["targets"], batch.get("attention_mask")
     if mask is None:
         return targets
@@ -60,8 +59,8 @@ def targets_of(batch: Batch, ignore_index: int) -> Tensor:
 class TextLikelihood(Figures):
     """Loss, perplexity and bits per byte of a text.
 
-    Bits per byte are the total nats over ln 2, divided by the bytes of text: models with different tokenizers
-    can be compared by it, and compressors too.
+    Bits per byte are the total nats over ln 2, divided by the bytes of text: they compare models with
+    different tokenizers, and compressors.
 
     Args:
         ignore_index: The target of positions that do not count.
@@ -83,8 +82,8 @@ class TextLikelihood(Figures):
 
         Args:
             predictions: Logits of the next token, (B, T, V).
-            batch: `targets`, the tokens that came, (B, T), and `num_bytes`, the bytes of text that the
-                targets of each row stand for, (B).
+            batch: `targets`, the next tokens, (B, T), and `num_bytes`, the bytes of text in the targets of
+                each row, (B).
         """
         targets = targets_of(batch, self.ignore_index).flatten()  # (N)
         logits = predictions.flatten(0, 1).float()  # (N, V)
@@ -107,11 +106,11 @@ class ScoreFigures(Figures):
     """Mean squared error, R2 and Pearson correlation.
 
     R2 is 1 - (squared errors) / (squared deviations of the targets from their mean), so 0 is as good as
-    always saying their mean, and it may be negative. Where the targets do not vary, as those of one sequence,
+    always predicting their mean, and it may be negative. Where the targets do not vary, as with one sequence,
     R2 is 0; where either side does not vary, the correlation is 0.
     """
 
-    # number, means of score and target, their squared deviations and product of deviations, squared errors
+    # count, means of score and target, their squared deviations and product of deviations, squared errors
     moments: Tensor
 
     def __init__(self, **options: Any) -> None:
@@ -131,7 +130,7 @@ class ScoreFigures(Figures):
         self.moments = _merged(torch.cat([self.moments[None], torch.stack(singles, dim=1)]))
 
     def compute(self) -> dict[str, Tensor]:
-        """`loss` and `mse`, which are the same, `r2` and `pearson`."""
+        """`loss` and `mse`, which are equal, `r2` and `pearson`."""
         number, _, _, of_scores, of_targets, common, errors = self.moments
         mse = errors / number.clamp(min=1)
         least = number * FLAT**2
@@ -143,11 +142,11 @@ class ScoreFigures(Figures):
 
 
 def _merged(parts: Tensor) -> Tensor:
-    """The moments of all from those of parts, (R, 7) -> (7).
+    """Merge the moments of parts, (R, 7) -> (7).
 
-    Deviations are taken from the mean, and put together by T. F. Chan, G. H. Golub and R. J. LeVeque,
-    "Updating formulae and a pairwise algorithm for computing sample variances" (1979), so nothing is lost
-    where the mean is large and the variance small.
+    Deviations are from the mean and merged by the method of T. F. Chan, G. H. Golub and R. J. LeVeque,
+    "Updating formulae and a pairwise algorithm for computing sample variances" (1979), so no precision is
+    lost where the mean is large and the variance small.
     """
     numbers = parts[:, 0]  # (R)
     total = numbers.sum()
@@ -161,7 +160,7 @@ def _merged(parts: Tensor) -> Tensor:
 
 
 class TokenFigures(Figures):
-    """Loss, accuracy, and F1 of each class and on the average of classes.
+    """Loss, accuracy, F1 of each class, and their mean.
 
     The F1 of a class is 2 TP / (2 TP + FP + FN), and 0 for one that neither occurs nor is predicted. Such a
     class is left out of `macro_f1`, the mean over the others. A soft target counts as its largest class.
@@ -201,7 +200,7 @@ class TokenFigures(Figures):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def learn_from(self, datamodule: object) -> None:
-        """Call the classes by their names, if the data module has any."""
+        """Use the class names of the data module, if it has any."""
         names = getattr(datamodule, "class_names", None)
         if names is not None:
             self.class_names = names
@@ -252,7 +251,7 @@ class TokenFigures(Figures):
 
 
 def figures_of(config: GPTConfig) -> Figures:
-    """The figures of a GPT's mode, without any batch yet."""
+    """New figures for a GPT's mode."""
     if config.mode == ModelMode.LANGUAGE_MODEL:
         return TextLikelihood(config.ignore_index)
     if config.mode == ModelMode.SEQUENCE_SCORER:

@@ -19,14 +19,14 @@ __all__ = [
 
 
 def check_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Make sure that predictions and references belong together.
+    """Check that predictions and references match.
 
     Args:
-        predictions: One text per row; it may be empty, which is an answer like any other.
-        references: For each prediction one or more texts, of which each would be right.
+        predictions: One text per row, which may be empty.
+        references: For each prediction one or more correct texts.
 
     Raises:
-        TypeError: A text stands where a list belongs, or something else where a text belongs.
+        TypeError: A text is given instead of a list, or something else instead of a text.
         ValueError: There is nothing to score, the numbers differ, or a row has no reference.
     """
     _check_list("predictions", predictions)
@@ -54,12 +54,12 @@ def _check_list(name: str, texts: Sequence[str]) -> None:
 
 
 def share(hits: Sequence[bool]) -> float:
-    """How many are true, 0 to 1."""
+    """The share of true values, 0 to 1."""
     return sum(hits) / len(hits)
 
 
 def percent(values: Sequence[float]) -> float:
-    """Mean of values between 0 and 1, as 0 to 100."""
+    """The mean of values between 0 and 1, scaled to 0 to 100."""
     return 100 * sum(values) / len(values)
 
 
@@ -67,25 +67,25 @@ ORDERS = (1, 2, 3, 4)
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """How many n-grams of the predictions stand in a reference; 0 to 100.
+    """The precision of n-grams of the predictions in the references; 0 to 100.
 
     Counted over the corpus, lower-cased, in tokens of mteval 13a, without smoothing: a corpus without one
     4-gram in common with its references has BLEU-4 0. The same as sacrebleu with `lowercase=True`,
-    `smooth_method="none"` and `max_ngram_order` 1 to 4, and as the scorer of the E2E challenge; the brevity
-    penalty takes the reference closest in length, of two as close the shorter.
-    [Papineni et al. 2002](https://aclanthology.org/P02-1040), [Post 2018](https://aclanthology.org/W18-6319).
+    `smooth_method="none"` and `max_ngram_order` 1 to 4, and as in the scorer of the E2E challenge; the
+    brevity penalty uses the reference closest in length, and of two equally close ones the shorter. [Papineni
+    et al. 2002](https://aclanthology.org/P02-1040), [Post 2018](https://aclanthology.org/W18-6319).
 
     Args:
         predictions: One text per row.
-        references: The texts that would be right, one or more per row.
+        references: The correct texts, one or more per row.
 
     Returns:
         `bleu_1` to `bleu_4`, cumulative as in the papers: BLEU-n is the geometric mean of the precisions up
         to n. `bleu` is `bleu_4`.
 
     Raises:
-        TypeError: Something is no list of texts.
-        ValueError: Predictions and references do not belong together.
+        TypeError: An argument is not a list of texts.
+        ValueError: Predictions and references do not match.
     """
     from torchmetrics.functional.text import sacre_bleu_score
 
@@ -99,7 +99,7 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dic
 
 
 def _shortest_first(texts: Sequence[str]) -> list[str]:
-    """In order of their tokens: of two references as close in length torchmetrics takes the first."""
+    """References by number of tokens: of two equally close in length torchmetrics uses the first."""
     from torchmetrics.functional.text.sacre_bleu import _SacreBLEUTokenizer
 
     if len(texts) == 1:
@@ -112,24 +112,24 @@ _KINDS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_
 
 
 def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """How much of the references the predictions say, and the other way round; F1, 0 to 100.
+    """The overlap of predictions and references; F1, 0 to 100.
 
     The mean over rows of the best reference of each, without stemming. Words are runs of the letters a to z
-    and digits, lower-cased: other scripts count nothing. `rouge_lsum` compares sentence by sentence; a
-    sentence ends at a line break, and at ".", "!" or "?" before white space, abbreviations included.
-    [Lin 2004](https://aclanthology.org/W04-1013).
+    and digits, lower-cased: other scripts are ignored. `rouge_lsum` compares sentence by sentence; a sentence
+    ends at a line break, and at ".", "!" or "?" before white space, abbreviations included. [Lin
+    2004](https://aclanthology.org/W04-1013).
 
     Args:
         predictions: One text per row.
-        references: The texts that would be right, one or more per row.
+        references: The correct texts, one or more per row.
 
     Returns:
         `rouge_1`, `rouge_2`, `rouge_l`, `rouge_lsum`.
 
     Raises:
         ImportError: The package rouge-score is not installed.
-        TypeError: Something is no list of texts.
-        ValueError: Predictions and references do not belong together.
+        TypeError: An argument is not a list of texts.
+        ValueError: Predictions and references do not match.
     """
     check_pairs(predictions, references)
     try:
@@ -153,32 +153,32 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class _NoSynonyms:
-    """A WordNet that knows no word: NLTK then matches words and stems only, and needs no data."""
+    """An empty WordNet: NLTK then matches words and stems only, and needs no data."""
 
     def synsets(self, word: str) -> list[object]:
         return []
 
 
 def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """How many words of a prediction stand in a reference, as they are or by their stem, and in order.
+    """How many words of a prediction occur in a reference, literally or by stem, and in order.
 
     The mean over rows of the best reference of each, 0 to 100, with the parameters of 2007 (alpha 0.9,
     beta 3, gamma 0.5), over words and punctuation marks, lower-cased, Porter stems, no synonyms.
     [Lavie and Agarwal 2007](https://aclanthology.org/W07-0734).
-    Published METEOR figures are mostly those of METEOR 1.5, a Java program with tables of paraphrases. They
-    are much lower, and not to be compared with these: hence the name.
+    Published METEOR scores are mostly those of METEOR 1.5, a Java program with tables of paraphrases. They
+    are much lower and not comparable with these, hence the name.
 
     Args:
         predictions: One text per row.
-        references: The texts that would be right, one or more per row.
+        references: The correct texts, one or more per row.
 
     Returns:
         `meteor_nltk`.
 
     Raises:
         ImportError: NLTK is not installed.
-        TypeError: Something is no list of texts.
-        ValueError: Predictions and references do not belong together.
+        TypeError: An argument is not a list of texts.
+        ValueError: Predictions and references do not match.
     """
     check_pairs(predictions, references)
     try:
@@ -200,21 +200,21 @@ _NO_QUOTES = str.maketrans("", "", "\"'`\u2018\u2019\u201c\u201d")
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Share of predictions that are equal to a reference of theirs, 0 to 1.
+    """The share of predictions that equal one of their references, 0 to 1.
 
-    Both are lower-cased, freed of quotation marks and of white space at their ends, and any white space
-    within becomes one blank. Nothing else is forgiven: a prediction that goes on after the answer is wrong.
+    Both are lower-cased and stripped of quotation marks and white space at their ends, and inner white space
+    becomes single spaces. Nothing else is ignored: a prediction that continues after the answer is wrong.
 
     Args:
         predictions: One text per row.
-        references: The texts that would be right, one or more per row.
+        references: The correct texts, one or more per row.
 
     Returns:
         `exact_match`.
 
     Raises:
-        TypeError: Something is no list of texts.
-        ValueError: Predictions and references do not belong together.
+        TypeError: An argument is not a list of texts.
+        ValueError: Predictions and references do not match.
     """
     check_pairs(predictions, references)
     pairs = zip(predictions, references, strict=True)
@@ -222,7 +222,7 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
 
 
 def normalised(text: str) -> str:
-    """Lower-cased, without quotation marks, with single blanks."""
+    """A text in lower case, without quotation marks, with single spaces."""
     return " ".join(text.lower().translate(_NO_QUOTES).split())
 
 
@@ -236,19 +236,19 @@ def label_accuracy(
     *,
     labels: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """Share of answers that say the right label, 0 to 1; see `parse_label` for what says a label.
+    """The share of answers with the correct label, 0 to 1; `parse_label` defines how answers are read.
 
     Args:
         predictions: One text per row.
-        references: The right label of each row, or several that would be right.
-        labels: All there are. None for those that occur in the references.
+        references: The correct label of each row, or several.
+        labels: All labels. None for those that occur in the references.
 
     Returns:
-        `accuracy`, and `unparsed`, the share of answers that say no label or more than one. They are wrong.
+        `accuracy`, and `unparsed`, the share of answers with no label or more than one, which count as wrong.
 
     Raises:
-        TypeError: Something is no list of texts.
-        ValueError: Predictions and references do not belong together.
+        TypeError: An argument is not a list of texts.
+        ValueError: Predictions and references do not match.
     """
     check_pairs(predictions, references)
     right = [{_tidy(label) for label in row} for row in references]
@@ -261,14 +261,14 @@ def label_accuracy(
 
 
 def parse_label(answer: str, labels: Collection[str]) -> str | None:
-    """The one label that an answer gives.
+    """Parse the label in an answer.
 
-    The whole answer is a label, or its first word is one and no other label follows. Case, and punctuation
-    around the answer, make no difference. A label in the middle of a sentence is no answer.
+    Either the whole answer is a label, or its first word is one and no other label follows. Case and
+    punctuation around the answer are ignored. A label in the middle of a sentence does not count.
 
     Args:
-        answer: What the model wrote.
-        labels: Lower-cased.
+        answer: The generated text.
+        labels: All labels, lower-cased.
 
     Returns:
         The label, or None if there is none or more than one.

@@ -1,1 +1,1 @@
-"""Texts and what is asked about them: corpora, tokenizer, windows, baselines. Nothing here trains."""
+"""Tasks: a data set and its targets each, and baselines. Nothing here trains."""

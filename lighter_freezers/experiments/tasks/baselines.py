@@ -1,4 +1,4 @@
-"""What counting and compressing make of a text: figures to compare a language model's bits per byte with.
+"""Baselines for a language model's bits per byte: n-gram counts and compressors.
 
 Run it: `python -m lighter_freezers.experiments.tasks.baselines [--text PATH]`.
 """
@@ -22,17 +22,17 @@ __all__ = ["bigram_bits", "compressed_bits", "report", "unigram_bits"]
 
 Symbols = npt.NDArray[np.int64]
 
-VOCAB_SIZE = 1024  # as TextDataModule
-PRIOR = 10.0  # how many counts the unigram is worth in a bigram
+VOCAB_SIZE = 1024  # as in TextDataModule
+PRIOR = 10.0  # the weight of the unigram in a bigram, in counts
 
 
 def unigram_bits(train: Symbols, test: Symbols, num_symbols: int) -> float:
-    """Bits for all of test by the frequencies in train, with one count added to each symbol."""
+    """Bits of the test data by the frequencies in the training data, with one count added to each symbol."""
     return float(-np.log2(_frequencies(train, num_symbols)[test]).sum())
 
 
 def bigram_bits(train: Symbols, test: Symbols, num_symbols: int) -> float:
-    """Bits for all of test, each symbol given the one before it.
+    """Bits of the whole test data, each symbol given the previous one.
 
     p(b | a) = (n(a, b) + PRIOR p(b)) / (n(a) + PRIOR), with the unigram p(b); the first symbol by p(b).
     """
@@ -50,7 +50,7 @@ def _frequencies(symbols: Symbols, num_symbols: int) -> npt.NDArray[np.float64]:
 
 
 def compressed_bits(compress: Callable[[bytes], bytes], content: bytes, context: bytes = b"") -> int:
-    """Bits that a compressor needs for the content, after it has seen the context."""
+    """Bits that a compressor needs for the content after the context."""
     before = len(compress(context)) if context else 0
     return 8 * (len(compress(context + content)) - before)
 
@@ -90,7 +90,7 @@ def _bits(corpus: Corpus, tokenizer: TextTokenizer) -> dict[str, float]:
 
 
 def _tokens(documents: Sequence[str], tokenizer: TextTokenizer) -> Symbols:
-    """All tokens, with <eos> after each document, as a language model meets them."""
+    """All tokens, with <eos> after each document, as for a language model."""
     ids = [index for document in tokenizer.encode_all(documents) for index in (*document, tokenizer.eos_id)]
     return np.array(ids)
 
@@ -100,7 +100,7 @@ def _main() -> None:
     parser.add_argument(
         "--text", type=Path, help="a .txt file or a folder of them; default: standard library"
     )
-    parser.add_argument("--cache-dir", type=Path, help="where the tokenizer is kept; default: ~/.cache")
+    parser.add_argument("--cache-dir", type=Path, help="folder for the tokenizer; default: ~/.cache")
     options = parser.parse_args()
     corpus = standard_library() if options.text is None else text_files(options.text)
     print(report(corpus, cached_tokenizer(corpus, VOCAB_SIZE, options.cache_dir)))

@@ -1,4 +1,4 @@
-"""The sequence scorer's task: one number for a text, the share of documentation or a score of your own."""
+"""The sequence scorer's task: one score for a text, the share of documentation or your own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ __all__ = ["DocumentationTask", "ScoredTextsTask", "cls_token"]
 
 
 def cls_token(tokenizer: TextTokenizer, given: int | None) -> int:
-    """The id of [CLS]: the one given, or the first that is no token of the text."""
+    """The id of [CLS]: the given one, or the first after the tokenizer's ids."""
     return tokenizer.vocab_size if given is None else given
 
 
@@ -36,8 +36,8 @@ class DocumentationTask:
 
     Args:
         corpus: ASCII modules.
-        cache_dir: Where the classes of characters are kept.
-        cls_token_id: The token that stands first in each sequence. None takes the first id without a token.
+        cache_dir: The cache folder for the classes of characters.
+        cls_token_id: The first token of each sequence. None takes the first id after the tokenizer's.
     """
 
     corpus: Corpus
@@ -45,11 +45,11 @@ class DocumentationTask:
     cls_token_id: int | None = None
 
     def describe(self) -> str:
-        """Source, sizes and digest."""
+        """A text with source, sizes and digest."""
         return self.corpus.describe()
 
     def prepare(self) -> None:
-        """Label all modules, seconds of work, unless the cache has the labels."""
+        """Label all modules, which takes seconds, unless they are cached."""
         cache_all_classes(self.corpus, self.cache_dir)
 
     def sequences(
@@ -91,7 +91,7 @@ class ScoredTextsTask:
 
     Args:
         files: Rows with `text` and `score`.
-        cls_token_id: The token that stands first in each sequence. None takes the first id without a token.
+        cls_token_id: The first token of each sequence. None takes the first id after the tokenizer's.
     """
 
     files: RowFiles
@@ -103,11 +103,11 @@ class ScoredTextsTask:
         return corpus_of_rows((text_of(row) for row in self._read("train")), self.files)
 
     def describe(self) -> str:
-        """Source, sizes and digest."""
+        """A text with source, sizes and digest."""
         return self.corpus.describe()
 
     def prepare(self) -> None:
-        """Nothing takes long."""
+        """Do nothing: there is nothing to cache."""
 
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None

@@ -1,6 +1,6 @@
-"""What every data module of this package does: read, choose a tokenizer, give batches. Abstract.
+"""The base of all data modules: reads the text, chooses a tokenizer, makes batches.
 
-Which text it is and what is asked about it, a `Task`, comes from the classes below it.
+Subclasses define the text and its targets, a `Task`.
 """
 
 import os
@@ -40,7 +40,7 @@ SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test
 
 
 class BatchData(ABC, Generic[AnyTokenizer]):
-    """Batches of sequences in an order that ranks share and a checkpoint resumes; see `TextDataModule`."""
+    """Batches of sequences in an order that ranks share and checkpoints resume; see `TextDataModule`."""
 
     trainer: OfLightning
     more_sequences: ClassVar[str] = "raise num_{split}_sequences, lower block_size, or give more text"
@@ -80,7 +80,7 @@ class BatchData(ABC, Generic[AnyTokenizer]):
 
     @abstractmethod
     def _load_tokenizer(self, task: Task[AnyTokenizer]) -> AnyTokenizer:
-        """Load the tokenizer, or train it and keep it."""
+        """Load the tokenizer, or train and cache it."""
 
     @property
     def tokenizer(self) -> AnyTokenizer:
@@ -91,27 +91,27 @@ class BatchData(ABC, Generic[AnyTokenizer]):
         """
         if self._tokenizer is None:
             raise RuntimeError(
-                "The tokenizer is there after setup(). Let the Trainer call it, or call it yourself."
+                "The tokenizer exists after setup(). Let the Trainer call it, or call it yourself."
             )
         return self._tokenizer
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are: what was asked for, or fewer where the text is small."""
+        """The number of tokens: as requested, or fewer where the text is small."""
         return self.tokenizer.vocab_size
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """The text that token ids stand for; `<eos>` stands for none."""
+        """The text of token ids; `<eos>` has none."""
         return self.tokenizer.decode(ids.tolist() if isinstance(ids, Tensor) else ids)
 
     def prepare_data(self) -> None:
-        """Train the tokenizer, or find it in the cache; one process of a machine does this."""
+        """Train the tokenizer, or find it in the cache; one process per machine does this."""
         task = self._task()
         self._load_tokenizer(task)
         task.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the text, load the tokenizer and make the sequences that the stage needs."""
+        """Read the text, load the tokenizer and make the sequences for the stage."""
         needed = SPLITS_OF_STAGE.get(stage, ()) if stage is not None else self._splits()
         missing = [split for split in needed if split not in self._sequences]
         if self._tokenizer is not None and not missing:
@@ -127,7 +127,7 @@ class BatchData(ABC, Generic[AnyTokenizer]):
             self._log(f"Text, {split}: {self._sequences[split].describe()}.")
 
     def train_dataloader(self) -> TrainingLoader | EvaluationLoader:
-        """Batches in an order drawn anew for each epoch; the same ones again and again to overfit."""
+        """Batches in a random order for each epoch; the same batches repeatedly to overfit."""
         sequences, share = self._sequences["train"], self._share()
         num_needed = self._batch_size * share.num_ranks
         if len(sequences) < num_needed:
@@ -171,11 +171,11 @@ class BatchData(ABC, Generic[AnyTokenizer]):
         return EvaluationLoader(sequences, batches, self._num_workers)
 
     def _splits(self) -> Sequence[str]:
-        """Those that there are; rows of the user's own may have no test."""
+        """The existing splits; the user's own rows may have no test."""
         return SPLITS[:2] if self._files is not None and self._files.test is None else SPLITS
 
     def _share(self) -> Share:
-        """This process among those that each take other data."""
+        """This process's share of the data."""
         kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return Share(0, 1) if kwargs is None else Share(kwargs["rank"], kwargs["num_replicas"])
 
@@ -185,10 +185,10 @@ class BatchData(ABC, Generic[AnyTokenizer]):
 
 
 class TextBatchData(BatchData[TextTokenizer]):
-    """Batches for a GPT of ours, whose tokenizer is a byte-level BPE. Abstract too."""
+    """The base of data modules for a GPT of ours, whose tokenizer is a byte-level BPE."""
 
     def _load_tokenizer(self, task: Task[TextTokenizer]) -> TextTokenizer:
-        """That of the file given, or one for the text itself or for the standard library."""
+        """Load the tokenizer of a file, or that for the text or for the standard library."""
         if self._tokenizer_source is not None and str(self._tokenizer_source) != STANDARD_LIBRARY:
             return tokenizer_of_file(self._tokenizer_source)
         corpus = task.corpus if self._tokenizer_source is None else standard_library()
@@ -199,8 +199,8 @@ def row_files(train_file: object, val_file: object, test_file: object) -> RowFil
     """The user's own files; None if none is given.
 
     Raises:
-        TypeError: One is no path.
-        ValueError: Some are given, but not those that training needs.
+        TypeError: One is not a path.
+        ValueError: Some are given, but not those required for training.
     """
     train, val, test = (
         path_or_none(f"{split}_file", file)
@@ -220,7 +220,7 @@ def path_or_none(argument: str, value: object) -> Path | None:
     """Check a path from YAML; None stays None.
 
     Raises:
-        TypeError: It is no path.
+        TypeError: It is not a path.
     """
     if value is None:
         return None
@@ -230,10 +230,10 @@ def path_or_none(argument: str, value: object) -> Path | None:
 
 
 def at_least(argument: str, value: object, minimum: int) -> int:
-    """Check a whole number from YAML that has a least value.
+    """Check a whole number from YAML against a minimum.
 
     Raises:
-        TypeError: It is no whole number.
+        TypeError: It is not a whole number.
         ValueError: It is None or too small.
     """
     checked = count(argument, value)

@@ -1,4 +1,4 @@
-"""Fine-tuning a causal language model, without a Lightning base class: both namespaces build on it."""
+"""Fine-tuning a causal language model, without a Lightning base class; used by both namespaces."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ __all__ = ["CausalLMTraining"]
 
 
 class CausalLMTraining:
-    """Everything of a CausalLMModule but its base class; see `CausalLMModule` for the arguments."""
+    """A CausalLMModule without its base class; see `CausalLMModule` for the arguments."""
 
     trainer: OfLightning
     log: OfLightning
@@ -88,7 +88,7 @@ class CausalLMTraining:
         """Check that the data are for this model.
 
         Raises:
-            ValueError: They are not; the message says what to set.
+            ValueError: They are not; the message says what to change.
         """
         check_tokens_fit(self.network, self._model_path, self._datamodule())
         if stage == "test":
@@ -132,12 +132,12 @@ class CausalLMTraining:
             log.info("scored %d answers: %s", len(figures.answers), path)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
-        """The prompts of a batch, where it has their text, and what the model answers."""
+        """The prompts of a batch, where it has their text, and the model's answers."""
         texts = self._answers.texts(self.network, batch, self._datamodule())
         return {**({"prompts": list(batch["prompts"])} if "prompts" in batch else {}), "predictions": texts}
 
     def on_train_start(self) -> None:
-        """Say how much of the model trains, to the log and to the loggers."""
+        """Log how much of the model trains, in the log and to the loggers."""
         from lighter_freezers.reports.loggers import write_metrics
 
         if not self.trainer.is_global_zero:
@@ -151,24 +151,24 @@ class CausalLMTraining:
         write_metrics(self.trainer.loggers, figures, 0)
 
     def on_train_end(self) -> None:
-        """Write the final model, if asked to."""
+        """Write the final model, if requested."""
         folder = self._run_folder() if self._saves_final_model else None
         if folder is not None and self.trainer.is_global_zero:
             tokenizer = self._answers.tokenizer_for(self._datamodule())
             save_final_model(self.network, unused_path(folder / "final_model"), tokenizer)
 
     def on_save_checkpoint(self, checkpoint: SavedState) -> None:
-        """Leave the frozen base out, if asked to."""
+        """Remove the frozen base from the checkpoint, if requested."""
         if not self._saves_frozen:
             drop_frozen(self, checkpoint["state_dict"])  # type: ignore[arg-type]
 
     def on_load_checkpoint(self, checkpoint: SavedState) -> None:
-        """Take the frozen base from the model as it was loaded, if the checkpoint has none."""
+        """Take the frozen base from the loaded model, if the checkpoint has none."""
         if not self._saves_frozen:
             fill_frozen(self, checkpoint["state_dict"])  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> OfLightning:
-        """The optimizer and scheduler given, or AdamW with a warm-up and a decay over what trains."""
+        """The given optimizer and scheduler, or AdamW over what trains, with warm-up and decay."""
         if self._given is not None:
             return self._given
         return self._fine_tuning.optimizers(self.network, self.trainer.estimated_stepping_batches)
@@ -177,5 +177,5 @@ class CausalLMTraining:
         return getattr(self.trainer, "datamodule", None)
 
     def _run_folder(self) -> Path:
-        """Where this run writes, the same on every rank; all of them have to ask."""
+        """The output folder of this run, the same on every rank; a collective call."""
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)

@@ -1,4 +1,4 @@
-"""What a GenerationDataModule does, whichever Lightning namespace its base class comes from."""
+"""The GenerationDataModule without a Lightning base class; used by both namespaces."""
 
 import os
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ BAD_ROWS = ("error", "drop")
 
 
 class GenerationData(BatchData[PromptTokenizer]):
-    """Everything of a GenerationDataModule but its base class; see there for the arguments."""
+    """A GenerationDataModule without its base class; see `GenerationDataModule` for the arguments."""
 
     more_sequences = "raise num_{split}_sequences, or give more rows"
 
@@ -84,12 +84,12 @@ class GenerationData(BatchData[PromptTokenizer]):
 
     @property
     def task(self) -> PromptedTask:
-        """The task, with its name and what measures it."""
+        """The task, with its name and metrics."""
         return self._generation_task
 
     @property
     def max_new_tokens(self) -> int:
-        """Tokens to generate at most, with the one that ends the answer."""
+        """Tokens to generate at most, including the end token."""
         return self._max_new_tokens
 
     @property
@@ -98,11 +98,11 @@ class GenerationData(BatchData[PromptTokenizer]):
         return self.tokenizer.eos_id
 
     def describe(self) -> str:
-        """Task, source and a digest of the data, for a record of results; fetches the data if need be."""
+        """Task, source and a digest of the data, for a results file; downloads the data if needed."""
         return self._task().describe()
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> dict[str, object]:
-        """Note on the host what lets a model do less with a batch; called by the Trainer."""
+        """Prepare a batch on the host so that the model does less work; called by the Trainer."""
         return lean_batch(batch)
 
     def _task(self) -> PromptedSplits:
@@ -118,7 +118,7 @@ class GenerationData(BatchData[PromptTokenizer]):
         return SplitFiles(train, val, test, names)
 
     def _load_tokenizer(self, task: Task[PromptTokenizer]) -> PromptTokenizer:
-        """The one given, or one for the training rows or for the standard library."""
+        """Load the given tokenizer, or that for the training rows or for the standard library."""
         if self._given_tokenizer is not None:
             return self._given_tokenizer
         asked = self._asked_tokenizer
@@ -133,7 +133,7 @@ class GenerationData(BatchData[PromptTokenizer]):
         return None if self._tokenizer_source is None else str(self._tokenizer_source)
 
     def _splits(self) -> Sequence[str]:
-        """Those that there are rows for."""
+        """The splits that have rows."""
         files = self._files_of_splits()
         return [split for split in SPLITS if files.of(split) or (split == "val" and files.train)]
 
@@ -150,7 +150,7 @@ def _length(max_length: object, max_new_tokens: int) -> int:
 
 
 def _source(source: object, task: PromptedTask, has_files: bool) -> str | None:
-    """Check where the rows are from; None means files of the user's own."""
+    """Check the source of the rows; None means files of the user's own."""
     if source is not None and not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source must be a name or a path. Got {source!r} ({type(source).__name__}).")
     if source is not None and has_files:

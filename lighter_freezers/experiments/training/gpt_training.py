@@ -1,4 +1,4 @@
-"""Training a GPT in any mode, without a Lightning base class: both namespaces build on it."""
+"""Training a GPT in any mode, without a Lightning base class; used by both namespaces."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ from lighter_freezers.gpt.model import GPT
 
 __all__ = ["GPTTraining"]
 
-# What the weights alone do not show, or not plainly; all of it whole numbers and truth values.
+# What the weights alone do not show, or not clearly; all values are integers or booleans.
 ARCHITECTURE = (
     *("n_layer", "n_head", "n_embd", "vocab_size", "block_size"),
     *("bias", "use_rotary_embeddings", "exact_gelu", "tie_weights"),
@@ -27,7 +27,7 @@ ARCHITECTURE = (
 
 
 class GPTTraining:
-    """Everything of a GPTModule but its base class; see `GPTModule` for the arguments."""
+    """A GPTModule without its base class; see `GPTModule` for the arguments."""
 
     trainer: OfLightning
     log: OfLightning
@@ -72,19 +72,19 @@ class GPTTraining:
         self.test_figures = figures_of(network.config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """What the mode predicts: logits of tokens, of classes, or scores."""
+        """The predictions of the mode: logits of tokens, of classes, or scores."""
         predictions: Tensor = self.network(input_ids, attention_mask=attention_mask)[0]
         return predictions
 
     def configure_callbacks(self) -> OfLightning:
-        """A freezer of the trunk, if the GPT's config says when it thaws."""
+        """The callback that holds the trunk, if the GPT's config sets when it thaws."""
         return self._trunk_thaw.callbacks()
 
     def setup(self, stage: str) -> None:
-        """Check that the model is one for these data, and hand its trunk over to the freezer.
+        """Check that model and data match, and transfer the hold on the trunk to the callback.
 
         Raises:
-            ValueError: It is not; the message says what to set.
+            ValueError: They do not; the message says what to change.
         """
         datamodule = self._datamodule()
         check_data_fits(self.network.config, datamodule)
@@ -125,15 +125,15 @@ class GPTTraining:
         self._log_figures("test", self.test_figures)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> object:
-        """What the mode gives for a batch: text that goes on, tokens with classes, or scores."""
+        """The output of the mode for a batch: continued text, tokens with classes, or scores."""
         return self._predict(self.network, batch, self._datamodule())
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Say what the model is, so that `init_from_checkpoint` can tell what does not fit."""
+        """Save the model's config, so that `init_from_checkpoint` can name what does not fit."""
         checkpoint["model_args"] = {name: getattr(self.network.config, name) for name in ARCHITECTURE}
 
     def configure_optimizers(self) -> OfLightning:
-        """The optimizer and scheduler given, or AdamW over all parameters, frozen ones too."""
+        """The given optimizer and scheduler, or AdamW over all parameters, frozen ones too."""
         if self.optimizer is None:
             return adamw(self.network, self.learning_rate, self.head_learning_rate, self.weight_decay)
         if self._lr_plan is None:

@@ -1,4 +1,4 @@
-"""What a TokenLabelDataModule and a SequenceScoreDataModule do, whichever namespace their base is from."""
+"""TokenLabelDataModule and SequenceScoreDataModule without a Lightning base class; for both namespaces."""
 
 import os
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ __all__ = ["SequenceScoreData", "TokenLabelData"]
 
 
 class TokenLabelData(TextBatchData):
-    """Everything of a TokenLabelDataModule but its base class; see there for the arguments."""
+    """A TokenLabelDataModule without its base class; see `TokenLabelDataModule` for the arguments."""
 
-    mode = "token_classifier"  # of the GPT that can learn from these batches
+    mode = "token_classifier"  # the mode of a GPT for these batches
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class TokenLabelData(TextBatchData):
         self._given_names = _names(class_names)
         if self._given_names is not None and self._files is None:
             raise ValueError(
-                f"class_names goes with train_file. The standard library has these: {', '.join(CLASS_NAMES)}."
+                f"class_names requires train_file. The standard library has these: {', '.join(CLASS_NAMES)}."
             )
         self._class_names = CLASS_NAMES if self._files is None else self._given_names
 
@@ -61,7 +61,7 @@ class TokenLabelData(TextBatchData):
         """The names of the classes, in the order of their numbers.
 
         Raises:
-            RuntimeError: They stand in a file that `setup` has not read yet.
+            RuntimeError: They are in a file that `setup` has not read yet.
         """
         if self._class_names is None:
             raise RuntimeError(
@@ -72,7 +72,7 @@ class TokenLabelData(TextBatchData):
 
     @property
     def num_token_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     def _task(self) -> Task[TextTokenizer]:
@@ -84,9 +84,9 @@ class TokenLabelData(TextBatchData):
 
 
 class SequenceScoreData(TextBatchData):
-    """Everything of a SequenceScoreDataModule but its base class; see there for the arguments."""
+    """A SequenceScoreDataModule without its base class; see `SequenceScoreDataModule` for the arguments."""
 
-    mode = "sequence_scorer"  # of the GPT that can learn from these batches
+    mode = "sequence_scorer"  # the mode of a GPT for these batches
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class SequenceScoreData(TextBatchData):
             files=row_files(train_file, val_file, test_file),
             tokenizer=tokenizer,
             vocab_size=vocab_size,
-            block_size=at_least("block_size", block_size, 2),  # [CLS] and a token
+            block_size=at_least("block_size", block_size, 2),  # [CLS] and one token
             batch_size=batch_size,
             limits=(num_train_sequences, num_val_sequences, num_test_sequences),
             seed=seed,
@@ -121,10 +121,10 @@ class SequenceScoreData(TextBatchData):
 
     @property
     def cls_token_id(self) -> int:
-        """The token that stands first in each sequence.
+        """The first token of each sequence.
 
         Raises:
-            RuntimeError: It comes after the tokenizer's, and `setup` has not run yet.
+            RuntimeError: It follows the tokenizer's ids, and `setup` has not run yet.
         """
         if self._given_cls_token_id is not None:
             return self._given_cls_token_id
@@ -132,7 +132,7 @@ class SequenceScoreData(TextBatchData):
 
     @property
     def vocab_size(self) -> int:
-        """How many rows of embeddings a model needs: for the tokens and for [CLS]."""
+        """The number of embeddings that a model needs: for the tokens and for [CLS]."""
         return max(self.tokenizer.vocab_size, self.cls_token_id + 1)
 
     def _task(self) -> Task[TextTokenizer]:

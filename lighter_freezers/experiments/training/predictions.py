@@ -1,4 +1,4 @@
-"""What `trainer.predict` gives in each mode.
+"""What `trainer.predict` returns in each mode.
 
 Shapes: B batch, T time, K classes.
 """
@@ -49,7 +49,7 @@ class Continuation:
         else:
             tokens = input_ids.new_empty(len(input_ids), self.max_new_tokens)
             lengths = mask.sum(dim=1)
-            for length in set(lengths.tolist()):  # padding is no beginning to continue
+            for length in set(lengths.tolist()):  # padding cannot be continued
                 tokens[lengths == length] = self._continue(network, input_ids[lengths == length, :length])
         decode = getattr(datamodule, "decode", None)
         return tokens if decode is None else {"tokens": tokens, "text": [decode(row) for row in tokens]}
@@ -67,7 +67,7 @@ class Continuation:
 
 
 def labelled(network: GPT, batch: Batch, datamodule: object) -> list[list[tuple[object, object]]]:
-    """For each row its tokens with their classes, by name where the data module knows them."""
+    """The tokens of each row with their classes, by name where the data module has names."""
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
     classes = network(input_ids, attention_mask=mask)[0].argmax(dim=-1)  # (B, T, K) -> (B, T)
     is_real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
@@ -88,7 +88,7 @@ def scored(network: GPT, batch: Batch, datamodule: object) -> Tensor:
 
 
 def predictor_of(mode: ModelMode | str, continuation: Continuation) -> Predictor:
-    """What predicts in a mode.
+    """The prediction function of a mode.
 
     Raises:
         ValueError: An option is for another mode.

@@ -1,4 +1,4 @@
-"""What a TextDataModule does, whichever Lightning namespace its base class comes from."""
+"""The TextDataModule without a Lightning base class; used by both namespaces."""
 
 import os
 
@@ -13,9 +13,9 @@ __all__ = ["TextData"]
 
 
 class TextData(TextBatchData):
-    """Everything of a TextDataModule but its base class; see `TextDataModule` for the arguments."""
+    """A TextDataModule without its base class; see `TextDataModule` for the arguments."""
 
-    mode = "language_model"  # of the GPT that can learn from these batches
+    mode = "language_model"  # the mode of a GPT for these batches
 
     def __init__(
         self,

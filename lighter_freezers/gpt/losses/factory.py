@@ -1,4 +1,4 @@
-"""From flat configuration keys, as the multi-mode GPT's training scripts have them, to a pipeline."""
+"""Builds a pipeline from flat configuration keys, as in the multi-mode GPT's training scripts."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from lighter_freezers.selection.names import closest_names
 __all__ = ["create_loss_modifier_pipeline"]
 
 _MASTER = "loss_modifiers_enabled"
-_SIMILAR = 0.75  # from which likeness on an unknown key is taken for a misspelled one
+_SIMILAR = 0.75  # similarity from which an unknown key counts as misspelled
 
 
 class _Family(NamedTuple):
@@ -66,8 +66,8 @@ def create_loss_modifier_pipeline(config: Mapping[str, object] | object) -> Loss
     | `sequence_variance` | `SequenceVarianceModifier` | `_scale`, `_alpha`, `_eps` |
     | `sequence_correlation` | `SequenceCorrelationModifier` | `_alpha`, `_eps` |
 
-    The configuration of a whole training run may be given: keys that have nothing to do with loss modifiers
-    (`batch_size`) are passed over. A key that resembles one of these is an error.
+    The configuration of a whole training run may be given: keys that do not concern loss modifiers
+    (`batch_size`) are ignored. A key that resembles one of the above is an error.
 
     Args:
         config: A mapping, or an object with these attributes, such as a configuration module.
@@ -91,7 +91,7 @@ def create_loss_modifier_pipeline(config: Mapping[str, object] | object) -> Loss
     enabled = [f for f in _FAMILIES if flag(f"{f.prefix}_enabled", values.get(f"{f.prefix}_enabled", False))]
     if enabled and _MASTER not in values:
         raise ValueError(
-            f"{enabled[0].prefix}_enabled is true, but {_MASTER} is missing: without it none acts. "
+            f"{enabled[0].prefix}_enabled is true, but {_MASTER} is missing: without it none applies. "
             f"Add {_MASTER}: true."
         )
     if not flag(_MASTER, values.get(_MASTER, False)):

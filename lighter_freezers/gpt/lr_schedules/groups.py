@@ -1,4 +1,4 @@
-"""Parameter groups for a trunk and a head, and which part an optimizer's groups belong to."""
+"""Parameter groups for a trunk and a head, and the part that each group of an optimizer belongs to."""
 
 from typing import Any
 
@@ -73,7 +73,7 @@ def _groups(part: str, parameters: list[nn.Parameter], weight_decay: float | Non
 def parts_of_groups(optimizer: torch.optim.Optimizer) -> list[str]:
     """The part, trunk or head, of each parameter group.
 
-    A group keeps it under `part`, so that a group split off it later, under another name, has it too.
+    A group stores it as `part`, so that a group split from it later, under another name, has it too.
 
     Raises:
         ValueError: A group belongs to neither, or there is no group for one of them.

@@ -1,4 +1,4 @@
-"""Operations on single layers, one after another, each when a loss is low enough or was waited for."""
+"""Operations on single layers, one after another, each once a loss is low enough or a wait is over."""
 
 from lighter_freezers.layers.operations.layer_holds import LayerHolds
 from lighter_freezers.layers.operations.parse import Operation, read_operations

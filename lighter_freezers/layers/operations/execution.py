@@ -30,14 +30,14 @@ __all__ = [
 
 
 def changes_ranks(operations: Iterable[Operation]) -> bool:
-    """Whether one of them is about LoRA."""
+    """Whether any operation concerns LoRA."""
     return any(operation.kind.about == "lora" for operation in operations)
 
 
 def rate_curves(
     operations: Iterable[Operation], optimizers: Sequence[Optimizer], schedulers: Sequence[SchedulerLike]
 ) -> RateCurves | None:
-    """The learning rates as a fit begins; None where no operation is about them.
+    """The learning rates when a fit starts; None where no operation changes them.
 
     Raises:
         RuntimeError: An operation could not be done with these optimizers and schedulers.
@@ -49,14 +49,14 @@ def rate_curves(
     for operation in about_rates:
         if operation.kind.needs_schedule and not curves.has_schedule:
             raise RuntimeError(
-                f"{operation.argument} ({operation.name}): there is no LR scheduler to begin anew. "
+                f"{operation.argument} ({operation.name}): there is no LR scheduler to restart. "
                 "Return one from configure_optimizers, or remove the operation."
             )
     return curves
 
 
 def new_components(operations: Iterable[Operation]) -> "NewComponents | None":
-    """Keeps track of LoRA components without a gradient yet; None where no operation is about LoRA."""
+    """Tracks LoRA components that have had no gradient yet; None where no operation concerns LoRA."""
     if not changes_ranks(operations):
         return None
     from lighter_freezers.lora.optimizer_state import NewComponents
@@ -65,7 +65,7 @@ def new_components(operations: Iterable[Operation]) -> "NewComponents | None":
 
 
 def restore_lora(model: nn.Module, waiting: "NewComponents", state: SavedState) -> None:
-    """After a resume: hold the weights below adapters, and let new components go on waiting."""
+    """After a resume: hold the base weights of adapters, and restore the waiting components."""
     from lighter_freezers.lora.set_rank import hold_bases
     from lighter_freezers.lora.sites import find_lora_sites
 
@@ -81,11 +81,11 @@ def lora_ranks(model: nn.Module) -> dict[str, int]:
 
 
 def check_operations(operations: Iterable[Operation], model: nn.Module) -> None:
-    """Check all that a model can tell, before anything is done.
+    """Check all operations against the model, before any is done.
 
     Raises:
         ValueError: A layer is unknown, or a rank impossible; the message says where, and what there is.
-        RuntimeError: The rank of a layer cannot be changed, or not so.
+        RuntimeError: The rank of a layer cannot be changed, or not in this way.
     """
     for operation in operations:
         try:
@@ -96,7 +96,7 @@ def check_operations(operations: Iterable[Operation], model: nn.Module) -> None:
 
 
 def prepare_lora(operations: Iterable[Operation], model: nn.Module) -> None:
-    """Give layers that get LoRA later empty factors now, and let checkpoints decide about ranks."""
+    """Give layers that get LoRA later empty factors now, and restore ranks from checkpoints."""
     operations = list(operations)
     if not changes_ranks(operations):
         return
@@ -116,7 +116,7 @@ def freezable(operations: Iterable[Operation], model: nn.Module) -> list[Paramet
 
 
 def trainable_later(operations: Iterable[Operation], model: nn.Module) -> dict[str, Parameter]:
-    """What any of the operations may let train, by name: an optimizer has to know it from the start."""
+    """What any of the operations may thaw, by name: it has to be in an optimizer from the start."""
     operations = list(operations)
     layers = [str(operation.value) for operation in operations if operation.kind.about == "thawing"]
     named = {name: p for layer in layers for name, p in parameters_of_layers(model, layer).items()}

@@ -23,10 +23,10 @@ Value: TypeAlias = str | int | float | tuple[str, int] | None
 
 @dataclass(frozen=True)
 class Effect:
-    """What an operation did.
+    """The effect of an operation.
 
     Attributes:
-        text: In words.
+        text: The effect in words, for the log.
         ranks: LoRA rank of the components that got another one.
         is_reshaped: Whether parameters have other shapes than before.
     """
@@ -38,16 +38,16 @@ class Effect:
 
 @dataclass
 class OperationContext:
-    """What operations work with, in one fit.
+    """What operations need in one fit.
 
     Attributes:
         model: The model.
         holds: What operations hold frozen.
         optimizers: Those that train the model.
-        curves: The learning rates; None where no operation is about them.
-        new_components: LoRA components that wait for their first gradient; None where no operation is about
+        curves: The learning rates; None where no operation changes them.
+        new_components: LoRA components that wait for their first gradient; None where no operation concerns
             LoRA.
-        free_parameters: To be called before a parameter gets another shape.
+        free_parameters: Call it before changing the shape of a parameter.
     """
 
     model: nn.Module
@@ -159,7 +159,7 @@ def _restart(context: OperationContext, _: None, __: str) -> Effect:
     assert curves is not None
     before = _span(curves.rates)
     curves.restart()
-    return Effect(f"learning rate {before} -> {_span(curves.rates)}, the schedule begins anew")
+    return Effect(f"learning rate {before} -> {_span(curves.rates)}, the schedule restarts")
 
 
 def _span(rates: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""The layers that operations froze or set free: one holder, and the last word on a parameter counts."""
+"""The layers that operations froze or thawed: one holder, and the latest operation on a parameter counts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -30,7 +30,7 @@ def parameters_of_layers(model: nn.Module, layers: str) -> dict[str, Parameter]:
         try:
             return ParameterSelector(prefixes=(f"{layers}.",)).select(model)
         except ValueError:
-            raise error from None  # it says which layers there are
+            raise error from None  # its message lists the layers
     return named
 
 
@@ -38,8 +38,8 @@ class LayerHolds:
     """What the operations of one run hold frozen, and what they made trainable.
 
     Args:
-        title: Who holds, in words for logs and errors.
-        on_intrusion: Called when somebody else switches a held parameter on.
+        title: The holder's name in logs and errors.
+        on_intrusion: Called when other code switches a held parameter on.
     """
 
     def __init__(self, title: str, on_intrusion: Callable[[], None]) -> None:
@@ -49,10 +49,10 @@ class LayerHolds:
         self._thawed: dict[int, Parameter] = {}  # trainable though the user had frozen them
 
     def freeze(self, model: nn.Module, layers: str) -> str:
-        """Hold what layers have. A LoRA factor of rank 0 is not there yet: once it has a rank, it trains.
+        """Hold all parameters of layers. A LoRA factor of rank 0 is skipped: once it has a rank, it trains.
 
         Returns:
-            What that did, in words.
+            The effect in words.
         """
         held = {id(parameter) for hold in self.holds for parameter in hold.parameters}
         named = parameters_of_layers(model, layers)
@@ -61,12 +61,12 @@ class LayerHolds:
         return (_counted("froze", frozen) or "no effect, it was frozen already") + _tie(model, layers, named)
 
     def unfreeze(self, model: nn.Module, layers: str) -> str:
-        """Let layers go, and let train what the user had frozen.
+        """Release layers, and thaw what the user had frozen in them.
 
-        In a layer with LoRA only the factors are set free: the weights that they adapt stay as they are.
+        In a layer with LoRA only the factors are thawed: the base weights stay as they are.
 
         Returns:
-            What that did, in words.
+            The effect in words.
         """
         named, adapters = parameters_of_layers(model, layers), lora_factors(model)
         thawed = self._let_go(named.values())
@@ -77,7 +77,7 @@ class LayerHolds:
         return (_counted("thawed", thawed) or _why_nothing_thawed(free)) + _tie(model, layers, named)
 
     def state(self, model: nn.Module) -> dict[str, list[str]]:
-        """Names of what is held and of what was made trainable."""
+        """The names of what is held and of what was made trainable."""
         held = {id(parameter) for hold in self.holds for parameter in hold.parameters}
         named = canonical_parameters(model)
         return {
@@ -86,7 +86,7 @@ class LayerHolds:
         }
 
     def restore(self, model: nn.Module, state: Mapping[str, Sequence[str]]) -> None:
-        """Hold and set free what `state` names."""
+        """Hold and thaw what `state` names."""
         named = canonical_parameters(model)
         thawed = [named[name] for name in state["thawed"] if name in named]
         self._thawed = {id(parameter): parameter for parameter in thawed}
@@ -121,7 +121,7 @@ class LayerHolds:
 
 
 def _tie(model: nn.Module, layer: str, named: Mapping[str, Parameter]) -> str:
-    """What else a layer is, where its weight is tied: one parameter is frozen or thawed under both names."""
+    """The other name of a layer whose weight is tied: the parameter is frozen or thawed under both names."""
     homes = [
         component for component, names in components(model).items() if not named.keys().isdisjoint(names)
     ]

@@ -1,4 +1,4 @@
-"""Operations as they stand in a file or a list: read, and checked as far as that goes without a model."""
+"""Reads operations from a file or a list, and checks all that can be checked without a model."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ class Operation:
     """One entry of a schedule.
 
     Attributes:
-        argument: Where it stands, `operations[2]`, for errors.
-        name: What to do.
-        value: With what.
-        trigger: When.
+        argument: Its place in the list, `operations[2]`, for errors.
+        name: The name of the operation.
+        value: Its value.
+        trigger: When to do it.
         reevaluate: Whether the next operation waits for a loss that was measured after this one.
-        desc: What the user says about it, for the log.
+        desc: The user's description, for the log.
     """
 
     argument: str
@@ -44,7 +44,7 @@ class Operation:
         """Do it.
 
         Raises:
-            RuntimeError: It cannot be done as things are; nothing is changed then.
+            RuntimeError: It cannot be done in the current state; nothing is changed then.
             ValueError: The same.
         """
         return self.kind.perform(context, self.value, self.argument)
@@ -58,9 +58,9 @@ def read_operations(source: object, monitor: str) -> tuple[Operation, ...]:
     """Read a list of operations.
 
     Args:
-        source: The list itself, or the path of a YAML or JSON file with the list in it, or with a mapping
-            that has it under `operations`. The file is only read.
-        monitor: The loss that the triggers look at.
+        source: The list itself, or the path of a YAML or JSON file with the list, or with a mapping that has
+            it under `operations`. The file is only read.
+        monitor: The loss that the triggers use.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -75,7 +75,7 @@ def read_operations(source: object, monitor: str) -> tuple[Operation, ...]:
 
 
 def _load(path: Path) -> tuple[str, object]:
-    """What errors call the list in a file, and the list."""
+    """The name of the list in errors, and the list."""
     if not path.is_file():
         raise ValueError(f"operations: there is no file '{path}'. Give its path from '{Path.cwd()}'.")
     if path.suffix == ".json":
@@ -104,7 +104,7 @@ def _operation(argument: str, entry: object, monitor: str) -> Operation:
         )
     unknown = [key for key in entry if key not in KEYS]
     if unknown:
-        hint = " What is done stands in the checkpoint: remove 'completed'." if "completed" in unknown else ""
+        hint = " The checkpoint stores what is done: remove 'completed'." if "completed" in unknown else ""
         raise ValueError(f"{argument} ({name}) does not know {unknown}. Keys: {', '.join(KEYS)}.{hint}")
     desc = entry.get("desc")
     if desc is not None and not isinstance(desc, str):

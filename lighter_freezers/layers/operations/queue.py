@@ -1,4 +1,4 @@
-"""Which operation is next and whether its time has come: strictly one after another, each once."""
+"""Which operation is next and whether it is due: strictly one after another, each once."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,13 +12,13 @@ __all__ = ["OperationQueue", "Record"]
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one operation.
+    """The result of one operation.
 
     Attributes:
         operation: Its name and value.
         optimizer_step: Optimizer steps done before it.
-        reason: Why its time had come.
-        status: Whether it was done, or failed and was passed over.
+        reason: Why it was due.
+        status: Whether it was done, or failed and was skipped.
         effect: What it did, or why it failed.
     """
 
@@ -30,7 +30,7 @@ class Record:
 
 
 class OperationQueue:
-    """The operations of one run, in their order, and what became of those that had their turn.
+    """The operations of one run, in order, and the results of those that were reached.
 
     Args:
         operations: From `read_operations`.
@@ -39,45 +39,45 @@ class OperationQueue:
     def __init__(self, operations: Sequence[Operation]) -> None:
         self.operations = tuple(operations)
         self.records: list[Record] = []
-        self._since = 0  # the optimizer step of the operation before, or of the first step
-        self._loss: float | None = None  # the latest
+        self._since = 0  # the optimizer step of the previous operation, or of the first step
+        self._loss: float | None = None  # the latest value value value value
 
     @property
     def next(self) -> Operation | None:
-        """The one whose turn it is; None when all had theirs."""
+        """The next operation; None when all are done."""
         return self.operations[len(self.records)] if len(self.records) < len(self.operations) else None
 
     @property
     def pending(self) -> tuple[Operation, ...]:
-        """Those that had no turn yet."""
+        """The operations that were not reached yet."""
         return self.operations[len(self.records) :]
 
     @property
     def looks_at_loss(self) -> bool:
-        """Whether an operation that is still to come depends on the loss."""
+        """Whether a pending operation depends on the loss."""
         return any(operation.trigger.looks_at_loss for operation in self.pending)
 
     def begin(self, optimizer_step: int) -> None:
-        """Count the first wait from this step."""
+        """Start the first wait at this step."""
         self._since = optimizer_step
 
     def observe(self, loss: float) -> bool:
-        """Take note of the latest loss; whether the next operation looks at it."""
+        """Record the latest loss; returns whether the next operation depends on it."""
         self._loss = loss
         return self.next is not None and self.next.trigger.looks_at_loss
 
     def reason(self, optimizer_step: int) -> str | None:
-        """Why the time of the next operation has come, in words; None if it has not."""
+        """Why the next operation is due, in words; None if it is not."""
         if self.next is None:
             return None
         return self.next.trigger.reason(self._loss, optimizer_step - self._since)
 
     def deadline(self) -> int | None:
-        """The optimizer step at which the next operation's time comes at the latest; None if none is."""
+        """The optimizer step at which the next operation is due at the latest; None without a limit."""
         return None if self.next is None else self.next.trigger.deadline(self._since)
 
     def close(self, record: Record) -> None:
-        """The next operation had its turn."""
+        """Record the result of the next operation, and move on."""
         assert self.next is not None
         if self.next.reevaluate:
             self._loss = None
@@ -85,7 +85,7 @@ class OperationQueue:
         self.records.append(record)
 
     def state(self) -> dict[str, object]:
-        """What a checkpoint has to remember, in plain types."""
+        """The state for a checkpoint, in plain types."""
         return {
             "records": [asdict(record) for record in self.records],
             "since": self._since,
@@ -93,10 +93,10 @@ class OperationQueue:
         }
 
     def remember(self, state: SavedState) -> None:
-        """Go on where `state` was taken. What had its turn must still stand in the list, at its place.
+        """Continue from `state`. Operations that were reached must still be in the list, at the same place.
 
         Raises:
-            RuntimeError: It does not.
+            RuntimeError: One of them is not.
         """
         records = [Record(**record) for record in state["records"]]
         for index, record in enumerate(records):

@@ -1,4 +1,4 @@
-"""Bytes of parameters, of their gradients, and of what an optimizer remembers of them."""
+"""Bytes of parameters, of their gradients, and of their optimizer state."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
@@ -28,17 +28,17 @@ def gradient_bytes(parameters: Iterable[Parameter]) -> int:
 def optimizer_state_bytes(
     optimizer: OptimizerLike, parameters: Iterable[Parameter], *, also_frozen: bool = False
 ) -> int:
-    """Bytes that an optimizer remembers of parameters after its first step, step counters included.
+    """Bytes of optimizer state after the first step, step counters included.
 
-    Exact for every class, such as Adafactor with its rows and columns: the class itself makes a step on
-    tensors without memory.
+    Exact for every class, such as Adafactor with its rows and columns: the class itself takes a step on meta
+    tensors.
 
     Args:
-        optimizer: An optimizer, whose groups and options count and which is left alone; its class, or a
+        optimizer: An optimizer, whose groups and options are used and which is not changed; its class, or a
             function from parameters to an optimizer. None means AdamW.
-        parameters: Those that require a gradient count, each once. One that the optimizer does not know is
-            treated as its first group.
-        also_frozen: Count all of them, as if they required a gradient.
+        parameters: Those that require a gradient count, each once. One that is not in the optimizer is
+            treated like its first group.
+        also_frozen: Whether to count all of them, as if they required a gradient.
 
     Raises:
         ValueError: The optimizer keeps one state for all parameters, as LBFGS does.

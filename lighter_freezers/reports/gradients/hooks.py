@@ -1,4 +1,4 @@
-"""What a Trainer does to gradients between backward and step: a scale, and clipping that can be shared."""
+"""What a Trainer does to gradients before the optimizer step: loss scale, and clipping to share."""
 
 from collections.abc import Callable
 
@@ -12,20 +12,20 @@ from lighter_freezers.engine.trainer_like import TrainerLike
 __all__ = ["scale_of", "share_clipping"]
 
 _CLIP = "clip_grad_by_norm"
-# Where Lightning's own methods stand, in either namespace. What somebody overrode may clip twice, change
-# gradients before, or not clip at all: then norms are measured for themselves.
+# The modules of Lightning's own methods, in either namespace. An overridden method may clip twice, change
+# gradients before, or not clip at all: then norms are measured separately.
 _MODULE, _PRECISION = "core.module", "plugins.precision."
 
 
 def share_clipping(
     trainer: TrainerLike, pl_module: LightningModule, clip: Callable[[Optimizer, float], None]
 ) -> bool:
-    """Have the next clipping, which is due in a moment, done by somebody else, once.
+    """Replace the next clipping, which follows immediately, by another function, once.
 
     Args:
         trainer: The Trainer, right before it clips.
         pl_module: The LightningModule.
-        clip: Called with the optimizer and the largest norm that is allowed.
+        clip: Called with the optimizer and the largest allowed norm.
 
     Returns:
         Whether it will be called. If not, nothing has changed.
@@ -58,10 +58,10 @@ def _is_as_lightning_made_it(trainer: TrainerLike, pl_module: LightningModule) -
 
 
 def scale_of(trainer: TrainerLike, optimizer: Optimizer) -> list[Tensor]:
-    """What gradients are still multiplied by, unread: a fused optimizer divides by it in its own step.
+    """The loss scale still in the gradients, on the device: a fused optimizer divides by it in its own step.
 
     Returns:
-        [] where they are as `backward` without mixed precision would have made them.
+        [] where gradients are unscaled.
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):

@@ -1,4 +1,4 @@
-"""The training losses of the steps since somebody last asked, kept on the device and not read."""
+"""The training losses since the last row, kept on the device and not read."""
 
 from torch import Tensor
 
@@ -13,12 +13,12 @@ class RecentLosses:
     """Keeps a reference to the loss of each batch, until their mean is taken."""
 
     def __init__(self) -> None:
-        self._window: list[Tensor] = []  # of batches whose optimizer step is still to come
+        self._window: list[Tensor] = []  # of batches whose optimizer step is still pending
         self._losses: list[Tensor] = []
         self._step = 0
 
     def note(self, trainer: TrainerLike, outputs: object) -> None:
-        """Keep the loss of one batch; a batch without one is passed over."""
+        """Keep the loss of one batch; a batch without a loss is skipped."""
         loss = loss_of(outputs)
         if loss is not None:
             self._window.append(loss)
@@ -29,7 +29,7 @@ class RecentLosses:
             self._window = []
 
     def take(self, trainer: TrainerLike) -> list[Tensor]:
-        """The mean of the whole steps since the last call, over all ranks, which all have to call this.
+        """The mean over complete steps since the last call and over all ranks; every rank has to call this.
 
         Returns:
             One unread scalar; nothing if there were no losses.

@@ -1,4 +1,4 @@
-"""The pictures of gradient norms by block: a heatmap over the steps, means, and profiles over the depth."""
+"""Plots of gradient norms by block: a heatmap over the steps, means, and profiles over the depth."""
 
 import math
 import re
@@ -34,7 +34,7 @@ NUM_PROFILES = 7
 
 
 def plot_layer_heatmap(runs: Runs, path: str | Path = "layer_heatmap.png") -> Path:
-    """Draw layers by steps, coloured by norm, attention beside MLP and one run below the other.
+    """Plot layers by steps, coloured by norm, attention next to MLP and runs below each other.
 
     The colours are logarithmic, and the same for all runs. Grey is where a layer had no gradient.
 
@@ -79,9 +79,9 @@ def plot_layer_heatmap(runs: Runs, path: str | Path = "layer_heatmap.png") -> Pa
 def plot_layer_comparison(
     runs: Runs, path: str | Path = "layer_comparison.png", *, log_scale: bool = False
 ) -> Path:
-    """Draw the mean norm of each layer over all measurements in which it had a gradient.
+    """Plot the mean norm of each layer over all measurements in which it had a gradient.
 
-    One run has bars, attention beside MLP; several have a line each, in a panel for each kind.
+    One run gets bars, attention next to MLP; several get a line each, in a panel for each kind.
 
     Args:
         runs: Folder of a run, or a list of folders.
@@ -125,7 +125,7 @@ def plot_layer_comparison(
 def plot_gradient_evolution(
     runs: Runs, path: str | Path = "gradient_evolution.png", *, log_scale: bool = False
 ) -> Path:
-    """Draw the norm over the depth of the model at seven steps from the first to the last, light to dark.
+    """Plot the norm over the depth of the model at seven steps from the first to the last, light to dark.
 
     Args:
         runs: Folder of a run, or a list of folders.
@@ -180,7 +180,7 @@ def _by_kind(table: Table) -> dict[str, list[list[float]]]:
         match = COLUMN.fullmatch(column)
         if match is None:
             raise ValueError(
-                f"{table.path}: column '{column}' is not layer_N_KIND. It is of another program."
+                f"{table.path}: column '{column}' is not layer_N_KIND. The file is from another program."
             )
         found.setdefault(match[2], []).append(values)
     return found
@@ -202,7 +202,7 @@ def _heat(
 
 
 def _edges(steps: Sequence[int]) -> Iterator[float]:
-    """Between the steps; the first and the last cell are as wide as their neighbours."""
+    """Cell edges halfway between steps; the first and the last cell are as wide as their neighbours."""
     if len(steps) < 2:
         yield from (steps[0] - 0.5, steps[0] + 0.5) if steps else ()
         return

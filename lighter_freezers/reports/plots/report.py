@@ -1,4 +1,4 @@
-"""Statistics of gradient norms, of each run and of runs against each other, as JSON and as a picture."""
+"""Statistics of gradient norms, of each run and of runs in comparison, as JSON and as a plot."""
 
 import math
 import statistics
@@ -25,8 +25,8 @@ def generate_summary_report(runs: Runs, folder: str | Path = ".") -> Path:
 
     Returns:
         The path of the JSON file: `experiments` has for each run and group mean, std, max, min and peak_step;
-        `comparison` has for each run attention_mean, mlp_mean and attention_to_mlp_ratio. null stands where
-        nothing was measured. The standard deviation is that of the rows themselves, not of a sample.
+        `comparison` has for each run attention_mean, mlp_mean and attention_to_mlp_ratio. null where nothing
+        was measured. The standard deviation is that of the population, not of a sample.
 
     Raises:
         FileNotFoundError: A folder has no `*.group_norms.csv`.

@@ -210,7 +210,7 @@ def test_wrong_arguments_are_refused_at_once(
     [
         (lambda optimizer: {"interval": "step"}, TypeError, "a dictionary with one under 'scheduler'"),
         (lambda optimizer: "cosine", TypeError, "must be a torch LR scheduler.*Got 'cosine'"),
-        (ReduceLROnPlateau, ValueError, "looks at a metric: name it, such as `scheduler_monitor"),
+        (ReduceLROnPlateau, ValueError, "needs a metric: name it, such as `scheduler_monitor"),
     ],
 )
 def test_a_scheduler_that_could_not_run_is_refused(

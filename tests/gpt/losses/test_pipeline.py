@@ -208,7 +208,7 @@ def test_modes_filter_modifiers_and_say_so_once(caplog: pytest.LogCaptureFixture
             assert pipeline.is_active(Mode.SEQUENCE_SCORER)
 
     first, second = ", ".join(NAMES[:3]), ", ".join(NAMES[3:])
-    left_out = "left out, as they mean nothing in this mode"
+    left_out = "skipped, as they do not apply in this mode"
     assert caplog.messages == [
         f"loss modifiers in mode token_classifier: {first}; {left_out}: {second}",
         f"loss modifiers in mode sequence_scorer: {second}; {left_out}: {first}",

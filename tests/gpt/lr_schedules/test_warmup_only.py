@@ -85,7 +85,7 @@ def test_it_saves_its_progress() -> None:
     [
         ({"learning_rate": None}, ValueError, "There is no rate: give learning_rate"),
         ({"learning_rate": "1e-3"}, TypeError, "learning_rate must be a number"),
-        ({"hold_iters": 5}, ValueError, "hold_iters=5 says when the decay begins, but without max_iters"),
+        ({"hold_iters": 5}, ValueError, "hold_iters=5 sets when the decay begins, but without max_iters"),
         ({"hold_iters": 5, "max_iters": 15}, ValueError, "begin to decay at iteration 15, but max_iters=15"),
         ({"warmup_iters": -1}, ValueError, "warmup_iters counts from 0"),
         ({"min_lr_ratio": "0.1"}, TypeError, "min_lr_ratio must be a number"),
