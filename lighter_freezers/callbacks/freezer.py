@@ -155,11 +155,6 @@ class Freezer(EngineCallback):
             cut_gradient=arguments.choice("cut_gradient", cut_gradient, ("auto", "never")),
         )
 
-    @property
-    def state_key(self) -> str:
-        """Made from the arguments, so that it is the same in a resumed run."""
-        return repr(self._rule)
-
     def rules(self) -> list[FreezeRule]:
         """The one rule of this Freezer."""
         return [self._rule]

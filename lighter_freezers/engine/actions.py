@@ -5,7 +5,6 @@ it.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +13,13 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.checkpoint_identity import (
+    changed_entries,
+    find_states,
+    has_condition,
+    list_key,
+    numbered,
+)
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.metric_watch import TRAINING_LOSS
@@ -84,13 +90,17 @@ class Action:
     """A change of the model at optimizer-step boundaries. Each kind of callback has its own subclass.
 
     Attributes:
-        title: Names it in logs, errors and checkpoints; the same in a resumed run.
+        title: Names it in logs and errors.
+        kind: Names it in checkpoints: what the state of another with the same kind may be taken over by.
+        entries: Key -> title of all that it does, each once.
         reshapes: Whether it may give parameters other shapes.
         monitor_argument: What the user calls the argument that names the metrics, for errors.
         on_intrusion: The function its holds pass to `Hold.watch`; set by the engine before `setup`.
     """
 
     title: str
+    kind: str
+    entries: Mapping[str, str]
     reshapes: bool = False
     monitor_argument: str = "monitor"
 
@@ -168,8 +178,8 @@ class Action:
         """Read the accumulated, unscaled gradients; called while `wants_gradients` is true."""
 
     def state(self) -> dict[str, object]:
-        """The state for a checkpoint, in plain types."""
-        return {}
+        """The state for a checkpoint, in plain types; `done`: key -> title of finished entries."""
+        raise NotImplementedError
 
     def remember(self, state: SavedState) -> None:
         """Restore what `state` returned; called after the weights are loaded and before `resume`."""
@@ -189,13 +199,10 @@ class Actions:
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
-        counts: Counter[str] = Counter()
-        self._actions: dict[str, Action] = {}
-        for action in actions:
-            counts[action.title] += 1
-            self._actions[f"{action.title}#{counts[action.title]}"] = action
+        keys = numbered(list_key(action.kind, action.entries) for action in actions)
+        self._actions: dict[str, Action] = dict(zip(keys, actions, strict=True))
         self._losses: dict[str, TrainingLoss] = {}  # by the key of the action that waits for it
-        self._saved_losses: SavedState = {}
+        self._saved_losses: dict[str, SavedState] = {}
 
     def __iter__(self) -> Iterator[Action]:
         return iter(self._actions.values())
@@ -271,14 +278,44 @@ class Actions:
     def state(self) -> dict[str, object]:
         """The state for a checkpoint, in plain types."""
         losses = {key: loss.state() for key, loss in self._losses.items()}
-        return {"acts": {key: action.state() for key, action in self._actions.items()}, "losses": losses}
+        return {
+            key: {
+                "kind": action.kind,
+                "title": action.title,
+                "training_loss": losses.get(key),
+                **action.state(),
+            }
+            for key, action in self._actions.items()
+        }
 
-    def remember(self, state: SavedState) -> None:
-        """Restore what `state` returned."""
-        self._saved_losses = state.get("losses", {})
-        for key, action in self._actions.items():
-            if key in state.get("acts", {}):  # a checkpoint of version 0.1 has none
-                action.remember(state["acts"][key])
+    def remember(self, states: Mapping[str, SavedState]) -> tuple[list[str], list[str]]:
+        """Take over what `state` gave.
+
+        Returns:
+            Titles of what finds no state and loses by it, and of what was done and is there no more.
+        """
+        owned = find_states(
+            {key: (action.kind, action.entries) for key, action in self._actions.items()}, states
+        )
+        without_state = [
+            action.title
+            for key, action in self._actions.items()
+            if key not in owned and any(map(has_condition, action.entries))
+        ]
+        without_owner = [
+            state["title"]
+            for key, state in states.items()
+            if key not in owned.values() and any(map(has_condition, state["done"]))
+        ]
+        for key, saved_key in owned.items():
+            action, state = self._actions[key], states[saved_key]
+            action.remember(state)
+            if state["training_loss"] is not None:
+                self._saved_losses[key] = state["training_loss"]
+            skipped, gone = changed_entries(action.entries, state["done"])
+            without_state += [f"{action.title}: '{title}'" for title in skipped]
+            without_owner += [f"{action.title}: '{title}'" for title in gone]
+        return without_state, without_owner
 
     def leave(self) -> None:
         """Tell every action that the fit has ended."""

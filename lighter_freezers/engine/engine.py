@@ -8,7 +8,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lighter_freezers._lightning import Callback, LightningModule
-from lighter_freezers.engine import idle_schedules, ledger, trainer_clock
+from lighter_freezers.engine import (
+    checkpoint_identity,
+    checkpoint_state,
+    idle_schedules,
+    ledger,
+    trainer_clock,
+)
 from lighter_freezers.engine.actions import Action, ActionResult, Actions, StepContext
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.followers import Followers, TransitionListener
@@ -51,6 +57,8 @@ class Engine(Callback):
     held), `on_train_batch_start` (transitions, between optimizer steps only).
     """
 
+    state_key = checkpoint_identity.STATE_KEY  # no property, because Lightning reads it at every hook
+
     def __init__(self) -> None:
         self._active_rules: list[ActiveRule] = []
         self._actions = Actions([])
@@ -58,11 +66,10 @@ class Engine(Callback):
         self._followers = Followers([], self._actions)
         self._metrics = MetricWatch([])
         self._wait = 1  # batches until something may change
-        self._builds_late = self._is_set_up = False
+        self._builds_late = self._is_set_up = self._is_fit = False
         self._loaded_state: SavedState = {}
-        self._has_resumed = False
-        self._is_intruded = False
-        self._has_warned = False
+        self._unmatched: tuple[list[str], list[str]] = ([], [])  # actions without state, state without owner
+        self._has_resumed = self._is_intruded = self._has_warned = False
         self._last_state: SavedState = {}
 
     @classmethod
@@ -72,9 +79,12 @@ class Engine(Callback):
             if isinstance(callback, cls):
                 return callback
         engine = cls()
-        ours = [index for index, callback in enumerate(callbacks_of(trainer)) if _asks_in_setup(callback)]
-        # after the callback whose `setup` runs now, since Lightning is iterating over this list
-        callbacks_of(trainer).insert(ours[0] + 1, engine)
+        callbacks = callbacks_of(trainer)
+        is_ours = [
+            isinstance(each, Callback) and type(each).setup is not Callback.setup for each in callbacks
+        ]
+        # after the first of ours with a `setup`: it runs now, and Lightning is iterating over this list
+        callbacks.insert(is_ours.index(True) + 1, engine)
         return engine
 
     def add_listener(self, listener: TransitionListener) -> None:
@@ -93,9 +103,9 @@ class Engine(Callback):
 
     def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Select the parameters of every rule, and hold what the first step holds."""
+        self._is_fit = stage == "fit"
         self._builds_late = "core.hooks" not in type(pl_module).configure_model.__module__
-        engine_callbacks = _engine_callbacks(trainer)
-        self._actions = Actions([action for callback in engine_callbacks for action in callback.actions()])
+        self._actions = Actions([each for ours in _engine_callbacks(trainer) for each in ours.actions()])
         self._is_set_up = False
         try:
             for action in self._actions:
@@ -131,25 +141,31 @@ class Engine(Callback):
             return
         self._set_up_fit(trainer, pl_module)  # in `setup` the rules could not be made yet
         if self._loaded_state:
-            self.load_state_dict(self._loaded_state)
+            self._restore(self._loaded_state)
 
     def state_dict(self) -> dict[str, object]:
         """Latches and release steps of all rules, and the state of all actions, in plain types."""
         if not self._active_rules and not len(self._actions):
             return dict(self._last_state)  # `trainer.save_checkpoint` after the fit
-        active_rules = {active.key: active.state() for active in self._active_rules}
-        validated_at = self._metrics.validated_at
-        return {"players": active_rules, "validated_at": validated_at, **self._actions.state()}
+        return checkpoint_state.save(self._active_rules, self._actions, self._metrics)
+
+    def on_load_checkpoint(self, trainer: object, pl_module: object, checkpoint: SavedState) -> None:
+        """Refuse what an older version saved; without any state, everything begins anew."""
+        states = checkpoint["callbacks"]
+        if self._is_fit and self.state_key not in states:
+            checkpoint_identity.refuse_state_of_old_key(states)
+            self._restore(checkpoint_state.EMPTY)
 
     def load_state_dict(self, state_dict: SavedState) -> None:
         """Restore the latches of every rule; `on_train_start` then holds accordingly."""
-        for active in self._active_rules:
-            if active.key in state_dict["players"]:
-                active.remember(state_dict["players"][active.key])
-        self._actions.remember(state_dict)
-        self._metrics.validated_at = state_dict["validated_at"]
-        self._has_resumed = True
-        self._loaded_state = state_dict
+        if self._is_fit:
+            checkpoint_identity.refuse_other_format(state_dict)
+            self._restore(state_dict)
+            self._has_resumed = True
+
+    def _restore(self, state: SavedState) -> None:
+        self._loaded_state = state
+        self._unmatched = checkpoint_state.restore(self._active_rules, self._actions, self._metrics, state)
 
     def on_fit_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Put every parameter that may thaw into an optimizer; set up modules built after `setup`."""
@@ -174,6 +190,8 @@ class Engine(Callback):
             active.resume(context.moment)
         self._actions.resume(context, trainer_clock.window_length(trainer))
         self._arm()
+        if self._loaded_state and trainer.is_global_zero:
+            checkpoint_state.warn(self._active_rules, self._unmatched, context.moment)
         self._followers.begin(context, has_changed=before != _flags(pl_module))
 
     def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
@@ -319,15 +337,9 @@ class Engine(Callback):
         self._actions.leave()
         self._followers.release()
         self.on_before_optimizer_step = self.on_train_batch_end = None
-        self._active_rules, self._listeners, self._actions = [], [], Actions([])
+        self._active_rules, self._listeners, self._actions, self._loaded_state = [], [], Actions([]), {}
         self._followers = Followers([], self._actions)
         self._has_warned = self._has_resumed = self._is_intruded = False
-        self._loaded_state = {}
-
-
-def _asks_in_setup(callback: object) -> bool:
-    """Whether it is one of ours with a `setup`: each of these asks for the engine there."""
-    return isinstance(callback, Callback) and type(callback).setup is not Callback.setup
 
 
 def _engine_callbacks(trainer: TrainerLike) -> list[EngineCallback]:

@@ -66,10 +66,12 @@ class MetricWatch:
         Returns:
             Whether a trigger fired.
         """
+        self.validated_at = trainer_clock.moment(
+            trainer
+        ).optimizer_step  # a resumed run may wait for something else
         if not self._waiting:
             return False
         self._has_validated = True
-        self.validated_at = trainer_clock.moment(trainer).optimizer_step
         before, now = self._before_validation, trainer_clock.metrics(trainer)
         self._of_validation |= {name for name, value in now.items() if value is not before.get(name)}
         return self._observe(

@@ -1,14 +1,14 @@
 """One freezing rule and its state in a run: what it selects, whether it holds now, what it remembers."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
 from torch import nn
 from torch.nn import Parameter
 
+from lighter_freezers.engine.checkpoint_identity import numbered, rule_key
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.effects.norm_layers import NormMode
 from lighter_freezers.engine.ledger import Hold
@@ -16,7 +16,14 @@ from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Schedule
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["Change", "FreezeRule", "ActiveRule", "num_transitions", "active_rules_of", "refuse_overlap"]
+__all__ = [
+    "ActiveRule",
+    "Change",
+    "FreezeRule",
+    "active_rules_of",
+    "num_transitions",
+    "refuse_overlap",
+]
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class FreezeRule:
     """What to freeze, when, and what else to change then; made from a callback's arguments alone.
 
     Attributes:
-        title: Names the rule in logs, errors and checkpoints.
+        title: Names the rule in logs and errors.
         selector: Which parameters.
         schedule: When to hold them.
         trigger: Ends the rule for good when it fires; None for the schedule alone.
@@ -52,9 +59,9 @@ class FreezeRule:
     on_overlap: Literal["compose", "error"] = "compose"
     on_missing: Literal["error", "warn"] = "error"
     restore_on_end: bool = False
-    cut_gradient: Literal["auto", "never"] = field(default="auto", repr=False)
-    optimizer: int | str | None = field(default=None, repr=False)
-    monitor_argument: str = field(default="until_metric.monitor", repr=False)
+    cut_gradient: Literal["auto", "never"] = "auto"
+    optimizer: int | str | None = None
+    monitor_argument: str = "until_metric.monitor"
 
     @property
     def is_static(self) -> bool:
@@ -78,6 +85,7 @@ class ActiveRule:
         self.history = History()
         is_over = 0 in (rule.schedule.until_step, rule.schedule.until_epoch)
         self.released_at: int | None = 0 if is_over else None  # released before the first step
+        self._is_restored = False
         self._was_holding: bool | None = None  # when the checkpoint of this resumed run was saved
 
     @property
@@ -155,6 +163,7 @@ class ActiveRule:
     def state(self) -> dict[str, object]:
         """The state for a checkpoint, in plain types; the rest follows from step and epoch."""
         return {
+            "title": self.title,
             "is_holding": self.hold.is_active,
             "released_at": self.released_at,
             "best": self.history.best,
@@ -167,16 +176,30 @@ class ActiveRule:
         self.history = History(state["best"], state["num_without_progress"], state["has_fired"])
         self.released_at = state["released_at"]
         self._was_holding = state["is_holding"]
+        self._is_restored = True
 
     def resume(self, moment: Moment) -> None:
         """Hold what it held when the checkpoint was saved, or if unknown what the schedule requires."""
         if self._was_holding is None:
             self.follow(moment)
+            end = self.rule.schedule.last_end(moment)
+            if end is not None and not self.hold.is_active:
+                self.released_at = end
         elif self._was_holding:
             self.hold.take()
         else:
             self.hold.let_go()
         self._was_holding = None
+
+    def misses_state(self, moment: Moment) -> bool:
+        """Whether it goes on without state and loses by it: what its metric was, or when a warm-up began."""
+        schedule, rate = self.rule.schedule, self.rule.learning_rate
+        if self._is_restored:
+            return False
+        if self.rule.trigger is not None and not schedule.has_ended(moment):
+            return True
+        was_released_now = self.released_at == moment.optimizer_step != schedule.last_end(moment)
+        return rate is not None and rate.warmup_steps > 0 and was_released_now
 
 
 @dataclass(frozen=True)
@@ -189,13 +212,9 @@ class Change:
 
 
 def active_rules_of(rules: Sequence[FreezeRule]) -> list[ActiveRule]:
-    """One active rule per rule; equal rules get distinct keys, in their order."""
-    seen: Counter[str] = Counter()
-    active_rules = []
-    for rule in rules:
-        seen[repr(rule)] += 1
-        active_rules.append(ActiveRule(rule, f"{rule!r}#{seen[repr(rule)]}"))
-    return active_rules
+    """One active rule per rule; rules that agree in what and when get distinct keys, in their order."""
+    keys = numbered(rule_key(rule.selector, rule.schedule, rule.trigger) for rule in rules)
+    return [ActiveRule(rule, key) for rule, key in zip(rules, keys, strict=True)]
 
 
 def num_transitions(rules: Iterable[FreezeRule]) -> int:

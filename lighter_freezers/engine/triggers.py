@@ -5,7 +5,7 @@ Everything here is immutable: what a trigger has seen is a `History` that the ca
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lighter_freezers.arguments import count, number
@@ -60,6 +60,19 @@ class Schedule:
             moment, self.from_step, self.from_epoch
         )
         return has_begun and not _reached(moment, self.until_step, self.until_epoch)
+
+    def has_ended(self, moment: Moment) -> bool:
+        """Whether it is never active from this moment on."""
+        if self.windows:
+            return moment.optimizer_step >= self.windows[-1][1]
+        return _reached(moment, self.until_step, self.until_epoch)
+
+    def last_end(self, moment: Moment) -> int | None:
+        """The step at which it ended last, as far as steps alone tell; None if there is none."""
+        counts_epochs = self.from_epoch is not None or self.until_epoch is not None
+        bound = None if counts_epochs else self.until_step
+        ends = [end for _, end in self.windows] or ([] if bound is None else [bound])
+        return max((end for end in ends if end <= moment.optimizer_step), default=None)
 
     @property
     def steps(self) -> list[int]:
@@ -143,7 +156,7 @@ class Plateau:
     patience: int
     min_delta: float = 0.0
     mode: Literal["min", "max"] = "min"
-    number: int = field(default=1, repr=False)  # keys in checkpoints are made from the rest
+    number: int = 1
 
     def observe(self, value: float, history: History) -> History:
         """The history after one more value; a NaN is no progress."""

@@ -67,6 +67,7 @@ class RankAction(Action):
         self.title = f"LoraRankScheduler[{options.adapter_name}]"
         self._options = options
         self._plan = RankPlan(entries)
+        self.kind, self.entries = f"ranks of {options.adapter_name}", self._plan.titles
         self._ranks: list[dict[str, int]] = []  # of each entry: name of a site -> its rank
         self._sites: dict[str, LoraSite] = {}
         self._frozen: set[str] = set()  # names of sites whose rank 0 is a hold

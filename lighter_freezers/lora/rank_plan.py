@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from lighter_freezers.engine.checkpoint_identity import entry_key, match_done, numbered
 from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.merging import check_merge
@@ -26,6 +27,8 @@ class RankPlan:
 
     def __init__(self, entries: Sequence[RankEntry]) -> None:
         self.entries = entries
+        keys = numbered(_key(entry) for entry in entries)
+        self.titles = {key: str(entry) for key, entry in zip(keys, entries, strict=True)}
         self._done: set[int] = set()
         self._since = 0  # the optimizer step of the last entry of the queue
         self._value: float | None = None
@@ -75,17 +78,13 @@ class RankPlan:
 
     def state(self) -> dict[str, object]:
         """How far it has come, in plain types."""
-        done = [str(self.entries[index]) for index in sorted(self._done)]
+        done = {key: title for index, (key, title) in enumerate(self.titles.items()) if index in self._done}
         return {"done": done, "since": self._since, "value": self._value}
 
     def remember(self, state: SavedState) -> None:
         """Take over what `state` gave; entries that have changed since have not been done."""
-        done = list(state["done"])
-        self._done = set()
-        for index, entry in enumerate(self.entries):
-            if str(entry) in done:
-                done.remove(str(entry))
-                self._done.add(index)
+        done = match_done(state["done"], list(self.titles)).values()
+        self._done = {index for index, key in enumerate(self.titles) if key in done}
         self._since, self._value = state["since"], state["value"]
 
     @property
@@ -98,6 +97,15 @@ class RankPlan:
 
     def _condition(self, index: int) -> LossOrWait | None:
         return self.entries[index].condition
+
+
+def _key(entry: RankEntry) -> str:
+    what: list[object] = [sorted(entry.rank_pattern)]
+    if entry.condition is None:
+        what += [entry.step, entry.epoch]
+    return entry_key(
+        ", ".join(f"{layer}: {rank}" for layer, rank in entry.rank_pattern), what, entry.condition
+    )
 
 
 def resolved_ranks(

@@ -9,6 +9,7 @@ from collections.abc import MutableMapping
 import torch
 from torch import nn
 
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
 from lighter_freezers.lora.ranks import fit_rank
 from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
@@ -30,10 +31,10 @@ def install_rank_restore(model: nn.Module) -> None:
 
     layers: list[PeftModule] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
-        if not getattr(layer, "restores_rank", False):
-            layer.restores_rank = True
-            layer.register_load_state_dict_pre_hook(_fit_ranks)
-            layer.register_state_dict_post_hook(_save_mark)
+        if not isinstance(getattr(layer, "rank_restore", None), ModuleHook):  # a pickled layer may lack it
+            layer.rank_restore = FIT_RANKS
+            layer.register_load_state_dict_pre_hook(layer.rank_restore)
+            layer.register_state_dict_post_hook(SAVE_MARK)
 
 
 def _fit_ranks(
@@ -68,3 +69,7 @@ def _save_mark(
     """Say in a checkpoint that something was merged into the base weight."""
     if getattr(layer, _MARK, False):
         state_dict[prefix + _MARK] = torch.tensor(True)
+
+
+FIT_RANKS = ModuleHook(_fit_ranks, constant="FIT_RANKS")
+SAVE_MARK = ModuleHook(_save_mark, constant="SAVE_MARK")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
 from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.lora.sites import LoraFactors, LoraSite
 
@@ -35,7 +36,8 @@ class BottleneckStatistics:
     def install(self) -> None:
         """Listen from now on."""
         for name, factors in self._factors.items():
-            self._handles.append(factors.layer.register_forward_hook(self._listener(name, factors)))
+            hook = ModuleHook(self._listener(name, factors))
+            self._handles.append(factors.layer.register_forward_hook(hook))
 
     def remove(self) -> None:
         """Listen no more."""

@@ -156,10 +156,12 @@ def test_what_fails_stops_the_run_or_is_skipped(
         with pytest.raises(RuntimeError, match=r"operations\[0\] \(set_lr 0.1\) failed at step 1: .* rate 0"):
             fitted.fit(module, batches(), batches())
         assert fitted.global_step == 1
-        assert states.seen[-1]["acts"]["LayerOperations#1"]["queue"]["records"] == []
+        (action,) = states.seen[-1]["actions"].values()
+        assert action["records"] == []
     else:
         fitted.fit(module, batches(), batches())
-        records = states.seen[-1]["acts"]["LayerOperations#1"]["queue"]["records"]
+        (action,) = states.seen[-1]["actions"].values()
+        records = action["records"]
         assert [record["status"] for record in records] == ["skipped", "done"]
         assert len(lines(log)) == 2
         assert "FAILED and skipped: a parameter group has the learning rate 0" in lines(log)[0]

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.frozen_prefix import Surroundings
 from lighter_freezers.engine.effects.gradient_leaves import gradient_leaves
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
 from lighter_freezers.selection.anatomy import Stack
 from lighter_freezers.selection.anatomy.block_modules import block_modules
 
@@ -120,7 +121,7 @@ class _Gate:
     def _close(self) -> None:
         compiled = self._block._compiled_call_impl
         if compiled is None:
-            self._handle = self._block.register_forward_pre_hook(self._look, with_kwargs=True)
+            self._handle = self._block.register_forward_pre_hook(ModuleHook(self._look), with_kwargs=True)
             return
         self._compiled = compiled  # a hook would be compiled into the graph, whose guards ignore hooks
         self._block._compiled_call_impl = self._call_compiled

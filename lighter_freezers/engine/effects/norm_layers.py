@@ -11,6 +11,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
 
 __all__ = ["FrozenNorms", "NormMode", "StillNorm"]
 
@@ -41,7 +42,7 @@ class StillNorm:
         self._was_training = self.norm.training
         if mode == "eval":
             self.norm.eval()
-            self._guard = self.norm.register_forward_pre_hook(_stay_in_eval)
+            self._guard = self.norm.register_forward_pre_hook(STAY_IN_EVAL)
         elif mode == "stats" and isinstance(self.norm, _InstanceNorm):
             self._momentum, self.norm.momentum = self.norm.momentum, 0.0
         elif mode == "stats":
@@ -64,6 +65,9 @@ def _stay_in_eval(norm: nn.Module, _: object) -> None:
     """Undo a `model.train()` called in the meantime."""
     if norm.training:
         norm.eval()
+
+
+STAY_IN_EVAL = ModuleHook(_stay_in_eval, constant="STAY_IN_EVAL")
 
 
 class FrozenNorms:

@@ -54,6 +54,7 @@ class QueuedOperations(Action):
     """
 
     title = "LayerOperations"
+    kind = "operations"
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class QueuedOperations(Action):
         self._average_over = average_over
         self._on_failure = on_failure
         self._queue = OperationQueue(operations)
+        self.entries = self._queue.titles
         self._holds = LayerHolds(self.title, lambda: self.on_intrusion())
         self._model: nn.Module = nn.Module()
         self._curves: RateCurves | None = None
@@ -146,7 +148,7 @@ class QueuedOperations(Action):
         if saved is None:
             self._queue.begin(step)
             return
-        self._queue.remember(saved["queue"])
+        self._queue.remember(saved)
         self._holds.restore(context.model, saved["layers"])
         if self._new_components is not None:
             execution.restore_lora(context.model, self._new_components, saved["new_components"])
@@ -175,7 +177,8 @@ class QueuedOperations(Action):
             status: Literal["done", "skipped"] = "done" if is_done else "skipped"
             self._queue.close(Record(str(operation), step, reason, status, effect.text))
             effects.append(effect)
-            place = f"{len(self._queue.records)} of {len(self._queue.operations)}"
+            num_operations = len(self._queue.operations)
+            place = f"{num_operations - len(self._queue.pending)} of {num_operations}"
             said = f" ({operation.desc})" if operation.desc else ""
             notes.append(f"operation {place}, {operation}: {reason}: {effect.text}{said}")
         self._write_record(context)
@@ -189,7 +192,7 @@ class QueuedOperations(Action):
         """The state for a checkpoint, in plain types."""
         components = self._new_components
         return {
-            "queue": self._queue.state(),
+            **self._queue.state(),
             "layers": self._holds.state(self._model),
             "new_components": {} if components is None else components.state(),
         }

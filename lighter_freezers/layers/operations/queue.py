@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from lighter_freezers.engine.checkpoint_identity import entry_key, match_done, numbered
 from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.layers.operations.parse import Operation
 
@@ -39,18 +40,22 @@ class OperationQueue:
     def __init__(self, operations: Sequence[Operation]) -> None:
         self.operations = tuple(operations)
         self.records: list[Record] = []
+        keys = numbered(entry_key(str(each), [each.name, each.value], each.trigger) for each in operations)
+        self.titles = {key: str(each) for key, each in zip(keys, self.operations, strict=True)}
+        self._left = dict(zip(keys, self.operations, strict=True))
+        self._done: dict[str, str] = {}  # key -> title
         self._since = 0  # the optimizer step of the previous operation, or of the first step
-        self._loss: float | None = None  # the latest value value value value
+        self._loss: float | None = None  # the latest value
 
     @property
     def next(self) -> Operation | None:
         """The next operation; None when all are done."""
-        return self.operations[len(self.records)] if len(self.records) < len(self.operations) else None
+        return next(iter(self._left.values()), None)
 
     @property
     def pending(self) -> tuple[Operation, ...]:
         """The operations that were not reached yet."""
-        return self.operations[len(self.records) :]
+        return tuple(self._left.values())
 
     @property
     def looks_at_loss(self) -> bool:
@@ -78,33 +83,28 @@ class OperationQueue:
 
     def close(self, record: Record) -> None:
         """Record the result of the next operation, and move on."""
-        assert self.next is not None
-        if self.next.reevaluate:
+        key, operation = next(iter(self._left.items()))
+        if operation.reevaluate:
             self._loss = None
+        self._done[key] = str(self._left.pop(key))
         self._since = record.optimizer_step
         self.records.append(record)
 
     def state(self) -> dict[str, object]:
         """The state for a checkpoint, in plain types."""
         return {
+            "done": self._done,
             "records": [asdict(record) for record in self.records],
             "since": self._since,
             "loss": self._loss,
         }
 
     def remember(self, state: SavedState) -> None:
-        """Continue from `state`. Operations that were reached must still be in the list, at the same place.
-
-        Raises:
-            RuntimeError: One of them is not.
-        """
-        records = [Record(**record) for record in state["records"]]
-        for index, record in enumerate(records):
-            there = str(self.operations[index]) if index < len(self.operations) else "nothing"
-            if there != record.operation:
-                raise RuntimeError(
-                    f"The checkpoint was saved after {len(records)} operations. Number {index + 1} of them "
-                    f"was '{record.operation}', and now the list has '{there}' there. Put it back: only what "
-                    f"comes after number {len(records)} may change. Or start without the checkpoint."
-                )
-        self.records, self._since, self._loss = records, state["since"], state["loss"]
+        """Go on where `state` was taken; what was done then is not done again, wherever it stands now."""
+        done = match_done(state["done"], list(self.titles)).values()
+        self._done = {key: self.titles[key] for key in done}
+        self._left = {
+            key: each for key, each in zip(self.titles, self.operations, strict=True) if key not in self._done
+        }
+        self.records = [Record(**record) for record in state["records"]]
+        self._since, self._loss = state["since"], state["loss"]
