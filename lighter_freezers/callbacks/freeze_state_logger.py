@@ -1,6 +1,5 @@
 """The callback that shows what is frozen, in every logger of the Trainer. It freezes nothing."""
 
-import re
 from collections.abc import Iterable
 from typing import cast
 
@@ -20,6 +19,7 @@ from lighter_freezers.reports.loggers import (
     write_metrics,
     write_text,
 )
+from lighter_freezers.reports.state_charts import headline, share_charts, share_metrics
 from lighter_freezers.reports.state_tables import (
     Census,
     ComponentState,
@@ -29,14 +29,6 @@ from lighter_freezers.reports.state_tables import (
 from lighter_freezers.reports.timeline import Timeline, TimelineState, draw_timeline
 
 __all__ = ["FreezeStateLogger"]
-
-_CHARTS = (
-    ("attention", re.compile(r"attn|attention")),
-    ("norms", re.compile(r"(^|[._])ln|norm")),
-    ("mlp", re.compile(r"mlp|ffn|feed_forward")),
-    ("embeddings & head", re.compile(r"wte|wpe|emb|head|classifier")),
-    ("components", re.compile("")),
-)
 
 
 class FreezeStateLogger(Callback):
@@ -131,7 +123,7 @@ class FreezeStateLogger(Callback):
             return
         last_step = moment(trainer).optimizer_step
         if last_step > self._logged_step:
-            write_metrics(trainer.loggers, _metrics(self._census.total, self._census.states), last_step)
+            write_metrics(trainer.loggers, share_metrics(self._census.total, self._census.states), last_step)
         self._draw(trainer)
         self._census = None
         for folder in tensorboard_folders(trainer.loggers):
@@ -152,8 +144,8 @@ class FreezeStateLogger(Callback):
         if self._timeline.components != components:
             self._timeline = Timeline(components)
         if self.log_layout:
-            write_layout(trainer.loggers, "freeze", _charts(components))
-        write_metrics(trainer.loggers, _metrics(census.total, census.states), transition.optimizer_step)
+            write_layout(trainer.loggers, "freeze", share_charts(components))
+        write_metrics(trainer.loggers, share_metrics(census.total, census.states), transition.optimizer_step)
         self._show(trainer, census, census.states, transition)
 
     def _change(
@@ -172,9 +164,9 @@ class FreezeStateLogger(Callback):
             return
         step = transition.optimizer_step
         if step - 1 > self._logged_step:  # so that the curve is a step, not a slope
-            write_metrics(trainer.loggers, _metrics(total, [old for old, _ in changes]), step - 1)
+            write_metrics(trainer.loggers, share_metrics(total, [old for old, _ in changes]), step - 1)
         changed = [new for _, new in changes]
-        write_metrics(trainer.loggers, _metrics(census.total, changed), step)
+        write_metrics(trainer.loggers, share_metrics(census.total, changed), step)
         self._show(trainer, census, changed, transition)
 
     def _show(
@@ -184,14 +176,14 @@ class FreezeStateLogger(Callback):
         self._logged_step = transition.optimizer_step
         self._timeline.record(transition.optimizer_step, {state.name: state.state for state in changed})
         self._timeline.ranks.record(transition.optimizer_step, transition.ranks)
-        headline = _headline(census.total, transition)
-        text = f"`{headline}`\n\n{state_table_markdown(census.rows)}"  # or asterisks are emphasis
+        summary = headline(census.total, transition)
+        text = f"`{summary}`\n\n{state_table_markdown(census.rows)}"  # or asterisks are emphasis
         write_text(trainer.loggers, "freeze/state", text, transition.optimizer_step)
         if self.show_table:
             from rich.console import Console
 
             console = Console()
-            console.print(headline, markup=False, highlight=False)
+            console.print(summary, markup=False, highlight=False)
             console.print(state_table_rich(census.rows))
 
     def _draw(self, trainer: TrainerLike) -> None:
@@ -201,21 +193,3 @@ class FreezeStateLogger(Callback):
             return
         write_image(trainer.loggers, "freeze/timeline", draw_timeline(self._timeline, step), step)
         self._drawn_step = step
-
-
-def _metrics(total: ComponentState, components: Iterable[ComponentState]) -> dict[str, float]:
-    totals = {"freeze/trainable_parameters": total.num_trainable, "freeze/frozen_share": total.frozen_share}
-    return totals | {f"freeze/components/{state.name}": state.trainable_share for state in components}
-
-
-def _charts(components: Iterable[str]) -> dict[str, list[str]]:
-    charts: dict[str, list[str]] = {title: [] for title, _ in _CHARTS}
-    for name in components:
-        title = next(title for title, pattern in _CHARTS if pattern.search(name))
-        charts[title].append(f"freeze/components/{name}")
-    return {"frozen share": ["freeze/frozen_share"]} | {title: keys for title, keys in charts.items() if keys}
-
-
-def _headline(total: ComponentState, transition: Transition) -> str:
-    held_by = f", held by {', '.join(transition.holders)}" if transition.holders else ""
-    return f"Optimizer step {transition.optimizer_step}: {total.frozen_share:.1%} frozen{held_by}"

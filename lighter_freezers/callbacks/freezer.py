@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from lighter_freezers import arguments
-from lighter_freezers._log import log
-from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.effects.norm_layers import NormMode
 from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.rule_arguments import parse_learning_rate, parse_schedule, rule_title
 from lighter_freezers.engine.rules import FreezeRule
-from lighter_freezers.engine.triggers import MetricTrigger, Schedule, parse_metric_trigger
-from lighter_freezers.selection.name_summary import first_few
+from lighter_freezers.engine.triggers import parse_metric_trigger
 from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = ["Freezer"]
@@ -137,14 +135,14 @@ class Freezer(EngineCallback):
             except_name_starts_with=except_name_starts_with,
             except_patterns=except_patterns,
         )
-        schedule = _schedule(from_step, from_epoch, until_step, until_epoch, windows)
+        schedule = parse_schedule(from_step, from_epoch, until_step, until_epoch, windows)
         trigger = None if until_metric is None else parse_metric_trigger("until_metric", until_metric)
         self._rule = FreezeRule(
-            title=_title(selector, schedule, trigger),
+            title=rule_title(selector, schedule, trigger),
             selector=selector,
             schedule=schedule,
             trigger=trigger,
-            learning_rate=_learning_rate(unfreeze_lr, unfreeze_lr_factor, warmup_steps),
+            learning_rate=parse_learning_rate(unfreeze_lr, unfreeze_lr_factor, warmup_steps),
             frozen_norms=arguments.choice("frozen_norms", frozen_norms, ("eval", "stats", "train")),
             optimizer_state=arguments.choice("optimizer_state", optimizer_state, ("keep", "reset", "free")),
             optimizer_params=arguments.choice("optimizer_params", optimizer_params, ("auto", "error")),
@@ -161,55 +159,3 @@ class Freezer(EngineCallback):
 
     def __repr__(self) -> str:
         return self._rule.title
-
-
-def _schedule(
-    from_step: int | None,
-    from_epoch: int | None,
-    until_step: int | None,
-    until_epoch: int | None,
-    windows: Sequence[Sequence[int]] | None,
-) -> Schedule:
-    bounds = {
-        "from_step": from_step,
-        "from_epoch": from_epoch,
-        "until_step": until_step,
-        "until_epoch": until_epoch,
-    }
-    given = [name for name, value in bounds.items() if arguments.count(name, value) is not None]
-    if windows is not None and given:
-        raise ValueError(f"windows says when to hold; {', '.join(given)} would too. Give one or the other.")
-    for begin, end in (("from_step", "until_step"), ("from_epoch", "until_epoch")):
-        first, last = bounds[begin], bounds[end]
-        if first is not None and last is not None and first >= last:
-            raise ValueError(f"{begin}={first} is not before {end}={last}, so this Freezer would never hold.")
-    if 0 in (until_step, until_epoch):
-        log.warning("a Freezer until step or epoch 0 never holds anything: both are counted from 0")
-    return Schedule(
-        from_step, from_epoch, until_step, until_epoch, arguments.step_windows("windows", windows)
-    )
-
-
-def _learning_rate(
-    unfreeze_lr: float | None, unfreeze_lr_factor: float | None, warmup_steps: int
-) -> LearningRateRequest | None:
-    ramp = arguments.count("warmup_steps", warmup_steps) or 0
-    if unfreeze_lr is not None and unfreeze_lr_factor is not None:
-        raise ValueError(
-            "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
-        )
-    if unfreeze_lr is not None:
-        return LearningRateRequest(absolute=arguments.positive("unfreeze_lr", unfreeze_lr), warmup_steps=ramp)
-    if unfreeze_lr_factor is not None:
-        return LearningRateRequest(
-            factor=arguments.positive("unfreeze_lr_factor", unfreeze_lr_factor), warmup_steps=ramp
-        )
-    return LearningRateRequest(warmup_steps=ramp) if ramp else None
-
-
-def _title(selector: ParameterSelector, schedule: Schedule, trigger: MetricTrigger | None) -> str:
-    wanted = [*selector.names, *selector.prefixes, *selector.patterns]
-    # quoted: lighter's log would read an unquoted word after the bracket as a colour
-    what = first_few([repr(text) for text in wanted])
-    until = f"until {trigger}" if trigger else ""
-    return f"Freezer[{' '.join(part for part in (what, str(schedule), until) if part)}]"
