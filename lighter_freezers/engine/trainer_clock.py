@@ -1,11 +1,13 @@
 """The only room that reads a Trainer's counters and metrics."""
 
+import math
+
 import torch
 
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.triggers import Moment
 
-__all__ = ["metrics", "moment", "reduced", "validation_was_due", "window_length"]
+__all__ = ["last_moment", "metrics", "moment", "reduced", "validation_was_due", "window_length"]
 
 
 def moment(trainer: TrainerLike) -> Moment:
@@ -26,6 +28,15 @@ def validation_was_due(trainer: TrainerLike, batch_idx: int) -> bool:
         return trainer.val_check_batch is not None and batch_idx % trainer.val_check_batch == 0
     epochs = trainer.check_val_every_n_epoch
     return epochs is not None and trainer.current_epoch > 0 and trainer.current_epoch % epochs == 0
+
+
+def last_moment(trainer: TrainerLike) -> Moment | None:
+    """The last step of the run and its epoch; None where the end of the run is unknown."""
+    num_steps, num_batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    if math.isinf(num_steps):
+        return None
+    steps_per_epoch = math.inf if math.isinf(num_batches) else math.ceil(num_batches / window_length(trainer))
+    return Moment(int(num_steps) - 1, int((num_steps - 1) // steps_per_epoch))
 
 
 def metrics(trainer: TrainerLike) -> dict[str, torch.Tensor]:
