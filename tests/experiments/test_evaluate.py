@@ -1,5 +1,6 @@
 """Evaluations by one call: what they return and write, and that it is what a test of the module logs."""
 
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -81,6 +82,17 @@ def test_a_call_gives_what_a_test_of_the_module_logs(task: str, model: str, tmp_
     assert settings in (None, {**FEW, "temperature": 0.0, "top_p": None, "top_k": None, "seed": 0})
     renamed = {NAMES.get(name, {"meteor": "meteor_nltk"}.get(name, name)): v for name, v in fields.items()}
     assert {f"test/{name}": value for name, value in renamed.items()} == pytest.approx(logged, rel=1e-4)
+
+
+@pytest.mark.parametrize("task", FUNCTIONS)
+def test_each_shows_the_arguments_of_all(task: str) -> None:
+    """In `help` and editors, with what it returns itself."""
+    shown, general = inspect.signature(FUNCTIONS[task]), inspect.signature(evaluate.evaluate)
+    returned = EvaluationResult if task in ("e2e_nlg", "samsum") else dict[str, float | int]
+
+    assert list(shown.parameters.values()) == list(general.parameters.values())[1:]
+    assert next(iter(shown.parameters)) == "model_path"
+    assert shown.return_annotation == returned
 
 
 def test_a_model_in_memory_needs_its_tokenizer(model: str, tmp_path: Path) -> None:
