@@ -5,7 +5,8 @@ Subclasses define the text and its targets, a `Task`.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic
 
@@ -33,10 +34,63 @@ from lighter_freezers.experiments.training.batch_loader import (
     TrainingLoader,
 )
 
-__all__ = ["BatchData", "TextBatchData", "at_least", "path_or_none", "row_files"]
+__all__ = [
+    "BatchData",
+    "BatchOptions",
+    "TextBatchData",
+    "at_least",
+    "batch_options",
+    "path_or_none",
+    "row_files",
+]
 
 STANDARD_LIBRARY = "standard_library"
 SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """The checked options that all data modules share; see `TextDataModule` for their meaning."""
+
+    tokenizer: Path | None
+    vocab_size: int
+    block_size: int
+    batch_size: int
+    limits: Mapping[str, int | None]  # of each split
+    seed: int
+    cache_dir: Path | None
+    num_workers: int
+
+
+def batch_options(
+    tokenizer: object,
+    vocab_size: object,
+    block_size: object,
+    batch_size: object,
+    limits: Sequence[object],
+    seed: object,
+    cache_dir: object,
+    num_workers: object,
+) -> BatchOptions:
+    """Check options from YAML; the limits are those of train, val and test.
+
+    Raises:
+        TypeError: One has the wrong type, such as a number in quotes.
+        ValueError: One is out of range.
+    """
+    return BatchOptions(
+        path_or_none("tokenizer", tokenizer),
+        at_least("vocab_size", vocab_size, MIN_VOCAB_SIZE),
+        at_least("block_size", block_size, 1),
+        at_least("batch_size", batch_size, 1),
+        {
+            split: None if limit is None else at_least(f"num_{split}_sequences", limit, 1)
+            for split, limit in zip(SPLITS, limits, strict=True)
+        },
+        at_least("seed", seed, 0),
+        path_or_none("cache_dir", cache_dir),
+        at_least("num_workers", num_workers, 0),
+    )
 
 
 class BatchData(ABC, Generic[AnyTokenizer]):
@@ -45,32 +99,10 @@ class BatchData(ABC, Generic[AnyTokenizer]):
     trainer: OfLightning
     more_sequences: ClassVar[str] = "raise num_{split}_sequences, lower block_size, or give more text"
 
-    def __init__(
-        self,
-        *,
-        files: RowFiles | None,
-        tokenizer: str | os.PathLike[str] | None,
-        vocab_size: int,
-        block_size: int,
-        batch_size: int,
-        limits: Sequence[int | None],
-        seed: int,
-        cache_dir: str | os.PathLike[str] | None,
-        num_workers: int,
-    ) -> None:
+    def __init__(self, files: RowFiles | None, options: BatchOptions) -> None:
         super().__init__()
         self._files = files
-        self._tokenizer_source = path_or_none("tokenizer", tokenizer)
-        self._cache_dir = path_or_none("cache_dir", cache_dir)
-        self._max_vocab_size = at_least("vocab_size", vocab_size, MIN_VOCAB_SIZE)
-        self._block_size = at_least("block_size", block_size, 1)
-        self._batch_size = at_least("batch_size", batch_size, 1)
-        self._seed = at_least("seed", seed, 0)
-        self._num_workers = at_least("num_workers", num_workers, 0)
-        self._limits = {
-            split: None if limit is None else at_least(f"num_{split}_sequences", limit, 1)
-            for split, limit in zip(SPLITS, limits, strict=True)
-        }
+        self._options = options
         self._tokenizer: AnyTokenizer | None = None
         self._sequences: dict[str, Sequences] = {}
 
@@ -122,25 +154,26 @@ class BatchData(ABC, Generic[AnyTokenizer]):
             self._log(f"Text: {task.describe()}; {self._tokenizer.vocab_size} tokens.")
         for split in missing:
             self._sequences[split] = task.sequences(
-                split, self._tokenizer, self._block_size, self._limits[split]
+                split, self._tokenizer, self._options.block_size, self._options.limits[split]
             )
             self._log(f"Text, {split}: {self._sequences[split].describe()}.")
 
     def train_dataloader(self) -> TrainingLoader | EvaluationLoader:
         """Batches in a random order for each epoch; the same batches repeatedly to overfit."""
         sequences, share = self._sequences["train"], self._share()
-        num_needed = self._batch_size * share.num_ranks
+        batch_size = self._options.batch_size
+        num_needed = batch_size * share.num_ranks
         if len(sequences) < num_needed:
             raise ValueError(
-                f"A batch needs {num_needed} sequences (batch_size={self._batch_size} on {share.num_ranks} "
+                f"A batch needs {num_needed} sequences ({batch_size=} on {share.num_ranks} "
                 f"processes), but there are {len(sequences)} to train on. Lower batch_size, "
                 f"{self.more_sequences.format(split='train')}."
             )
         is_overfitting = self.trainer is not None and bool(self.trainer.overfit_batches)
-        order = EpochOrder(len(sequences), None if is_overfitting else self._seed)
-        batches = Batches(order, self._batch_size, share, drop_last=True)
+        order = EpochOrder(len(sequences), None if is_overfitting else self._options.seed)
+        batches = Batches(order, batch_size, share, drop_last=True)
         loader = EvaluationLoader if is_overfitting else TrainingLoader
-        return loader(sequences, batches, self._num_workers)
+        return loader(sequences, batches, self._options.num_workers)
 
     def val_dataloader(self) -> EvaluationLoader:
         """Batches in the order of the text."""
@@ -167,8 +200,8 @@ class BatchData(ABC, Generic[AnyTokenizer]):
                 f"Text, {split}: the last {num_left_out} of {len(sequences)} sequences are left out, so that "
                 f"{share.num_ranks} processes have equally many."
             )
-        batches = Batches(EpochOrder(len(sequences), None), self._batch_size, share, drop_last=False)
-        return EvaluationLoader(sequences, batches, self._num_workers)
+        batches = Batches(EpochOrder(len(sequences), None), self._options.batch_size, share, drop_last=False)
+        return EvaluationLoader(sequences, batches, self._options.num_workers)
 
     def _splits(self) -> Sequence[str]:
         """The existing splits; the user's own rows may have no test."""
@@ -189,10 +222,10 @@ class TextBatchData(BatchData[TextTokenizer]):
 
     def _load_tokenizer(self, task: Task[TextTokenizer]) -> TextTokenizer:
         """Load the tokenizer of a file, or that for the text or for the standard library."""
-        if self._tokenizer_source is not None and str(self._tokenizer_source) != STANDARD_LIBRARY:
-            return tokenizer_of_file(self._tokenizer_source)
-        corpus = task.corpus if self._tokenizer_source is None else standard_library()
-        return cached_tokenizer(corpus, self._max_vocab_size, self._cache_dir)
+        if self._options.tokenizer is not None and str(self._options.tokenizer) != STANDARD_LIBRARY:
+            return tokenizer_of_file(self._options.tokenizer)
+        corpus = task.corpus if self._options.tokenizer is None else standard_library()
+        return cached_tokenizer(corpus, self._options.vocab_size, self._options.cache_dir)
 
 
 def row_files(train_file: object, val_file: object, test_file: object) -> RowFiles | None:

@@ -24,6 +24,7 @@ from lighter_freezers.experiments.training.batch_data import (
     STANDARD_LIBRARY,
     BatchData,
     at_least,
+    batch_options,
     path_or_none,
 )
 
@@ -63,17 +64,13 @@ class GenerationData(BatchData[PromptTokenizer]):
         if max_new_tokens is not None:
             self._max_new_tokens = at_least("max_new_tokens", max_new_tokens, 1)
         is_path = tokenizer is None or isinstance(tokenizer, (str, os.PathLike))
-        super().__init__(
-            files=None,
-            tokenizer=tokenizer if is_path else None,
-            vocab_size=vocab_size,
-            block_size=_length(max_length, self._max_new_tokens),
-            batch_size=batch_size,
-            limits=(num_train_sequences, num_val_sequences, num_test_sequences),
-            seed=seed,
-            cache_dir=cache_dir,
-            num_workers=num_workers,
+        limits = num_train_sequences, num_val_sequences, num_test_sequences
+        block_size = _length(max_length, self._max_new_tokens)
+        path = tokenizer if is_path else None
+        options = batch_options(
+            path, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
         )
+        super().__init__(None, options)
         self._given_tokenizer = None if is_path else prompt_tokenizer(tokenizer)
         self._drops_bad = choice("bad_rows", bad_rows, BAD_ROWS) == "drop"
         self._own_files = tuple(
@@ -112,7 +109,7 @@ class GenerationData(BatchData[PromptTokenizer]):
 
     def _files_of_splits(self) -> SplitFiles:
         if self._source is not None:
-            return split_files(self._generation_task, self._source, self._cache_dir)
+            return split_files(self._generation_task, self._source, self._options.cache_dir)
         train, val, test = (() if file is None else (file,) for file in self._own_files)
         names = ", ".join(str(file) for file in self._own_files if file is not None)
         return SplitFiles(train, val, test, names)
@@ -126,11 +123,11 @@ class GenerationData(BatchData[PromptTokenizer]):
             return prompt_tokenizer(asked)
         is_library = asked == STANDARD_LIBRARY or self._source == STANDARD_LIBRARY
         corpus = standard_library() if is_library else task.corpus
-        return own_tokenizer(cached_tokenizer(corpus, self._max_vocab_size, self._cache_dir))
+        return own_tokenizer(cached_tokenizer(corpus, self._options.vocab_size, self._options.cache_dir))
 
     @property
     def _asked_tokenizer(self) -> str | None:
-        return None if self._tokenizer_source is None else str(self._tokenizer_source)
+        return None if self._options.tokenizer is None else str(self._options.tokenizer)
 
     def _splits(self) -> Sequence[str]:
         """The splits that have rows."""

@@ -10,7 +10,7 @@ from lighter_freezers.experiments.tasks.code_labels import CLASS_NAMES
 from lighter_freezers.experiments.tasks.sequence_scores import DocumentationTask, ScoredTextsTask, cls_token
 from lighter_freezers.experiments.tasks.task import Task
 from lighter_freezers.experiments.tasks.token_classes import CodeClassesTask, LabelledWordsTask
-from lighter_freezers.experiments.training.batch_data import TextBatchData, at_least, row_files
+from lighter_freezers.experiments.training.batch_data import TextBatchData, at_least, batch_options, row_files
 
 __all__ = ["SequenceScoreData", "TokenLabelData"]
 
@@ -38,17 +38,11 @@ class TokenLabelData(TextBatchData):
         cache_dir: str | os.PathLike[str] | None = None,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(
-            files=row_files(train_file, val_file, test_file),
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            block_size=block_size,
-            batch_size=batch_size,
-            limits=(num_train_sequences, num_val_sequences, num_test_sequences),
-            seed=seed,
-            cache_dir=cache_dir,
-            num_workers=num_workers,
+        limits = num_train_sequences, num_val_sequences, num_test_sequences
+        options = batch_options(
+            tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
         )
+        super().__init__(row_files(train_file, val_file, test_file), options)
         self._given_names = _names(class_names)
         if self._given_names is not None and self._files is None:
             raise ValueError(
@@ -77,7 +71,7 @@ class TokenLabelData(TextBatchData):
 
     def _task(self) -> Task[TextTokenizer]:
         if self._files is None:
-            return CodeClassesTask(standard_library(), self._cache_dir)
+            return CodeClassesTask(standard_library(), self._options.cache_dir)
         task = LabelledWordsTask(self._files, self._given_names)
         self._class_names = task.class_names
         return task
@@ -106,17 +100,12 @@ class SequenceScoreData(TextBatchData):
         cache_dir: str | os.PathLike[str] | None = None,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(
-            files=row_files(train_file, val_file, test_file),
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            block_size=at_least("block_size", block_size, 2),  # [CLS] and one token
-            batch_size=batch_size,
-            limits=(num_train_sequences, num_val_sequences, num_test_sequences),
-            seed=seed,
-            cache_dir=cache_dir,
-            num_workers=num_workers,
+        limits = num_train_sequences, num_val_sequences, num_test_sequences
+        block_size = at_least("block_size", block_size, 2)  # [CLS] and one token
+        options = batch_options(
+            tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
         )
+        super().__init__(row_files(train_file, val_file, test_file), options)
         self._given_cls_token_id = count("cls_token_id", cls_token_id)
 
     @property
@@ -137,7 +126,7 @@ class SequenceScoreData(TextBatchData):
 
     def _task(self) -> Task[TextTokenizer]:
         if self._files is None:
-            return DocumentationTask(standard_library(), self._cache_dir, self._given_cls_token_id)
+            return DocumentationTask(standard_library(), self._options.cache_dir, self._given_cls_token_id)
         return ScoredTextsTask(self._files, self._given_cls_token_id)
 
 
