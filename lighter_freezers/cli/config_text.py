@@ -70,7 +70,7 @@ def indented(text: str, column: int) -> str:
     return "".join(" " * column + line + "\n" if line.strip() else "\n" for line in text.splitlines())
 
 
-def _child(node: yaml.Node | None, key: str) -> Any:
+def _child(node: yaml.Node | None, key: str) -> Any:  # a node of any kind
     """The value of a key; None where there is none."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     return next((value for name, value in pairs if name.value == key), None)

@@ -67,7 +67,7 @@ def read_source(path: Path) -> Source:
     return Source(text, kind, model, None if steps else epochs, steps, _has_freezers(keys))
 
 
-def _length(config: Any, name: str) -> int | None:
+def _length(config: Any, name: str) -> int | None:  # sparkwheel has no types
     """The length of the run; None where the config has no number above 0."""
     value = config.resolve(f"trainer::{name}") if config.get(f"trainer::{name}") is not None else None
     return value if isinstance(value, int) and value > 0 else None

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -16,7 +15,7 @@ from lighter_freezers.selection.select import ParameterSelector
 __all__ = ["STRATEGIES", "Options", "callbacks_of"]
 
 GRADUAL = "lighter_freezers.GradualUnfreezing"
-Callbacks = list[dict[str, Any]]
+Callbacks = list[dict[str, object]]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class SchedulerLike(Protocol):
     def state_dict(self) -> dict[str, object]:
         """As torch types it."""
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # torch has it so
         """As torch types it."""
 
 
@@ -208,7 +208,8 @@ class TrainerLike(Protocol):
         """Where the limits of a run may be changed."""
 
 
+# Any, for a list of one namespace's callbacks is no list of the other's.
 def callbacks_of(trainer: TrainerLike) -> list[Any]:
-    """The Trainer's own list. Any, because a list of one namespace's callbacks is no list of the other's."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    """The Trainer's own list."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined] # not declared there
     return callbacks

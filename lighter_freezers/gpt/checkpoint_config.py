@@ -46,6 +46,7 @@ def config_of_model_args(model_args: Mapping[str, object]) -> dict[str, int | bo
     }
 
 
+# Any: a value is only compared with those that this GPT can have.
 def config_of_transformers(config: Mapping[str, Any], source: str) -> dict[str, int | bool]:
     """The values of a GPT-2's `config.json` under `GPTConfig`'s names.
 

@@ -105,7 +105,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickled(path: Path) -> object:
     """Load what torch.save wrote, if it is tensors and plain values only."""
     is_archive = zipfile.is_zipfile(path)  # torch's own format; only what is used of it is read from disk
     try:
@@ -177,7 +177,7 @@ def _config_in(folder: Path) -> dict[str, int | bool]:
     return config_of_transformers(_read_json(file), str(file)) if file.is_file() else {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:  # as Hugging Face writes it
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

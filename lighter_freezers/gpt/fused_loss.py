@@ -74,7 +74,12 @@ def fused_cross_entropy(
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, num_rows: int
+        ctx: Any,  # torch declares nothing of what a function may keep in it
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        ignore_index: int,
+        num_rows: int,
     ) -> Tensor:
         dtype = _compute_dtype(hidden, weight)
         wide = torch.promote_types(dtype, torch.float32)
@@ -101,7 +106,10 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(
+        ctx: Any,  # as in `forward`
+        loss_grad: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError(
                 "The backward pass of this loss was run before, and its gradients are freed. To run it "

@@ -94,7 +94,7 @@ def _put_lora(
     say(f"LoRA in {len(anatomy.blocks) - num_frozen} layers: {num_factors:,} parameters train.")
 
 
-def _pattern(owners: Iterable[str], excluded: Any) -> str | None:
+def _pattern(owners: Iterable[str], excluded: Any) -> str | None:  # PEFT checks it
     """One regular expression for our modules and those in PEFT's `exclude_modules`."""
     if excluded is not None and not isinstance(excluded, str):
         excluded = "|".join(rf"(?:.*\.)?{re.escape(name)}" for name in excluded)

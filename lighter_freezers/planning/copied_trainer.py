@@ -26,7 +26,11 @@ _OWN = str(Path(__file__).parents[1])
 
 
 def rehearse(
-    trainer: TrainerLike, model: nn.Module, datamodule: Any, train_dataloaders: object, num_timed: int
+    trainer: TrainerLike,
+    model: nn.Module,
+    datamodule: Any,  # of either namespace, or None
+    train_dataloaders: object,
+    num_timed: int,
 ) -> Rehearsal:
     """Rehearse the run of a Trainer once, on a copy of the model.
 

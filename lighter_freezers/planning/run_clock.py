@@ -54,7 +54,7 @@ def run_length(trainer: TrainerLike, num_batches: float, loader: object) -> RunL
     return RunLength(per_epoch, int(trainer.accumulate_grad_batches), int(trainer.max_steps), max_epochs)
 
 
-def _share(loader: Any, world_size: int, limit: float) -> float:
+def _share(loader: Any, world_size: int, limit: float) -> float:  # a loader of any kind
     """Batches of one of several processes: a distributed sampler divides them, and repeats some."""
     try:
         share = float(math.ceil(len(loader) / world_size))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,12 +65,12 @@ def write_png(path: str | Path, image: "Image") -> None:
     write_whole(path, drawn.getvalue())
 
 
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+def write_json(path: str | Path, content: Mapping[str, object]) -> None:
     """Write values as JSON; see `plain` for what becomes of those JSON does not know."""
     write_whole(path, json_text(content))
 
 
-def json_text(content: Mapping[str, Any]) -> str:
+def json_text(content: Mapping[str, object]) -> str:
     """Values as strict JSON, with a line end."""
     return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -80,7 +80,7 @@ def unused_path(path: Path) -> Path:
     return next(candidate for candidate in _numbered(path) if not candidate.exists())
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """A value for JSON: NaN and infinity become null, paths and other objects their text."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}

@@ -7,7 +7,7 @@ it.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from lighter_freezers.selection.anatomy.block_modules import block_modules
 
 __all__ = ["GradientBoundary"]
 
-_Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+_Call: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 
 _NOT_REENTRANT = "Turn it on with use_reentrant=False: {'use_reentrant': False}."
 
@@ -87,7 +87,7 @@ class _Gate:
         self._around = around
         self._parameters = [around.parameters[name] for name in stack.blocks[0]]
         self._handle: RemovableHandle | None = None
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: Callable[..., object] | None = None
         self._is_held = self._was_cut = self._cuts_blindly = False
 
     def follow(self, refused: set[int]) -> None:
@@ -126,12 +126,14 @@ class _Gate:
         self._compiled = compiled  # a hook would be compiled into the graph, whose guards ignore hooks
         self._block._compiled_call_impl = self._call_compiled
 
-    def _call_compiled(self, *arguments: Any, **keywords: Any) -> Any:
+    def _call_compiled(self, *arguments: object, **keywords: object) -> object:
         assert self._compiled is not None
         cut, named = self._look(self._block, arguments, keywords) or (arguments, keywords)
         return self._compiled(*cut, **named)
 
-    def _look(self, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> _Call | None:
+    def _look(
+        self, block: nn.Module, arguments: tuple[object, ...], keywords: dict[str, object]
+    ) -> _Call | None:
         """Detach the hidden states from what is below, if nothing there learns through them."""
         key = next((key for key, value in keywords.items() if isinstance(value, Tensor)), None)
         hidden = arguments[0] if arguments else keywords.get(key or "")

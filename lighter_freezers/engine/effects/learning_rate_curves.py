@@ -7,7 +7,6 @@ a checkpoint of optimizer and scheduler contains everything.
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -137,11 +136,11 @@ def _scale_scheduler(scheduler: SchedulerLike, optimizer: Optimizer, factors: Se
             setattr(scheduler, key, floor * min(factors))
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: float | torch.Tensor) -> float | torch.Tensor:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _put(group: ParameterGroup, key: str, value: Any) -> None:
+def _put(group: ParameterGroup, key: str, value: float | torch.Tensor) -> None:
     """Write a rate; a tensor is updated in place, as compiled optimizers need it."""
     if isinstance(group[key], torch.Tensor):
         group[key].copy_(torch.as_tensor(value))

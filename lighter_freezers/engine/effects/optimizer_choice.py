@@ -1,8 +1,7 @@
 """Which optimizer takes a thawing parameter that none knows: that of its neighbours, if it accepts it."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -113,7 +112,7 @@ def _members(optimizer: Optimizer, names: Mapping[int, str]) -> list[str]:
 
 
 def _shown(members: Sequence[str]) -> str:
-    named: Iterable[Any] = [member for member in members if member]
+    named = [member for member in members if member]
     first = next(iter(named), "no parameter of the model")
     return first + (f" and {len(members) - 1} more" if len(members) > 1 else "")
 

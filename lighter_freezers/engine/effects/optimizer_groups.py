@@ -5,7 +5,6 @@ run finds the groups that its checkpoint was saved with.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch.nn import Parameter
@@ -178,7 +177,7 @@ def _add_group(
         _extend(scheduler, optimizer, home_index)
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: object) -> object:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 

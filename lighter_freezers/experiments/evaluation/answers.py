@@ -174,7 +174,7 @@ def until_end(tokens: Tensor, eos_token_id: int) -> list[list[int]]:
     return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in rows]
 
 
-def _generation_config(settings: GenerationSettings, eos_token_id: int) -> Any:
+def _generation_config(settings: GenerationSettings, eos_token_id: int) -> object:
     """A config with every relevant value, since missing ones would come from the model's own config."""
     import transformers
 
@@ -187,7 +187,7 @@ def _generation_config(settings: GenerationSettings, eos_token_id: int) -> Any:
             "top_k": settings.top_k or 0,
         }
     )
-    config_class: Any = transformers.GenerationConfig
+    config_class: Any = transformers.GenerationConfig  # its arguments have no types
     return config_class(
         max_new_tokens=settings.max_new_tokens,
         do_sample=not settings.is_greedy,

@@ -70,7 +70,7 @@ class TextLikelihood(Figures):
     num_tokens: Tensor
     num_bytes: Tensor
 
-    def __init__(self, ignore_index: int, **options: Any) -> None:
+    def __init__(self, ignore_index: int, **options: Any) -> None:  # those of every torchmetrics Metric
         super().__init__(**options)
         self.ignore_index = ignore_index
         self.add_state("nats", torch.tensor(0.0), dist_reduce_fx="sum")
@@ -113,7 +113,7 @@ class ScoreFigures(Figures):
     # count, means of score and target, their squared deviations and product of deviations, squared errors
     moments: Tensor
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:  # those of every torchmetrics Metric
         super().__init__(**options)
         self.add_state("moments", torch.zeros(7), dist_reduce_fx=_merged)
 
@@ -184,7 +184,7 @@ class TokenFigures(Figures):
         num_classes: int,
         ignore_index: int,
         class_weights: str | Sequence[float] | None = None,
-        **options: Any,
+        **options: Any,  # those of every torchmetrics Metric
     ) -> None:
         super().__init__(**options)
         self.num_classes = num_classes

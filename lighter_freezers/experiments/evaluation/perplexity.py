@@ -24,7 +24,7 @@ class AnswerLikelihood(Metric):
     nats: Tensor
     num_tokens: Tensor
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:  # those of every torchmetrics Metric
         super().__init__(**options)
         self.add_state("nats", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("num_tokens", torch.tensor(0), dist_reduce_fx="sum")

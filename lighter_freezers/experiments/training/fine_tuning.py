@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -67,7 +67,7 @@ class FineTuning:
                 "Give the Trainer max_steps or max_epochs, or set lr_schedule: constant."
             )
         matrices, vectors = [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [
+        groups: list[dict[str, object]] = [
             {"params": matrices, "weight_decay": self.weight_decay, "name": "matrices"},
             {"params": vectors, "weight_decay": 0.0, "name": "vectors"},
         ]

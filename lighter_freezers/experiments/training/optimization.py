@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -25,7 +24,7 @@ def adamw(
         head_learning_rate: Of the head. None: the same.
         weight_decay: Of matrices.
     """
-    groups: list[dict[str, Any]]
+    groups: list[dict[str, object]]
     if head_learning_rate is None:
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]

@@ -5,10 +5,9 @@ import os
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from lighter_freezers._log import log
-from lighter_freezers.experiments.causal_models import CausalModel
+from lighter_freezers.experiments.causal_models import CausalModel, Tokenizer
 from lighter_freezers.experiments.data.cache import cache_folder
 
 __all__ = ["smollm2_folder"]
@@ -81,13 +80,13 @@ def _write(weights: Path, folder: Path) -> None:
                 raise  # otherwise another process has written it
 
 
-def _load(weights: Path) -> tuple[CausalModel, Any]:
+def _load(weights: Path) -> tuple[CausalModel, Tokenizer]:
     """Model and tokenizer of a GGUF file; a model loaded from one cannot be saved, but a copy can."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     place = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
     loaded: CausalModel = AutoModelForCausalLM.from_pretrained(**place)
-    config: Any = loaded.config
+    config = loaded.config
     del config.quantization_config
     config._name_or_path = NAME
     model = LlamaForCausalLM(config)

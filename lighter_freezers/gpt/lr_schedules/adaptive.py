@@ -1,7 +1,7 @@
 """A learning rate that is lowered when the validation loss stops falling."""
 
 import math
-from typing import Any, SupportsFloat, overload
+from typing import SupportsFloat, overload
 
 import torch
 from torch import Tensor
@@ -133,7 +133,7 @@ class AdaptiveScheduler(ReduceLROnPlateau):
         """The progress, as plain values."""
         return {key: value for key, value in vars(self).items() if key in _PROGRESS}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Restore the progress of a saved scheduler."""
         vars(self).update(state_dict)
 

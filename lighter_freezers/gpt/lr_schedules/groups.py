@@ -1,7 +1,5 @@
 """Parameter groups for a trunk and a head, and the part that each group of an optimizer belongs to."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -12,7 +10,7 @@ __all__ = ["HEAD", "TRUNK", "parts_of_groups", "trunk_and_head_groups"]
 TRUNK, HEAD = "trunk", "head"
 
 
-def trunk_and_head_groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
+def trunk_and_head_groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, object]]:
     """Parameter groups named `trunk` and `head` for an optimizer, frozen parameters included.
 
     The trunk is everything in `model.transformer`, the head is the rest: of a `GPT` the classifier's or
@@ -58,7 +56,7 @@ def trunk_and_head_groups(model: nn.Module, weight_decay: float | None = None) -
     return [group for group in groups if group["params"]]
 
 
-def _groups(part: str, parameters: list[nn.Parameter], weight_decay: float | None) -> list[dict[str, Any]]:
+def _groups(part: str, parameters: list[nn.Parameter], weight_decay: float | None) -> list[dict[str, object]]:
     if weight_decay is None:
         return [{"params": parameters, "name": part, "part": part}]
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.effects.learning_rate_curves import RateCurves
@@ -52,10 +53,13 @@ class OperationContext:
 
     model: nn.Module
     holds: LayerHolds
-    optimizers: Sequence[Any]
+    optimizers: Sequence[Optimizer]
     curves: RateCurves | None
     new_components: "NewComponents | None"
     free_parameters: Callable[[], None]
+
+
+_Read: TypeAlias = Any  # the value that `read` gave: each kind has its own
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,10 @@ class Kind:
     """
 
     about: Literal["freezing", "thawing", "lora", "rates"]
-    read: Callable[[str, Any], Value]
-    perform: Callable[[OperationContext, Any, str], Effect]
-    check: Callable[[nn.Module, Any], object] | None = None
-    target: Callable[[Any], tuple[str, int]] | None = None
+    read: Callable[[str, object], Value]
+    perform: Callable[[OperationContext, _Read, str], Effect]
+    check: Callable[[nn.Module, _Read], object] | None = None
+    target: Callable[[_Read], tuple[str, int]] | None = None
     needs_schedule: bool = False
 
 
@@ -167,7 +171,7 @@ def _span(rates: Sequence[float]) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def _sets_rank(read: Callable[[str, Any], Value], target: Callable[[Any], tuple[str, int]]) -> Kind:
+def _sets_rank(read: Callable[[str, object], Value], target: Callable[[_Read], tuple[str, int]]) -> Kind:
     return Kind(
         "lora",
         read,

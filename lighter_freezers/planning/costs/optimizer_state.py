@@ -2,7 +2,7 @@
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ def _twin(optimizer: Optimizer) -> Optimizer:
     """The same class and settings, without state, hooks and the wrapper of an LR scheduler."""
     twin: Optimizer = object.__new__(type(optimizer))
     own = {key: value for key, value in vars(optimizer).items() if key != "step"}
-    hooks = {key: OrderedDict[int, Any]() for key in own if key.endswith("_hooks")}
+    hooks = {key: OrderedDict[int, object]() for key in own if key.endswith("_hooks")}
     twin.__setstate__({**own, **hooks, "state": defaultdict(dict)})
     return twin
 

@@ -142,7 +142,7 @@ class NormPlan:
             grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
         norms: Sequence[Tensor] = torch._foreach_norm(list(grads), 2.0, dtype=self._dtype)
         if _is_sharded(norms[0]):
-            stacked: Any = torch.stack(list(norms))
+            stacked: Any = torch.stack(list(norms))  # a DTensor, for mypy a Tensor
             norms = stacked.full_tensor().unbind()
         return torch.stack([*norms, *extras])
 
