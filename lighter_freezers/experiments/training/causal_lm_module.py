@@ -13,9 +13,9 @@ class CausalLMModule(CausalLMTraining, LightningModule):
     | call | what trains |
     |---|---|
     | `CausalLMModule("TinyLlama/...", lora={"r": 8, "target": "attention_only"})` | LoRA on queries, values |
-    | `CausalLMModule("path/to/model", lora={"r": 8, "target_modules": ["down_proj"]})` | LoRA on these
-    modules | | `CausalLMModule("path/to/model")` | every weight | |
-    `CausalLMModule(network=LlamaForCausalLM(config))` | every weight, from scratch |
+    | `CausalLMModule("path/to/model", lora={"r": 8, "target_modules": ["down_proj"]})` | LoRA on these |
+    | `CausalLMModule("path/to/model")` | every weight |
+    | `CausalLMModule(network=LlamaForCausalLM(config))` | every weight, from scratch |
 
     Batches for training and validation have `input_ids`, `attention_mask` and `labels`, (B, T), as in
     transformers: labels are not shifted, and -100 where there is no loss, on prompts and padding. Batches for

@@ -36,8 +36,7 @@ def get_memory_savings_estimate(
     | `get_memory_savings_estimate(model)` | gradients, and the two moments of AdamW |
     | `get_memory_savings_estimate(model, optimizer)` | gradients, and the state of this optimizer |
     | `get_memory_savings_estimate(model, torch.optim.SGD)` | the same for a class with its defaults |
-    | `get_memory_savings_estimate(model, batch=batch)` | also what a forward pass keeps for the backward pass
-    |
+    | `get_memory_savings_estimate(model, batch=batch)` | also what a forward pass keeps for the backward |
 
     Args:
         model: Any module, frozen as intended. A tied weight counts once. It is called in its current mode,
