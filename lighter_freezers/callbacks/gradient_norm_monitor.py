@@ -241,12 +241,7 @@ class GradientNormMonitor(Callback):
         self._files.write_norms(step, norms)
         if norms.extras:
             self._files.write_losses(step, norms.extras[0], None)
-        named = {f"gradient_norm/{group}": norm for group, norm in norms.groups.items()}
-        named["gradient_norm/total"] = norms.total
-        if self.per_layer:
-            named |= {f"gradient_norm/{_dotted(column)}": norm for column, norm in norms.layers.items()}
-        present = {key: norm for key, norm in named.items() if norm is not None}
-        write_metrics(trainer.loggers, present, step)
+        write_metrics(trainer.loggers, norms.metrics(self.per_layer), step)
 
     def _write_summaries(self) -> None:
         if self._files is not None:
@@ -257,12 +252,6 @@ class GradientNormMonitor(Callback):
     def _finish(self) -> None:
         self._write_summaries()
         self._plan = self._files = None
-
-
-def _dotted(column: str) -> str:
-    """`attention.3` for `layer_3_attention`: sorted together in TensorBoard, and like the names of layers."""
-    _, block, kind = column.split("_")
-    return f"{kind}.{block}"
 
 
 def _file_name(name: object) -> str:

@@ -254,19 +254,19 @@ class Actions:
         due = [action for action in self if action.is_due(context.moment)]
         if not due:
             return None
-        before = _flags(context.model)
+        flags = {name: parameter.requires_grad for name, parameter in _named(context.model)}
         outcomes = [action.apply(context) for action in due]
-        after = _flags(context.model)
+        # by name, since an action may have replaced a parameter by one of another shape
         changed = [
-            name for name, (_, flag) in after.items() if name in before and before[name][1] is not flag
+            p for name, p in _named(context.model) if flags.get(name, p.requires_grad) != p.requires_grad
         ]
         self._losses = {
             key: loss for key, loss in self._losses.items() if TRAINING_LOSS in self._actions[key].monitors
         }
         return dataclasses.replace(
             _joined(outcomes),
-            frozen=tuple(after[name][0] for name in changed if not after[name][1]),
-            thawed=tuple(after[name][0] for name in changed if after[name][1]),
+            frozen=tuple(parameter for parameter in changed if not parameter.requires_grad),
+            thawed=tuple(parameter for parameter in changed if parameter.requires_grad),
         )
 
     def next_steps(self, moment: Moment) -> list[int]:
@@ -330,9 +330,8 @@ class Actions:
                 self._actions[key].observe(TRAINING_LOSS, value)
 
 
-def _flags(model: nn.Module) -> dict[str, tuple[Parameter, bool]]:
-    named = model.named_parameters()
-    return {canonical_name(name): (parameter, parameter.requires_grad) for name, parameter in named}
+def _named(model: nn.Module) -> list[tuple[str, Parameter]]:
+    return [(canonical_name(name), parameter) for name, parameter in model.named_parameters()]
 
 
 def _joined(outcomes: Sequence[ActionResult]) -> ActionResult:

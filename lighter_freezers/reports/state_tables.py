@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import sub
 from typing import TYPE_CHECKING, Literal
 
 from torch.nn import Module, Parameter
@@ -45,6 +46,11 @@ class ComponentState:
     num_trainable: int
     num_held: int
     num_user_frozen: int
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """The four counts, in their order."""
+        return self.num_parameters, self.num_trainable, self.num_held, self.num_user_frozen
 
     @property
     def state(self) -> Literal["frozen", "trainable", "partial", "user-frozen"]:
@@ -150,23 +156,12 @@ def sum_of(name: str, states: Iterable[ComponentState]) -> ComponentState:
         name: The name of the sum.
         states: The components, none of them twice.
     """
-    num_parameters = num_trainable = num_held = num_user_frozen = 0
-    for state in states:
-        num_parameters += state.num_parameters
-        num_trainable += state.num_trainable
-        num_held += state.num_held
-        num_user_frozen += state.num_user_frozen
-    return ComponentState(name, num_parameters, num_trainable, num_held, num_user_frozen)
+    counts = [state.counts for state in states] or [(0, 0, 0, 0)]
+    return ComponentState(name, *map(sum, zip(*counts, strict=True)))
 
 
 def _difference(old: ComponentState, new: ComponentState) -> ComponentState:
-    return ComponentState(
-        new.name,
-        new.num_parameters - old.num_parameters,
-        new.num_trainable - old.num_trainable,
-        new.num_held - old.num_held,
-        new.num_user_frozen - old.num_user_frozen,
-    )
+    return ComponentState(new.name, *map(sub, new.counts, old.counts))
 
 
 def state_table_markdown(states: Sequence[ComponentState]) -> str:

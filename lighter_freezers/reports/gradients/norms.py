@@ -50,6 +50,19 @@ class GradientNorms:
         total = None if self.total is None else self.total / scale
         return GradientNorms(divided(self.groups), divided(self.layers), total, tuple(extras))
 
+    def metrics(self, per_layer: bool) -> dict[str, float]:
+        """The norms that exist, by the keys under which loggers show them."""
+        named = {**self.groups, "total": self.total}
+        if per_layer:
+            named |= {_dotted(column): norm for column, norm in self.layers.items()}
+        return {f"gradient_norm/{name}": norm for name, norm in named.items() if norm is not None}
+
+
+def _dotted(column: str) -> str:
+    """`attention.3` for `layer_3_attention`: sorted together in TensorBoard, and like the names of layers."""
+    _, block, kind = column.split("_")
+    return f"{kind}.{block}"
+
 
 @dataclass(frozen=True)
 class _Cell:
