@@ -6,12 +6,13 @@ The only place that writes the target of ignored positions, and that pads.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
@@ -24,11 +25,13 @@ __all__ = [
     "PaddedRows",
     "Sequences",
     "TokenWindows",
+    "Windows",
     "about_long_rows",
     "attention_mask",
     "evenly_spread",
     "first_token_labels",
     "padded",
+    "padded_inputs",
     "token_labels",
     "window_starts",
 ]
@@ -37,6 +40,7 @@ IGNORE_INDEX = -100  # the default of torch's cross-entropy
 UNLABELLED = 255  # a character without a class, such as white space outside strings
 
 Offsets = npt.NDArray[np.int64]
+Side = Literal["left", "right"]
 
 
 def token_labels(classes: npt.NDArray[np.uint8], begins: Offsets, ends: Offsets) -> Offsets:
@@ -71,9 +75,15 @@ def first_token_labels(labels: Sequence[int], num_tokens: Sequence[int]) -> list
     ]
 
 
-def padded(rows: Sequence[Tensor], fill: int) -> Tensor:
-    """Pad rows of up to T numbers on the right to one (B, T) tensor."""
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=fill)
+def padded(rows: Sequence[Tensor], fill: int, side: Side = "right") -> Tensor:
+    """Pad rows of up to T numbers to one (B, T) tensor."""
+    return pad_sequence(list(rows), batch_first=True, padding_value=fill, padding_side=side)
+
+
+def padded_inputs(rows: Sequence[Tensor], fill: int, side: Side = "right") -> dict[str, Tensor]:
+    """Pad rows of up to T tokens to `input_ids` and `attention_mask`, 1 for real tokens, (B, T) each."""
+    is_real = padded([torch.ones_like(row) for row in rows], 0, side)
+    return {"input_ids": padded(rows, fill, side), "attention_mask": is_real}
 
 
 def attention_mask(rows: Sequence[Tensor]) -> Tensor | None:
@@ -180,7 +190,33 @@ def about_long_rows(num_long: int, num_rows: int, limit: str, what_was_done: str
     return f"; rows longer than {limit}: {num_long} of {num_rows}, {what_was_done}" if num_long else ""
 
 
-class TokenWindows(Sequences):
+class Windows(Sequences):
+    """Windows of equally many tokens of a stream, side by side. Abstract.
+
+    Args:
+        tokens: The stream, (N,).
+        block_size: Tokens in a window.
+        num_windows: How many windows to keep, spread evenly over the stream. None keeps all.
+    """
+
+    def __init__(self, tokens: Tensor, block_size: int, num_windows: int | None) -> None:
+        self._tokens = tokens
+        self._starts = window_starts(len(tokens), block_size, num_windows)
+        self._offsets = torch.arange(block_size)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def _places(self, indices: Sequence[int]) -> Tensor:
+        """Where the tokens of these B windows stand, (B, T)."""
+        return self._starts[torch.as_tensor(indices)][:, None] + self._offsets
+
+    def describe(self) -> str:
+        """As `36 sequences of 128 tokens`."""
+        return f"{len(self):,} sequences of {len(self._offsets)} tokens"
+
+
+class TokenWindows(Windows):
     """Adjacent windows of a token stream, indexed by lists of window numbers.
 
     The stream is `<eos> document <eos> document <eos>`. An incomplete window at its end is left out.
@@ -199,26 +235,13 @@ class TokenWindows(Sequences):
         block_size: int,
         num_windows: int | None = None,
     ) -> None:
-        self._tokens = torch.tensor(tokenizer.stream(documents))
+        super().__init__(torch.tensor(tokenizer.stream(documents)), block_size, num_windows)
         self.num_tokens = len(self._tokens)
         self._bytes_per_token = torch.tensor(tokenizer.bytes_per_token())
-        self._starts = window_starts(self.num_tokens, block_size, num_windows)
-        self._offsets = torch.arange(block_size + 1)
-
-    def __len__(self) -> int:
-        return len(self._starts)
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
         """The batch of these B windows of T tokens: input_ids, targets and num_bytes of the targets."""
-        starts = self._starts[torch.as_tensor(indices)]
-        windows = self._tokens[starts[:, None] + self._offsets]  # (B, T + 1)
-        targets = windows[:, 1:].contiguous()
-        return {
-            "input_ids": windows[:, :-1].contiguous(),  # (B, T)
-            "targets": targets,  # (B, T)
-            "num_bytes": self._bytes_per_token[targets].sum(dim=1),  # (B,)
-        }
-
-    def describe(self) -> str:
-        """A text such as `36 sequences of 128 tokens`."""
-        return f"{len(self):,} sequences of {len(self._offsets) - 1} tokens"
+        places = self._places(indices)  # (B, T)
+        targets = self._tokens[places + 1]  # (B, T)
+        num_bytes = self._bytes_per_token[targets].sum(dim=1)  # (B,)
+        return {"input_ids": self._tokens[places], "targets": targets, "num_bytes": num_bytes}

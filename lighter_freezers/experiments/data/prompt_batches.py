@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lighter_freezers.experiments.data.batches import IGNORE_INDEX, Batch, Sequences, padded
+from lighter_freezers.experiments.data.batches import IGNORE_INDEX, Batch, Sequences, padded, padded_inputs
 from lighter_freezers.experiments.data.prompt_encoding import (
     EncodedPrompt,
     NoRoom,
@@ -77,8 +77,7 @@ class AnswerSequences(Sequences):
         for row, index in zip(labels, indices, strict=True):
             row[: len(row) - self._num_answer[index]] = IGNORE_INDEX
         return {
-            "input_ids": padded(ids, self._pad_id),  # (B, T)
-            "attention_mask": padded([torch.ones_like(row) for row in ids], 0),  # (B, T)
+            **padded_inputs(ids, self._pad_id),
             "labels": padded(labels, IGNORE_INDEX),  # (B, T)
         }
 
@@ -138,8 +137,7 @@ class PromptSequences(Sequences):
         """The batch of these B questions."""
         ids = [self._ids[index].long() for index in indices]
         return {
-            "input_ids": _left_padded(ids, self._pad_id),  # (B, T)
-            "attention_mask": _left_padded([torch.ones_like(row) for row in ids], 0),  # (B, T)
+            **padded_inputs(ids, self._pad_id, side="left"),
             "prompts": [self._prompts[index] for index in indices],
             "references": [self._references[index] for index in indices],
             "answers": self._scored[[number for index in indices for number in self._answers[index]]],
@@ -208,11 +206,6 @@ def _those_of_each(groups: Sequence[Sequence[PromptedRow]], numbers: Sequence[in
         found.append([positions[number] for number in own if number in positions])
         first += len(group)
     return found
-
-
-def _left_padded(rows: Sequence[Tensor], fill: int) -> Tensor:
-    """Pad rows of up to T numbers on the left to one (B, T) tensor."""
-    return padded([row.flip(0) for row in rows], fill).flip(1)
 
 
 def _range_of(numbers: Iterable[int]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lighter_freezers.arguments import count
 from lighter_freezers.experiments.causal_models import CausalModel, Tokenizer, base_of
-from lighter_freezers.experiments.data.batches import Batch
+from lighter_freezers.experiments.data.batches import Batch, padded_inputs
 from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer
 from lighter_freezers.gpt.generation import Sampling, evaluating
 
@@ -23,7 +23,6 @@ __all__ = [
     "answers_to",
     "generate_texts",
     "generate_tokens",
-    "left_padded",
     "until_end",
 ]
 
@@ -153,19 +152,11 @@ def generate_texts(
     device = next(network.parameters()).device
     texts: list[str] = []
     for first in range(0, len(prompts), batch_size):
-        rows = [[*text.begins_with, *ids] for ids in text.encode_all(prompts[first : first + batch_size])]
-        input_ids, mask = left_padded(rows, text.eos_id)
-        batch = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
-        texts += answers_to(network, batch, chosen, text)
+        encoded = text.encode_all(prompts[first : first + batch_size])
+        rows = [torch.tensor([*text.begins_with, *ids], dtype=torch.long) for ids in encoded]
+        batch = padded_inputs(rows, text.eos_id, side="left")
+        texts += answers_to(network, {name: value.to(device) for name, value in batch.items()}, chosen, text)
     return texts
-
-
-def left_padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-    """Pad rows of up to T tokens on the left: `input_ids` and `attention_mask`, (B, T) each."""
-    longest = max(map(len, rows))
-    input_ids = [[fill] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(input_ids), torch.tensor(mask)
 
 
 def until_end(tokens: Tensor, eos_token_id: int) -> list[list[int]]:

@@ -15,9 +15,17 @@ from torchmetrics import Metric
 
 from lighter_freezers.gpt.config import GPTConfig, ModelMode
 
-__all__ = ["Batch", "Figures", "ScoreFigures", "TextLikelihood", "TokenFigures", "figures_of", "targets_of"]
+__all__ = [
+    "TensorBatch",
+    "Figures",
+    "ScoreFigures",
+    "TextLikelihood",
+    "TokenFigures",
+    "figures_of",
+    "targets_of",
+]
 
-Batch = Mapping[str, Tensor]
+TensorBatch = Mapping[str, Tensor]
 
 
 class Figures(Metric):
@@ -30,7 +38,7 @@ class Figures(Metric):
     # Subclasses write `self.x = self.x + y`, not `+=`: after `trainer.validate` the states are inference
     # tensors, which a fit cannot change in place.
     @abstractmethod
-    def update(self, predictions: Tensor, batch: Batch) -> None:
+    def update(self, predictions: Tensor, batch: TensorBatch) -> None:
         """Add one batch.
 
         Args:
@@ -46,7 +54,7 @@ class Figures(Metric):
         """Read what only the data module knows, such as class names; most figures need nothing."""
 
 
-def targets_of(batch: Batch, ignore_index: int) -> Tensor:
+def targets_of(batch: TensorBatch, ignore_index: int) -> Tensor:
     """The classes of the tokens, (B, T), or soft targets, (B, T, K); those of padding are ignored."""
     targets, mask = batch["targets"], batch.get("attention_mask")
     if mask is None:
@@ -77,7 +85,7 @@ class TextLikelihood(Figures):
         self.add_state("num_tokens", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("num_bytes", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, predictions: Tensor, batch: Batch) -> None:
+    def update(self, predictions: Tensor, batch: TensorBatch) -> None:
         """Add one batch.
 
         Args:
@@ -117,7 +125,7 @@ class ScoreFigures(Figures):
         super().__init__(**options)
         self.add_state("moments", torch.zeros(7), dist_reduce_fx=_merged)
 
-    def update(self, predictions: Tensor, batch: Batch) -> None:
+    def update(self, predictions: Tensor, batch: TensorBatch) -> None:
         """Add one batch.
 
         Args:
@@ -205,7 +213,7 @@ class TokenFigures(Figures):
         if names is not None:
             self.class_names = names
 
-    def update(self, predictions: Tensor, batch: Batch) -> None:
+    def update(self, predictions: Tensor, batch: TensorBatch) -> None:
         """Add one batch.
 
         Args:

@@ -1,1 +1,1 @@
-"""Tasks: a data set and its targets each, and baselines. Nothing here trains."""
+"""Tasks: each is a data set and its targets. Nothing here trains."""

@@ -12,8 +12,8 @@ from lighter_freezers.experiments.data.batches import (
     EncodedRow,
     PaddedRows,
     Sequences,
+    Windows,
     about_long_rows,
-    window_starts,
 )
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import score_of, text_of
@@ -62,24 +62,18 @@ class DocumentationTask:
         return windows
 
 
-class _ScoredWindows(Sequences):
+class _ScoredWindows(Windows):
     """Windows of tokens after [CLS], each with one score."""
 
     def __init__(self, code: LabelledCode, block_size: int, limit: int | None, cls_token_id: int) -> None:
-        self._ids = code.ids
-        self._starts = window_starts(len(code.ids), block_size - 1, limit)
+        super().__init__(code.ids, block_size - 1, limit)
         self._scores = code.documentation_shares(self._starts, block_size - 1)
-        self._offsets = torch.arange(block_size - 1)
         self._cls_token_id = cls_token_id
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(indices)
-        windows = self._ids[self._starts[chosen][:, None] + self._offsets]  # (B, T - 1)
-        first = windows.new_full((len(chosen), 1), self._cls_token_id)
-        return {"input_ids": torch.cat([first, windows], dim=1), "targets": self._scores[chosen]}
+        windows = self._tokens[self._places(indices)]  # (B, T - 1)
+        first = windows.new_full((len(windows), 1), self._cls_token_id)
+        return {"input_ids": torch.cat([first, windows], dim=1), "targets": self._scores[list(indices)]}
 
     def describe(self) -> str:
         return f"{len(self):,} sequences of [CLS] and {len(self._offsets)} tokens"

@@ -12,9 +12,9 @@ from lighter_freezers.experiments.data.batches import (
     EncodedRow,
     PaddedRows,
     Sequences,
+    Windows,
     about_long_rows,
     first_token_labels,
-    window_starts,
 )
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import classes_of_rows, label_numbers, labels_of, words_of
@@ -62,24 +62,16 @@ class CodeClassesTask:
         return windows
 
 
-class _ClassWindows(Sequences):
+class _ClassWindows(Windows):
     """Windows of tokens and their classes."""
 
     def __init__(self, code: LabelledCode, block_size: int, limit: int | None) -> None:
-        self._ids = code.ids
+        super().__init__(code.ids, block_size, limit)
         self._labels = code.labels()
-        self._starts = window_starts(len(code.ids), block_size, limit)
-        self._offsets = torch.arange(block_size)
-
-    def __len__(self) -> int:
-        return len(self._starts)
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        places = self._starts[torch.as_tensor(indices)][:, None] + self._offsets  # (B, T)
-        return {"input_ids": self._ids[places], "targets": self._labels[places]}
-
-    def describe(self) -> str:
-        return f"{len(self):,} sequences of {len(self._offsets)} tokens"
+        places = self._places(indices)  # (B, T)
+        return {"input_ids": self._tokens[places], "targets": self._labels[places]}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers.arguments import positive
 from lighter_freezers.engine.trainer_like import OfLightning
-from lighter_freezers.experiments.evaluation.mode_figures import Batch, Figures, figures_of
+from lighter_freezers.experiments.evaluation.mode_figures import Figures, TensorBatch, figures_of
 from lighter_freezers.experiments.training.data_check import check_data_fits
 from lighter_freezers.experiments.training.optimization import adamw, lr_plan, not_negative
 from lighter_freezers.experiments.training.predictions import Continuation, predictor_of
@@ -93,7 +93,7 @@ class GPTTraining:
         if stage == "fit":
             self._trunk_thaw.hand_over()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TensorBatch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         loss = self.network.loss(
             batch["input_ids"],
@@ -108,11 +108,11 @@ class GPTTraining:
             self.loss_modifiers.reset_all_metrics()
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: TensorBatch, batch_idx: int) -> None:
         """Add one batch to the validation figures."""
         self._add(self.val_figures, batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: TensorBatch, batch_idx: int) -> None:
         """Add one batch to the test figures."""
         self._add(self.test_figures, batch)
 
@@ -124,7 +124,7 @@ class GPTTraining:
         """Log the test figures."""
         self._log_figures("test", self.test_figures)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> object:
+    def predict_step(self, batch: TensorBatch, batch_idx: int) -> object:
         """The output of the mode for a batch: continued text, tokens with classes, or scores."""
         return self._predict(self.network, batch, self._datamodule())
 
@@ -143,7 +143,7 @@ class GPTTraining:
     def _datamodule(self) -> object:
         return getattr(self.trainer, "datamodule", None)
 
-    def _add(self, figures: Figures, batch: Batch) -> None:
+    def _add(self, figures: Figures, batch: TensorBatch) -> None:
         figures.update(self.forward(batch["input_ids"], batch.get("attention_mask")), batch)
 
     def _log_figures(self, stage: str, figures: Figures) -> None:

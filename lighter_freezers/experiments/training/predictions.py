@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from lighter_freezers.arguments import count
-from lighter_freezers.experiments.evaluation.mode_figures import Batch
+from lighter_freezers.experiments.evaluation.mode_figures import TensorBatch
 from lighter_freezers.gpt.config import ModelMode
 from lighter_freezers.gpt.generation import Sampling
 from lighter_freezers.gpt.model import GPT
 
 __all__ = ["Continuation", "Predictor", "predictor_of"]
 
-Predictor = Callable[[GPT, Batch, object], object]  # model, batch, data module or None -> predictions
+Predictor = Callable[[GPT, TensorBatch, object], object]  # model, batch, data module or None -> predictions
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Continuation:
         Sampling(self.temperature, self.top_k, self.top_p)
         count("eos_token_id", self.eos_token_id)
 
-    def __call__(self, network: GPT, batch: Batch, datamodule: object) -> Tensor | dict[str, object]:
+    def __call__(self, network: GPT, batch: TensorBatch, datamodule: object) -> Tensor | dict[str, object]:
         """The new tokens, (B, max_new_tokens), and their text if the data module can decode it."""
         input_ids, mask = batch["input_ids"], batch.get("attention_mask")
         if mask is None:
@@ -66,7 +66,7 @@ class Continuation:
         return continued[:, input_ids.shape[1] :]
 
 
-def labelled(network: GPT, batch: Batch, datamodule: object) -> list[list[tuple[object, object]]]:
+def labelled(network: GPT, batch: TensorBatch, datamodule: object) -> list[list[tuple[object, object]]]:
     """The tokens of each row with their classes, by name where the data module has names."""
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
     classes = network(input_ids, attention_mask=mask)[0].argmax(dim=-1)  # (B, T, K) -> (B, T)
@@ -81,7 +81,7 @@ def labelled(network: GPT, batch: Batch, datamodule: object) -> list[list[tuple[
     ]
 
 
-def scored(network: GPT, batch: Batch, datamodule: object) -> Tensor:
+def scored(network: GPT, batch: TensorBatch, datamodule: object) -> Tensor:
     """A score for each row, (B)."""
     scores: Tensor = network(batch["input_ids"], attention_mask=batch.get("attention_mask"))[0]
     return scores

@@ -1,6 +1,6 @@
 """Baselines for a language model's bits per byte: n-gram counts and compressors.
 
-Run it: `python -m lighter_freezers.experiments.tasks.baselines [--text PATH]`.
+Run it: `python -m benchmarks.text_baselines [--text PATH]`.
 """
 
 import argparse

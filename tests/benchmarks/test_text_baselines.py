@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lighter_freezers.experiments.tasks.baselines import PRIOR, bigram_bits, compressed_bits, unigram_bits
+from benchmarks.text_baselines import PRIOR, bigram_bits, compressed_bits, unigram_bits
 from tests.texts import write_texts
 
 
@@ -47,7 +47,7 @@ def test_a_context_helps_a_compressor() -> None:
 def test_the_command_prints_a_table(tmp_path: Path) -> None:
     """Sizes, digest, Python version and a figure for each baseline, in a sensible order."""
     text = write_texts(tmp_path / "texts")
-    command = [sys.executable, "-W", "error", "-m", "lighter_freezers.experiments.tasks.baselines"]
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.text_baselines"]
     run = subprocess.run(
         [*command, "--text", str(text), "--cache-dir", str(tmp_path)],
         capture_output=True,
