@@ -30,7 +30,7 @@ __all__ = ["LoraPhases"]
 
 
 class LoraPhases(EngineCallback):
-    """Train some LoRA adapters at a time, phase after phase. What a phase names trains in it, and no other.
+    """Train some LoRA adapters at a time, phase after phase: in each phase only those that it names.
 
     | call | what trains |
     |---|---|
@@ -40,8 +40,8 @@ class LoraPhases(EngineCallback):
     | `LoraPhases("early->late", phase1_end=300)` | adapters of the lower half of the blocks; the upper half |
     | `LoraPhases(phases=[...])` | what each phase names |
 
-    An adapter that does not train stays in the model with the values it has. Its optimizer state is kept, or
-    forgotten, by `optimizer_state`. Everything that is no adapter is left alone.
+    An adapter that does not train stays in the model with its values. `optimizer_state` sets whether its
+    optimizer state is kept. Everything but adapters is left alone.
 
     Args:
         strategy: One of the four above. None for `phases`.
@@ -52,7 +52,7 @@ class LoraPhases(EngineCallback):
             `layer_range`, first and last block, both included, or nothing for all. The first begins at step
             0, the last has no end.
         adapter_name: PEFT's name of the adapters.
-        optimizer_state: `keep` or `reset` what the optimizer remembers of an adapter when it stops training.
+        optimizer_state: `keep` or `reset` the optimizer's state of an adapter when it stops training.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -99,10 +99,10 @@ class LoraPhases(EngineCallback):
         )
         self._phases: list[Phase] = []
         self._adapters: list[Adapter] = []
-        self._logged = -1  # the phase that was logged last
+        self._logged = -1  # the last logged phase
 
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
-        """Make sure that there is an engine, and hear of its transitions."""
+        """Register with the engine for the transitions of this fit."""
         engine = Engine.of(trainer)
         self._logged = -1
         if stage == "fit":
@@ -115,12 +115,12 @@ class LoraPhases(EngineCallback):
         self._phases = self._given or phases_of_strategy(self._strategy, self._ends, num_blocks)
         check_phases(self._phases, self._adapters, num_blocks)
         rules = [self._rule(index, phase) for index, phase in enumerate(self._phases)]
-        # The last phase first: at a boundary it holds before the phase before it lets go, so that an adapter
+        # The last phase first: at a boundary it holds before the previous phase releases, so that an adapter
         # that rests in both does not change in between.
         return [rule for rule in reversed(rules) if rule is not None]
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
-        """Log the phase that has just begun; called by the engine."""
+        """Log the phase that has just started; called by the engine."""
         step = transition.optimizer_step
         index = max(i for i, phase in enumerate(self._phases) if phase.start_step <= step)
         if index == self._logged or not trainer.is_global_zero:

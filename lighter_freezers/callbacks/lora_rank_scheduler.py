@@ -53,8 +53,8 @@ class LoraRankScheduler(EngineCallback):
         ValueError: An entry does not say what or when; in `setup`, a name without LoRA or an impossible rank.
         RuntimeError: In `setup`: strategy, optimizer, callback or layer cannot follow a change of rank.
 
-    Runs on: `setup`; everything else is done by the Trainer's engine, at `on_train_batch_start` between
-    two optimizer steps.
+    Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
+    optimizer steps.
 
     Saves: which entries are done, since when the next one waits, the latest loss. The ranks themselves follow
     from the shapes of the saved weights, and are restored before the weights are loaded.

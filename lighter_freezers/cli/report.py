@@ -7,7 +7,7 @@ __all__ = ["SUMMARY", "add_arguments", "run"]
 
 SUMMARY = (
     "Set the plan of a run beside what its PhaseRecorder measured: FLOPs, memory and relative time of a step "
-    "in each phase. The plan is made anew from the config.yaml that `lighter fit` leaves in the folder, or "
+    "in each phase. The plan is made again from the config.yaml that `lighter fit` leaves in the folder, or "
     "read from --plan."
 )
 

@@ -289,7 +289,7 @@ class Actions:
         }
 
     def remember(self, states: Mapping[str, SavedState]) -> tuple[list[str], list[str]]:
-        """Take over what `state` gave.
+        """Restore what `state` returned.
 
         Returns:
             Titles of what finds no state and loses by it, and of what was done and is there no more.

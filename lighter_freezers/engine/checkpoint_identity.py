@@ -1,16 +1,16 @@
-"""Which state of a checkpoint belongs to which rule, operation or rank schedule, also with other arguments.
+"""Maps the state of a checkpoint to rules, operations and rank schedules, also after arguments changed.
 
 One policy for all of them:
 
 - State is keyed by *what* and *when*: the selection, the schedule and the condition of a rule; the list of
   operations; the entries of a rank schedule. Nothing else counts, no name of a class, no other argument.
 - The schedule is that of the new arguments.
-- What is remembered survives every change of arguments that changes neither. Of what is done one after
-  another, each once, an entry that was done stays done as long as *what* it did stands in the list.
-- What finds no state begins anew, and state that finds no owner is dropped: one warning each, where something
-  is lost by it.
+- State survives every change of arguments that changes neither. An operation or entry that was done stays
+  done as long as *what* it did is in the list.
+- What has no state in the checkpoint starts without it, and state without an owner is dropped: one warning
+  each, if something is lost.
 
-A key is the beginning of a text that a reader recognises, and a hash of plain data. Anything that changes a
+A key is a readable prefix and a hash of plain data. Anything that changes a
 key or the layout of the state has to raise `FORMAT`.
 """
 
@@ -74,7 +74,7 @@ def entry_key(text: str, what: object, condition: LossOrWait | None) -> str:
 
 
 def has_condition(entry: str) -> bool:
-    """Whether the key is that of an entry that waits for its turn: that it was done follows from no step."""
+    """Whether the key is that of a queued entry, whose progress does not follow from the step."""
     return bool(_what(entry))
 
 
@@ -84,7 +84,7 @@ def list_key(kind: str, entries: Iterable[str]) -> str:
 
 
 def numbered(keys: Iterable[str]) -> list[str]:
-    """Keys of their own for things that agree in what and when, in their order."""
+    """Distinct keys for items with equal what and when, in their order."""
     counts: Counter[str] = Counter()
     found = []
     for key in keys:
@@ -94,7 +94,7 @@ def numbered(keys: Iterable[str]) -> list[str]:
 
 
 def match_done(done: Iterable[str], entries: Sequence[str]) -> dict[str, str]:
-    """Which entries of a list were done before: by what and when, then by what alone.
+    """Match the entries of a list with those that were done: by what and when, then by what alone.
 
     Returns:
         Key of what was done -> key of the entry, for all that still stand in the list.
@@ -109,7 +109,7 @@ def match_done(done: Iterable[str], entries: Sequence[str]) -> dict[str, str]:
 
 
 def changed_entries(entries: Mapping[str, str], done: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """What changed in a list of things that are done one after another.
+    """The changes in a list of operations or entries.
 
     Args:
         entries: Key -> title of the list as it is now.
@@ -130,7 +130,7 @@ def changed_entries(entries: Mapping[str, str], done: Mapping[str, str]) -> tupl
 def find_states(
     owners: Mapping[str, tuple[str, Mapping[str, str]]], states: Mapping[str, SavedState]
 ) -> dict[str, str]:
-    """Whose state is whose, among lists of operations or of ranks.
+    """Match states with lists of operations or of ranks.
 
     Args:
         owners: Key of a list -> its kind, and its entries.
@@ -152,7 +152,7 @@ def find_states(
 
 
 def refuse_state_of_old_key(states: Mapping[str, SavedState]) -> None:
-    """Fail where the callbacks of a checkpoint have state from before there was a format.
+    """Refuse a checkpoint whose callbacks have state from before the format was versioned.
 
     Raises:
         RuntimeError: They have.
@@ -166,7 +166,7 @@ def refuse_state_of_old_key(states: Mapping[str, SavedState]) -> None:
 
 
 def refuse_other_format(state: SavedState) -> None:
-    """Fail where state has another format than this version reads.
+    """Refuse state in another format than this version reads.
 
     Raises:
         RuntimeError: It has.
@@ -180,7 +180,7 @@ def refuse_other_format(state: SavedState) -> None:
 
 
 def warn_of_changes(without_state: Sequence[str], without_owner: Sequence[str]) -> None:
-    """Say what begins anew in a resumed run, and what the checkpoint remembers in vain.
+    """Warn what starts without state in a resumed run, and which state has no owner.
 
     Args:
         without_state: Titles of what found no state and loses something by it.
@@ -188,7 +188,7 @@ def warn_of_changes(without_state: Sequence[str], without_owner: Sequence[str]) 
     """
     if without_state:
         warnings.warn(
-            f"The checkpoint has no state for {_listed(without_state)}: without it they begin anew. State is "
+            f"The checkpoint has no state for {_listed(without_state)}: they start without it. State is "
             "kept by what is selected or done, and when; put that back to go on with it.",
             stacklevel=3,
         )

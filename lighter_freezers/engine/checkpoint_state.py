@@ -1,4 +1,4 @@
-"""What the engine writes into a checkpoint, and how a resumed run takes it over."""
+"""The engine's state in a checkpoint, and how a resumed run restores it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +27,7 @@ def save(active_rules: Sequence[ActiveRule], actions: Actions, metrics: MetricWa
 def restore(
     active_rules: Sequence[ActiveRule], actions: Actions, metrics: MetricWatch, state: SavedState
 ) -> tuple[list[str], list[str]]:
-    """Give every rule and action its state.
+    """Restore the state of every rule and action.
 
     Returns:
         Titles of the actions that find no state and lose by it, and of what has state and no owner.
@@ -39,13 +39,13 @@ def restore(
 
 
 def warn(active_rules: Sequence[ActiveRule], unmatched: tuple[list[str], list[str]], moment: Moment) -> None:
-    """Warn of what begins anew at the first step of a resumed run, and of state without an owner."""
+    """Warn what starts without state at the first step of a resumed run, and about state without an owner."""
     anew = [active.title for active in active_rules if active.misses_state(moment)]
     warn_of_changes([*anew, *unmatched[0]], unmatched[1])
 
 
 def _restore_rules(active_rules: Sequence[ActiveRule], states: Mapping[str, SavedState]) -> list[str]:
-    """Give every rule its state from a checkpoint.
+    """Restore the state of every rule from a checkpoint.
 
     Returns:
         Titles of the rules whose state holds what a metric was, and that this run does not have.

@@ -150,7 +150,7 @@ class Engine(Callback):
         return checkpoint_state.save(self._active_rules, self._actions, self._metrics)
 
     def on_load_checkpoint(self, trainer: object, pl_module: object, checkpoint: SavedState) -> None:
-        """Refuse what an older version saved; without any state, everything begins anew."""
+        """Refuse state of an older version; without any state, everything starts from the schedule."""
         states = checkpoint["callbacks"]
         if self._is_fit and self.state_key not in states:
             checkpoint_identity.refuse_state_of_old_key(states)

@@ -1,4 +1,4 @@
-"""LoRA from a config: the layers of PEFT, put into a network that keeps its class."""
+"""LoRA from a config: puts PEFT layers into a network, which keeps its class."""
 
 import copy
 import dataclasses
@@ -26,10 +26,10 @@ Network = TypeVar("Network", bound=nn.Module)
 def apply_lora(
     network: Network, config: "Mapping[str, object] | LoraConfig", adapter_name: str = "default"
 ) -> Network:
-    """Put LoRA layers of PEFT into a network, and freeze all the rest of it.
+    """Put LoRA layers of PEFT into a network, and freeze everything else in it.
 
-    The network is changed in place and keeps its class and the names of its parts, so it goes wherever it
-    went before: into `GPTModule`, into `generate`. Checkpoints of it load at whatever ranks they were saved.
+    The network is changed in place and keeps its class and the names of its parts, so it works as before, in
+    `GPTModule` or with `generate`. Checkpoints of it load with any ranks.
 
     | config | what gets LoRA |
     |---|---|
@@ -41,7 +41,7 @@ def apply_lora(
 
     Args:
         network: Any module: a GPT of this package, a model of transformers, your own.
-        config: What `peft.LoraConfig` takes, as a mapping; or a `LoraConfig`. A 0 in `rank_pattern` is
+        config: The arguments of `peft.LoraConfig` as a mapping, or a `LoraConfig`. A 0 in `rank_pattern` is
             allowed here: the layer can get a rank later. In a mapping `target` is the name of a group,
             `attention_only`, `mlp_only`, `both` or `all`, instead of `target_modules`.
         adapter_name: PEFT's name of the adapter.
@@ -51,7 +51,7 @@ def apply_lora(
 
     Raises:
         TypeError: A number is a string, as YAML makes of `5e-5`.
-        ValueError: PEFT does not know an option, a target matches no layer, or targets are to be tied.
+        ValueError: PEFT does not have an option, a target matches no layer, or targets are to be tied.
 
     Example:
         ```yaml

@@ -1,4 +1,4 @@
-"""LoRA for a layer that has none: an adapter of PEFT without components, to be grown later."""
+"""Adds LoRA to a layer without it: a PEFT adapter of rank 0, to be grown later."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ _ATTENTION_INPUTS = frozenset(
 
 
 def prepare_lora_layers(model: nn.Module, layers: Iterable[str], adapter_name: str = "default") -> None:
-    """Put an adapter of rank 0 on every layer named that has none, so that optimizers can know it.
+    """Put an adapter of rank 0 on each named layer that has none, so that optimizers can include it.
 
     What the model computes and what trains stays as it is. The scaling of such an adapter is 1.
 
@@ -82,7 +82,7 @@ def single_layers(model: nn.Module, layer: str) -> list[str]:
 
 
 def network_of(model: nn.Module) -> PeftModule:
-    """What PEFT's config belongs to: the module that has one, else the network in a LightningModule."""
+    """The module with PEFT's config, else the network in a LightningModule."""
     for module in model.modules():
         if isinstance(getattr(module, "peft_config", None), dict):
             return module
@@ -125,12 +125,12 @@ def _attach(model: nn.Module, target: nn.Module, adapter_name: str) -> None:
     is_transposed = type(target).__name__ == "Conv1D"
     config = LoraConfig(r=1, lora_alpha=1, target_modules=["target"], fan_in_fan_out=is_transposed)
     own = list(target.parameters(recurse=False))
-    ledger.hold(own, _HOLDER)  # PEFT freezes them; this way they are given back
+    ledger.hold(own, _HOLDER)  # PEFT freezes them; this restores their flags
     with torch.random.fork_rng():
         inject_adapter_in_model(config, box, adapter_name)
     ledger.release(own, _HOLDER)
     layer: PeftModule = box.target
-    layer.is_attached = True  # the weight below is held while there are components: see `hold_bases`
+    layer.is_attached = True  # the base weight is held while the rank is above 0: see `hold_bases`
     resize_lora_layer(layer, 0, adapter_name)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -140,7 +140,7 @@ def _attach(model: nn.Module, target: nn.Module, adapter_name: str) -> None:
 
 
 def _note_target(network: PeftModule, layer: PeftModule, adapter_name: str) -> None:
-    """Let the network's PEFT config name the layer, so that the adapter can be saved."""
+    """Add the layer to the network's PEFT config, so that the adapter can be saved."""
     from peft import LoraConfig
 
     name = next(path for path, module in walk(network) if module is layer)

@@ -1,4 +1,4 @@
-"""An adapter on disk as stock PEFT reads it, whatever ranks its layers have."""
+"""Saves an adapter for stock PEFT, whatever ranks its layers have."""
 
 import copy
 import re
@@ -42,12 +42,12 @@ def save_adapter(
         model: A network with LoRA layers of PEFT, a `PeftModel` or not, or a LightningModule around one.
         path: A folder, made if there is none, for `adapter_config.json` and `adapter_model.safetensors`.
         adapter_name: PEFT's name of the adapter.
-        base_is_saved: You have saved the base weights elsewhere: save the adapter also where updates were
-            merged into them, or where they train.
+        base_is_saved: Whether you have saved the base weights elsewhere: then the adapter is saved even if
+            updates were merged into them, or they train.
 
     Raises:
         ValueError: The model has no such adapter.
-        RuntimeError: Base weights are not what they were, so the adapter alone would give something else.
+        RuntimeError: Base weights have changed, so the adapter alone would not reproduce the model.
 
     Example:
         ```python
@@ -93,7 +93,7 @@ def _base_model(network: PeftModule) -> nn.Module:
 
 
 def _refuse_changed_base(root: nn.Module, config: "LoraConfig") -> None:
-    """Raise where the base weights are not those that the adapter will be put on again."""
+    """Raise if the base weights are not those that the adapter will be loaded onto."""
     from peft.tuners.lora import LoraLayer
 
     inside = {id(p) for m in root.modules() if isinstance(m, LoraLayer) for p in _own_parameters(m)}
@@ -122,7 +122,7 @@ def _own_parameters(layer: PeftModule) -> list[Parameter]:
 
 
 def _saved_ranks(sites: Mapping[str, LoraFactors]) -> dict[str, int]:
-    """Name -> rank on disk, 0 for what is left out; what acts at rank 0 gets a component of zeros."""
+    """Name -> rank on disk, 0 for what is left out; an effect at rank 0 needs a component of zeros."""
     ranks = {name: max(factors.rank, int(factors.has_more)) for name, factors in sites.items()}
     return ranks if any(ranks.values()) else dict.fromkeys(ranks, 1)  # PEFT wants at least one layer
 

@@ -1,4 +1,4 @@
-"""A schedule of LoRA ranks at work in one fit: it changes the model, and remembers how far it has come."""
+"""The action of a schedule of LoRA ranks in one fit: it changes the model, and tracks what is done."""
 
 import math
 import weakref
@@ -28,7 +28,7 @@ from lighter_freezers.lora.statistics import BottleneckStatistics
 
 __all__ = ["RankAction", "RankOptions"]
 
-# What the last fit of a Trainer left to its next, by the titles of acts.
+# What the last fit of a Trainer leaves to the next, by the titles of actions.
 _left: weakref.WeakKeyDictionary[TrainerLike, dict[str, SavedState]] = weakref.WeakKeyDictionary()
 
 
@@ -42,7 +42,7 @@ class RankOptions:
         shrink: How the components are chosen that stay.
         monitor: The metric that entries with `trigger_loss` wait for.
         average_over: Optimizer steps in one mean of the training loss, where that is the metric.
-        seed: Names the draws of new components.
+        seed: Of the initial values of new components.
     """
 
     adapter_name: str = "default"
@@ -112,7 +112,7 @@ class RankAction(Action):
         return self._new.is_waiting
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Give new components their moments."""
+        """Initialise the optimizer moments of new components."""
         self._new.start(optimizer)
 
     def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
@@ -152,7 +152,7 @@ class RankAction(Action):
         }
 
     def start(self, context: StepContext) -> None:
-        """Refuse optimizers whose memory of a parameter cannot be carried."""
+        """Refuse optimizers whose state of a parameter cannot be carried."""
         for optimizer in context.optimizers:
             kind = type(optimizer).__name__
             if kind in ("LBFGS", "ZeroRedundancyOptimizer"):
@@ -173,11 +173,11 @@ class RankAction(Action):
         return self._plan.next_step(moment)
 
     def is_due(self, moment: Moment) -> bool:
-        """Whether some entry has its moment."""
+        """Whether any entry is due."""
         return bool(self._plan.due(moment))
 
     def observe(self, monitor: str, value: float) -> bool:
-        """Keep the loss; the next look tells whether it is low enough."""
+        """Record the loss; `is_due` then checks it."""
         self._plan.see(value)
         return True
 
@@ -209,7 +209,7 @@ class RankAction(Action):
         }
 
     def remember(self, state: SavedState) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         self._saved = state
         self._plan.remember(state)
         self._frozen = {name for name in state["frozen"] if name in self._sites}
@@ -217,7 +217,7 @@ class RankAction(Action):
         self._statistics.remember(state["statistics"])
 
     def leave(self) -> None:
-        """Listen no more, and leave to a further fit of this Trainer how far the schedule has come."""
+        """Remove the hooks, and keep the progress for another fit of this Trainer."""
         self._statistics.remove()
         for hold in self._holds.values():
             hold.abandon()  # at rank 0 they stay frozen, as `resize_lora_layer` leaves them
@@ -252,7 +252,7 @@ class RankAction(Action):
         return changes
 
     def _hold_frozen(self) -> None:
-        """Be seen as their holder, and watch over them."""
+        """Hold them in the ledger, and watch them."""
         for name in self._frozen - self._holds.keys():
             hold = self._holds[name] = Hold(self._sites[name].factors.parameters, "LoRA rank 0")
             hold.watch(lambda: self.on_intrusion())
@@ -261,7 +261,7 @@ class RankAction(Action):
     def _reduced_statistics(
         self, context: StepContext, ranks: Mapping[str, int]
     ) -> dict[str, tuple[Tensor, Tensor]] | None:
-        """What all ranks have seen together of the layers that shrink."""
+        """The statistics of the layers that shrink, reduced over ranks."""
         if self._options.shrink != "kfac":
             return None
         reduce = context.trainer.strategy.reduce

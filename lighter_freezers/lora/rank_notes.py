@@ -1,4 +1,4 @@
-"""What is said about changes of LoRA ranks."""
+"""Log sentences about changes of LoRA ranks."""
 
 import dataclasses
 import math

@@ -18,8 +18,8 @@ __all__ = ["RankPlan", "resolved_ranks"]
 class RankPlan:
     """The entries of a schedule, and how far it has come.
 
-    Entries for a step or an epoch have their own time. Those that wait for a loss are a queue: only the first
-    that is left is looked at, and its wait counts from the one before it.
+    Entries for a step or an epoch have their own time. Those that wait for a loss form a queue: only the
+    first pending one is checked, and its wait counts from the previous one.
 
     Args:
         entries: From `parse_rank_schedule`.
@@ -45,7 +45,7 @@ class RankPlan:
         return condition if condition is not None and condition.looks_at_loss else None
 
     def see(self, value: float) -> None:
-        """Take note of a fresh value of the loss."""
+        """Record a new value of the loss."""
         self._value = value
 
     def due(self, moment: Moment) -> dict[int, str]:
@@ -82,7 +82,7 @@ class RankPlan:
         return {"done": done, "since": self._since, "value": self._value}
 
     def remember(self, state: SavedState) -> None:
-        """Take over what `state` gave; entries that have changed since have not been done."""
+        """Restore what `state` returned; entries that have changed since count as not done."""
         done = match_done(state["done"], list(self.titles)).values()
         self._done = {index for index, key in enumerate(self.titles) if key in done}
         self._since, self._value = state["since"], state["value"]

@@ -1,4 +1,4 @@
-"""Checkpoints of models whose LoRA ranks have changed: the shapes are there before the values are loaded.
+"""Loads checkpoints of models whose LoRA ranks have changed: shapes are set before values are loaded.
 
 PyTorch Lightning loads weights before it gives callbacks their state, so the layers themselves take their
 ranks out of the checkpoint.
@@ -22,10 +22,10 @@ def install_rank_restore(model: nn.Module) -> None:
     """Let `load_state_dict` give each LoRA layer of PEFT the rank it has in the checkpoint.
 
     `apply_lora` and the callbacks do this by themselves. A model that PEFT adapted needs it for
-    `load_from_checkpoint`, where no callback is at work.
+    `load_from_checkpoint`, where no callback runs.
 
     Args:
-        model: A network, or a LightningModule around one. To do it twice is to do it once.
+        model: A network, or a LightningModule around one. Calling it twice has no further effect.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -66,7 +66,7 @@ def _rank_in(state_dict: MutableMapping[str, torch.Tensor], prefix: str, adapter
 def _save_mark(
     layer: PeftModule, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: object
 ) -> None:
-    """Say in a checkpoint that something was merged into the base weight."""
+    """Mark in a checkpoint that an update was merged into the base weight."""
     if getattr(layer, _MARK, False):
         state_dict[prefix + _MARK] = torch.tensor(True)
 

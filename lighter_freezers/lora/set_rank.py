@@ -166,7 +166,7 @@ def resize_sites(
         statistics: Name of a site -> what `kfac` needs.
         optimizers: Those that know the factors.
         new_components: Notes new components.
-        seed: Names the draw of new components. None for torch's own generator.
+        seed: Of the initial values of new components. None for torch's own generator.
 
     Returns:
         Each of them, and what happened to it.
@@ -213,7 +213,7 @@ def _sites_in(model: nn.Module, layer: str, adapter_name: str) -> list[LoraSite]
 
 
 def _forget_compiled(model: nn.Module) -> None:
-    """Drop compiled code: torch would keep it for every rank, until it gives up and compiles no more."""
+    """Drop compiled code: torch would keep one graph per rank, and stop compiling at its limit."""
     is_compiled = getattr(model, "_compiler_ctx", None) or any(
         module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
         for module in model.modules()

@@ -34,13 +34,13 @@ class BottleneckStatistics:
         self._handles: list[RemovableHandle] = []
 
     def install(self) -> None:
-        """Listen from now on."""
+        """Install the hooks."""
         for name, factors in self._factors.items():
             hook = ModuleHook(self._listener(name, factors))
             self._handles.append(factors.layer.register_forward_hook(hook))
 
     def remove(self) -> None:
-        """Listen no more."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -58,7 +58,7 @@ class BottleneckStatistics:
         return {name: [mean.cpu() for mean in means] for name, means in self._means.items()}
 
     def remember(self, state: SavedState) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         self._means = {name: (means[0], means[1]) for name, means in state.items()}
 
     def _listener(

@@ -15,7 +15,7 @@ def first_few(items: Sequence[str], num_items: int = 3) -> str:
 
 
 class NameSummary:
-    """Puts sets of names of one model into words. What all of them share is worked out once.
+    """Summarises sets of names of one model. What all of them share is computed once.
 
     Args:
         all_names: Canonical names of all parameters of the model, in model order.

@@ -123,7 +123,7 @@ def test_frozen_means_frozen() -> None:
 
 
 def test_learning_rates() -> None:
-    """Set, scaled, and begun anew; in force at the step at which they are changed."""
+    """Set, scaled and restarted; they apply at the step at which they are changed."""
     operations = [
         operation("set_lr", 0.2, max_wait_iters=2),
         operation("scale_lr", 0.5, max_wait_iters=2),
@@ -264,7 +264,7 @@ def test_somebody_who_switches_a_held_layer_on_is_corrected() -> None:
 
 
 def test_a_further_fit_goes_on(log: pytest.LogCaptureFixture) -> None:
-    """Of the same Trainer; a new Trainer begins anew."""
+    """Of the same Trainer; a new Trainer starts again."""
     operations = [
         operation("scale_lr", 0.5, max_wait_iters=2),
         operation("freeze_layer", "head", max_wait_iters=4),
@@ -292,7 +292,7 @@ def test_a_callback_travels_after_a_fit_too() -> None:
 
 
 def test_manual_optimisation_without_a_loss_is_an_error() -> None:
-    """Nobody could say what the training loss is; where it is returned, it counts."""
+    """Without a returned loss the training loss is unknown; where it is returned, it counts."""
     entry = operation("freeze_layer", "layer2", trigger_loss=1e9)
     for returns in (False, True):
         module = regression(LONE)

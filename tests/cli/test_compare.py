@@ -115,7 +115,7 @@ def test_real_runs_are_drawn_side_by_side(tmp_path: Path, capsys: pytest.Capture
 def test_runs_that_measured_nothing_are_not_drawn(
     runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command says so."""
+    """The command prints that there are none."""
     assert main(["compare", *runs]) == 0
     assert "No plots: no run has *.group_norms.csv" in capsys.readouterr().out
 

@@ -177,7 +177,7 @@ def test_a_kind_of_line_stands_in_its_home_only(home: Home) -> None:
 
 @pytest.mark.parametrize("home", HOMES, ids=lambda home: home.kind)
 def test_the_check_sees_such_a_line(home: Home) -> None:
-    """A check that finds nothing anywhere would pass for ever."""
+    """A check that finds nothing anywhere would always pass."""
     assert any(home.is_one(node) for node in ast.walk(ast.parse(home.example)))
 
 

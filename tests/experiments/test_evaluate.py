@@ -165,7 +165,7 @@ def test_a_model_that_knows_the_answers_is_right() -> None:
     ],
 )
 def test_mistakes_are_told(wrong: Any, error: type[Exception], message: str, model: str) -> None:
-    """By whoever the option is for."""
+    """By the code that uses the option."""
     with pytest.raises(error, match=message):
         evaluate_multi_nli(model, **{**SMALL, **wrong})
 

@@ -45,7 +45,7 @@ class OperationQueue:
         self._left = dict(zip(keys, self.operations, strict=True))
         self._done: dict[str, str] = {}  # key -> title
         self._since = 0  # the optimizer step of the previous operation, or of the first step
-        self._loss: float | None = None  # the latest value
+        self._loss: float | None = None  # the latest value value
 
     @property
     def next(self) -> Operation | None:

@@ -32,7 +32,7 @@ def trained(architecture: str) -> Any:
 
 @torch.no_grad()
 def greedy_by_hand(network: Any, prompt: list[int], num_tokens: int, eos: int) -> list[int]:
-    """The whole sequence anew for each token: no cache, no padding, no batch."""
+    """The whole sequence again for each token: no cache, no padding, no batch."""
     ids = list(prompt)
     while len(ids) < len(prompt) + num_tokens:
         token = int(network(input_ids=torch.tensor([ids])).logits[0, -1].argmax())

@@ -48,7 +48,7 @@ def test_a_small_spread_around_a_large_mean_is_seen() -> None:
 
 
 def test_somebody_who_says_the_mean_explains_nothing() -> None:
-    """R2 0, and somebody who is worse has less."""
+    """R2 is 0, and a worse predictor has less."""
     _, targets = pairs()
     mean = targets.mean().expand_as(targets)
 

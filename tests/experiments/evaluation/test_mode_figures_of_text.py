@@ -55,7 +55,7 @@ def test_unequal_batches_count_by_their_tokens() -> None:
 
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_targets_without_a_loss_are_not_counted(is_masked: bool) -> None:
-    """Neither their nats nor their number, whether the target says so or the mask of the padding."""
+    """Neither their nats nor their number, whether by the target or by the padding mask."""
     logits = torch.randn(1, 6, 9, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(6)[None].clone()
     batch = {"targets": targets, "num_bytes": torch.tensor([2])}

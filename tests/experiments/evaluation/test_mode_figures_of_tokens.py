@@ -16,7 +16,7 @@ NUM_CLASSES = 4
 
 
 def sure_of(classes: list[list[int]]) -> Tensor:
-    """Logits of somebody who gives a class half of all chances: (B, T, 3)."""
+    """Logits that give one class a probability of a half: (B, T, 3)."""
     chances = F.one_hot(torch.tensor(classes), 3) * 0.25 + 0.25
     return chances.log()
 

@@ -229,7 +229,7 @@ def test_a_pipeline_tells_whether_it_acts() -> None:
 
 
 def test_names_are_those_of_the_classes() -> None:
-    """All, or those that act in a mode."""
+    """All, or those that apply in a mode."""
     pipeline = LossModifierPipeline([SequenceVarianceModifier(), EntropyModifier()])
 
     assert pipeline.get_enabled_modifier_names() == ["SequenceVarianceModifier", "EntropyModifier"]

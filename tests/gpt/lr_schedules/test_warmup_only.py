@@ -17,7 +17,7 @@ def optimizer_with(*rates: float, as_tensor: bool = False) -> torch.optim.Optimi
 
 
 def test_it_rises_and_stays() -> None:
-    """(i + 1) / (warmup_iters + 1), then the whole rate for ever."""
+    """(i + 1) / (warmup_iters + 1), then the full rate to the end."""
     scheduler = WarmupOnlyScheduler(learning_rate=1e-3, warmup_iters=9)
 
     assert [scheduler.get_lr(i) for i in (0, 4, 8)] == pytest.approx([1e-4, 5e-4, 9e-4])

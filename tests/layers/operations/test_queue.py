@@ -56,7 +56,7 @@ def turns(entries: list[dict[str, Any]], losses: dict[int, float], num_steps: in
     ],
 )
 def test_turns(entries: list[dict[str, Any]], losses: dict[int, float], steps: list[int]) -> None:
-    """Strictly below; waits from the one before; the same loss for all, unless it is to be measured anew."""
+    """Strictly below; waits from the one before; the same loss for all, unless it is measured again."""
     assert turns(entries, losses) == steps
 
 
@@ -77,7 +77,7 @@ def test_reasons_in_words(given: dict[str, Any], value: float | None, num_steps:
 
 
 def test_it_knows_until_when_the_loss_matters() -> None:
-    """Nobody has to read a loss that decides nothing any more."""
+    """A loss that no longer matters need not be read."""
     queue = OperationQueue(read_operations([entry(2.0), entry(None, 3), entry(INF)], "val/loss"))
     assert queue.looks_at_loss
     queue.close(Record("freeze_layer wte", 5, "", "done", ""))
