@@ -15,7 +15,7 @@ from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.lora.phase_presets import parse_strategy
 from lighter_freezers.lora.phases import (
     Adapter,
-    Phase,
+    LoraPhase,
     adapters_of,
     check_phases,
     parse_phases,
@@ -97,7 +97,7 @@ class LoraPhases(EngineCallback):
         self._optimizer_state: Literal["keep", "reset"] = arguments.choice(
             "optimizer_state", optimizer_state, ("keep", "reset")
         )
-        self._phases: list[Phase] = []
+        self._phases: list[LoraPhase] = []
         self._adapters: list[Adapter] = []
         self._logged = -1  # the last logged phase
 
@@ -139,7 +139,7 @@ class LoraPhases(EngineCallback):
         }
         write_metrics(trainer.loggers, totals | layers, step)
 
-    def _rule(self, index: int, phase: Phase) -> FreezeRule | None:
+    def _rule(self, index: int, phase: LoraPhase) -> FreezeRule | None:
         """Hold what does not train in a phase; None if everything does."""
         resting = [name for adapter in self._adapters if not phase.trains(adapter) for name in adapter.names]
         if not resting:

@@ -91,8 +91,8 @@ class Action:
 
     Attributes:
         title: Names it in logs and errors.
-        kind: Names it in checkpoints: what the state of another with the same kind may be taken over by.
-        entries: Key -> title of all that it does, each once.
+        kind: Names it in checkpoints; it may restore the state of another action of the same kind.
+        entries: Key -> title of each entry of its list.
         reshapes: Whether it may give parameters other shapes.
         monitor_argument: What the user calls the argument that names the metrics, for errors.
         on_intrusion: The function its holds pass to `Hold.watch`; set by the engine before `setup`.
@@ -292,7 +292,7 @@ class Actions:
         """Restore what `state` returned.
 
         Returns:
-            Titles of what finds no state and loses by it, and of what was done and is there no more.
+            Titles of what has no state and loses something by it, and of what was done and no longer exists.
         """
         owned = find_states(
             {key: (action.kind, action.entries) for key, action in self._actions.items()}, states

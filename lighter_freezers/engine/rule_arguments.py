@@ -48,7 +48,7 @@ def parse_schedule(
 def parse_learning_rate(
     unfreeze_lr: float | None, unfreeze_lr_factor: float | None, warmup_steps: int
 ) -> LearningRateRequest | None:
-    """Check what is asked for the parameters that thaw; None for nothing.
+    """Check the learning rate for the parameters that thaw; None to leave rates alone.
 
     Raises:
         TypeError: A value is not a number.

@@ -192,7 +192,7 @@ class ActiveRule:
         self._was_holding = None
 
     def misses_state(self, moment: Moment) -> bool:
-        """Whether it goes on without state and loses by it: what its metric was, or when a warm-up began."""
+        """Whether it lacks state that matters: the history of its metric, or the start of a warm-up."""
         schedule, rate = self.rule.schedule, self.rule.learning_rate
         if self._is_restored:
             return False

@@ -12,13 +12,13 @@ __all__ = ["TrainingLoss", "loss_of", "mean_loss"]
 
 
 def loss_of(outputs: object) -> torch.Tensor | None:
-    """The unread loss in what `on_train_batch_end` is given; None where `training_step` skipped the batch."""
+    """The loss in the outputs of a batch, not read from the device; None where `training_step` skipped it."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     return loss.detach() if isinstance(loss, torch.Tensor) else None
 
 
 def mean_loss(trainer: TrainerLike, losses: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean of the losses of batches over all ranks, unread. Every rank has to call this.
+    """The mean of batch losses over all ranks, on the device. Every rank has to call this.
 
     Lightning has divided each loss by the number of batches in an accumulation window; that is undone.
     """

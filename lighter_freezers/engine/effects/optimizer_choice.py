@@ -1,4 +1,4 @@
-"""Which optimizer takes a thawing parameter that none knows: that of its neighbours, if it accepts it."""
+"""Chooses the optimizer for a parameter that will thaw and is in none: that of its neighbours, if it fits."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def accepting_groups(optimizer: Optimizer, parameter: Parameter, is_sparse: bool
     groups = optimizer.param_groups
     if "muon" not in type(optimizer).__name__.lower():
         return list(range(len(groups)))
-    # torch's Muon takes matrices; others flatten convolutions too, and have groups for what is no matrix
+    # torch's Muon takes matrices; others flatten convolutions too, and have groups for non-matrices
     is_matrix = parameter.ndim == 2 or (parameter.ndim > 2 and not is_torch)
     return [index for index, group in enumerate(groups) if group.get("use_muon", True) == is_matrix]
 
@@ -44,7 +44,7 @@ def choose_optimizer(
     candidates: Sequence[int],
     asked: int | str | None = None,
 ) -> int | None:
-    """Decide by who trains the neighbours of a parameter in the module tree.
+    """Choose the optimizer that trains the neighbours of a parameter in the module tree.
 
     Args:
         name: Its canonical name.
@@ -83,7 +83,7 @@ def described(optimizers: Sequence[Optimizer], names: Mapping[int, str]) -> str:
 
 
 def _named(asked: int | str | None, names: Mapping[int, str], optimizers: Sequence[Optimizer]) -> list[int]:
-    """The optimizers that an index, a class name or a module stands for.
+    """The optimizers that an index, a class name or a module refers to.
 
     Raises:
         ValueError: There is none, or a class name stands for several.
@@ -122,7 +122,7 @@ def _unnumbered(name: str) -> str:
 
 
 def common_length(name: str, other: str) -> int:
-    """How many leading segments two dotted names share."""
+    """The number of leading segments that two dotted names share."""
     length = 0
     for part, other_part in zip(name.split("."), other.split("."), strict=False):
         if part != other_part:
