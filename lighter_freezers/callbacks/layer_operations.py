@@ -87,9 +87,7 @@ class LayerOperations(EngineCallback):
             raise TypeError(f"monitor must be the name of a metric, or training_loss. Got {monitor!r}.")
         self._operations = read_operations(operations, monitor)
         self._monitor = monitor
-        self._average_over = arguments.count("average_over", average_over) or 0
-        if not self._average_over:
-            raise ValueError(f"average_over must be at least 1. Got {average_over!r}.")
+        self._average_over = arguments.at_least("average_over", average_over, 1)
         self._on_failure: OnFailure = arguments.choice("on_failure", on_failure, ("stop", "skip"))
         self._memory = Memory()
 

@@ -89,9 +89,7 @@ class LoraRankScheduler(EngineCallback):
             if not isinstance(value, str) or not value:
                 raise TypeError(f"{argument} must be a name. Got {value!r}.")
         self._entries = parse_rank_schedule(schedule, monitor)
-        num_steps = arguments.count("average_over", average_over)
-        if not num_steps:
-            raise ValueError(f"average_over must be at least 1. Got {average_over!r}.")
+        num_steps = arguments.at_least("average_over", average_over, 1)
         self._options = RankOptions(
             adapter_name=adapter_name,
             on_zero=arguments.choice("on_zero", on_zero, ("drop", "merge", "freeze")),
