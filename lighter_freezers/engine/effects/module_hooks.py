@@ -21,18 +21,18 @@ class ModuleHook:
             `hook`. Copies keep it then, and a pickle finds it again in a process that has imported it.
     """
 
-    def __init__(self, hook: Callable[..., Any], *, constant: str = "") -> None:
+    def __init__(self, hook: Callable[..., object], *, constant: str = "") -> None:
         self._hook = hook
         self._constant = constant
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: object) -> Any:  # what torch asks of its kinds of hooks
         """Call the hook."""
         return self._hook(*arguments)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, object]) -> object:
         return self if self._constant else nullcontext().__exit__
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         modules = _Loaded(attrgetter("modules"), _Loaded(import_module, "sys"))
         home = _Loaded(methodcaller("get", self._hook.__module__), modules)
         return getattr, (home, self._constant, nullcontext().__exit__)
@@ -41,8 +41,8 @@ class ModuleHook:
 class _Loaded:
     """An object that is pickled as a call, and loaded as its result."""
 
-    def __init__(self, call: Callable[..., Any], argument: object) -> None:
+    def __init__(self, call: Callable[..., object], argument: object) -> None:
         self._call = call, (argument,)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return self._call
