@@ -17,7 +17,8 @@ from lighter_freezers.experiments.evaluation.answer_loss import answer_nats
 from lighter_freezers.experiments.evaluation.perplexity import AnswerLikelihood
 from lighter_freezers.experiments.training.answer_evaluation import AnswerEvaluation, dealt_rows
 from lighter_freezers.experiments.training.causal_lm_network import adapted, check_tokens_fit, network_from
-from lighter_freezers.experiments.training.fine_tuning import FineTuning, given_optimizer
+from lighter_freezers.experiments.training.fine_tuning import FineTuning
+from lighter_freezers.experiments.training.optimization import given_optimizer
 from lighter_freezers.experiments.training.trained_weights import drop_frozen, fill_frozen, save_final_model
 from lighter_freezers.reports.results_file import write_results
 from lighter_freezers.reports.whole_files import unused_path
