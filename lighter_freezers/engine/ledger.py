@@ -37,7 +37,7 @@ class _Record:
         self.parameter: Callable[[], Parameter | None] = _observed(parameter)
         self.baseline = parameter.requires_grad
         self.count = 0  # number of holders now
-        self.holds: list[weakref.ref[Hold]] = []
+        self.holds: dict[int, weakref.ref[Hold]] = {}  # by the id of the hold
         self.standing: set[str] = set()  # holders that came through `hold()`
         self.is_left = False  # frozen by us and left so when its last hold was abandoned
 
@@ -52,6 +52,16 @@ def _forget(key: int) -> Callable[[object], None]:
         _records.pop(key, None)
 
     return forget
+
+
+def _unlisted(key: int, records: Sequence[_Record]) -> "Callable[[weakref.ref[Hold]], None]":
+    """The weak-reference callback that drops a hold from its records once it is gone without `abandon`."""
+
+    def unlist(_: object) -> None:
+        for record in records:
+            record.holds.pop(key, None)
+
+    return unlist
 
 
 def _observed(parameter: Parameter) -> Callable[[], Parameter | None]:
@@ -108,10 +118,10 @@ class Hold:
         self._grips = [(parameter, _record_of(parameter)) for parameter in parameters]
         self._watches: list[RemovableHandle] = []
         self._on_intrusion: Callable[[], None] | None = None
-        me = weakref.ref(self)
-        for _, record in self._grips:
-            record.holds = [hold for hold in record.holds if hold() is not None]
-            record.holds.append(me)
+        records = [record for _, record in self._grips]
+        me = weakref.ref(self, _unlisted(id(self), records))
+        for record in records:
+            record.holds[id(self)] = me
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -152,7 +162,7 @@ class Hold:
             if self.is_active:
                 record.count -= 1
                 record.is_left = record.baseline and not record.count
-            record.holds = [hold for hold in record.holds if hold() not in (None, self)]
+            record.holds.pop(id(self), None)
         self.is_active = False
         self._grips = []
 
@@ -320,7 +330,7 @@ def succeed(old: Parameter, new: Parameter) -> None:
         return
     record.parameter = _observed(new)
     _records[id(new)] = record
-    for reference in record.holds:
+    for reference in list(record.holds.values()):
         if (hold := reference()) is not None:
             hold._replace(old, new)
 
@@ -330,7 +340,11 @@ def holders(parameter: Parameter) -> tuple[str, ...]:
     record = _records.get(id(parameter))
     if record is None or record.parameter() is not parameter:
         return ()
-    active = [hold.holder for hold in (reference() for reference in record.holds) if hold and hold.is_active]
+    active = [
+        hold.holder
+        for hold in (reference() for reference in record.holds.values())
+        if hold and hold.is_active
+    ]
     return tuple(sorted({*active, *record.standing}))
 
 
