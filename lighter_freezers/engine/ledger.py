@@ -11,6 +11,16 @@ from contextlib import contextmanager
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
+from lighter_freezers.engine.ledger_records import (
+    Holder,
+    Record,
+    known,
+    observed,
+    record_of,
+    records,
+    unlisted,
+)
+
 __all__ = [
     "Hold",
     "freeze",
@@ -18,6 +28,7 @@ __all__ = [
     "holders",
     "is_held",
     "is_user_frozen",
+    "leave",
     "reassert",
     "release",
     "succeed",
@@ -28,54 +39,7 @@ __all__ = [
 _WATCHED_PER_HOLD = 64  # at most so many, so that watching costs the same in a model of 150 or 15,000 tensors
 
 
-class _Record:
-    """What the ledger records of one parameter."""
-
-    __slots__ = ("__weakref__", "baseline", "count", "holds", "is_left", "parameter", "standing")
-
-    def __init__(self, parameter: Parameter) -> None:
-        self.parameter: Callable[[], Parameter | None] = _observed(parameter)
-        self.baseline = parameter.requires_grad
-        self.count = 0  # number of holders now
-        self.holds: dict[int, weakref.ref[Hold]] = {}  # by the id of the hold
-        self.standing: set[str] = set()  # holders that came through `hold()`
-        self.is_left = False  # frozen by us and left so when its last hold was abandoned
-
-
-_records: dict[int, _Record] = {}
-
-
-def _forget(key: int) -> Callable[[object], None]:
-    """The weak-reference callback that drops a record once its parameter is gone (its id may be reused)."""
-
-    def forget(_: object) -> None:
-        _records.pop(key, None)
-
-    return forget
-
-
-def _unlisted(key: int, records: Sequence[_Record]) -> "Callable[[weakref.ref[Hold]], None]":
-    """The weak-reference callback that drops a hold from its records once it is gone without `abandon`."""
-
-    def unlist(_: object) -> None:
-        for record in records:
-            record.holds.pop(key, None)
-
-    return unlist
-
-
-def _observed(parameter: Parameter) -> Callable[[], Parameter | None]:
-    return weakref.ref(parameter, _forget(id(parameter)))
-
-
-def _record_of(parameter: Parameter) -> _Record:
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
-        record = _records[id(parameter)] = _Record(parameter)
-    return record
-
-
-def _grip(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
+def _grip(pairs: Iterable[tuple[Parameter, Record]]) -> list[Parameter]:
     """Add one holder to each; freeze those that trained until now."""
     frozen = []
     for parameter, record in pairs:
@@ -91,7 +55,7 @@ def _grip(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
     return frozen
 
 
-def _loosen(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
+def _loosen(pairs: Iterable[tuple[Parameter, Record]]) -> list[Parameter]:
     """Remove one holder from each; thaw those that have no holder left and trained before."""
     thawed = []
     for parameter, record in pairs:
@@ -115,11 +79,11 @@ class Hold:
     def __init__(self, parameters: Iterable[Parameter], holder: str) -> None:
         self.holder = holder
         self.is_active = False
-        self._grips = [(parameter, _record_of(parameter)) for parameter in parameters]
+        self._grips = [(parameter, record_of(parameter)) for parameter in parameters]
         self._watches: list[RemovableHandle] = []
         self._on_intrusion: Callable[[], None] | None = None
         records = [record for _, record in self._grips]
-        me = weakref.ref(self, _unlisted(id(self), records))
+        me: weakref.ref[Holder] = weakref.ref(self, unlisted(id(self), records))
         for record in records:
             record.holds[id(self)] = me
 
@@ -173,7 +137,7 @@ class Hold:
             parameters: One successor for each parameter of this hold, in the same order.
         """
         for successor, (_, old) in zip(parameters, self._grips, strict=True):
-            record = _record_of(successor)
+            record = record_of(successor)
             if not successor.requires_grad and (old.baseline and (old.count or old.is_left)):
                 record.baseline = record.is_left = True
         was_active = self.is_active
@@ -183,7 +147,8 @@ class Hold:
             successor_hold.take()
         return successor_hold
 
-    def _replace(self, old: Parameter, new: Parameter) -> None:
+    def replace(self, old: Parameter, new: Parameter) -> None:
+        """Hold a successor in place of a parameter; `succeed` calls it."""
         self._grips = [(new if parameter is old else parameter, record) for parameter, record in self._grips]
 
     def watch(self, on_intrusion: Callable[[], None]) -> None:
@@ -225,7 +190,7 @@ def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
     Returns:
         The parameters that trained until now.
     """
-    pairs = [(parameter, _record_of(parameter)) for parameter in parameters]
+    pairs = [(parameter, record_of(parameter)) for parameter in parameters]
     pairs = [(parameter, record) for parameter, record in pairs if holder not in record.standing]
     for _, record in pairs:
         record.standing.add(holder)
@@ -238,7 +203,7 @@ def release(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
     Returns:
         The parameters that train from now on: they have no other holder and trained before.
     """
-    pairs = [(parameter, _record_of(parameter)) for parameter in parameters]
+    pairs = [(parameter, record_of(parameter)) for parameter in parameters]
     pairs = [(parameter, record) for parameter, record in pairs if holder in record.standing]
     for _, record in pairs:
         record.standing.remove(holder)
@@ -257,7 +222,7 @@ def thaw(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
     parameters = list(parameters)
     released = release(parameters, holder)
     for parameter in parameters:
-        record = _record_of(parameter)
+        record = record_of(parameter)
         if not (parameter.is_floating_point() or parameter.is_complex()):
             continue
         record.baseline = True
@@ -278,10 +243,18 @@ def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Pa
     """
     frozen = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in parameters:
-        record = _record_of(parameter)
+        record = record_of(parameter)
         record.baseline, record.is_left = False, is_left
         parameter.requires_grad, parameter.grad = False, None
     return frozen
+
+
+def leave(parameters: Iterable[Parameter]) -> None:
+    """Count parameters that are frozen and unknown so far as left frozen by a hold: they may thaw."""
+    for parameter in parameters:
+        if not parameter.requires_grad and known(parameter) is None:
+            record = record_of(parameter)
+            record.baseline = record.is_left = True
 
 
 def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
@@ -292,7 +265,7 @@ def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
     """
     intruded = []
     for parameter in parameters:
-        record = _record_of(parameter)
+        record = record_of(parameter)
         if not record.count:
             continue
         if parameter.requires_grad:
@@ -307,15 +280,15 @@ def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
 @contextmanager
 def unobserved(parameter: Parameter) -> Iterator[None]:
     """Keep no weak reference to a parameter for a moment, since `torch.utils.swap_tensors` refuses those."""
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
+    record = known(parameter)
+    if record is None:
         yield
         return
     record.parameter = lambda: parameter
     try:
         yield
     finally:
-        record.parameter = _observed(parameter)
+        record.parameter = observed(parameter)
 
 
 def succeed(old: Parameter, new: Parameter) -> None:
@@ -325,20 +298,21 @@ def succeed(old: Parameter, new: Parameter) -> None:
         old: Not to be used any more.
         new: Its successor, with the same `requires_grad`.
     """
-    record = _records.pop(id(old), None)
-    if record is None or record.parameter() is not old:
+    record = known(old)
+    if record is None:
         return
-    record.parameter = _observed(new)
-    _records[id(new)] = record
+    del records[id(old)]
+    record.parameter = observed(new)
+    records[id(new)] = record
     for reference in list(record.holds.values()):
         if (hold := reference()) is not None:
-            hold._replace(old, new)
+            hold.replace(old, new)
 
 
 def holders(parameter: Parameter) -> tuple[str, ...]:
     """Who holds a parameter now, in alphabetical order; empty when it has no holder."""
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
+    record = known(parameter)
+    if record is None:
         return ()
     active = [
         hold.holder
@@ -350,14 +324,14 @@ def holders(parameter: Parameter) -> tuple[str, ...]:
 
 def is_held(parameter: Parameter) -> bool:
     """Whether a parameter has a holder now."""
-    record = _records.get(id(parameter))
-    return record is not None and record.parameter() is parameter and record.count > 0
+    record = known(parameter)
+    return record is not None and record.count > 0
 
 
 def is_user_frozen(parameter: Parameter) -> bool:
     """Whether a parameter would stay frozen if every holder released it."""
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
+    record = known(parameter)
+    if record is None:
         return not parameter.requires_grad
     if record.count:
         return not record.baseline

@@ -51,10 +51,10 @@ def test_overlapping_holds_are_linear():
 
 
 def test_a_dead_hold_leaves_nothing_behind():
-    from lighter_freezers.engine import ledger
+    from lighter_freezers.engine import ledger, ledger_records
 
     parameter = nn.Parameter(torch.zeros(1))
     for _ in range(3):
         Hold([parameter], "gone").take()
     assert ledger.holders(parameter) == ()
-    assert not ledger._records[id(parameter)].holds
+    assert not ledger_records.record_of(parameter).holds
