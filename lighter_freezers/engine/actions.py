@@ -215,12 +215,12 @@ class Actions:
         for action in self:
             action.start(context)
 
-    def resume(self, context: StepContext, num_batches_per_step: int) -> None:
+    def resume(self, context: StepContext) -> None:
         """Resume every action, and start averaging the training loss for those that wait for it."""
         for key, action in self._actions.items():
             action.resume(context)
             if TRAINING_LOSS in action.monitors:
-                self._losses[key] = TrainingLoss(action.average_over, num_batches_per_step)
+                self._losses[key] = TrainingLoss(action.average_over)
                 if key in self._saved_losses:
                     self._losses[key].remember(self._saved_losses[key])
 
@@ -235,15 +235,20 @@ class Actions:
         """Whether any action waits for the training loss."""
         return bool(self._losses)
 
-    def note_loss(self, trainer: TrainerLike, outputs: object) -> bool:
+    def note_loss(self, trainer: TrainerLike, outputs: object, window: int) -> bool:
         """Record the loss of one batch.
+
+        Args:
+            trainer: The Trainer.
+            outputs: What `training_step` returned.
+            window: Batches in the accumulation window.
 
         Returns:
             Whether an average is complete: it can be read one optimizer step later.
         """
         is_complete = False
         for loss in self._losses.values():
-            if loss.note(outputs):
+            if loss.note(outputs, window):
                 loss.close(trainer, trainer_clock.moment(trainer).optimizer_step)
                 is_complete = True
         return is_complete
@@ -325,8 +330,7 @@ class Actions:
 
     def _read_losses(self, moment: Moment) -> None:
         for key, loss in self._losses.items():
-            value = loss.take(moment)
-            if value is not None:
+            for value in loss.take(moment):
                 self._actions[key].observe(TRAINING_LOSS, value)
 
 

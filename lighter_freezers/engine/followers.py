@@ -89,6 +89,8 @@ class Followers:
         if frozen:
             idle_schedules.refuse_idle_now(context.model, context.moment)
             self.optimizers.forget(changes)
+        if frozen or thawed:
+            self.optimizers.drop_histories()
         self._norms.follow()
         self.optimizers.follow(context.model, is_reshaped=outcome.is_reshaped)
         self._follow_gradients(context.moment)

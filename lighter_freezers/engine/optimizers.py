@@ -13,6 +13,11 @@ from lighter_freezers.engine.effects import optimizer_groups
 from lighter_freezers.engine.effects.lean_groups import LeanGroups
 from lighter_freezers.engine.effects.learning_rates import ThawedGroup
 from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
+from lighter_freezers.engine.effects.optimizer_history import (
+    FrozenValues,
+    drop_shared_history,
+    refuse_dropped_state,
+)
 from lighter_freezers.engine.rules import ActiveRule, Change
 from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
 from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
@@ -35,12 +40,13 @@ class OptimizerFollower:
         self._hooks: list[RemovableHandle] = []
         self._optimizers: list[Optimizer] = []
         self._lean = LeanGroups([])
+        self._values = FrozenValues([])
         self._named: dict[str, Parameter] = {}
 
     @property
-    def sets_learning_rates(self) -> bool:
-        """Whether any rule requests a learning rate."""
-        return bool(self._groups)
+    def acts_each_step(self) -> bool:
+        """Whether `keep_up` has to be called at each step: a rule requests a rate, or values move."""
+        return bool(self._groups) or bool(self._values)
 
     def prepare(
         self, trainer: TrainerLike, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
@@ -56,6 +62,9 @@ class OptimizerFollower:
         if self._frees:
             refuse_lean_groups(trainer.strategy, trainer.optimizers)
             self._lean = LeanGroups(trainer.optimizers)
+        self._values = FrozenValues(trainer.optimizers)
+        for state in {active.rule.optimizer_state for active in self._active_rules} - {"keep"}:
+            refuse_dropped_state(trainer.optimizers, state)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._add_missing(model, schedulers, trainable_later or {})
         for freezers, parameters in _selected_alike(self._active_rules):
@@ -72,11 +81,20 @@ class OptimizerFollower:
         for group in self._groups:
             group.set_learning_rate(optimizer_step)
 
+    def keep_up(self, optimizer_step: int) -> None:
+        """Write the requested rates, and put back what an optimizer moved although it is held."""
+        self.set_learning_rates(optimizer_step)
+        self._values.restore()
+
     def forget(self, changes: Sequence[Change]) -> None:
         """Drop the optimizer state of what froze, for the rules that ask for it."""
         for change in changes:
             if change.active.rule.optimizer_state == "reset":
                 optimizer_groups.forget_state(change.frozen, self._optimizers)
+
+    def drop_histories(self) -> None:
+        """Drop what an optimizer remembers of all parameters together: some have frozen or thawed."""
+        drop_shared_history(self._optimizers)
 
     def follow(self, model: nn.Module, *, is_reshaped: bool = False) -> None:
         """Remove from the groups what rules with `optimizer_state: free` hold now.
@@ -85,6 +103,7 @@ class OptimizerFollower:
             model: The module that trains.
             is_reshaped: Whether some of its parameters may be other objects than before.
         """
+        self._values.follow()
         if not self._frees:
             return
         if is_reshaped or not self._named:
@@ -100,6 +119,7 @@ class OptimizerFollower:
 
     def release(self) -> None:
         """Put everything back into the groups, and stop managing the optimizers."""
+        self._values.restore()
         self._lean.release()
         for hook in self._hooks:
             hook.remove()

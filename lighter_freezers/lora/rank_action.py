@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.ledger import Hold
-from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.optimizer_state import NewComponents
 from lighter_freezers.lora.rank_curves import RankCurves
@@ -134,7 +134,6 @@ class RankAction(Action):
             self._statistics = BottleneckStatistics({n: s for n, s in self._sites.items() if n in chosen})
         install_rank_restore(model)
         if stage == "fit":
-            _refuse_weight_averaging(callbacks_of(trainer))
             self._fit = weakref.ref(trainer)
             saved = self._saved or _left.get(trainer, {}).get(self.title)
             if saved:  # by a checkpoint, where the model was built after it, or by the last fit
@@ -269,13 +268,3 @@ class RankAction(Action):
         return {
             name: (reduce(z, reduce_op="mean"), reduce(g, reduce_op="mean")) for name, (z, g) in seen.items()
         }
-
-
-def _refuse_weight_averaging(callbacks: Iterable[object]) -> None:
-    for callback in callbacks:
-        kinds = {base.__name__ for base in type(callback).__mro__}
-        if kinds & {"WeightAveraging", "StochasticWeightAveraging"}:
-            raise RuntimeError(
-                f"{type(callback).__name__} averages weights of the shapes they have at the start, so LoRA "
-                "ranks cannot change. Remove one of the two callbacks."
-            )

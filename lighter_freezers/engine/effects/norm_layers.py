@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.module_hooks import ModuleHook
 
-__all__ = ["FrozenNorms", "NormMode", "StillNorm"]
+__all__ = ["FrozenNorms", "NormMode", "StillNorm", "norms_with_statistics"]
 
 NormMode = Literal["eval", "stats", "train"]
 
@@ -81,7 +81,7 @@ class FrozenNorms:
     def __init__(self, model: nn.Module, selections: list[tuple[list[nn.Parameter], NormMode]]) -> None:
         modes = [({id(parameter) for parameter in selected}, mode) for selected, mode in selections]
         self._norms: list[tuple[StillNorm, NormMode]] = []
-        for norm, parameters in _norms_with_statistics(model):
+        for norm, parameters in norms_with_statistics(model):
             wanted = [mode for ids, mode in modes if any(id(parameter) in ids for parameter in parameters)]
             if not wanted:
                 continue
@@ -103,7 +103,7 @@ class FrozenNorms:
             norm.resume()
 
 
-def _norms_with_statistics(model: nn.Module) -> list[tuple[_NormBase, list[nn.Parameter]]]:
+def norms_with_statistics(model: nn.Module) -> list[tuple[_NormBase, list[nn.Parameter]]]:
     """Each norm layer with its parameters, or its parent's where it has none."""
     found = []
     seen: set[int] = set()
