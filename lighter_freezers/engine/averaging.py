@@ -57,11 +57,11 @@ class AverageKeeper(Callback):
         self._pairs: list[tuple[Tensor, Tensor]] = []  # in the average, in the model
         self._statistics: list[tuple[nn.Module, dict[str, Tensor]]] = []
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Ask to be told of transitions."""
         self._engine.add_listener(self)
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Fail before training where an average would keep shapes that change.
 
         Raises:
@@ -74,11 +74,11 @@ class AverageKeeper(Callback):
                 "Remove one of the two callbacks."
             )
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Find what is held from the start, or was when the checkpoint was saved."""
         self._find_pairs(trainer, pl_module)
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Leave the average of what thaws alone from now on."""
         self._correct()
         norms = chain(*(norm.buffers(recurse=False) for norm in _still_norms(pl_module)))
@@ -89,11 +89,11 @@ class AverageKeeper(Callback):
             if (isinstance(own, nn.Parameter) and ledger.is_held(own)) or id(own) in still
         ]
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Validation runs on the average."""
         self._correct()
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Correct, and copy the statistics that stochastic averaging would reset after the last epoch."""
         self._correct()
         self._find_pairs(trainer, pl_module)
@@ -102,27 +102,29 @@ class AverageKeeper(Callback):
             for norm in _still_norms(pl_module)
         ]
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: TrainerLike, pl_module: nn.Module, batch: object, batch_idx: int
+    ) -> None:
         """Put the statistics back that were reset for the additional epoch."""
         if not batch_idx and is_update_epoch(trainer):
             for norm, statistics in self._statistics:
                 for name, value in statistics.items():
                     norm.get_buffer(name).copy_(value)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """The run ends on the average."""
         self._correct()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Nothing to save: Lightning asks before an averaging callback puts its average into a checkpoint."""
         self._correct()
         return {}
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """The fit is over."""
         self._pairs, self._statistics = [], []
 
-    def _find_pairs(self, trainer: Any, model: nn.Module) -> None:
+    def _find_pairs(self, trainer: TrainerLike, model: nn.Module) -> None:
         constant = [parameter for parameter in model.parameters() if ledger.is_held(parameter)]
         norms = _still_norms(model)
         ids = {id(tensor) for tensor in chain(constant, *(norm.buffers(recurse=False) for norm in norms))}

@@ -6,7 +6,6 @@ optimizers, which exchange weights between training and validation.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +17,14 @@ from lighter_freezers.engine import ledger
 __all__ = ["FrozenValues", "drop_shared_history", "refuse_dropped_state"]
 
 
-def drop_shared_history(optimizers: Iterable[Any]) -> None:
+def drop_shared_history(optimizers: Iterable[Optimizer]) -> None:
     """Let LBFGS begin anew, since its next steps would move what has just frozen."""
     for optimizer in optimizers:
         if "lbfgs" in type(optimizer).__name__.lower() or isinstance(optimizer, torch.optim.LBFGS):
             optimizer.state.clear()
 
 
-def refuse_dropped_state(optimizers: Iterable[Any], optimizer_state: str) -> None:
+def refuse_dropped_state(optimizers: Iterable[Optimizer], optimizer_state: str) -> None:
     """Fail before training where the state of single parameters cannot leave an optimizer.
 
     Raises:
@@ -47,7 +46,7 @@ class FrozenValues:
         optimizers: All optimizers of the run. Where none of them is of this kind, nothing is copied.
     """
 
-    def __init__(self, optimizers: Sequence[Any]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self._optimizers = [each for each in optimizers if _is_wrapper(each) or _has_modes(each)]
         self._copies: dict[Parameter, Tensor] = {}
 
@@ -67,10 +66,10 @@ class FrozenValues:
             parameter.copy_(value)
 
 
-def _is_wrapper(optimizer: Any) -> bool:
+def _is_wrapper(optimizer: Optimizer) -> bool:
     return any(isinstance(value, Optimizer) for value in vars(optimizer).values())
 
 
-def _has_modes(optimizer: Any) -> bool:
+def _has_modes(optimizer: Optimizer) -> bool:
     """Whether it has to be told when training begins and ends, as schedule-free optimizers have."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
