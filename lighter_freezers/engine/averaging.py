@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ def is_update_epoch(trainer: TrainerLike) -> bool:
     Nothing trains in it, and a run without the callback has no epoch of this number: nothing may thaw.
     """
     averaging = _of_kind(callbacks_of(trainer), "StochasticWeightAveraging")
-    return any(trainer.current_epoch > callback.swa_end for callback in averaging)
+    return any(trainer.current_epoch > getattr(callback, "swa_end", 0) for callback in averaging)
 
 
 class _Engine(Protocol):
@@ -141,12 +141,12 @@ class AverageKeeper(Callback):
             copy.copy_(own)
 
 
-def _averaging(callbacks: Iterable[Any]) -> list[Any]:
+def _averaging(callbacks: Iterable[object]) -> list[object]:
     """Lightning's averaging callbacks and those derived from them, of either namespace."""
     return _of_kind(callbacks, "WeightAveraging", "StochasticWeightAveraging")
 
 
-def _of_kind(callbacks: Iterable[Any], *kinds: str) -> list[Any]:
+def _of_kind(callbacks: Iterable[object], *kinds: str) -> list[object]:
     return [each for each in callbacks if {base.__name__ for base in type(each).__mro__} & {*kinds}]
 
 
