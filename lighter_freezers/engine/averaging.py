@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lighter_freezers._lightning import Callback
-from lighter_freezers.engine import ledger
+from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.effects.norm_layers import norms_with_statistics
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
@@ -23,7 +23,9 @@ def is_update_epoch(trainer: TrainerLike) -> bool:
     Nothing trains in it, and a run without the callback has no epoch of this number: nothing may thaw.
     """
     averaging = _of_kind(callbacks_of(trainer), "StochasticWeightAveraging")
-    return any(trainer.current_epoch > getattr(callback, "swa_end", 0) for callback in averaging)
+    return any(
+        trainer_clock.moment(trainer).epoch > getattr(callback, "swa_end", 0) for callback in averaging
+    )
 
 
 class _Engine(Protocol):
