@@ -273,10 +273,11 @@ class Engine(Callback):
         if changes or outcome:
             self._followers.follow(context, changes, outcome or ActionResult())
             self._arm()
-        self._followers.optimizers.keep_up(moment.optimizer_step)
+        self._followers.optimizers.keep_up()
         steps = [*(active.next_step(moment) for active in self._active_rules)]
         steps += self._actions.next_steps(moment)
-        if self._followers.optimizers.acts_each_step or (any(steps) and not pl_module.automatic_optimization):
+        is_restless = any(steps) and not pl_module.automatic_optimization
+        if is_restless or self._followers.optimizers.restores_values:
             self._wait = 1  # under manual optimization a batch may take any number of optimizer steps
         else:
             self._wait = self._boundaries.num_batches_until(steps, moment.optimizer_step)
@@ -301,7 +302,9 @@ class Engine(Callback):
         if self._actions.note_loss(trainer, outputs, self._boundaries.window):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
         if self._followers.optimizers.acts_each_step:
-            self._followers.optimizers.keep_up(trainer_clock.moment(trainer).optimizer_step)
+            self._followers.optimizers.keep_up()
+        else:
+            self._arm()
 
     def _look_at_gradients(
         self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer

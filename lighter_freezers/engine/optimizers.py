@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.effects import optimizer_groups
 from lighter_freezers.engine.effects.lean_groups import LeanGroups
-from lighter_freezers.engine.effects.learning_rates import ThawedGroup
+from lighter_freezers.engine.effects.learning_rates import ThawedGroup, ThawedRates
 from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
 from lighter_freezers.engine.effects.optimizer_history import (
     FrozenValues,
@@ -36,8 +35,7 @@ class OptimizerFollower:
 
     def __init__(self, active_rules: Sequence[ActiveRule]) -> None:
         self._active_rules = active_rules
-        self._groups: list[ThawedGroup] = []
-        self._hooks: list[RemovableHandle] = []
+        self._rates = ThawedRates([], lambda: 0, has_schedulers=False)
         self._optimizers: list[Optimizer] = []
         self._lean = LeanGroups([])
         self._values = FrozenValues([])
@@ -45,8 +43,13 @@ class OptimizerFollower:
 
     @property
     def acts_each_step(self) -> bool:
-        """Whether `keep_up` has to be called at each step: a rule requests a rate, or values move."""
-        return bool(self._groups) or bool(self._values)
+        """Whether `keep_up` has to be called after each step: rates or values move."""
+        return self._rates.is_moving or self.restores_values
+
+    @property
+    def restores_values(self) -> bool:
+        """Whether an optimizer may move what is held, also between two steps."""
+        return bool(self._values)
 
     def prepare(
         self, trainer: TrainerLike, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
@@ -67,23 +70,17 @@ class OptimizerFollower:
             refuse_dropped_state(trainer.optimizers, state)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._add_missing(model, schedulers, trainable_later or {})
+        groups: list[ThawedGroup] = []
         for freezers, parameters in _selected_alike(self._active_rules):
-            self._split_off(freezers, parameters, schedulers)
-        for optimizer in {id(group.optimizer): group.optimizer for group in self._groups}.values():
-            hook = optimizer.register_step_pre_hook(
-                lambda *_: self.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
-            )
-            self._hooks.append(hook)
-        self.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
+            groups += self._split_off(freezers, parameters, schedulers, len(groups) + 1)
+        self._rates = ThawedRates(
+            groups, lambda: trainer_clock.moment(trainer).optimizer_step, has_schedulers=bool(schedulers)
+        )
+        self._rates.set()
 
-    def set_learning_rates(self, optimizer_step: int) -> None:
-        """Write the requested learning rates into the groups."""
-        for group in self._groups:
-            group.set_learning_rate(optimizer_step)
-
-    def keep_up(self, optimizer_step: int) -> None:
+    def keep_up(self) -> None:
         """Write the requested rates, and put back what an optimizer moved although it is held."""
-        self.set_learning_rates(optimizer_step)
+        self._rates.set()
         self._values.restore()
 
     def forget(self, changes: Sequence[Change]) -> None:
@@ -121,9 +118,8 @@ class OptimizerFollower:
         """Put everything back into the groups, and stop managing the optimizers."""
         self._values.restore()
         self._lean.release()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._groups, self._optimizers = [], [], []
+        self._rates.remove()
+        self._optimizers = []
 
     def _add_missing(
         self, model: nn.Module, schedulers: Sequence[SchedulerLike], trainable_later: Mapping[str, Parameter]
@@ -164,13 +160,11 @@ class OptimizerFollower:
         freezers: Sequence[ActiveRule],
         parameters: dict[str, Parameter],
         schedulers: Sequence[SchedulerLike],
-    ) -> None:
+        number: int,
+    ) -> list[ThawedGroup]:
         title = " + ".join(dict.fromkeys(active.rule.title for active in freezers if active.learning_rate))
-        num_before = len(self._groups)
-        moved = optimizer_groups.split_off(
-            parameters, f"{title} ({num_before + 1})", self._optimizers, schedulers
-        )
-        self._groups += [ThawedGroup(optimizer, group, home, freezers) for optimizer, group, home in moved]
+        moved = optimizer_groups.split_off(parameters, f"{title} ({number})", self._optimizers, schedulers)
+        return [ThawedGroup(optimizer, group, home, freezers) for optimizer, group, home in moved]
 
 
 def _selected_alike(
