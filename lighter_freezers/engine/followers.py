@@ -61,6 +61,7 @@ class Followers:
         if self._active_rules or len(self._actions):
             self._boundary = GradientBoundary(context.model, is_silent=not context.trainer.is_global_zero)
         if context.trainer.is_global_zero:
+            idle_schedules.warn_of_user_frozen(self._active_rules, context.model)
             self._graphs = CompiledGraphs(context.model)
             self._graphs.warn_of_schedule(num_transitions([active.rule for active in self._active_rules]))
 
