@@ -40,7 +40,7 @@ def test_a_backbone_frozen_by_hand_is_named(namespace: str, when: str, names: st
 def test_no_warning_without_a_reason(case: str, caplog: Any) -> None:
     """Frozen for good, held by a Freezer of an earlier fit, or the base below an adapter."""
     network = (
-        (lambda: apply_lora(TinyNet(), {"r": 2, "target_modules": ["layer2"]}))
+        (lambda: apply_lora(TinyNet(), {"r": 2, "target_modules": ["layer1", "layer2"]}))
         if case == "adapters"
         else TinyNet
     )
