@@ -13,17 +13,17 @@ from lighter_freezers.engine import (
     checkpoint_identity,
     checkpoint_state,
     idle_schedules,
+    ledger,
     trainer_clock,
 )
-from lighter_freezers.engine.actions import Action, ActionResult, Actions, StepContext
+from lighter_freezers.engine.actions import Action, Actions, StepContext
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.followers import Followers, TransitionListener
 from lighter_freezers.engine.intrusions import Intrusions
 from lighter_freezers.engine.metric_watch import MetricWatch
-from lighter_freezers.engine.rules import ActiveRule, Change, FreezeRule, active_rules_of, refuse_overlap
+from lighter_freezers.engine.rules import ActiveRule, FreezeRule, active_rules_of, follow_all, refuse_overlap
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
 from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
-from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["EngineCallback", "Engine"]
 
@@ -247,14 +247,9 @@ class Engine(Callback):
             if active.bind(pl_module):
                 active.hold.watch(self._on_intrusion)
         refuse_overlap(self._active_rules)
-        self._follow(trainer_clock.moment(trainer))
+        follow_all(self._active_rules, trainer_clock.moment(trainer))
         if self._active_rules and not len(self._actions):  # an action may thaw something before that
             idle_schedules.refuse_idle_phase(self._active_rules, pl_module)
-
-    def _follow(self, moment: Moment) -> list[Change]:
-        """Apply every rule at this moment; returns the rules that changed something, and what."""
-        changes = [Change(active, *active.follow(moment)) for active in self._active_rules]
-        return [change for change in changes if change.frozen or change.thawed]
 
     def _play(self, trainer: TrainerLike, pl_module: LightningModule, batch_idx: int) -> None:
         """Apply what is due between two optimizer steps, and compute when to check again."""
@@ -268,10 +263,11 @@ class Engine(Callback):
         if self._wait:
             return
         moment = trainer_clock.moment(trainer)
-        changes, context = self._follow(moment), StepContext(trainer, pl_module, moment)
-        outcome = self._actions.perform(context)
-        if changes or outcome:
-            self._followers.follow(context, changes, outcome or ActionResult())
+        context = StepContext(trainer, pl_module, moment)
+        with ledger.flips() as flips:
+            follow_all(self._active_rules, moment)
+            outcome = self._actions.perform(context)
+        if self._followers.follow(context, flips, outcome):
             self._arm()
         self._followers.optimizers.keep_up()
         steps = [*(active.next_step(moment) for active in self._active_rules)]

@@ -11,15 +11,21 @@ from contextlib import contextmanager
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
+from lighter_freezers.engine.flips import Flips
 from lighter_freezers.engine.ledger_records import (
     Holder,
     Record,
+    holders,
+    is_held,
+    is_user_frozen,
     known,
     observed,
     record_of,
     records,
+    terms_of,
     unlisted,
 )
+from lighter_freezers.engine.terms import Terms
 
 __all__ = [
     "Hold",
@@ -31,12 +37,29 @@ __all__ = [
     "leave",
     "reassert",
     "release",
+    "flips",
     "succeed",
+    "terms_of",
     "thaw",
     "unobserved",
 ]
 
 _WATCHED_PER_HOLD = 64  # at most so many, so that watching costs the same in a model of 150 or 15,000 tensors
+
+
+_USUAL = Terms()
+_flips = Flips()  # of the step that is under way; nothing is noted between two steps
+
+
+@contextmanager
+def flips() -> Iterator[Flips]:
+    """Note which parameters freeze and thaw while it is open, by any hold or function of this module."""
+    global _flips
+    before, _flips = _flips, Flips(is_open=True)
+    try:
+        yield _flips
+    finally:
+        _flips = before
 
 
 def _grip(pairs: Iterable[tuple[Parameter, Record]]) -> list[Parameter]:
@@ -52,6 +75,7 @@ def _grip(pairs: Iterable[tuple[Parameter, Record]]) -> list[Parameter]:
                 frozen.append(parameter)
             elif not record.is_left:
                 record.baseline = False
+    _flips.note(frozen)
     return frozen
 
 
@@ -64,6 +88,7 @@ def _loosen(pairs: Iterable[tuple[Parameter, Record]]) -> list[Parameter]:
             record.is_left = False
             parameter.requires_grad = True
             thawed.append(parameter)
+    _flips.note(thawed)
     return thawed
 
 
@@ -74,10 +99,12 @@ class Hold:
         parameters: The parameters it can freeze. One that cannot train anyway (frozen by the user, an
             integer tensor) is counted and left alone.
         holder: Who holds, in words for logs and errors.
+        terms: What else is asked for while it holds.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], holder: str) -> None:
+    def __init__(self, parameters: Iterable[Parameter], holder: str, terms: Terms = _USUAL) -> None:
         self.holder = holder
+        self.terms = terms
         self.is_active = False
         self._grips = [(parameter, record_of(parameter)) for parameter in parameters]
         self._watches: list[RemovableHandle] = []
@@ -142,7 +169,7 @@ class Hold:
                 record.baseline = record.is_left = True
         was_active = self.is_active
         self.abandon()
-        successor_hold = Hold(parameters, self.holder)
+        successor_hold = Hold(parameters, self.holder, self.terms)
         if was_active:
             successor_hold.take()
         return successor_hold
@@ -221,6 +248,7 @@ def thaw(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
     """
     parameters = list(parameters)
     released = release(parameters, holder)
+    switched_on = []
     for parameter in parameters:
         record = record_of(parameter)
         if not (parameter.is_floating_point() or parameter.is_complex()):
@@ -229,8 +257,9 @@ def thaw(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
         if not record.count and not parameter.requires_grad:
             record.is_left = False
             parameter.requires_grad = True
-            released.append(parameter)
-    return released
+            switched_on.append(parameter)
+    _flips.note(switched_on)
+    return [*released, *switched_on]
 
 
 def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Parameter]:
@@ -246,6 +275,7 @@ def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Pa
         record = record_of(parameter)
         record.baseline, record.is_left = False, is_left
         parameter.requires_grad, parameter.grad = False, None
+    _flips.note(frozen)
     return frozen
 
 
@@ -302,37 +332,9 @@ def succeed(old: Parameter, new: Parameter) -> None:
     if record is None:
         return
     del records[id(old)]
+    _flips.succeed(old, new)
     record.parameter = observed(new)
     records[id(new)] = record
     for reference in list(record.holds.values()):
         if (hold := reference()) is not None:
             hold.replace(old, new)
-
-
-def holders(parameter: Parameter) -> tuple[str, ...]:
-    """Who holds a parameter now, in alphabetical order; empty when it has no holder."""
-    record = known(parameter)
-    if record is None:
-        return ()
-    active = [
-        hold.holder
-        for hold in (reference() for reference in record.holds.values())
-        if hold and hold.is_active
-    ]
-    return tuple(sorted({*active, *record.standing}))
-
-
-def is_held(parameter: Parameter) -> bool:
-    """Whether a parameter has a holder now."""
-    record = known(parameter)
-    return record is not None and record.count > 0
-
-
-def is_user_frozen(parameter: Parameter) -> bool:
-    """Whether a parameter would stay frozen if every holder released it."""
-    record = known(parameter)
-    if record is None:
-        return not parameter.requires_grad
-    if record.count:
-        return not record.baseline
-    return not parameter.requires_grad and not record.is_left

@@ -6,7 +6,21 @@ from typing import Protocol
 
 from torch.nn import Parameter
 
-__all__ = ["Holder", "Record", "known", "observed", "record_of", "records", "unlisted"]
+from lighter_freezers.engine.terms import Terms
+
+__all__ = [
+    "Holder",
+    "Record",
+    "holders",
+    "is_held",
+    "is_user_frozen",
+    "known",
+    "observed",
+    "record_of",
+    "records",
+    "terms_of",
+    "unlisted",
+]
 
 
 class Holder(Protocol):
@@ -14,6 +28,7 @@ class Holder(Protocol):
 
     holder: str
     is_active: bool
+    terms: Terms
 
     def replace(self, old: Parameter, new: Parameter) -> None:
         """Hold a successor from now on."""
@@ -72,3 +87,39 @@ def record_of(parameter: Parameter) -> Record:
     if record is None:
         record = records[id(parameter)] = Record(parameter)
     return record
+
+
+def holders(parameter: Parameter) -> tuple[str, ...]:
+    """Who holds a parameter now, in alphabetical order; empty when it has no holder."""
+    record = known(parameter)
+    if record is None:
+        return ()
+    active = [
+        hold.holder
+        for hold in (reference() for reference in record.holds.values())
+        if hold and hold.is_active
+    ]
+    return tuple(sorted({*active, *record.standing}))
+
+
+def terms_of(parameter: Parameter) -> list[Terms]:
+    """The terms of all holds on a parameter now."""
+    record = known(parameter)
+    holds = [] if record is None else [reference() for reference in record.holds.values()]
+    return [hold.terms for hold in holds if hold is not None and hold.is_active]
+
+
+def is_held(parameter: Parameter) -> bool:
+    """Whether a parameter has a holder now."""
+    record = known(parameter)
+    return record is not None and record.count > 0
+
+
+def is_user_frozen(parameter: Parameter) -> bool:
+    """Whether a parameter would stay frozen if every holder released it."""
+    record = known(parameter)
+    if record is None:
+        return not parameter.requires_grad
+    if record.count:
+        return not record.baseline
+    return not parameter.requires_grad and not record.is_left

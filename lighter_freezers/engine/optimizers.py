@@ -1,6 +1,6 @@
 """Updates a Trainer's optimizers for the rules: groups at the start, learning rates, dropped state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 from torch.nn import Parameter
@@ -17,7 +17,9 @@ from lighter_freezers.engine.effects.optimizer_history import (
     drop_shared_history,
     refuse_dropped_state,
 )
-from lighter_freezers.engine.rules import ActiveRule, Change
+from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.terms import OptimizerState
 from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
 from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
 from lighter_freezers.selection.name_summary import NameSummary
@@ -31,10 +33,13 @@ class OptimizerFollower:
 
     Args:
         active_rules: All rules of the fit, bound to the model.
+        states: What any holder asks of the optimizer state.
     """
 
-    def __init__(self, active_rules: Sequence[ActiveRule]) -> None:
+    def __init__(self, active_rules: Sequence[ActiveRule], states: Collection[OptimizerState]) -> None:
         self._active_rules = active_rules
+        self._states = set(states)
+        self._frees = "free" in self._states
         self._rates = ThawedRates([], lambda: 0, has_schedulers=False)
         self._optimizers: list[Optimizer] = []
         self._lean = LeanGroups([])
@@ -66,7 +71,7 @@ class OptimizerFollower:
             refuse_lean_groups(trainer.strategy, trainer.optimizers)
             self._lean = LeanGroups(trainer.optimizers)
         self._values = FrozenValues(trainer.optimizers)
-        for state in {active.rule.optimizer_state for active in self._active_rules} - {"keep"}:
+        for state in sorted(self._states - {"keep"}):
             refuse_dropped_state(trainer.optimizers, state)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._add_missing(model, schedulers, trainable_later or {})
@@ -83,21 +88,22 @@ class OptimizerFollower:
         self._rates.set()
         self._values.restore()
 
-    def forget(self, changes: Sequence[Change]) -> None:
-        """Drop the optimizer state of what froze, for the rules that ask for it."""
-        for change in changes:
-            if change.active.rule.optimizer_state == "reset":
-                optimizer_groups.forget_state(change.frozen, self._optimizers)
+    def forget(self, taken: Sequence[Hold]) -> None:
+        """Drop the optimizer state of what holds that have just begun ask for."""
+        for hold in taken:
+            if hold.terms.optimizer_state == "reset":
+                optimizer_groups.forget_state(hold.parameters, self._optimizers)
 
     def drop_histories(self) -> None:
         """Drop what an optimizer remembers of all parameters together: some have frozen or thawed."""
         drop_shared_history(self._optimizers)
 
-    def follow(self, model: nn.Module, *, is_reshaped: bool = False) -> None:
-        """Remove from the groups what rules with `optimizer_state: free` hold now.
+    def follow(self, model: nn.Module, holds: Sequence[Hold], *, is_reshaped: bool = False) -> None:
+        """Remove from the groups what holds with `optimizer_state: free` hold now.
 
         Args:
             model: The module that trains.
+            holds: All holds that are active.
             is_reshaped: Whether some of its parameters may be other objects than before.
         """
         self._values.follow()
@@ -106,13 +112,8 @@ class OptimizerFollower:
         if is_reshaped or not self._named:
             before, self._named = self._named, canonical_parameters(model)
             self._lean.replace({id(old): self._named[name] for name, old in before.items()})
-        held = [active for active in self._active_rules if active.hold.is_active]
-        frozen = [active.selected for active in held if active.rule.optimizer_state == "free"]
-        self._lean.leave_out([parameter for selected in frozen for parameter in selected.values()])
-
-    @property
-    def _frees(self) -> bool:
-        return any(active.rule.optimizer_state == "free" for active in self._active_rules)
+        freeing = [hold.parameters for hold in holds if hold.terms.optimizer_state == "free"]
+        self._lean.leave_out([parameter for parameters in freeing for parameter in parameters])
 
     def release(self) -> None:
         """Put everything back into the groups, and stop managing the optimizers."""

@@ -13,6 +13,7 @@ from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.optimizer_state import NewComponents
@@ -43,6 +44,7 @@ class RankOptions:
         monitor: The metric that entries with `trigger_loss` wait for.
         average_over: Optimizer steps in one mean of the training loss, where that is the metric.
         seed: Of the initial values of new components.
+        terms: What else is asked for while rank 0 holds factors.
     """
 
     adapter_name: str = "default"
@@ -51,6 +53,7 @@ class RankOptions:
     monitor: str = "val/loss"
     average_over: int = 10
     seed: int = 0
+    terms: Terms = Terms()
 
 
 class RankAction(Action):
@@ -65,7 +68,7 @@ class RankAction(Action):
 
     def __init__(self, entries: Sequence[RankEntry], options: RankOptions) -> None:
         self.title = f"LoraRankScheduler[{options.adapter_name}]"
-        self._options = options
+        self._options, self.terms = options, options.terms
         self._plan = RankPlan(entries)
         self.kind, self.entries = f"ranks of {options.adapter_name}", self._plan.titles
         self._ranks: list[dict[str, int]] = []  # of each entry: name of a site -> its rank
@@ -253,7 +256,7 @@ class RankAction(Action):
     def _hold_frozen(self) -> None:
         """Hold them in the ledger, and watch them."""
         for name in self._frozen - self._holds.keys():
-            hold = self._holds[name] = Hold(self._sites[name].factors.parameters, "LoRA rank 0")
+            hold = self._holds[name] = Hold(self._sites[name].factors.parameters, "LoRA rank 0", self.terms)
             hold.watch(lambda: self.on_intrusion())
             hold.take()
 
