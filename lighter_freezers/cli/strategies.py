@@ -1,27 +1,26 @@
-"""Four ways to freeze a model, as callbacks in a config would name them. Writes no text."""
+"""Four ways to freeze a model, as callbacks for a config. Writes no text."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from lighter_freezers.layers.thaw_order import Layer, Layers, layers_of
 from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters, without_wrapper
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["STRATEGIES", "Options", "callbacks_of"]
+__all__ = ["STRATEGIES", "Options", "strategy_callbacks"]
 
 GRADUAL = "lighter_freezers.GradualUnfreezing"
-Callbacks = list[dict[str, Any]]
+Callbacks = list[dict[str, object]]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a strategy is adjusted by.
+    """The options of a strategy.
 
     Attributes:
         epochs: Length of the run; None where it is counted in steps.
@@ -38,7 +37,7 @@ class Options:
     train_embeddings: bool = False
 
 
-def callbacks_of(strategy: str, model: nn.Module, options: Options) -> Callbacks:
+def strategy_callbacks(strategy: str, model: nn.Module, options: Options) -> Callbacks:
     """The callbacks of a strategy for one model, as they stand in a config.
 
     Raises:
@@ -74,7 +73,7 @@ def _top_down(model: nn.Module, layers: Layers, options: Options) -> Callbacks:
     if layers.embeddings is not None:
         until.setdefault(max(until, default=1), []).append(layers.embeddings)
     if not until:
-        raise ValueError("There is one layer only in which anything can train, so none can thaw later.")
+        raise ValueError("Only one layer has anything that can train, so none can thaw later.")
     return [
         _freezer(model, {name for layer in group for name in layer.names}, {f"until_{unit}": begin, **rate})
         for begin, held in until.items()
@@ -83,7 +82,7 @@ def _top_down(model: nn.Module, layers: Layers, options: Options) -> Callbacks:
 
 
 def _by_rate(held: Sequence[Layer], decay: float | None) -> list[tuple[Sequence[Layer], dict[str, float]]]:
-    """Layers that can share a Freezer, and what it says about their learning rate."""
+    """Groups of layers that can share a Freezer, with its learning-rate argument."""
     if decay is None:
         return [(held, {})]
     return [([layer], {"unfreeze_lr_factor": float(f"{decay**-layer.depth:.4g}")}) for layer in held]
@@ -126,31 +125,19 @@ def _refuse_short(length: int | None, unit: str) -> int:
     return length
 
 
-def _freezer(model: nn.Module, held: Set[str], rest: Mapping[str, Any]) -> dict[str, Any]:
+def _freezer(model: nn.Module, held: Set[str], rest: Mapping[str, object]) -> dict[str, object]:
     names = [name for name in canonical_parameters(model) if name in held]
     return {"_target_": "lighter_freezers.Freezer", **_selection(model, names), **rest}
 
 
 def _selection(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
     """Arguments of a Freezer that select these parameters and no others: whole modules, and what is left."""
-    every = list(canonical_parameters(model))
-    sizes = Counter(path for name in every for path in _enclosing(name))
-    counts = Counter(path for name in names for path in _enclosing(name))
-    prefixes: dict[str, None] = {}
-    single = []
-    for name in names:
-        whole = next((path for path in _enclosing(name) if counts[path] == sizes[path]), None)
-        if whole is None:
-            single.append(without_wrapper(name))
-        else:
-            prefixes[without_wrapper(whole) + "."] = None
-    found = {"name_starts_with": list(prefixes), "names": single}
+    every = canonical_parameters(model).keys()
+    whole = NameSummary(list(every)).whole_modules(names)
+    found = {
+        "name_starts_with": [f"{without_wrapper(path)}." for path in whole if path not in every],
+        "names": [without_wrapper(name) for name in whole if name in every],
+    }
     arguments = {argument: values for argument, values in found.items() if values}
     selected = ParameterSelector.from_arguments(**arguments).select(model)
     return arguments if selected.keys() == set(names) else {"names": list(names)}
-
-
-def _enclosing(name: str) -> Iterator[str]:
-    """Paths of the modules that a parameter is in, outermost first."""
-    segments = name.split(".")
-    return (".".join(segments[:length]) for length in range(1, len(segments)))

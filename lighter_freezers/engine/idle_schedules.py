@@ -1,20 +1,23 @@
-"""Refuses schedules under which nothing would train, before the first batch where that can be known."""
+"""Refuses schedules under which nothing would train, and warns of what would never thaw."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
+from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["refuse_idle_now", "refuse_idle_phase"]
+__all__ = ["refuse_idle_now", "refuse_idle_phase", "warn_of_user_frozen"]
 
-_WAY_OUT = "Let one of them go earlier, or exclude something (except_names, except_name_starts_with)."
+_WAY_OUT = "End one of them earlier, or exclude something (except_names, except_name_starts_with)."
 
 
 def refuse_idle_phase(active_rules: Sequence[ActiveRule], model: nn.Module) -> None:
-    """Raise if some moment of the schedules leaves nothing to train.
+    """Raise if the schedules leave nothing to train at some moment.
 
     Only moments that are certain count: steps while no epoch matters, or epochs while no step does, and no
     rule whose end depends on a metric.
@@ -42,12 +45,36 @@ def refuse_idle_phase(active_rules: Sequence[ActiveRule], model: nn.Module) -> N
             )
 
 
+def warn_of_user_frozen(active_rules: Sequence[ActiveRule], model: nn.Module) -> None:
+    """Warn of what a rule would thaw but for the user, who froze it by hand: it never will.
+
+    The base of a model with adapters is frozen on purpose: there only a rule that thaws nothing is named.
+    """
+    has_adapters = any("lora_" in name for name, _ in model.named_parameters())
+    stuck: dict[str, list[str]] = {}  # title -> names
+    for active in active_rules:
+        frozen = [
+            name for name, p in active.selected.items() if p.is_floating_point() and ledger.is_user_frozen(p)
+        ]
+        if not active.rule.is_static and (not has_adapters or len(frozen) == len(active.selected)):
+            stuck.setdefault(active.title, []).extend(frozen)
+    summary = NameSummary(list(canonical_parameters(model))) if any(stuck.values()) else None
+    for title, names in stuck.items():
+        if names and summary is not None:
+            log.warning(
+                "%s will not thaw %s: frozen by hand before the run (requires_grad=False), which it leaves "
+                "alone. Remove that line: it holds them from the first step on by itself",
+                title,
+                summary.compress(names),
+            )
+
+
 def refuse_idle_now(model: nn.Module, moment: Moment | None) -> None:
     """Raise if nothing trains now.
 
     Args:
         model: What is trained.
-        moment: When it is; None before the first step.
+        moment: The current moment; None before the first step.
 
     Raises:
         RuntimeError: No parameter is trainable; the message says who holds them.

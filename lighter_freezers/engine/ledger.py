@@ -1,7 +1,7 @@
 """Who holds which parameter frozen: the only room that writes `requires_grad` and clears `.grad`.
 
 There is one ledger per process, keyed by parameter identity, so it does not matter which model, callback or
-method a hold comes from. A parameter trains while its baseline is trainable and nobody holds it.
+method a hold comes from. A parameter trains while its baseline is trainable and it has no holder.
 """
 
 import weakref
@@ -11,6 +11,22 @@ from contextlib import contextmanager
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
+from lighter_freezers.engine.flips import Flips
+from lighter_freezers.engine.ledger_records import (
+    Holder,
+    Record,
+    holders,
+    is_held,
+    is_user_frozen,
+    known,
+    observed,
+    record_of,
+    records,
+    terms_of,
+    unlisted,
+)
+from lighter_freezers.engine.terms import Terms
+
 __all__ = [
     "Hold",
     "freeze",
@@ -18,55 +34,36 @@ __all__ = [
     "holders",
     "is_held",
     "is_user_frozen",
+    "leave",
     "reassert",
     "release",
+    "flips",
     "succeed",
+    "terms_of",
     "thaw",
     "unobserved",
 ]
 
-_WATCHED_PER_HOLD = 64  # a bound, so that watching costs the same in a model of 150 or 15,000 tensors
+_WATCHED_PER_HOLD = 64  # at most so many, so that watching costs the same in a model of 150 or 15,000 tensors
 
 
-class _Record:
-    """What the ledger knows of one parameter."""
-
-    __slots__ = ("__weakref__", "baseline", "count", "holds", "is_left", "parameter", "standing")
-
-    def __init__(self, parameter: Parameter) -> None:
-        self.parameter: Callable[[], Parameter | None] = _observed(parameter)
-        self.baseline = parameter.requires_grad
-        self.count = 0  # how many hold it now
-        self.holds: list[weakref.ref[Hold]] = []
-        self.standing: set[str] = set()  # holders that came through `hold()`
-        self.is_left = False  # frozen by us and left so when its last hold was abandoned
+_USUAL = Terms()
+_flips = Flips()  # of the step that is under way; nothing is noted between two steps
 
 
-_records: dict[int, _Record] = {}
+@contextmanager
+def flips() -> Iterator[Flips]:
+    """Note which parameters freeze and thaw while it is open, by any hold or function of this module."""
+    global _flips
+    before, _flips = _flips, Flips(is_open=True)
+    try:
+        yield _flips
+    finally:
+        _flips = before
 
 
-def _forget(key: int) -> Callable[[object], None]:
-    """The weak-reference callback that drops a record once its parameter is gone (its id may be reused)."""
-
-    def forget(_: object) -> None:
-        _records.pop(key, None)
-
-    return forget
-
-
-def _observed(parameter: Parameter) -> Callable[[], Parameter | None]:
-    return weakref.ref(parameter, _forget(id(parameter)))
-
-
-def _record_of(parameter: Parameter) -> _Record:
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
-        record = _records[id(parameter)] = _Record(parameter)
-    return record
-
-
-def _grip(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
-    """Count one more holder of each; freeze what trained until now."""
+def _grip(pairs: Iterable[tuple[Parameter, Record]]) -> list[Parameter]:
+    """Add one holder to each; freeze those that trained until now."""
     frozen = []
     for parameter, record in pairs:
         record.count += 1
@@ -78,11 +75,12 @@ def _grip(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
                 frozen.append(parameter)
             elif not record.is_left:
                 record.baseline = False
+    _flips.note(frozen)
     return frozen
 
 
-def _loosen(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
-    """Count one holder less of each; thaw what nobody holds any more and what trained before."""
+def _loosen(pairs: Iterable[tuple[Parameter, Record]]) -> list[Parameter]:
+    """Remove one holder from each; thaw those that have no holder left and trained before."""
     thawed = []
     for parameter, record in pairs:
         record.count -= 1
@@ -90,28 +88,31 @@ def _loosen(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
             record.is_left = False
             parameter.requires_grad = True
             thawed.append(parameter)
+    _flips.note(thawed)
     return thawed
 
 
 class Hold:
-    """One holder's grip on a fixed set of parameters: taken and let go as often as its schedule says.
+    """One holder's hold on a fixed set of parameters, taken and released as often as its schedule requires.
 
     Args:
         parameters: The parameters it can freeze. One that cannot train anyway (frozen by the user, an
             integer tensor) is counted and left alone.
         holder: Who holds, in words for logs and errors.
+        terms: What else is asked for while it holds.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], holder: str) -> None:
+    def __init__(self, parameters: Iterable[Parameter], holder: str, terms: Terms = _USUAL) -> None:
         self.holder = holder
+        self.terms = terms
         self.is_active = False
-        self._grips = [(parameter, _record_of(parameter)) for parameter in parameters]
+        self._grips = [(parameter, record_of(parameter)) for parameter in parameters]
         self._watches: list[RemovableHandle] = []
         self._on_intrusion: Callable[[], None] | None = None
-        me = weakref.ref(self)
-        for _, record in self._grips:
-            record.holds = [hold for hold in record.holds if hold() is not None]
-            record.holds.append(me)
+        records = [record for _, record in self._grips]
+        me: weakref.ref[Holder] = weakref.ref(self, unlisted(id(self), records))
+        for record in records:
+            record.holds[id(self)] = me
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -131,7 +132,7 @@ class Hold:
         return _grip(self._grips)
 
     def let_go(self) -> list[Parameter]:
-        """Thaw what nobody else holds and what trained before.
+        """Release: thaw what has no other holder and trained before.
 
         Returns:
             The parameters that train from now on.
@@ -145,14 +146,14 @@ class Hold:
     def abandon(self) -> None:
         """Stop holding, but leave the flags as they are: a run ended with the layers still frozen.
 
-        A later hold on the same parameters remembers that they trained before, and gives that back.
+        A later hold on the same parameters knows that they trained before, and restores that on release.
         """
         self._unwatch()
         for _, record in self._grips:
             if self.is_active:
                 record.count -= 1
                 record.is_left = record.baseline and not record.count
-            record.holds = [hold for hold in record.holds if hold() not in (None, self)]
+            record.holds.pop(id(self), None)
         self.is_active = False
         self._grips = []
 
@@ -163,24 +164,25 @@ class Hold:
             parameters: One successor for each parameter of this hold, in the same order.
         """
         for successor, (_, old) in zip(parameters, self._grips, strict=True):
-            record = _record_of(successor)
+            record = record_of(successor)
             if not successor.requires_grad and (old.baseline and (old.count or old.is_left)):
                 record.baseline = record.is_left = True
         was_active = self.is_active
         self.abandon()
-        successor_hold = Hold(parameters, self.holder)
+        successor_hold = Hold(parameters, self.holder, self.terms)
         if was_active:
             successor_hold.take()
         return successor_hold
 
-    def _replace(self, old: Parameter, new: Parameter) -> None:
+    def replace(self, old: Parameter, new: Parameter) -> None:
+        """Hold a successor in place of a parameter; `succeed` calls it."""
         self._grips = [(new if parameter is old else parameter, record) for parameter, record in self._grips]
 
     def watch(self, on_intrusion: Callable[[], None]) -> None:
-        """Call `on_intrusion` when a held parameter gets a gradient, because somebody else switched it on.
+        """Call `on_intrusion` when a held parameter gets a gradient because other code switched it on.
 
         An evenly spread sample of at most 64 parameters is watched, by autograd hooks that never run while
-        the flags are as the ledger left them. To be called before `take`.
+        the flags are as the ledger left them. Call it before `take`.
         """
         self._on_intrusion = on_intrusion
 
@@ -206,7 +208,7 @@ class Hold:
 
 
 def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
-    """Freeze parameters until the same holder releases them. To hold twice is to hold once.
+    """Freeze parameters until the same holder releases them. Holding twice has no further effect.
 
     Args:
         parameters: What to freeze.
@@ -215,7 +217,7 @@ def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
     Returns:
         The parameters that trained until now.
     """
-    pairs = [(parameter, _record_of(parameter)) for parameter in parameters]
+    pairs = [(parameter, record_of(parameter)) for parameter in parameters]
     pairs = [(parameter, record) for parameter, record in pairs if holder not in record.standing]
     for _, record in pairs:
         record.standing.add(holder)
@@ -223,12 +225,12 @@ def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
 
 
 def release(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
-    """Let go what `hold` took under this name.
+    """Release what `hold` took under this name.
 
     Returns:
-        The parameters that train from now on: nobody else holds them and they trained before.
+        The parameters that train from now on: they have no other holder and trained before.
     """
-    pairs = [(parameter, _record_of(parameter)) for parameter in parameters]
+    pairs = [(parameter, record_of(parameter)) for parameter in parameters]
     pairs = [(parameter, record) for parameter, record in pairs if holder in record.standing]
     for _, record in pairs:
         record.standing.remove(holder)
@@ -238,58 +240,69 @@ def release(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
 def thaw(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
     """Make parameters trainable also where the user froze them, and release this holder's own hold.
 
-    A parameter that somebody else holds stays frozen until they let go; its baseline is trainable from now
-    on.
+    A parameter with another holder stays frozen until that holder releases it; its baseline is trainable from
+    now on.
 
     Returns:
         The parameters that train from now on.
     """
     parameters = list(parameters)
     released = release(parameters, holder)
+    switched_on = []
     for parameter in parameters:
-        record = _record_of(parameter)
+        record = record_of(parameter)
         if not (parameter.is_floating_point() or parameter.is_complex()):
             continue
         record.baseline = True
         if not record.count and not parameter.requires_grad:
             record.is_left = False
             parameter.requires_grad = True
-            released.append(parameter)
-    return released
+            switched_on.append(parameter)
+    _flips.note(switched_on)
+    return [*released, *switched_on]
 
 
 def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Parameter]:
-    """Freeze until `thaw`, also when every holder lets go before: what a user does by hand.
+    """Freeze until `thaw`, also when every holder releases before: a freeze by the user.
 
-    Who says `is_left` comes back to thaw them: they do not count as frozen by the user.
+    With `is_left` the caller will thaw them later: they do not count as frozen by the user.
 
     Returns:
         The parameters that trained until now.
     """
     frozen = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in parameters:
-        record = _record_of(parameter)
+        record = record_of(parameter)
         record.baseline, record.is_left = False, is_left
         parameter.requires_grad, parameter.grad = False, None
+    _flips.note(frozen)
     return frozen
 
 
+def leave(parameters: Iterable[Parameter]) -> None:
+    """Count parameters that are frozen and unknown so far as left frozen by a hold: they may thaw."""
+    for parameter in parameters:
+        if not parameter.requires_grad and known(parameter) is None:
+            record = record_of(parameter)
+            record.baseline = record.is_left = True
+
+
 def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Freeze again what somebody else switched on while it was held; that flag is its baseline from now on.
+    """Freeze again what other code switched on while it was held; that flag is its baseline from now on.
 
     Returns:
         The parameters that had been switched on.
     """
     intruded = []
     for parameter in parameters:
-        record = _record_of(parameter)
+        record = record_of(parameter)
         if not record.count:
             continue
         if parameter.requires_grad:
             record.baseline = True
             parameter.requires_grad = False
             intruded.append(parameter)
-        if parameter.grad is not None:  # also when the flag went on and off again since
+        if parameter.grad is not None:  # also when the flag was switched on and off again since
             parameter.grad = None
     return intruded
 
@@ -297,54 +310,31 @@ def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
 @contextmanager
 def unobserved(parameter: Parameter) -> Iterator[None]:
     """Keep no weak reference to a parameter for a moment, since `torch.utils.swap_tensors` refuses those."""
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
+    record = known(parameter)
+    if record is None:
         yield
         return
     record.parameter = lambda: parameter
     try:
         yield
     finally:
-        record.parameter = _observed(parameter)
+        record.parameter = observed(parameter)
 
 
 def succeed(old: Parameter, new: Parameter) -> None:
-    """Let a new parameter take the place of an old one: its baseline and everybody who holds it.
+    """Transfer the baseline and the holders of a parameter to its successor.
 
     Args:
         old: Not to be used any more.
         new: Its successor, with the same `requires_grad`.
     """
-    record = _records.pop(id(old), None)
-    if record is None or record.parameter() is not old:
+    record = known(old)
+    if record is None:
         return
-    record.parameter = _observed(new)
-    _records[id(new)] = record
-    for reference in record.holds:
+    del records[id(old)]
+    _flips.succeed(old, new)
+    record.parameter = observed(new)
+    records[id(new)] = record
+    for reference in list(record.holds.values()):
         if (hold := reference()) is not None:
-            hold._replace(old, new)
-
-
-def holders(parameter: Parameter) -> tuple[str, ...]:
-    """Who holds a parameter now, in alphabetical order; empty when nobody does."""
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
-        return ()
-    active = [hold.holder for hold in (reference() for reference in record.holds) if hold and hold.is_active]
-    return tuple(sorted({*active, *record.standing}))
-
-
-def is_held(parameter: Parameter) -> bool:
-    """Whether anybody holds a parameter now."""
-    record = _records.get(id(parameter))
-    return record is not None and record.parameter() is parameter and record.count > 0
-
-
-def is_user_frozen(parameter: Parameter) -> bool:
-    """Whether a parameter would stay frozen if every holder let go."""
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
-        return not parameter.requires_grad
-    if record.count:
-        return not record.baseline
-    return not parameter.requires_grad and not record.is_left
+            hold.replace(old, new)

@@ -1,18 +1,28 @@
-"""Keeps a Trainer's optimizers in step with the rules: groups at the start, learning rates, lost state."""
+"""Updates a Trainer's optimizers for the rules: groups at the start, learning rates, dropped state."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 from torch.nn import Parameter
-from torch.utils.hooks import RemovableHandle
+from torch.optim import Optimizer
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.effects import optimizer_groups
-from lighter_freezers.engine.effects.lean_groups import LeanGroups, refuse_lean_groups
-from lighter_freezers.engine.effects.learning_rates import ThawedGroup
+from lighter_freezers.engine.effects.lean_groups import LeanGroups
+from lighter_freezers.engine.effects.learning_rates import ThawedGroup, ThawedRates
+from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
+from lighter_freezers.engine.effects.optimizer_history import (
+    FrozenValues,
+    drop_shared_history,
+    refuse_dropped_state,
+)
+from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.terms import OptimizerState
+from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
+from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
+from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_name, canonical_parameters
 
 __all__ = ["OptimizerFollower"]
@@ -23,91 +33,104 @@ class OptimizerFollower:
 
     Args:
         active_rules: All rules of the fit, bound to the model.
+        states: What any holder asks of the optimizer state.
     """
 
-    def __init__(self, active_rules: Sequence[ActiveRule]) -> None:
+    def __init__(self, active_rules: Sequence[ActiveRule], states: Collection[OptimizerState]) -> None:
         self._active_rules = active_rules
-        self._groups: list[ThawedGroup] = []
-        self._hooks: list[RemovableHandle] = []
-        self._optimizers: list[Any] = []
+        self._states = set(states)
+        self._frees = "free" in self._states
+        self._rates = ThawedRates([], lambda: 0, has_schedulers=False)
+        self._optimizers: list[Optimizer] = []
         self._lean = LeanGroups([])
+        self._values = FrozenValues([])
         self._named: dict[str, Parameter] = {}
 
     @property
-    def sets_learning_rates(self) -> bool:
-        """Whether some rule asks for a learning rate."""
-        return bool(self._groups)
+    def acts_each_step(self) -> bool:
+        """Whether `keep_up` has to be called after each step: rates or values move."""
+        return self._rates.is_moving or self.restores_values
+
+    @property
+    def restores_values(self) -> bool:
+        """Whether an optimizer may move what is held, also between two steps."""
+        return bool(self._values)
 
     def prepare(
-        self, trainer: Any, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
+        self, trainer: TrainerLike, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
     ) -> None:
-        """Give every parameter that may thaw a group, and those with a learning rate of their own another.
+        """Put every parameter that may thaw into a group, those with a rate of their own into another.
 
         Args:
             trainer: The Trainer.
             model: The module that trains.
-            trainable_later: Name -> what acts, not rules, may thaw.
+            trainable_later: Name -> parameter that actions, not rules, may thaw.
         """
         self._optimizers = trainer.optimizers
         if self._frees:
             refuse_lean_groups(trainer.strategy, trainer.optimizers)
             self._lean = LeanGroups(trainer.optimizers)
+        self._values = FrozenValues(trainer.optimizers)
+        for state in sorted(self._states - {"keep"}):
+            refuse_dropped_state(trainer.optimizers, state)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._add_missing(model, schedulers, trainable_later or {})
+        groups: list[ThawedGroup] = []
         for freezers, parameters in _selected_alike(self._active_rules):
-            self._split_off(freezers, parameters, schedulers)
-        for optimizer in {id(group.optimizer): group.optimizer for group in self._groups}.values():
-            hook = optimizer.register_step_pre_hook(
-                lambda *_: self.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
-            )
-            self._hooks.append(hook)
-        self.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
+            groups += self._split_off(freezers, parameters, schedulers, len(groups) + 1)
+        self._rates = ThawedRates(
+            groups, lambda: trainer_clock.moment(trainer).optimizer_step, has_schedulers=bool(schedulers)
+        )
+        self._rates.set()
 
-    def set_learning_rates(self, optimizer_step: int) -> None:
-        """Put the learning rates asked for in force."""
-        for group in self._groups:
-            group.set_learning_rate(optimizer_step)
+    def keep_up(self) -> None:
+        """Write the requested rates, and put back what an optimizer moved although it is held."""
+        self._rates.set()
+        self._values.restore()
 
-    def forget(self, changes: Sequence[tuple[ActiveRule, list[Parameter], list[Parameter]]]) -> None:
-        """Drop the state of what froze, for the rules that want it."""
-        for active, frozen, _ in changes:
-            if active.rule.optimizer_state == "reset":
-                optimizer_groups.forget_state(frozen, self._optimizers)
+    def forget(self, taken: Sequence[Hold]) -> None:
+        """Drop the optimizer state of what holds that have just begun ask for."""
+        for hold in taken:
+            if hold.terms.optimizer_state == "reset":
+                optimizer_groups.forget_state(hold.parameters, self._optimizers)
 
-    def follow(self, model: nn.Module, *, is_reshaped: bool = False) -> None:
-        """Keep out of the groups what rules with `optimizer_state: free` hold now.
+    def drop_histories(self) -> None:
+        """Drop what an optimizer remembers of all parameters together: some have frozen or thawed."""
+        drop_shared_history(self._optimizers)
+
+    def follow(self, model: nn.Module, holds: Sequence[Hold], *, is_reshaped: bool = False) -> None:
+        """Remove from the groups what holds with `optimizer_state: free` hold now.
 
         Args:
             model: The module that trains.
+            holds: All holds that are active.
             is_reshaped: Whether some of its parameters may be other objects than before.
         """
+        self._values.follow()
         if not self._frees:
             return
         if is_reshaped or not self._named:
             before, self._named = self._named, canonical_parameters(model)
             self._lean.replace({id(old): self._named[name] for name, old in before.items()})
-        held = [active for active in self._active_rules if active.hold.is_active]
-        frozen = [active.selected for active in held if active.rule.optimizer_state == "free"]
-        self._lean.leave_out([parameter for selected in frozen for parameter in selected.values()])
-
-    @property
-    def _frees(self) -> bool:
-        return any(active.rule.optimizer_state == "free" for active in self._active_rules)
+        freeing = [hold.parameters for hold in holds if hold.terms.optimizer_state == "free"]
+        self._lean.leave_out([parameter for parameters in freeing for parameter in parameters])
 
     def release(self) -> None:
-        """Leave the optimizers alone from now on."""
+        """Put everything back into the groups, and stop managing the optimizers."""
+        self._values.restore()
         self._lean.release()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._groups, self._optimizers = [], [], []
+        self._rates.remove()
+        self._optimizers = []
 
     def _add_missing(
-        self, model: nn.Module, schedulers: Sequence[Any], trainable_later: Mapping[str, Parameter]
+        self, model: nn.Module, schedulers: Sequence[SchedulerLike], trainable_later: Mapping[str, Parameter]
     ) -> None:
         known = optimizer_groups.parameters_in(self._optimizers)
         missing = {name: p for name, p in trainable_later.items() if id(p) not in known}
+        asked: dict[str, int | str] = {}
         for active in self._active_rules:
             absent = _absent(active, known)
+            _ask(active, absent, asked)
             if absent and active.rule.optimizer_params == "error":
                 shown = ", ".join(list(absent)[:3])
                 raise RuntimeError(
@@ -119,25 +142,36 @@ class OptimizerFollower:
         if not missing:
             return
         names = {id(parameter): canonical_name(name) for name, parameter in model.named_parameters()}
-        added = optimizer_groups.add_missing(missing, names, self._optimizers, schedulers)
-        for group_name, members in added.items():
-            log.info("optimizer group '%s': added %d parameters that will thaw", group_name, len(members))
+        added = optimizer_groups.add_missing(
+            missing, names, self._optimizers, schedulers, asked=asked, sparse=sparse_parameters(model)
+        )
+        summary = NameSummary(list(names.values()))
+        for index, group_name, members in added:
+            log.info(
+                "optimizer %d (%s) takes %s (%d parameters) that will thaw, in its group '%s'",
+                index,
+                type(self._optimizers[index]).__name__,
+                summary.compress(members),
+                len(members),
+                group_name,
+            )
 
     def _split_off(
-        self, freezers: Sequence[ActiveRule], parameters: dict[str, Parameter], schedulers: Sequence[Any]
-    ) -> None:
+        self,
+        freezers: Sequence[ActiveRule],
+        parameters: dict[str, Parameter],
+        schedulers: Sequence[SchedulerLike],
+        number: int,
+    ) -> list[ThawedGroup]:
         title = " + ".join(dict.fromkeys(active.rule.title for active in freezers if active.learning_rate))
-        num_before = len(self._groups)
-        moved = optimizer_groups.split_off(
-            parameters, f"{title} ({num_before + 1})", self._optimizers, schedulers
-        )
-        self._groups += [ThawedGroup(optimizer, group, home, freezers) for optimizer, group, home in moved]
+        moved = optimizer_groups.split_off(parameters, f"{title} ({number})", self._optimizers, schedulers)
+        return [ThawedGroup(optimizer, group, home, freezers) for optimizer, group, home in moved]
 
 
 def _selected_alike(
     active_rules: Sequence[ActiveRule],
 ) -> list[tuple[Sequence[ActiveRule], dict[str, Parameter]]]:
-    """The parameters that the same players select, where one of these asks for a learning rate."""
+    """Parameters that the same rules select, where at least one of these requests a learning rate."""
     active_rules_of: dict[int, list[int]] = {}
     named = {}
     for index, active in enumerate(active_rules):
@@ -153,8 +187,23 @@ def _selected_alike(
     ]
 
 
+def _ask(active: ActiveRule, absent: Mapping[str, Parameter], asked: dict[str, int | str]) -> None:
+    """Note which optimizer a rule wants for what is absent.
+
+    Raises:
+        ValueError: Another rule wants another one for the same parameter.
+    """
+    wanted = active.rule.optimizer
+    for name in absent if wanted is not None else ():
+        if asked.setdefault(name, wanted) != wanted:  # type: ignore[arg-type]
+            raise ValueError(
+                f"{active.rule.title} gives {name} to optimizer={wanted!r}, and another rule gives it to "
+                f"optimizer={asked[name]!r}. Write the same in both, or in one only."
+            )
+
+
 def _absent(active: ActiveRule, known: set[int]) -> dict[str, Parameter]:
-    """What the rule will thaw and no optimizer knows."""
+    """What the rule will thaw and no optimizer contains."""
     if active.rule.is_static:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Freeze and thaw the first or the last layers of any model: a layer is a block of its trunk."""
+"""Freezes and thaws the first or the last layers of any model: a layer is a block of its trunk."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = [
 def freeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Freeze the first n layers, those next to the input.
 
-    What is frozen at the bottom needs no backward pass, as long as nothing below it trains: call
-    `freeze_embeddings` too. A warning says what is lost where the embeddings still train.
+    Frozen layers at the input need no backward pass as long as nothing below them trains: call
+    `freeze_embeddings` too. A warning states the loss where the embeddings still train.
 
     Args:
         model: Any module with blocks. The layers of an encoder come before those of its decoder.
@@ -79,7 +79,7 @@ def freeze_except_last_n(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Train the last n layers, the norm behind them and the head, and freeze all the rest.
 
     Layers among the last n that were frozen before are thawed; of layers with LoRA only the factors. An
-    embedding whose weight the head shares trains along with the head.
+    embedding whose weight the head shares trains with the head.
 
     Args:
         model: Any module with blocks.
@@ -117,7 +117,8 @@ def unfreeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> i
         **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+        The number of elements that train from now on. What a running Freezer holds trains once it is
+        released.
 
     Raises:
         TypeError: n is not a whole number.
@@ -139,7 +140,8 @@ def unfreeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> in
         **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+        The number of elements that train from now on. What a running Freezer holds trains once it is
+        released.
 
     Raises:
         TypeError: n is not a whole number.
@@ -164,7 +166,7 @@ def _counted(n: int, towers: Sequence[Sequence[object]], deed: str) -> tuple[int
 
 
 def _warn_of_lost_gain(model: nn.Module, anatomy: Anatomy, n: int) -> None:
-    """Say what a frozen prefix costs while the embeddings below it train."""
+    """Warn what a frozen prefix costs while the embeddings below it train."""
     parameters = canonical_parameters(model)
     training = [name for name in anatomy.embeddings if parameters[name].requires_grad]
     if not n or not training:

@@ -1,10 +1,10 @@
-"""LoRA from a config: the layers of PEFT, put into a network that keeps its class."""
+"""LoRA from a config: puts PEFT layers into a network, which keeps its class."""
 
 import copy
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -15,16 +15,21 @@ from lighter_freezers.lora.sites import find_lora_sites, select_sites
 from lighter_freezers.lora.target_groups import with_target_modules
 from lighter_freezers.selection.names import closest_names, walk
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 __all__ = ["apply_lora"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: str = "default") -> Network:
-    """Put LoRA layers of PEFT into a network, and freeze all the rest of it.
+def apply_lora(
+    network: Network, config: "Mapping[str, object] | LoraConfig", adapter_name: str = "default"
+) -> Network:
+    """Put LoRA layers of PEFT into a network, and freeze everything else in it.
 
-    The network is changed in place and keeps its class and the names of its parts, so it goes wherever it
-    went before: into `GPTModule`, into `generate`. Checkpoints of it load at whatever ranks they were saved.
+    The network is changed in place and keeps its class and the names of its parts, so it works as before, in
+    `GPTModule` or with `generate`. Checkpoints of it load with any ranks.
 
     | config | what gets LoRA |
     |---|---|
@@ -36,7 +41,7 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
 
     Args:
         network: Any module: a GPT of this package, a model of transformers, your own.
-        config: What `peft.LoraConfig` takes, as a mapping; or a `LoraConfig`. A 0 in `rank_pattern` is
+        config: The arguments of `peft.LoraConfig` as a mapping, or a `LoraConfig`. A 0 in `rank_pattern` is
             allowed here: the layer can get a rank later. In a mapping `target` is the name of a group,
             `attention_only`, `mlp_only`, `both` or `all`, instead of `target_modules`.
         adapter_name: PEFT's name of the adapter.
@@ -46,7 +51,7 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
 
     Raises:
         TypeError: A number is a string, as YAML makes of `5e-5`.
-        ValueError: PEFT does not know an option, a target matches no layer, or targets are to be tied.
+        ValueError: PEFT does not have an option, a target matches no layer, or targets are to be tied.
 
     Example:
         ```yaml
@@ -63,8 +68,9 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
     if isinstance(config, Mapping):
         config = with_target_modules(network, config)
     peft_config = _peft_config(config)
-    without_lora = [key for key, rank in peft_config.rank_pattern.items() if rank == 0]
-    peft_config.rank_pattern = {key: rank or peft_config.r for key, rank in peft_config.rank_pattern.items()}
+    ranks = peft_config.rank_pattern or {}
+    without_lora = [key for key, rank in ranks.items() if rank == 0]
+    peft_config.rank_pattern = {key: rank or peft_config.r for key, rank in ranks.items()}
     _check_targets(network, peft_config)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter
@@ -77,7 +83,7 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
     return network
 
 
-def _peft_config(config: Mapping[str, Any] | Any) -> Any:
+def _peft_config(config: "Mapping[str, Any] | LoraConfig") -> "LoraConfig":
     """A `LoraConfig` of our own."""
     from peft import LoraConfig
 
@@ -102,7 +108,7 @@ def _peft_config(config: Mapping[str, Any] | Any) -> Any:
     return LoraConfig(**config)
 
 
-def _check_targets(network: nn.Module, config: Any) -> None:
+def _check_targets(network: nn.Module, config: "LoraConfig") -> None:
     """Raise where a target is nowhere in the network, and where PEFT would tie factors."""
     if getattr(config, "ensure_weight_tying", False):
         raise ValueError(

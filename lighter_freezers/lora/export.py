@@ -1,10 +1,10 @@
-"""An adapter on disk as stock PEFT reads it, whatever ranks its layers have."""
+"""Saves an adapter for stock PEFT, whatever ranks its layers have."""
 
 import copy
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -13,8 +13,12 @@ from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.lora.attach import network_of
 from lighter_freezers.lora.ranks import alpha_for
-from lighter_freezers.lora.sites import LoraFactors, find_lora_sites, lora_layers
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, find_lora_sites, lora_layers
+from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.names import canonical_name, named_aliases, unwrapped, walk
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 __all__ = ["save_adapter"]
 
@@ -38,12 +42,12 @@ def save_adapter(
         model: A network with LoRA layers of PEFT, a `PeftModel` or not, or a LightningModule around one.
         path: A folder, made if there is none, for `adapter_config.json` and `adapter_model.safetensors`.
         adapter_name: PEFT's name of the adapter.
-        base_is_saved: You have saved the base weights elsewhere: save the adapter also where updates were
-            merged into them, or where they train.
+        base_is_saved: Whether you have saved the base weights elsewhere: then the adapter is saved even if
+            updates were merged into them, or they train.
 
     Raises:
         ValueError: The model has no such adapter.
-        RuntimeError: Base weights are not what they were, so the adapter alone would give something else.
+        RuntimeError: Base weights have changed, so the adapter alone would not reproduce the model.
 
     Example:
         ```python
@@ -79,17 +83,17 @@ def save_adapter(
     log.info("saved adapter '%s' of %d layers to %s", adapter_name, sum(map(bool, ranks.values())), folder)
 
 
-def _base_model(network: Any) -> nn.Module:
+def _base_model(network: PeftModule) -> nn.Module:
     """The module that PEFT's names are relative to."""
     from peft import PeftModel
 
-    base: Any = network.base_model.model if isinstance(network, PeftModel) else network
+    base: PeftModule = network.base_model.model if isinstance(network, PeftModel) else network
     assert isinstance(base, nn.Module)
     return base
 
 
-def _refuse_changed_base(root: nn.Module, config: Any) -> None:
-    """Raise where the base weights are not those that the adapter will be put on again."""
+def _refuse_changed_base(root: nn.Module, config: "LoraConfig") -> None:
+    """Raise if the base weights are not those that the adapter will be loaded onto."""
     from peft.tuners.lora import LoraLayer
 
     inside = {id(p) for m in root.modules() if isinstance(m, LoraLayer) for p in _own_parameters(m)}
@@ -104,27 +108,28 @@ def _refuse_changed_base(root: nn.Module, config: Any) -> None:
     merged = [path for path, module in walk(root) if getattr(module, "base_is_changed", False)]
     for names, what in ((merged, "got a LoRA update merged into them"), (changed, "train or trained")):
         if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise RuntimeError(
-                f"Base weights {what}: {shown}. The adapter alone is not this model. Save the base weights "
-                "too, such as torch.save(model.state_dict(), ...), and call save_adapter(..., "
+                f"Base weights {what}: {first_few(names)}. The adapter alone is not this model. Save the "
+                "base weights too, such as torch.save(model.state_dict(), ...), and call save_adapter(..., "
                 "base_is_saved=True)."
             )
 
 
-def _own_parameters(layer: Any) -> list[Parameter]:
+def _own_parameters(layer: PeftModule) -> list[Parameter]:
     """What a LoRA layer adds to its base layer."""
     below = {id(parameter) for parameter in layer.get_base_layer().parameters()}
     return [parameter for parameter in layer.parameters() if id(parameter) not in below]
 
 
 def _saved_ranks(sites: Mapping[str, LoraFactors]) -> dict[str, int]:
-    """Name -> rank on disk, 0 for what is left out; what acts at rank 0 gets a component of zeros."""
+    """Name -> rank on disk, 0 for what is left out; an effect at rank 0 needs a component of zeros."""
     ranks = {name: max(factors.rank, int(factors.has_more)) for name, factors in sites.items()}
     return ranks if any(ranks.values()) else dict.fromkeys(ranks, 1)  # PEFT wants at least one layer
 
 
-def _config(config: Any, root: nn.Module, adapter_name: str, ranks: Mapping[str, int]) -> Any:
+def _config(
+    config: "LoraConfig", root: nn.Module, adapter_name: str, ranks: Mapping[str, int]
+) -> "LoraConfig":
     """The adapter's config with the ranks that there are; `r` and `lora_alpha` stay the defaults."""
     config = copy.deepcopy(config)
     config.inference_mode = True
@@ -151,7 +156,7 @@ def _key(name: str, names: Iterable[str]) -> str:
     return f"^{re.escape(name)}" if is_end_of_another else re.escape(name)
 
 
-def _excluded(before: Any, left_out: list[str]) -> str:
+def _excluded(before: str | Iterable[str] | None, left_out: list[str]) -> str:
     """A regular expression for what was excluded before and what is now."""
     names = [re.escape(name) for name in left_out]
     if isinstance(before, str):
@@ -160,7 +165,7 @@ def _excluded(before: Any, left_out: list[str]) -> str:
 
 
 def _weights(
-    network: Any, sites: Mapping[str, LoraFactors], ranks: Mapping[str, int], adapter_name: str
+    network: PeftModule, sites: Mapping[str, LoraFactors], ranks: Mapping[str, int], adapter_name: str
 ) -> dict[str, Tensor]:
     """What PEFT saves, under its names, without empty factors."""
     from peft import get_peft_model_state_dict

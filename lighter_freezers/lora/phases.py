@@ -1,20 +1,20 @@
-"""Phases of LoRA training as values: which adapters train from which step on, and no gaps between them."""
+"""LoRA phases as values: which adapters train from which step on, without gaps between phases."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.names import canonical_parameters, closest_names
 
 __all__ = [
     "STRATEGIES",
     "Adapter",
-    "Phase",
+    "LoraPhase",
     "adapters_of",
     "check_phases",
     "parse_phases",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 KEYS = ("start_step", "end_step", "active_modules", "layer_range")
-PARTS: Mapping[str, str] = {"attn": "attention", "mlp": "mlp"}  # component -> what a phase calls it
+PARTS: Mapping[str, str] = {"attn": "attention", "mlp": "mlp"}  # component -> its name in phases
 STRATEGIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "both->mlp->attn": (("attention", "mlp"), ("mlp",), ("attention",)),
     "attn->mlp->both": (("attention",), ("mlp",), ("attention", "mlp")),
@@ -32,8 +32,8 @@ STRATEGIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A stretch of a run, and the adapters that train in it.
+class LoraPhase:
+    """A part of a run, and the adapters that train in it.
 
     Attributes:
         start_step: Its first optimizer step.
@@ -65,8 +65,8 @@ class Adapter:
     """What LoRA put on one layer.
 
     Attributes:
-        title: What logs call it, such as `attn.3`.
-        module: What a phase calls it: `attention`, `mlp`, or its component outside the blocks.
+        title: Its name in logs, such as `attn.3`.
+        module: Its name in phases: `attention`, `mlp`, or its component outside the blocks.
         block: In which block it is; None outside.
         names: Canonical names of its parameters.
     """
@@ -117,12 +117,12 @@ def _own_parameters(layer: nn.Module, adapter_name: str) -> Iterator[nn.Paramete
 
 
 def _place(layer: str) -> tuple[str, int | None]:
-    """What a phase calls a component, and in which block it is."""
+    """The name of a component in phases, and its block."""
     part, _, index = layer.rpartition(".")
     return (PARTS[part], int(index)) if part in PARTS and index.isdecimal() else (layer, None)
 
 
-def phases_of_strategy(strategy: str, ends: Sequence[int], num_blocks: int) -> list[Phase]:
+def phases_of_strategy(strategy: str, ends: Sequence[int], num_blocks: int) -> list[LoraPhase]:
     """The phases that a strategy stands for; what its name says, in this order, is what trains.
 
     Args:
@@ -136,12 +136,12 @@ def phases_of_strategy(strategy: str, ends: Sequence[int], num_blocks: int) -> l
     if strategy == "early->late":
         ranges = [(0, half - 1), (half, num_blocks - 1)]
     return [
-        Phase(start or 0, end, modules, span)
+        LoraPhase(start or 0, end, modules, span)
         for start, end, modules, span in zip(bounds, bounds[1:], STRATEGIES[strategy], ranges, strict=False)
     ]
 
 
-def parse_phases(argument: str, config: object) -> list[Phase]:
+def parse_phases(argument: str, config: object) -> list[LoraPhase]:
     """Read phases as they stand in YAML.
 
     Args:
@@ -158,22 +158,22 @@ def parse_phases(argument: str, config: object) -> list[Phase]:
     phases = [_phase(f"{argument}[{index}]", entry) for index, entry in enumerate(config)]
     ends = [phase.start_step for phase in phases[1:]]
     if phases[0].start_step != 0:
-        raise ValueError(f"{argument}[0] must start at step 0, or nobody says what trains before it.")
+        raise ValueError(f"{argument}[0] must start at step 0, or nothing defines what trains before it.")
     for index, (phase, end) in enumerate(zip(phases, ends, strict=False)):
         _check_bounds(f"{argument}[{index}]", phase, end)
     if phases[-1].end_step is not None:
         raise ValueError(
-            f"{argument}[{len(phases) - 1}].end_step: nobody says what trains from step "
+            f"{argument}[{len(phases) - 1}].end_step: no phase defines what trains from step "
             f"{phases[-1].end_step} on. Leave it out: the last phase lasts until the run ends."
         )
     bounds = [*ends, None]
     return [
-        Phase(phase.start_step, end, phase.modules, phase.layer_range)
+        LoraPhase(phase.start_step, end, phase.modules, phase.layer_range)
         for phase, end in zip(phases, bounds, strict=True)
     ]
 
 
-def check_phases(phases: Sequence[Phase], adapters: Sequence[Adapter], num_blocks: int) -> None:
+def check_phases(phases: Sequence[LoraPhase], adapters: Sequence[Adapter], num_blocks: int) -> None:
     """Check phases against what a model has; say which adapters train in none of them.
 
     Raises:
@@ -197,11 +197,12 @@ def check_phases(phases: Sequence[Phase], adapters: Sequence[Adapter], num_block
             )
     idle = [adapter.title for adapter in adapters if not any(phase.trains(adapter) for phase in phases)]
     if idle:
-        shown = ", ".join(idle[:4]) + (f" and {len(idle) - 4} more" if len(idle) > 4 else "")
-        log.warning("LoraPhases: LoRA on %s trains in no phase; name it in one, or take it away", shown)
+        log.warning(
+            "LoraPhases: LoRA on %s trains in no phase; name it in one, or remove it", first_few(idle, 4)
+        )
 
 
-def _check_bounds(argument: str, phase: Phase, next_start: int) -> None:
+def _check_bounds(argument: str, phase: LoraPhase, next_start: int) -> None:
     if next_start <= phase.start_step:
         raise ValueError(
             f"{argument} starts at step {phase.start_step}, the next at {next_start}: order them by step."
@@ -215,7 +216,7 @@ def _check_bounds(argument: str, phase: Phase, next_start: int) -> None:
         )
 
 
-def _phase(argument: str, entry: object) -> Phase:
+def _phase(argument: str, entry: object) -> LoraPhase:
     if not isinstance(entry, Mapping):
         raise TypeError(f"{argument} must be a mapping with {', '.join(KEYS)}. Got {entry!r}.")
     for key in entry:
@@ -229,7 +230,7 @@ def _phase(argument: str, entry: object) -> Phase:
     end = arguments.count(f"{argument}.end_step", entry.get("end_step"))
     if end is not None and end <= start:
         raise ValueError(f"{argument} ends at step {end}, before or where it starts ({start}).")
-    return Phase(start, end, _modules(argument, entry.get("active_modules")), _range(argument, entry))
+    return LoraPhase(start, end, _modules(argument, entry.get("active_modules")), _range(argument, entry))
 
 
 def _modules(argument: str, value: object) -> tuple[str, ...]:
@@ -241,7 +242,7 @@ def _modules(argument: str, value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _range(argument: str, entry: Mapping[str, Any]) -> tuple[int, int] | None:
+def _range(argument: str, entry: Mapping[str, object]) -> tuple[int, int] | None:
     value = entry.get("layer_range")
     if value is None:
         return None

@@ -1,18 +1,20 @@
-"""A schedule of LoRA ranks at work in one fit: it changes the model, and remembers how far it has come."""
+"""The action of a schedule of LoRA ranks in one fit: it changes the model, and tracks what is done."""
 
 import math
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.terms import Terms
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.optimizer_state import NewComponents
 from lighter_freezers.lora.rank_curves import RankCurves
@@ -27,8 +29,8 @@ from lighter_freezers.lora.statistics import BottleneckStatistics
 
 __all__ = ["RankAction", "RankOptions"]
 
-# What the last fit of a Trainer left to its next, by the titles of acts.
-_left: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+# What the last fit of a Trainer leaves to the next, by the titles of actions.
+_left: weakref.WeakKeyDictionary[TrainerLike, dict[str, SavedState]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class RankOptions:
         shrink: How the components are chosen that stay.
         monitor: The metric that entries with `trigger_loss` wait for.
         average_over: Optimizer steps in one mean of the training loss, where that is the metric.
-        seed: Names the draws of new components.
+        seed: Of the initial values of new components.
+        terms: What else is asked for while rank 0 holds factors.
     """
 
     adapter_name: str = "default"
@@ -50,6 +53,7 @@ class RankOptions:
     monitor: str = "val/loss"
     average_over: int = 10
     seed: int = 0
+    terms: Terms = Terms()
 
 
 class RankAction(Action):
@@ -64,8 +68,9 @@ class RankAction(Action):
 
     def __init__(self, entries: Sequence[RankEntry], options: RankOptions) -> None:
         self.title = f"LoraRankScheduler[{options.adapter_name}]"
-        self._options = options
+        self._options, self.terms = options, options.terms
         self._plan = RankPlan(entries)
+        self.kind, self.entries = f"ranks of {options.adapter_name}", self._plan.titles
         self._ranks: list[dict[str, int]] = []  # of each entry: name of a site -> its rank
         self._sites: dict[str, LoraSite] = {}
         self._frozen: set[str] = set()  # names of sites whose rank 0 is a hold
@@ -73,8 +78,8 @@ class RankAction(Action):
         self._new = NewComponents()
         self._statistics = BottleneckStatistics({})
         self._curves = RankCurves({})
-        self._fit: weakref.ref[Any] | None = None  # the Trainer, if this is a fit
-        self._saved: Mapping[str, Any] | None = None  # what there was to remember
+        self._fit: weakref.ref[TrainerLike] | None = None  # the Trainer, if this is a fit
+        self._saved: SavedState | None = None  # what there was to remember
 
     @property
     def monitors(self) -> frozenset[str]:
@@ -109,11 +114,11 @@ class RankAction(Action):
         """Whether new components wait for their first gradient."""
         return self._new.is_waiting
 
-    def before_optimizer_step(self, optimizer: Any) -> None:
-        """Give new components their moments."""
+    def before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Initialise the optimizer moments of new components."""
         self._new.start(optimizer)
 
-    def setup(self, trainer: Any, model: nn.Module, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
         """Find the layers and check every rank, before anything is trained or loaded."""
         options = self._options
         self._sites = find_lora_sites(model, options.adapter_name)
@@ -132,7 +137,6 @@ class RankAction(Action):
             self._statistics = BottleneckStatistics({n: s for n, s in self._sites.items() if n in chosen})
         install_rank_restore(model)
         if stage == "fit":
-            _refuse_weight_averaging(trainer.callbacks)
             self._fit = weakref.ref(trainer)
             saved = self._saved or _left.get(trainer, {}).get(self.title)
             if saved:  # by a checkpoint, where the model was built after it, or by the last fit
@@ -150,7 +154,7 @@ class RankAction(Action):
         }
 
     def start(self, context: StepContext) -> None:
-        """Refuse optimizers whose memory of a parameter cannot be carried."""
+        """Refuse optimizers whose state of a parameter cannot be carried."""
         for optimizer in context.optimizers:
             kind = type(optimizer).__name__
             if kind in ("LBFGS", "ZeroRedundancyOptimizer"):
@@ -171,11 +175,11 @@ class RankAction(Action):
         return self._plan.next_step(moment)
 
     def is_due(self, moment: Moment) -> bool:
-        """Whether some entry has its moment."""
+        """Whether any entry is due."""
         return bool(self._plan.due(moment))
 
     def observe(self, monitor: str, value: float) -> bool:
-        """Keep the loss; the next look tells whether it is low enough."""
+        """Record the loss; `is_due` then checks it."""
         self._plan.see(value)
         return True
 
@@ -193,11 +197,11 @@ class RankAction(Action):
             ranks={layer: rank for layer, rank in self.ranks.items() if layer in touched},
         )
 
-    def finish(self, trainer: Any, optimizer_step: int) -> None:
+    def finish(self, trainer: TrainerLike, optimizer_step: int) -> None:
         """End every curve at the last step."""
         self._curves.end(trainer, optimizer_step)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What is done and since when, what is frozen, what is new; the ranks are in the weights."""
         return {
             **self._plan.state(),
@@ -206,8 +210,8 @@ class RankAction(Action):
             "statistics": self._statistics.state(),
         }
 
-    def remember(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+    def remember(self, state: SavedState) -> None:
+        """Restore what `state` returned."""
         self._saved = state
         self._plan.remember(state)
         self._frozen = {name for name in state["frozen"] if name in self._sites}
@@ -215,7 +219,7 @@ class RankAction(Action):
         self._statistics.remember(state["statistics"])
 
     def leave(self) -> None:
-        """Listen no more, and leave to a further fit of this Trainer how far the schedule has come."""
+        """Remove the hooks, and keep the progress for another fit of this Trainer."""
         self._statistics.remove()
         for hold in self._holds.values():
             hold.abandon()  # at rank 0 they stay frozen, as `resize_lora_layer` leaves them
@@ -250,16 +254,16 @@ class RankAction(Action):
         return changes
 
     def _hold_frozen(self) -> None:
-        """Be seen as their holder, and watch over them."""
+        """Hold them in the ledger, and watch them."""
         for name in self._frozen - self._holds.keys():
-            hold = self._holds[name] = Hold(self._sites[name].factors.parameters, "LoRA rank 0")
+            hold = self._holds[name] = Hold(self._sites[name].factors.parameters, "LoRA rank 0", self.terms)
             hold.watch(lambda: self.on_intrusion())
             hold.take()
 
     def _reduced_statistics(
         self, context: StepContext, ranks: Mapping[str, int]
     ) -> dict[str, tuple[Tensor, Tensor]] | None:
-        """What all ranks have seen together of the layers that shrink."""
+        """The statistics of the layers that shrink, reduced over ranks."""
         if self._options.shrink != "kfac":
             return None
         reduce = context.trainer.strategy.reduce
@@ -267,13 +271,3 @@ class RankAction(Action):
         return {
             name: (reduce(z, reduce_op="mean"), reduce(g, reduce_op="mean")) for name, (z, g) in seen.items()
         }
-
-
-def _refuse_weight_averaging(callbacks: Iterable[Any]) -> None:
-    for callback in callbacks:
-        kinds = {base.__name__ for base in type(callback).__mro__}
-        if kinds & {"WeightAveraging", "StochasticWeightAveraging"}:
-            raise RuntimeError(
-                f"{type(callback).__name__} averages weights of the shapes they have at the start, so LoRA "
-                "ranks cannot change. Remove one of the two callbacks."
-            )

@@ -1,17 +1,17 @@
-"""Checkpoints of models whose LoRA ranks have changed: the shapes are there before the values are loaded.
+"""Loads checkpoints of models whose LoRA ranks have changed: shapes are set before values are loaded.
 
 PyTorch Lightning loads weights before it gives callbacks their state, so the layers themselves take their
 ranks out of the checkpoint.
 """
 
 from collections.abc import MutableMapping
-from typing import Any
 
 import torch
 from torch import nn
 
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
 from lighter_freezers.lora.ranks import fit_rank
-from lighter_freezers.lora.sites import LoraFactors, why_unsupported
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
 __all__ = ["install_rank_restore"]
 
@@ -22,22 +22,24 @@ def install_rank_restore(model: nn.Module) -> None:
     """Let `load_state_dict` give each LoRA layer of PEFT the rank it has in the checkpoint.
 
     `apply_lora` and the callbacks do this by themselves. A model that PEFT adapted needs it for
-    `load_from_checkpoint`, where no callback is at work.
+    `load_from_checkpoint`, where no callback runs.
 
     Args:
-        model: A network, or a LightningModule around one. To do it twice is to do it once.
+        model: A network, or a LightningModule around one. Calling it twice has no further effect.
     """
     from peft.tuners.lora import LoraLayer
 
-    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    layers: list[PeftModule] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
-        if not getattr(layer, "restores_rank", False):
-            layer.restores_rank = True
-            layer.register_load_state_dict_pre_hook(_fit_ranks)
-            layer.register_state_dict_post_hook(_save_mark)
+        if not isinstance(getattr(layer, "rank_restore", None), ModuleHook):  # a pickled layer may lack it
+            layer.rank_restore = FIT_RANKS
+            layer.register_load_state_dict_pre_hook(layer.rank_restore)
+            layer.register_state_dict_post_hook(SAVE_MARK)
 
 
-def _fit_ranks(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
+def _fit_ranks(
+    layer: PeftModule, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: object
+) -> None:
     """Give every adapter of a layer the shapes that its factors have in a checkpoint."""
     for name in [*layer.lora_A, *layer.lora_embedding_A]:
         if why_unsupported(layer, name):
@@ -61,7 +63,13 @@ def _rank_in(state_dict: MutableMapping[str, torch.Tensor], prefix: str, adapter
     return 0 if is_empty_convolution else A.shape[0]
 
 
-def _save_mark(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
-    """Say in a checkpoint that something was merged into the base weight."""
+def _save_mark(
+    layer: PeftModule, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: object
+) -> None:
+    """Mark in a checkpoint that an update was merged into the base weight."""
     if getattr(layer, _MARK, False):
         state_dict[prefix + _MARK] = torch.tensor(True)
+
+
+FIT_RANKS = ModuleHook(_fit_ranks, constant="FIT_RANKS")
+SAVE_MARK = ModuleHook(_save_mark, constant="SAVE_MARK")

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -18,12 +18,16 @@ from lighter_freezers.selection.names import canonical_parameters, closest_names
 __all__ = [
     "LoraFactors",
     "LoraSite",
+    "PeftModule",
     "find_lora_sites",
     "is_tied",
     "lora_layers",
     "select_sites",
     "why_unsupported",
 ]
+
+# Modules that PEFT has put adapters on: it sets attributes that no class of all of them declares.
+PeftModule: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class LoraFactors:
         adapter_name: PEFT's name of the adapter.
     """
 
-    layer: Any
+    layer: PeftModule
     adapter_name: str = "default"
 
     @property
@@ -165,7 +169,7 @@ def select_sites(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str) 
     return chosen
 
 
-def why_unsupported(layer: Any, adapter_name: str) -> str:
+def why_unsupported(layer: PeftModule, adapter_name: str) -> str:
     """Why the rank of a PEFT layer cannot change; empty if it can."""
     kind = type(layer).__name__
     if kind in ("MultiheadAttention", "ParamWrapper"):
@@ -194,11 +198,11 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
     return pointers[0] == pointers[1] != 0
 
 
-def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, Any]:
+def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, PeftModule]:
     """Every layer of PEFT with this adapter by its canonical path, also those whose rank cannot change."""
     from peft.tuners.lora import LoraLayer
 
-    layers: dict[str, Any] = {}
+    layers: dict[str, PeftModule] = {}
     seen: set[int] = set()
     for path, module in walk(model):
         if isinstance(module, LoraLayer) and id(module) not in seen:
@@ -208,7 +212,7 @@ def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, Any]:
     return layers
 
 
-def _homes(model: nn.Module, layers: Mapping[str, Any], adapter_name: str) -> dict[str, str]:
+def _homes(model: nn.Module, layers: Mapping[str, PeftModule], adapter_name: str) -> dict[str, str]:
     """The component that each layer is in."""
     parameters = canonical_parameters(model)
     homes = {

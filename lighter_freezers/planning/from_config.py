@@ -1,4 +1,4 @@
-"""A plan of what `lighter fit` would run: trainer, model and data are built as lighter builds them."""
+"""Plans what `lighter fit` would run: trainer, model and data are built as lighter builds them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from lighter_freezers.planning.values import Plan
 __all__ = ["built_from_config", "plan_of_config"]
 
 
-def plan_of_config(inputs: Sequence[Any], *, num_rounds: int, num_timed: int) -> Plan:
+def plan_of_config(inputs: Sequence[str], *, num_rounds: int, num_timed: int) -> Plan:
     """Plan what `lighter fit` would run with these inputs.
 
     Args:
@@ -27,7 +27,7 @@ def plan_of_config(inputs: Sequence[Any], *, num_rounds: int, num_timed: int) ->
     return replace(planned, warnings=(*said, *planned.warnings))
 
 
-def built_from_config(inputs: Sequence[Any]) -> tuple[Any, Any, Any, list[str]]:
+def built_from_config(inputs: Sequence[Any]) -> tuple[Any, Any, Any, Sequence[str]]:
     """Model, trainer and data of a config, and what was warned of meanwhile.
 
     Raises:

@@ -1,9 +1,11 @@
-"""Batch-normalisation layers that stand still while all their parameters are held, and move again after.
+"""Stops batch-normalisation layers while all their parameters are held, and restores them after.
 
 Only layers with running statistics matter: the others have no state besides their parameters.
 """
 
-from typing import Literal, TypeGuard
+from collections.abc import Iterable
+from itertools import chain
+from typing import TypeGuard
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -11,14 +13,14 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
+from lighter_freezers.engine.terms import NormMode, strictest_norms
 
-__all__ = ["FrozenNorms", "NormMode", "StillNorm"]
-
-NormMode = Literal["eval", "stats", "train"]
+__all__ = ["FrozenNorms", "StillNorm", "norms_with_statistics"]
 
 
 class StillNorm:
-    """One norm layer, and what it was before it was made to stand still."""
+    """One norm layer, and its settings before it was stopped."""
 
     def __init__(self, norm: _NormBase, parameters: list[nn.Parameter]) -> None:
         self.norm = norm
@@ -34,21 +36,22 @@ class StillNorm:
         return all(map(ledger.is_held, self.parameters))
 
     def stop(self, mode: NormMode) -> None:
-        """Stand still: `eval` normalises with the running statistics, `stats` only keeps them from moving."""
-        if self._mode is not None:
+        """Stop updating: `eval` normalises with the running statistics, `stats` only keeps them constant."""
+        if self._mode == mode:
             return
+        self.resume()
         self._mode = mode
         self._was_training = self.norm.training
         if mode == "eval":
             self.norm.eval()
-            self._guard = self.norm.register_forward_pre_hook(_stay_in_eval)
+            self._guard = self.norm.register_forward_pre_hook(STAY_IN_EVAL)
         elif mode == "stats" and isinstance(self.norm, _InstanceNorm):
             self._momentum, self.norm.momentum = self.norm.momentum, 0.0
         elif mode == "stats":
             self.norm.track_running_stats = False  # in training torch then neither reads nor updates them
 
     def resume(self) -> None:
-        """Be again what it was."""
+        """Restore the layer's settings."""
         if self._mode == "eval":
             assert self._guard is not None
             self._guard.remove()
@@ -61,46 +64,46 @@ class StillNorm:
 
 
 def _stay_in_eval(norm: nn.Module, _: object) -> None:
-    """Undo a `model.train()` that somebody called in between."""
+    """Undo a `model.train()` called in the meantime."""
     if norm.training:
         norm.eval()
 
 
+STAY_IN_EVAL = ModuleHook(_stay_in_eval, constant="STAY_IN_EVAL")
+
+
 class FrozenNorms:
-    """The norm layers below a set of selections.
+    """The norm layers that may have to stop.
 
     Args:
-        model: Where the layers are looked for.
-        selections: Pairs of the parameters that one freezer selects, and what its norm layers shall do.
+        model: The module whose layers are searched.
+        freezable: What may be held: layers without any of it are left alone.
     """
 
-    def __init__(self, model: nn.Module, selections: list[tuple[list[nn.Parameter], NormMode]]) -> None:
-        modes = [({id(parameter) for parameter in selected}, mode) for selected, mode in selections]
-        self._norms: list[tuple[StillNorm, NormMode]] = []
-        for norm, parameters in _norms_with_statistics(model):
-            wanted = [mode for ids, mode in modes if any(id(parameter) in ids for parameter in parameters)]
-            if not wanted:
-                continue
-            strictest = min(wanted, key=("eval", "stats", "train").index)
-            if strictest != "train":
-                self._norms.append((StillNorm(norm, parameters), strictest))
+    def __init__(self, model: nn.Module, freezable: Iterable[nn.Parameter]) -> None:
+        ids = {id(parameter) for parameter in freezable}
+        self._norms = [
+            StillNorm(norm, parameters)
+            for norm, parameters in norms_with_statistics(model)
+            if not ids.isdisjoint(map(id, parameters))
+        ]
 
     def follow(self) -> None:
-        """Bring every norm layer in line with who holds its parameters now."""
-        for norm, mode in self._norms:
+        """Stop or restore every norm layer according to who holds its parameters now."""
+        for norm in self._norms:
             if norm.is_due:
-                norm.stop(mode)
+                norm.stop(strictest_norms(chain(*map(ledger.terms_of, norm.parameters))))
             else:
                 norm.resume()
 
     def resume(self) -> None:
-        """Let every norm layer be what it was."""
-        for norm, _ in self._norms:
+        """Restore every norm layer's settings."""
+        for norm in self._norms:
             norm.resume()
 
 
-def _norms_with_statistics(model: nn.Module) -> list[tuple[_NormBase, list[nn.Parameter]]]:
-    """Each norm layer with the parameters it goes with: its own, or its parent's where it has none."""
+def norms_with_statistics(model: nn.Module) -> list[tuple[_NormBase, list[nn.Parameter]]]:
+    """Each norm layer with its parameters, or its parent's where it has none."""
     found = []
     seen: set[int] = set()
     for parent in model.modules():

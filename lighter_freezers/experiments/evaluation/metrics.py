@@ -1,22 +1,25 @@
 """The metrics over texts, by the names that tasks and configs use."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TypeAlias
 
-from lighter_freezers.experiments.evaluation.bleu import bleu
-from lighter_freezers.experiments.evaluation.exact_match import exact_match
-from lighter_freezers.experiments.evaluation.label_accuracy import label_accuracy
-from lighter_freezers.experiments.evaluation.meteor import meteor
-from lighter_freezers.experiments.evaluation.rouge import rouge
 from lighter_freezers.experiments.evaluation.sql_match import sql_match
+from lighter_freezers.experiments.evaluation.text_metrics import (
+    bleu,
+    exact_match,
+    label_accuracy,
+    meteor,
+    rouge,
+)
 from lighter_freezers.selection.names import closest_names
 
 __all__ = ["METRICS", "check_metric_names", "check_metric_packages", "score_texts"]
 
 TextMetric: TypeAlias = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
 
-# BLEU, ROUGE and METEOR count from 0 to 100, as papers do; shares from 0 to 1.
+# BLEU, ROUGE and METEOR are from 0 to 100, as in papers; shares from 0 to 1.
 METRICS: Mapping[str, TextMetric] = {
     "bleu": bleu,
     "rouge": rouge,
@@ -25,34 +28,40 @@ METRICS: Mapping[str, TextMetric] = {
     "sql_match": sql_match,
     "accuracy": label_accuracy,
 }
-_PACKAGES = {"rouge": "rouge_score", "meteor": "nltk"}  # which they count by, and may not be installed
+_PACKAGES = {"rouge": "rouge_score", "meteor": "nltk"}  # optional packages that they need
 
 
 def score_texts(
-    names: Iterable[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
+    names: Iterable[str],
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    labels: Collection[str] = (),
 ) -> dict[str, float]:
     """Score predictions by several metrics.
 
     Args:
         names: Of `METRICS`.
         predictions: One text per row; it may be empty.
-        references: The texts that would be right, one or more per row.
+        references: The correct texts, one or more per row.
+        labels: All labels that there are, for accuracy. Empty for those that occur in the references.
 
     Returns:
         Figure -> value; a metric may have several figures.
 
     Raises:
-        TypeError: Something is no list of texts.
+        TypeError: An argument is not a list of texts.
         ValueError: A name is unknown, or predictions and references do not belong together.
     """
     chosen = check_metric_names(names)
+    metrics: dict[str, TextMetric] = {**METRICS, "accuracy": partial(label_accuracy, labels=labels or None)}
     return {
-        figure: value for name in chosen for figure, value in METRICS[name](predictions, references).items()
+        figure: value for name in chosen for figure, value in metrics[name](predictions, references).items()
     }
 
 
 def check_metric_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Make sure that metrics exist, before anything is generated for them.
+    """Check that metrics exist, before anything is generated for them.
 
     Returns:
         The names, each once.
@@ -72,13 +81,13 @@ def check_metric_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_metric_packages(names: Iterable[str]) -> None:
-    """Make sure that metrics can be counted, before anything is generated for them.
+    """Check that the packages of metrics are installed, before anything is generated for them.
 
     Args:
         names: Of `METRICS`.
 
     Raises:
-        ImportError: A package that counts one of them is not installed.
+        ImportError: A package for one of them is not installed.
     """
     needed = [name for name in names if name in _PACKAGES and find_spec(_PACKAGES[name]) is None]
     if needed:

@@ -1,20 +1,22 @@
-"""The layers that operations froze or set free: one holder, and the last word on a parameter counts."""
+"""The layers that operations froze or thawed: one holder, and the latest operation on a parameter counts."""
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.terms import Terms
 from lighter_freezers.selection.adapters import adapters_in
+from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["LayerHolds", "adapters_of", "parameters_of_layers"]
+__all__ = ["LayerHolds", "parameters_of_layers"]
+
+_USUAL = Terms()
 
 
 def parameters_of_layers(model: nn.Module, layers: str) -> dict[str, Parameter]:
@@ -31,40 +33,31 @@ def parameters_of_layers(model: nn.Module, layers: str) -> dict[str, Parameter]:
         try:
             return ParameterSelector(prefixes=(f"{layers}.",)).select(model)
         except ValueError:
-            raise error from None  # it says which layers there are
+            raise error from None  # its message lists the layers
     return named
-
-
-def adapters_of(model: nn.Module, *, in_use: bool = True) -> dict[str, Parameter]:
-    """Canonical name -> LoRA factor; those of rank 0 only where `in_use` is false."""
-    if "peft" not in sys.modules:
-        return {}
-    from lighter_freezers.lora.sites import find_lora_sites
-
-    factors = [site.factors for site in find_lora_sites(model).values()]
-    ids = {id(p) for each in factors if each.rank or not in_use for p in each.parameters}
-    return {name: p for name, p in canonical_parameters(model).items() if id(p) in ids}
 
 
 class LayerHolds:
     """What the operations of one run hold frozen, and what they made trainable.
 
     Args:
-        title: Who holds, in words for logs and errors.
-        on_intrusion: Called when somebody else switches a held parameter on.
+        title: The holder's name in logs and errors.
+        on_intrusion: Called when other code switches a held parameter on.
+        terms: What else is asked for while layers are held.
     """
 
-    def __init__(self, title: str, on_intrusion: Callable[[], None]) -> None:
+    def __init__(self, title: str, on_intrusion: Callable[[], None], terms: Terms = _USUAL) -> None:
+        self._terms = terms
         self._title = title
         self._on_intrusion = on_intrusion
         self.holds: list[Hold] = []
         self._thawed: dict[int, Parameter] = {}  # trainable though the user had frozen them
 
     def freeze(self, model: nn.Module, layers: str) -> str:
-        """Hold what layers have. A LoRA factor of rank 0 is not there yet: once it has a rank, it trains.
+        """Hold all parameters of layers. A LoRA factor of rank 0 is skipped: once it has a rank, it trains.
 
         Returns:
-            What that did, in words.
+            The effect in words.
         """
         held = {id(parameter) for hold in self.holds for parameter in hold.parameters}
         named = parameters_of_layers(model, layers)
@@ -73,12 +66,12 @@ class LayerHolds:
         return (_counted("froze", frozen) or "no effect, it was frozen already") + _tie(model, layers, named)
 
     def unfreeze(self, model: nn.Module, layers: str) -> str:
-        """Let layers go, and let train what the user had frozen.
+        """Release layers, and thaw what the user had frozen in them.
 
         In a layer with adapters only these are set free: the weights that they adapt stay as they are.
 
         Returns:
-            What that did, in words.
+            The effect in words.
         """
         named = parameters_of_layers(model, layers)
         thawed = self._let_go(named.values())
@@ -89,7 +82,7 @@ class LayerHolds:
         return (_counted("thawed", thawed) or _why_nothing_thawed(free)) + _tie(model, layers, named)
 
     def state(self, model: nn.Module) -> dict[str, list[str]]:
-        """Names of what is held and of what was made trainable."""
+        """The names of what is held and of what was made trainable."""
         held = {id(parameter) for hold in self.holds for parameter in hold.parameters}
         named = canonical_parameters(model)
         return {
@@ -98,7 +91,7 @@ class LayerHolds:
         }
 
     def restore(self, model: nn.Module, state: Mapping[str, Sequence[str]]) -> None:
-        """Hold and set free what `state` names."""
+        """Hold and thaw what `state` names."""
         named = canonical_parameters(model)
         thawed = [named[name] for name in state["thawed"] if name in named]
         self._thawed = {id(parameter): parameter for parameter in thawed}
@@ -114,7 +107,7 @@ class LayerHolds:
     def _hold(self, parameters: Sequence[Parameter]) -> list[Parameter]:
         if not parameters:
             return []
-        hold = Hold(parameters, self._title)
+        hold = Hold(parameters, self._title, self._terms)
         hold.watch(self._on_intrusion)
         self.holds.append(hold)
         return hold.take()
@@ -133,7 +126,7 @@ class LayerHolds:
 
 
 def _tie(model: nn.Module, layer: str, named: Mapping[str, Parameter]) -> str:
-    """What else a layer is, where its weight is tied: one parameter is frozen or thawed under both names."""
+    """The other name of a layer whose weight is tied: the parameter is frozen or thawed under both names."""
     homes = [
         component for component, names in components(model).items() if not named.keys().isdisjoint(names)
     ]
@@ -141,9 +134,8 @@ def _tie(model: nn.Module, layer: str, named: Mapping[str, Parameter]) -> str:
     return f" (tied to {', '.join(homes)})" if is_one_layer and homes and layer not in homes else ""
 
 
-def _counted(verb: str, parameters: Sequence[Any]) -> str:
-    number = sum(parameter.numel() for parameter in parameters)
-    return f"{verb} {number:,} parameters" if parameters else ""
+def _counted(verb: str, parameters: Sequence[Parameter]) -> str:
+    return f"{verb} {num_elements(parameters):,} parameters" if parameters else ""
 
 
 def _why_nothing_thawed(parameters: Sequence[Parameter]) -> str:

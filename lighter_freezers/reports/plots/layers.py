@@ -1,28 +1,17 @@
-"""The pictures of gradient norms by block: a heatmap over the steps, means, and profiles over the depth."""
+"""Plots of gradient norms by block: a heatmap over the steps, means, and profiles over the depth."""
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lighter_freezers.reports.plots.canvas import (
-    NORM,
-    STEP,
-    colour_of,
-    explain_marks,
-    grid,
-    mark,
-    mean,
-    new_figure,
-    run_style,
-    save,
-    set_scale,
-)
-from lighter_freezers.reports.plots.runs import Mark, Runs, Table, runs_of
+from lighter_freezers.reports.plots import canvas
+from lighter_freezers.reports.plots.runs import Mark, Runs, StepTable, runs_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
 
 __all__ = ["plot_gradient_evolution", "plot_layer_comparison", "plot_layer_heatmap"]
 
@@ -33,7 +22,7 @@ NUM_PROFILES = 7
 
 
 def plot_layer_heatmap(runs: Runs, path: str | Path = "layer_heatmap.png") -> Path:
-    """Draw layers by steps, coloured by norm, attention beside MLP and one run below the other.
+    """Plot layers by steps, coloured by norm, attention next to MLP and runs below each other.
 
     The colours are logarithmic, and the same for all runs. Grey is where a layer had no gradient.
 
@@ -59,7 +48,7 @@ def plot_layer_heatmap(runs: Runs, path: str | Path = "layer_heatmap.png") -> Pa
     colours = LogNorm(max(min(finite), max(finite) * 1e-4), max(finite))
     kinds = list(dict.fromkeys(kind for each in grids for kind in each))
     num_layers = max(len(rows) for each in grids for rows in each.values())
-    figure = new_figure(5.2 * len(kinds) + 1, len(found) * max(2.6, 0.13 * num_layers + 0.8) + 0.8)
+    figure = canvas.new_figure(5.2 * len(kinds) + 1, len(found) * max(2.6, 0.13 * num_layers + 0.8) + 0.8)
     panels = figure.subplots(len(found), len(kinds), squeeze=False)
     for run, each, row in zip(found, grids, panels, strict=True):
         steps, marks = run.layers().steps, run.marks()
@@ -68,19 +57,19 @@ def plot_layer_heatmap(runs: Runs, path: str | Path = "layer_heatmap.png") -> Pa
             _heat(axes, steps, each.get(kind, []), colours, title)
             _mark_heat(axes, marks)
     bar = figure.colorbar(panels[0][0].collections[0], ax=panels, aspect=18 * len(found))
-    bar.set_label(f"{NORM} (grey: none)")
-    explain_marks(figure, found)
+    bar.set_label(f"{canvas.NORM} (grey: none)")
+    canvas.explain_marks(figure, found)
     if len(found) == 1:
         figure.suptitle(f"Gradient norms by layer of {found[0].label}", fontsize=11)
-    return save(figure, path)
+    return canvas.save(figure, path)
 
 
 def plot_layer_comparison(
     runs: Runs, path: str | Path = "layer_comparison.png", *, log_scale: bool = False
 ) -> Path:
-    """Draw the mean norm of each layer over all measurements in which it had a gradient.
+    """Plot the mean norm of each layer over all measurements in which it had a gradient.
 
-    One run has bars, attention beside MLP; several have a line each, in a panel for each kind.
+    One run gets bars, attention next to MLP; several get a line each, in a panel for each kind.
 
     Args:
         runs: Folder of a run, or a list of folders.
@@ -95,36 +84,36 @@ def plot_layer_comparison(
         ValueError: A file is damaged.
     """
     found = runs_of(runs)
-    means = [{k: list(map(mean, rows)) for k, rows in _by_kind(run.layers()).items()} for run in found]
+    means = [{k: list(map(canvas.mean, rows)) for k, rows in _by_kind(run.layers()).items()} for run in found]
     kinds = list(dict.fromkeys(kind for each in means for kind in each))
     num_layers = max(len(values) for each in means for values in each.values())
     if len(found) == 1:
-        figure = new_figure(max(6.0, 0.4 * num_layers + 2), 4.2)
+        figure = canvas.new_figure(max(6.0, 0.4 * num_layers + 2), 4.2)
         axes = figure.subplots()
         width = 0.8 / len(kinds)
         for index, kind in enumerate(kinds):
             places = [layer + (index - (len(kinds) - 1) / 2) * width for layer in range(len(means[0][kind]))]
-            axes.bar(places, means[0][kind], width, color=colour_of(kind, index), label=kind)
+            axes.bar(places, means[0][kind], width, color=canvas.colour_of(kind, index), label=kind)
         _finish(axes, f"Mean gradient norm by layer of {found[0].label}", num_layers, means, log_scale)
         axes.legend(fontsize=8)
-        return save(figure, path)
-    figure = new_figure(max(5.0, 0.28 * num_layers + 2) * len(kinds), 4.4)
+        return canvas.save(figure, path)
+    figure = canvas.new_figure(max(5.0, 0.28 * num_layers + 2) * len(kinds), 4.4)
     panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         for index, (run, each) in enumerate(zip(found, means, strict=True)):
-            style = run_style(index)
+            style = canvas.run_style(index)
             axes.plot(each.get(kind, []), marker="osD^v<>P"[index % 8], label=run.label, **style)
         _finish(axes, f"Mean gradient norm by layer: {kind}", num_layers, means, log_scale)
         axes.label_outer(remove_inner_ticks=True)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(found)), fontsize=8)
-    return save(figure, path)
+    return canvas.save(figure, path)
 
 
 def plot_gradient_evolution(
     runs: Runs, path: str | Path = "gradient_evolution.png", *, log_scale: bool = False
 ) -> Path:
-    """Draw the norm over the depth of the model at seven steps from the first to the last, light to dark.
+    """Plot the norm over the depth of the model at seven steps from the first to the last, light to dark.
 
     Args:
         runs: Folder of a run, or a list of folders.
@@ -144,7 +133,7 @@ def plot_gradient_evolution(
     tables = [run.layers() for run in found]
     grids = [_by_kind(table) for table in tables]
     kinds = list(dict.fromkeys(kind for each in grids for kind in each))
-    figure = new_figure(5.2 * len(kinds) + 1, 3.4 * len(found) + 0.6)
+    figure = canvas.new_figure(5.2 * len(kinds) + 1, 3.4 * len(found) + 0.6)
     panels = figure.subplots(len(found), len(kinds), squeeze=False, sharey=True)
     shown = [
         {
@@ -169,24 +158,24 @@ def plot_gradient_evolution(
         row[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     if len(found) == 1:
         figure.suptitle(f"Gradient norms over the depth of {found[0].label}", fontsize=11)
-    return save(figure, path)
+    return canvas.save(figure, path)
 
 
-def _by_kind(table: Table) -> dict[str, list[list[float]]]:
+def _by_kind(table: StepTable) -> dict[str, list[list[float]]]:
     """Kind of layer -> for each layer its values over the steps."""
     found: dict[str, list[list[float]]] = {}
     for column, values in table.columns.items():
         match = COLUMN.fullmatch(column)
         if match is None:
             raise ValueError(
-                f"{table.path}: column '{column}' is not layer_N_KIND. It is of another program."
+                f"{table.path}: column '{column}' is not layer_N_KIND. The file is from another program."
             )
         found.setdefault(match[2], []).append(values)
     return found
 
 
 def _heat(
-    axes: "Axes", steps: Sequence[int], rows: Sequence[Sequence[float]], colours: Any, title: str
+    axes: "Axes", steps: Sequence[int], rows: Sequence[Sequence[float]], colours: "Normalize", title: str
 ) -> None:
     import numpy as np
 
@@ -195,13 +184,13 @@ def _heat(
     edges = list(_edges(steps))
     axes.pcolormesh(edges, np.arange(len(rows) + 1) - 0.5, values, cmap="cividis", norm=colours)
     axes.set_title(title, fontsize=10, pad=14)
-    axes.set_xlabel(STEP)
+    axes.set_xlabel(canvas.STEP)
     axes.set_ylabel(LAYER)
     axes.set_yticks(_layer_ticks(len(rows)))
 
 
 def _edges(steps: Sequence[int]) -> Iterator[float]:
-    """Between the steps; the first and the last cell are as wide as their neighbours."""
+    """Cell edges halfway between steps; the first and the last cell are as wide as their neighbours."""
     if len(steps) < 2:
         yield from (steps[0] - 0.5, steps[0] + 0.5) if steps else ()
         return
@@ -210,19 +199,21 @@ def _edges(steps: Sequence[int]) -> Iterator[float]:
 
 
 def _mark_heat(axes: "Axes", marks: Sequence[Mark]) -> None:
-    mark(axes, marks)
+    canvas.mark(axes, marks)
     for line in axes.lines:
         line.set(color="#FFFFFF", linewidth=1.4, zorder=3)
 
 
-def _finish(axes: "Axes", title: str, num_layers: int, shown: Any, log_scale: bool) -> None:
+def _finish(
+    axes: "Axes", title: str, num_layers: int, shown: Iterable[Mapping[str, Sequence[float]]], log_scale: bool
+) -> None:
     nested = [values for each in shown for values in each.values()]
-    set_scale(axes, log_scale, (v for values in nested for v in values))
+    canvas.set_scale(axes, log_scale, (v for values in nested for v in values))
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(LAYER)
-    axes.set_ylabel(NORM)
+    axes.set_ylabel(canvas.NORM)
     axes.set_xticks(_layer_ticks(num_layers))
-    grid(axes)
+    canvas.grid(axes)
 
 
 def _layer_ticks(num_layers: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The CSV files of runs: where they are, what a run is called, and their columns as numbers."""
+"""Finds the CSV files of runs, labels the runs, and reads columns as numbers."""
 
 import csv
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["Mark", "Run", "Runs", "Table", "find_runs", "runs_of"]
+__all__ = ["Mark", "Run", "Runs", "StepTable", "find_runs", "runs_of"]
 
 GROUPS, LAYERS = ".group_norms.csv", ".layer_norms.csv"
 LOSSES, TRANSITIONS = ".losses.csv", ".transitions.csv"
@@ -17,11 +17,11 @@ PHASE = re.compile(r"phase (\d+) of \d+: ([^)]+)\)")
 
 
 @dataclass(frozen=True)
-class Table:
+class StepTable:
     """Columns of numbers by optimizer step.
 
     Attributes:
-        path: The file they come from.
+        path: The file they were read from.
         steps: The first column.
         columns: The others; NaN stands for an empty cell.
     """
@@ -50,13 +50,13 @@ class Run:
 
     Attributes:
         path: Its `<name>.group_norms.csv`.
-        label: What legends call it.
+        label: Its name in legends.
     """
 
     path: Path
     label: str
 
-    def groups(self) -> Table:
+    def groups(self) -> StepTable:
         """Norms by kind of layer: `embed_norm` and so on, `total_norm` last."""
         table = _read(self.path)
         if "total_norm" not in table.columns:
@@ -66,16 +66,16 @@ class Run:
             )
         return table
 
-    def layers(self) -> Table:
+    def layers(self) -> StepTable:
         """Norms by block: `layer_0_attention` and so on."""
         return _read(self._beside(LAYERS))
 
-    def losses(self) -> Table:
+    def losses(self) -> StepTable:
         """`train_loss` and `val_loss`, of which each row has one or both."""
         return _read(self._beside(LOSSES))
 
     def marks(self) -> list[Mark]:
-        """What froze and thawed after the first step; empty without a file about it."""
+        """What froze and thawed after the first step; empty without a transitions file."""
         path = self._beside(TRANSITIONS)
         if not path.exists():
             return []
@@ -99,7 +99,7 @@ Runs: TypeAlias = str | Path | Run | Sequence[str | Path | Run]
 
 
 def runs_of(given: Runs) -> list[Run]:
-    """The runs that an argument of a plot names, checked."""
+    """The runs for the argument of a plot, checked."""
     several = [given] if isinstance(given, (str, Path, Run)) else list(given)
     ready = [run for run in several if isinstance(run, Run)]
     return (
@@ -144,12 +144,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Orders version_2 before version_10."""
+    """A sort key that puts version_2 before version_10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def _labels(files: Sequence[Path]) -> list[str]:
-    """What tells each path from the others, without its beginning and end that all share."""
+    """The distinguishing part of each path, without common beginning and end."""
     names = [[*file.absolute().parent.parts, file.name.removesuffix(GROUPS)] for file in files]
     if len(names) == 1:
         return ["/".join(names[0][-3:-1])]
@@ -158,17 +158,17 @@ def _labels(files: Sequence[Path]) -> list[str]:
     return ["/".join(name[start : max(start + 1, len(name) - end)]) for name in names]
 
 
-def _read(path: Path) -> Table:
+def _read(path: Path) -> StepTable:
     if not path.exists():
         raise FileNotFoundError(f"There is no {path}: the run has not measured this.")
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     if not rows or rows[0][:1] != ["step"]:
         raise ValueError(f"{path} must begin with a header whose first column is step. Got {rows[:1]}.")
-    complete = [row for row in rows[1:] if len(row) == len(rows[0])]  # a killed run may leave a torn last row
+    complete = [row for row in rows[1:] if len(row) == len(rows[0])]  # a killed run may break off in a row
     steps = [int(row[0]) for row in complete]
     columns = {name: [_number(path, row[i]) for row in complete] for i, name in enumerate(rows[0]) if i}
-    return Table(path, steps, columns)
+    return StepTable(path, steps, columns)
 
 
 def _number(path: Path, cell: str) -> float:

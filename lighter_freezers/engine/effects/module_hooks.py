@@ -1,0 +1,48 @@
+"""Hooks on a user's modules that leave nothing of this package in a pickled module."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
+from operator import attrgetter, methodcaller
+from typing import Any
+
+__all__ = ["ModuleHook"]
+
+
+class ModuleHook:
+    """A hook that is pickled as a no-op function of the standard library.
+
+    So the module loads where this package is not installed. A copy of the module gets that function too,
+    because no run would remove the hook from it.
+
+    Args:
+        hook: The function to call.
+        constant: Where the hook belongs to its module for good: the name that it has in the Python module of
+            `hook`. Copies keep it then, and a pickle finds it again in a process that has imported it.
+    """
+
+    def __init__(self, hook: Callable[..., object], *, constant: str = "") -> None:
+        self._hook = hook
+        self._constant = constant
+
+    def __call__(self, *arguments: object) -> Any:  # what torch asks of its kinds of hooks
+        """Call the hook."""
+        return self._hook(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> object:
+        return self if self._constant else nullcontext().__exit__
+
+    def __reduce__(self) -> tuple[object, ...]:
+        modules = _Loaded(attrgetter("modules"), _Loaded(import_module, "sys"))
+        home = _Loaded(methodcaller("get", self._hook.__module__), modules)
+        return getattr, (home, self._constant, nullcontext().__exit__)
+
+
+class _Loaded:
+    """An object that is pickled as a call, and loaded as its result."""
+
+    def __init__(self, call: Callable[..., object], argument: object) -> None:
+        self._call = call, (argument,)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self._call
