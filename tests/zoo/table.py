@@ -1,8 +1,9 @@
 """The zoo as a table: `python -m tests.zoo.table` writes the rows of `docs/zoo.md` from `expected.txt`.
 
 A row of `expected.txt` has, between bars: model, stacks of blocks with their number, embeddings, final norms,
-heads, what has no place of its own, and embeddings whose weight the head shares; each as paths. It is written
-by hand, and checked against the models and their forward passes by `test_zoo.py`.
+heads, what has no place of its own, and embeddings whose weight the head shares; each as paths. `row_of`
+makes a row of a new model; review it before it goes in. `test_zoo.py` checks the rows against the models and
+their forward passes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ HEADER = """# What is a layer: the zoo
 
 Models built small from their real classes, and what the layer functions take for their layers.
 Each row is a test.
-Blocks, order and roles are written by hand and checked against a forward pass where one runs.
+The rows were reviewed one by one, and their order is checked against a forward pass where one runs.
 `refused` means that a verb ends with an error that shows what was found and asks for `blocks:`.
 This table is made by `python -m tests.zoo.table`.
 
