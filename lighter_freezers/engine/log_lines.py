@@ -80,12 +80,12 @@ class Announcer:
         if not (transition.frozen or transition.thawed or transition.is_initial):
             return
         flags = map(attrgetter("requires_grad"), self._parameters)
-        share = frozen_share(sum(compress(self._sizes, flags)), self._num_elements)
+        num_training = sum(compress(self._sizes, flags))
         frozen_verb = "starts with frozen" if transition.is_initial else "froze"
         parts = [
             f"{frozen_verb} {self._texts[transition.frozen]}" if transition.frozen else "",
             f"thawed {self._texts[transition.thawed]}" if transition.thawed else "",
-            f"{100 * share:.3g} % frozen",
+            _frozen_share(num_training, self._num_elements),
             f"held by {', '.join(transition.holders)}" if transition.holders else "",
         ]
         step = transition.optimizer_step
@@ -118,3 +118,12 @@ def _amount(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return str(number)
+
+
+def _frozen_share(num_training: int, total: int) -> str:
+    """The share in three digits; more where it would read 100 % while something trains."""
+    percent = 100 * frozen_share(num_training, total)
+    text = f"{percent:.3g}"
+    if text != "100" or not num_training:
+        return f"{text} % frozen"
+    return f"{min(percent, 99.99):.2f} % frozen, {num_training:,} train"
