@@ -1,24 +1,25 @@
 """An adapter on disk as stock PEFT reads it, whatever ranks its layers have."""
 
-import copy
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lighter_freezers import ledger
 from lighter_freezers._log import log
 from lighter_freezers.lora.attach import network_of
-from lighter_freezers.lora.layers import LoraFactors, find_lora_sites, lora_layers
-from lighter_freezers.lora.ranks import alpha_for
+from lighter_freezers.lora.initial_factors import initial_factors, note_initial_factors
+from lighter_freezers.lora.layers import LoraFactors, find_lora_sites
+from lighter_freezers.lora.peft_view import config_of_ranks, without_initialisation
 from lighter_freezers.parameter_names import canonical_name, named_aliases, unwrapped, walk
 
 __all__ = ["save_adapter"]
 
 _PREFIX = "base_model.model."  # of all names in PEFT's files
+_SAVED_BY_PEFT = (".modules_to_save.", ".trainable_tokens_delta.")  # beside the factors
 
 
 def save_adapter(
@@ -30,7 +31,9 @@ def save_adapter(
 ) -> None:
     """Save an adapter so that stock `PeftModel.from_pretrained(base, path)` gives the same outputs.
 
-    They are the same bit for bit. The ranks of single layers go into PEFT's `rank_pattern`, `alpha_pattern`
+    They are the same bit for bit. Where the initialisation took a part of the base weight (PiSSA, OLoRA,
+    CorDA, LoRA-GA), a plain adapter for the original base is written, as PEFT converts it, and the outputs
+    are the same but for rounding. The ranks of single layers go into PEFT's `rank_pattern`, `alpha_pattern`
     and `exclude_modules`. For factors of 16 bits load with `autocast_adapter_dtype=False`, or PEFT makes them
     float32. The base weights are not saved.
 
@@ -67,15 +70,19 @@ def save_adapter(
         raise ValueError(
             f"{type(network).__name__} has no adapter '{adapter_name}' of PEFT. It has: {there}."
         )
-    root = _base_model(network)
+    root, config = _base_model(network), configs[adapter_name]
+    note_initial_factors(network)
     if not base_is_saved:
-        _refuse_changed_base(root, configs[adapter_name])
+        _refuse_changed_base(root, config, adapter_name)
     sites = {name: site.factors for name, site in find_lora_sites(root, adapter_name).items()}
-    ranks = _saved_ranks(sites)
+    lacking = {} if base_is_saved else _lacking(sites)
+    ranks = _saved_ranks(sites, lacking, trains_biases=config.bias != "none")
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_weights(_weights(network, sites, ranks, adapter_name), folder)
-    _config(configs[adapter_name], root, adapter_name, ranks).save_pretrained(str(folder))
+    _write_weights(_weights(network, sites, lacking, ranks, adapter_name), folder)
+    config = without_initialisation(config_of_ranks(config, root, adapter_name, ranks))
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
     log.info("saved adapter '%s' of %d layers to %s", adapter_name, sum(map(bool, ranks.values())), folder)
 
 
@@ -88,7 +95,7 @@ def _base_model(network: Any) -> nn.Module:
     return base
 
 
-def _refuse_changed_base(root: nn.Module, config: Any) -> None:
+def _refuse_changed_base(root: nn.Module, config: Any, adapter_name: str) -> None:
     """Raise where the base weights are not those that the adapter will be put on again."""
     from peft.tuners.lora import LoraLayer
 
@@ -98,11 +105,16 @@ def _refuse_changed_base(root: nn.Module, config: Any) -> None:
         for name, parameter in named_aliases(root)
         if not ledger.is_user_frozen(parameter)
         and id(parameter) not in inside
-        and ".modules_to_save." not in name
+        and not any(part in name for part in _SAVED_BY_PEFT)
         and not (config.bias != "none" and name.endswith(".bias"))
     ]
     merged = [path for path, module in walk(root) if getattr(module, "base_is_changed", False)]
-    for names, what in ((merged, "got a LoRA update merged into them"), (changed, "train or trained")):
+    moved = [path for path, module in walk(root) if not _is_convertible(module, adapter_name)]
+    for names, what in (
+        (merged, "got a LoRA update merged into them"),
+        (moved, "were changed by the initialisation of an adapter, which cannot be taken back"),
+        (changed, "train or trained"),
+    ):
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise RuntimeError(
@@ -112,57 +124,44 @@ def _refuse_changed_base(root: nn.Module, config: Any) -> None:
             )
 
 
+def _is_convertible(module: Any, adapter_name: str) -> bool:
+    """Whether the base weight lacks at most what this adapter took from it, and that is known."""
+    unknown = getattr(module, "unknown_initials", ())
+    return not unknown and set(getattr(module, "initial_factors", ())) <= {adapter_name}
+
+
 def _own_parameters(layer: Any) -> list[Parameter]:
     """What a LoRA layer adds to its base layer."""
     below = {id(parameter) for parameter in layer.get_base_layer().parameters()}
     return [parameter for parameter in layer.parameters() if id(parameter) not in below]
 
 
-def _saved_ranks(sites: Mapping[str, LoraFactors]) -> dict[str, int]:
+def _lacking(sites: Mapping[str, LoraFactors]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name -> A0 and B0, where the base weight lacks these."""
+    pairs = {name: initial_factors(factors.layer, factors.adapter_name) for name, factors in sites.items()}
+    return {name: pair for name, pair in pairs.items() if pair is not None}
+
+
+def _saved_ranks(
+    sites: Mapping[str, LoraFactors], lacking: Mapping[str, Any], *, trains_biases: bool
+) -> dict[str, int]:
     """Name -> rank on disk, 0 for what is left out; what acts at rank 0 gets a component of zeros."""
-    ranks = {name: max(factors.rank, int(factors.has_more)) for name, factors in sites.items()}
+    ranks = {}
+    for name, factors in sites.items():
+        has_bias = trains_biases and getattr(factors.layer.get_base_layer(), "bias", None) is not None
+        rank = factors.rank + (len(lacking[name][0]) if name in lacking else 0)
+        ranks[name] = max(rank, int(factors.has_more or has_bias))
     return ranks if any(ranks.values()) else dict.fromkeys(ranks, 1)  # PEFT wants at least one layer
 
 
-def _config(config: Any, root: nn.Module, adapter_name: str, ranks: Mapping[str, int]) -> Any:
-    """The adapter's config with the ranks that there are; `r` and `lora_alpha` stay the defaults."""
-    config = copy.deepcopy(config)
-    config.inference_mode = True
-    layers = lora_layers(root, adapter_name)
-    # a pattern for each single layer, and no other: PEFT sorts them by name when it saves them
-    config.rank_pattern, config.alpha_pattern = {}, {}
-    for name, layer in layers.items():
-        rank, alpha = ranks.get(name, layer.r[adapter_name]), layer.lora_alpha[adapter_name]
-        if rank != layer.r[adapter_name]:
-            alpha = alpha_for(layer.scaling[adapter_name], rank, layer.use_rslora.get(adapter_name, False))
-        if rank and rank != config.r:
-            config.rank_pattern[_key(name, layers)] = rank
-        if rank and alpha != config.lora_alpha:
-            config.alpha_pattern[_key(name, layers)] = alpha
-    left_out = [name for name, rank in ranks.items() if not rank]
-    if left_out:
-        config.exclude_modules = _excluded(config.exclude_modules, left_out)
-    return config
-
-
-def _key(name: str, names: Iterable[str]) -> str:
-    """A pattern for this layer only: PEFT matches the ends of names."""
-    is_end_of_another = any(other.endswith(f".{name}") for other in names)
-    return f"^{re.escape(name)}" if is_end_of_another else re.escape(name)
-
-
-def _excluded(before: Any, left_out: list[str]) -> str:
-    """A regular expression for what was excluded before and what is now."""
-    names = [re.escape(name) for name in left_out]
-    if isinstance(before, str):
-        return "|".join([f"(?:{before})", *names])
-    return "|".join([*(rf"(?:.*\.)?{re.escape(name)}" for name in before or ()), *names])
-
-
 def _weights(
-    network: Any, sites: Mapping[str, LoraFactors], ranks: Mapping[str, int], adapter_name: str
+    network: Any,
+    sites: Mapping[str, LoraFactors],
+    lacking: Mapping[str, tuple[Tensor, Tensor]],
+    ranks: Mapping[str, int],
+    adapter_name: str,
 ) -> dict[str, Tensor]:
-    """What PEFT saves, under its names, without empty factors."""
+    """What PEFT saves, under its names, without empty factors; B A - B0 A0 where the base lacks B0 A0."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(
@@ -179,6 +178,9 @@ def _weights(
         elif not factors.rank:
             weights[keys[0]] = A.new_zeros(1, *A.shape[1:])
             weights[keys[1]] = B.new_zeros(B.shape[0], 1, *B.shape[2:])
+        elif name in lacking:
+            weights[keys[0]] = torch.cat([A, lacking[name][0].to(A)])
+            weights[keys[1]] = torch.cat([B, -lacking[name][1].to(B)], dim=1)
     return weights
 
 

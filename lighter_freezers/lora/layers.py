@@ -170,6 +170,12 @@ def why_unsupported(layer: Any, adapter_name: str) -> str:
     kind = type(layer).__name__
     if kind in ("MultiheadAttention", "ParamWrapper"):
         return f"PEFT computes the update of {kind} in a way of its own"
+    if adapter_name in getattr(layer, "unknown_initials", ()):
+        return (
+            "its initialisation changed the base weight, and what it took from there is not known any more "
+            "(LoftQ quantises; the factors of others have trained since). Use lighter_freezers.apply_lora, "
+            "or call install_rank_restore(model) right after get_peft_model"
+        )
     variant = getattr(layer, "lora_variant", {}).get(adapter_name)
     if variant is not None and "Dora" not in type(variant).__name__:
         return f"it is a {type(variant).__name__}, which depends on the rank"

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
+from lighter_freezers.lora.initial_factors import forget_initial_factors
 from lighter_freezers.lora.layers import LoraFactors, is_tied
 
 __all__ = ["check_merge", "merge_into_base"]
@@ -23,6 +24,7 @@ def merge_into_base(factors: LoraFactors) -> None:
     ):  # a negative one has become part of the weight, and its sign with it
         layer.lora_magnitude_vector[name].weight.abs_()
     layer.base_is_changed = True  # `save_adapter` has to know
+    forget_initial_factors(layer, name)  # the weight has all of it
 
 
 def check_merge(factors: LoraFactors, model: nn.Module | None) -> None:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lighter_freezers import ledger
 from lighter_freezers._log import log
 from lighter_freezers.arguments import choice
+from lighter_freezers.lora.initial_factors import give_back, initial_factors
 from lighter_freezers.lora.layers import LoraFactors, why_unsupported
 from lighter_freezers.lora.merging import check_merge, merge_into_base
 from lighter_freezers.lora.optimizer_state import Recombination, carry_state
@@ -100,8 +101,10 @@ def resize_lora_layer(
 ) -> RankChange:
     """Change the rank of one LoRA layer of PEFT, in place: Linear, Conv1D, Embedding, Conv1d to Conv3d.
 
-    Plain LoRA, rsLoRA and DoRA. The scaling of the update stays what it is (`lora_alpha` follows the rank),
-    magnitudes of DoRA stay what they are, and the flags and holders of the parameters too.
+    Plain LoRA, rsLoRA and DoRA. Where the initialisation took a part of the base weight (PiSSA, OLoRA, CorDA,
+    LoRA-GA), a lower rank gives it back and keeps what can be kept of what was learnt. The scaling of the
+    update stays what it is (`lora_alpha` follows the rank), magnitudes of DoRA stay what they are, and the
+    flags and holders of the parameters too.
 
     | from 8 to | what happens to the layer's function |
     |---|---|
@@ -186,8 +189,13 @@ def check_shrink(factors: LoraFactors, shrink: Shrink) -> None:
     """Raise where components cannot be chosen in this way.
 
     Raises:
-        ValueError: `kfac` does not know DoRA.
+        ValueError: `kfac` does not know DoRA, nor factors that took a part of the base weight.
     """
+    if shrink == "kfac" and initial_factors(factors.layer, factors.adapter_name):
+        raise ValueError(
+            "shrink='kfac' does not know initialisations that move a part of the base weight into the "
+            "factors, such as PiSSA: use shrink='svd'."
+        )
     if shrink == "kfac" and factors.adapter_name in factors.layer.lora_magnitude_vector:
         raise ValueError("shrink='kfac' does not know DoRA: use shrink='svd'.")
 
@@ -200,10 +208,14 @@ def _resize(
     generator: torch.Generator | None,
 ) -> RankChange:
     rank_before, scaling = factors.rank, factors.scaling
+    initial = initial_factors(factors.layer, factors.adapter_name)
     A, B, cut = _new_values(factors, r, statistics, generator)
     num_kept = len(cut.A) if cut else rank_before
     replaced = []
     mixes = (cut.P.T, cut.T) if cut else (None, None)
+    if cut and initial:  # the new components are no mixture of the old ones alone
+        num_kept, mixes = 0, (None, None)
+        give_back(factors)
     for axis, ((owner, name), value, mix) in enumerate(zip(factors.owners, (A, B), mixes, strict=True)):
         if pair := reshape_parameter(owner, name, value, optimizers):
             replaced.append(pair)
@@ -229,6 +241,8 @@ def _new_values(
     cut = None
     if r < factors.rank:
         zero = factors.zero_factor
+        if initial := initial_factors(factors.layer, factors.adapter_name):
+            A, B = torch.cat([A, initial[0].to(A)]), torch.cat([B, -initial[1].to(B)], dim=1)
         cut = truncated_by_loss(A, B, r, *statistics, zero) if statistics else truncated(A, B, r, zero)
         A, B = cut.A.to(A), cut.B.to(B)
     new_A, new_B = new_components(r - len(A), n, m, factors.zero_factor, generator)

@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from lighter_freezers.lora.initial_factors import (
+    fill_initial_factors,
+    note_initial_factors,
+    save_initial_factors,
+)
 from lighter_freezers.lora.layers import LoraFactors, why_unsupported
 from lighter_freezers.lora.ranks import fit_rank
 
@@ -22,11 +27,13 @@ def install_rank_restore(model: nn.Module) -> None:
     """Let `load_state_dict` give each LoRA layer of PEFT the rank it has in the checkpoint.
 
     `apply_lora` and the callbacks do this by themselves. A model that PEFT adapted needs it for
-    `load_from_checkpoint`, where no callback is at work.
+    `load_from_checkpoint`, where no callback is at work. Call it before the adapter trains: where PEFT's
+    initialisation took a part of the base weight (PiSSA, OLoRA, CorDA, LoRA-GA), it notes that part.
 
     Args:
         model: A network, or a LightningModule around one. To do it twice is to do it once.
     """
+    note_initial_factors(model)
     from peft.tuners.lora import LoraLayer
 
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
@@ -46,7 +53,10 @@ def _fit_ranks(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix
         factors = LoraFactors(layer, name)
         if rank is not None and rank != factors.rank:
             fit_rank(factors, rank)
-    layer.base_is_changed = bool(state_dict.pop(prefix + _MARK, False))
+    mark = state_dict.pop(prefix + _MARK, None)
+    if f"{prefix}base_layer.weight" in state_dict:  # an adapter alone says nothing about the base
+        layer.base_is_changed = bool(mark)
+        fill_initial_factors(layer, state_dict, prefix)
 
 
 def _rank_in(state_dict: MutableMapping[str, torch.Tensor], prefix: str, adapter_name: str) -> int | None:
@@ -62,6 +72,7 @@ def _rank_in(state_dict: MutableMapping[str, torch.Tensor], prefix: str, adapter
 
 
 def _save_mark(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
-    """Say in a checkpoint that something was merged into the base weight."""
+    """Say in a checkpoint what the base weight has got or lacks."""
     if getattr(layer, _MARK, False):
         state_dict[prefix + _MARK] = torch.tensor(True)
+    save_initial_factors(layer, state_dict, prefix)

@@ -17,7 +17,7 @@ __all__ = ["drop_frozen", "fill_frozen", "has_adapter", "save_final_model"]
 def drop_frozen(model: nn.Module, state: MutableMapping[str, Tensor]) -> None:
     """Take out of a state dict what nobody trains, so that it can be had from the base model again.
 
-    A weight that a LoRA update was merged into stays, and so do buffers.
+    A weight stays if a LoRA update was merged into it, or if PiSSA and its like took a part of it; buffers stay.
 
     Args:
         model: A module that was loaded from a base model.
@@ -26,7 +26,7 @@ def drop_frozen(model: nn.Module, state: MutableMapping[str, Tensor]) -> None:
     merged = {
         id(parameter)
         for module in model.modules()
-        if getattr(module, "base_is_changed", False)
+        if getattr(module, "base_is_changed", False) or getattr(module, "base_is_moved", False)
         for parameter in module.parameters()
     }
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -1,0 +1,75 @@
+"""PEFT's own view of an adapter whose layers have ranks of their own: `rank_pattern` and its neighbours."""
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lighter_freezers.lora.initial_factors import moves_base
+from lighter_freezers.lora.layers import lora_layers
+from lighter_freezers.lora.ranks import alpha_for
+
+__all__ = ["config_of_ranks", "pattern_name", "without_initialisation"]
+
+
+def config_of_ranks(config: Any, root: nn.Module, adapter_name: str, ranks: Mapping[str, int]) -> Any:
+    """An adapter's config with the ranks that there are; `r` and `lora_alpha` stay the defaults.
+
+    Args:
+        config: The adapter's `LoraConfig`; it is left as it is.
+        root: What PEFT's names are relative to.
+        adapter_name: PEFT's name of the adapter.
+        ranks: Name of a layer -> its rank; 0 for what has no adapter. Others keep what they have.
+    """
+    config = copy.deepcopy(config)
+    layers = {
+        pattern_name(name, layer): (ranks.get(name, layer.r[adapter_name]), layer)
+        for name, layer in lora_layers(root, adapter_name).items()
+    }
+    # a pattern for each single layer, and no other: PEFT sorts them by name when it saves them
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    for name, (rank, layer) in layers.items():
+        alpha = layer.lora_alpha[adapter_name]
+        if rank != layer.r[adapter_name]:
+            alpha = alpha_for(layer.scaling[adapter_name], rank, layer.use_rslora.get(adapter_name, False))
+        if rank and rank != config.r:
+            config.rank_pattern[_key(name, layers)] = rank
+        if rank and alpha != config.lora_alpha:
+            config.alpha_pattern[_key(name, layers)] = alpha
+    left_out = [name for name, rank in ranks.items() if not rank]
+    if left_out:
+        config.exclude_modules = _excluded(config.exclude_modules, left_out)
+    return config
+
+
+def without_initialisation(config: Any) -> Any:
+    """The config for factors that are loaded: no initialisation that changes the base, or minds the rank."""
+    if moves_base(config.init_lora_weights) or config.init_lora_weights in ("eva", "loftq", "orthogonal"):
+        config.init_lora_weights = True
+        config.eva_config = config.corda_config = config.lora_ga_config = None
+        config.loftq_config = {}
+    return config
+
+
+def pattern_name(path: str, layer: Any) -> str:
+    """What the keys of PEFT's patterns are matched with: for the parameter of experts, its own name."""
+    if type(layer).__name__ != "ParamWrapper":
+        return path
+    owner = [segment for segment in path.split(".") if segment != "base_layer"]  # they are nested
+    return ".".join([*owner, layer.parameter_name])
+
+
+def _key(name: str, names: Iterable[str]) -> str:
+    """A pattern for this layer only: PEFT matches the ends of names."""
+    is_end_of_another = any(other.endswith(f".{name}") for other in names)
+    return f"^{re.escape(name)}" if is_end_of_another else re.escape(name)
+
+
+def _excluded(before: Any, left_out: list[str]) -> str:
+    """A regular expression for what was excluded before and what is now."""
+    names = [re.escape(name) for name in left_out]
+    if isinstance(before, str):
+        return "|".join([f"(?:{before})", *names])
+    return "|".join([*(rf"(?:.*\.)?{re.escape(name)}" for name in before or ()), *names])
