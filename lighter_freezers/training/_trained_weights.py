@@ -17,7 +17,7 @@ __all__ = ["drop_frozen", "fill_frozen", "has_adapter", "save_final_model"]
 def drop_frozen(model: nn.Module, state: MutableMapping[str, Tensor]) -> None:
     """Take out of a state dict what nobody trains, so that it can be had from the base model again.
 
-    A weight stays if a LoRA update was merged into it, or if PiSSA and its like took a part of it; buffers stay.
+    What a LoRA update was merged into stays, or what PiSSA and its like took a part of; so do buffers.
 
     Args:
         model: A module that was loaded from a base model.
