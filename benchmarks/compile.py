@@ -12,8 +12,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks.measure import Report, main
-from lighter_freezers import GPT, compile_blocks, ledger
-from lighter_freezers.transitions.gradient_boundary import GradientBoundary
+from lighter_freezers import GPT, compile_blocks
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 
 __all__ = ["parser", "run", "unfreeze"]
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from benchmarks.counts import flops
 from benchmarks.measure import Report, cpu_seconds, interleave, main, no_collection
-from lighter_freezers import ledger
-from lighter_freezers.transitions.gradient_boundary import GradientBoundary
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 
 __all__ = ["MODES", "Setting", "measure_mode", "parser", "run"]
 

@@ -14,9 +14,10 @@ from torch.nn import Parameter
 from torch.optim import AdamW
 
 from benchmarks.measure import Report, cpu_seconds, interleave, main, no_collection
-from lighter_freezers import get_memory_savings_estimate, ledger
-from lighter_freezers.costs.step_cost import SavedBytes
-from lighter_freezers.transitions.lean_groups import LeanGroups
+from lighter_freezers import get_memory_savings_estimate
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.lean_groups import LeanGroups
+from lighter_freezers.planning.costs.step_cost import SavedBytes
 
 __all__ = ["parser", "run"]
 

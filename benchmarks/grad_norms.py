@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.host_reads import Traffic
 from benchmarks.measure import Report, Samples, cpu_seconds, interleave, main, no_collection
-from lighter_freezers.gradient_norms import NormPlan
+from lighter_freezers.reports.gradients.norms import NormPlan
 
 PLAN, LOOP, LIGHTNING, TOTAL = "ours", "peer: loop", "Lightning's grad_norm", "bare total norm"
 CLIP, CLIP_AND_PLAN = "clipping alone", "clipping with ours"

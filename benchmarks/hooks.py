@@ -1,7 +1,7 @@
 """B1: what a callback does at a step at which nothing changes, in nanoseconds of its hook's body.
 
 All variants are inside real fits that are alive at the same time: 1 and 100 Freezers of ours at 150, 1,500
-and 15,000 tensors (what runs is the one conductor of the Trainer), lighter's Freezer, and
+and 15,000 tensors (what runs is the one engine of the Trainer), lighter's Freezer, and
 `on_before_zero_grad` of finetuning-scheduler, which is what it does per step. Blocks of 2,000 calls take
 turns. A call contains the loop around it, for all variants alike. What Lightning spends to call a hook at
 all is B2.
@@ -18,7 +18,7 @@ from benchmarks.fits import Fit
 from benchmarks.measure import Report, Samples, cpu_seconds, interleave, main, no_collection
 from benchmarks.models import NUM_BLOCKS, Tensors
 from lighter_freezers import Freezer
-from lighter_freezers.callbacks._conductor import Conductor
+from lighter_freezers.engine.engine import Engine
 
 Hook = Callable[[], Any]
 Variant = tuple[str, Fit, Callable[[Any, Any], Hook]]  # name, fit, and the call to measure in it
@@ -47,7 +47,7 @@ def our_variant(num_freezers: int, num_tensors: int) -> Variant:
     network = Tensors(num_tensors)
 
     def hook(trainer: Any, module: Any) -> Hook:
-        return partial(Conductor.of(trainer).on_train_batch_start, trainer, module, None, 1)
+        return partial(Engine.of(trainer).on_train_batch_start, trainer, module, None, 1)
 
     return ours(num_freezers, num_tensors), Fit(network, freezers(num_freezers, network)), hook
 

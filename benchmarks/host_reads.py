@@ -23,7 +23,7 @@ from benchmarks.fits import Fit
 from benchmarks.measure import Report, Samples, cpu_seconds, interleave, main, no_collection
 from benchmarks.models import Tensors
 from lighter_freezers import LayerOperations
-from lighter_freezers.callbacks._conductor import Conductor
+from lighter_freezers.engine.engine import Engine
 
 READING_OPERATORS = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "nonzero"})
 READING_METHODS = ("tolist", "cpu", "numpy")
@@ -110,7 +110,7 @@ def time_hook(average_over: int, num_calls: int, num_rounds: int) -> Samples:
     outputs = {"loss": torch.tensor(0.0)}
 
     def hook(trainer: Any, module: Any) -> Callable[[], object]:
-        return partial(Conductor.of(trainer).on_train_batch_end, trainer, module, outputs, None, 1)
+        return partial(Engine.of(trainer).on_train_batch_end, trainer, module, outputs, None, 1)
 
     def block(call: Any) -> float:
         bare, times = call.func, repeat(call.args, num_calls)

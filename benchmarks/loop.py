@@ -2,7 +2,7 @@
 
 One fit of a module that hardly computes anything has all callbacks at its start. From then on
 `trainer.callbacks` changes every few steps between the variants: no callback, one and ten callbacks whose
-one hook is empty, 1 and 10 Freezers of ours with the conductor they share, 10 of lighter's Freezers. So a
+one hook is empty, 1 and 10 Freezers of ours with the engine they share, 10 of lighter's Freezers. So a
 drift of the machine hits all alike, and the first transition is over before the clock starts.
 finetuning-scheduler, and the checkpoint callback that it adds itself, takes turns with no callback in a fit
 of its own, since it knows the other Lightning namespace only. Added is the median of the differences to no
@@ -19,7 +19,7 @@ from benchmarks.hooks import FAR, HEAD
 from benchmarks.measure import Report, Samples, cpu_seconds, main, no_collection
 from benchmarks.models import Tensors
 from lighter_freezers import Freezer
-from lighter_freezers.callbacks._conductor import Conductor
+from lighter_freezers.engine.engine import Engine
 
 NUM_TENSORS = 150
 WARM_UP = 30  # steps before the clock starts
@@ -86,9 +86,9 @@ def time_ours(freezer: Any | None, num_rounds: int, num_steps: int) -> Samples:
     theirs = [freezer(name_starts_with=[prefix], until_step=FAR) for prefix in prefixes] if freezer else []
 
     def variants(trainer: Any) -> dict[str, Callbacks]:
-        conductor = Conductor.of(trainer)
+        engine = Engine.of(trainer)
         chosen = {NOTHING: [], NOOP: empty[:1], NOOPS: empty}
-        chosen |= {OURS: [ours[0], conductor], TEN: [ours[0], conductor, *ours[1:]]}
+        chosen |= {OURS: [ours[0], engine], TEN: [ours[0], engine, *ours[1:]]}
         return chosen | ({LIGHTER: theirs} if theirs else {})
 
     fit = Fit(Tensors(NUM_TENSORS), [*ours, *empty, *theirs])

@@ -20,9 +20,9 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks.measure import Report, cpu_seconds, interleave, main, no_collection
 from lighter_freezers import GPT, apply_lora
-from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.lora.set_rank import resize_sites
+from lighter_freezers.lora.sites import find_lora_sites
 from lighter_freezers.lora.statistics import BottleneckStatistics
-from lighter_freezers.lora.verbs import resize_sites
 
 RANKS = (64, 32, 8, 2, 0)
 CUTS = (12, 6, 2)

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import fits
 from benchmarks.measure import cpu_seconds, versions
-from lighter_freezers import results_file
+from lighter_freezers.reports import results_file
 
 ROOT = Path(__file__).parents[1]
 MARK, END = "<!-- results: smollm2 -->", "<!-- end: smollm2 -->"

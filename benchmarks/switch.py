@@ -23,9 +23,9 @@ from benchmarks.hooks import HEAD
 from benchmarks.measure import Report, Samples, cpu_seconds, interleave, main, no_collection
 from benchmarks.models import Tensors, half_of_the_prefixes
 from lighter_freezers import Freezer
-from lighter_freezers.callbacks._conductor import Conductor
-from lighter_freezers.ledger import Hold
-from lighter_freezers.selection import ParameterSelector
+from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.selection.select import ParameterSelector
 
 NUM_SWITCHES = 4  # freezes, and as many thaws, in one fit of ours
 FREEZE, THAW = "transition: freeze", "transition: thaw"
@@ -117,7 +117,7 @@ def clocked(hook: Callable[..., Any], seconds: list[float]) -> Callable[..., Any
 
 
 def our_fit(num_tensors: int) -> Timed:
-    """Freeze and thaw by windows of one step; what the conductor's hook takes at each."""
+    """Freeze and thaw by windows of one step; what the engine's hook takes at each."""
     seconds: list[float] = []
     network = Tensors(num_tensors)
     windows = [[step, step + 1] for step in range(1, 2 * NUM_SWITCHES, 2)]
@@ -125,8 +125,8 @@ def our_fit(num_tensors: int) -> Timed:
 
     def on_step(trainer: Any, module: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            conductor: Any = Conductor.of(trainer)
-            conductor.on_train_batch_start = clocked(conductor.on_train_batch_start, seconds)
+            engine: Any = Engine.of(trainer)
+            engine.on_train_batch_start = clocked(engine.on_train_batch_start, seconds)
 
     fits.run(Fit(network, [freezer], steps=1 + 2 * NUM_SWITCHES), on_step)
     return {FREEZE: seconds[0::2], THAW: seconds[1::2]}

@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lighter_freezers.anatomy.dissection import anatomy_of
     from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
     from lighter_freezers.callbacks.freezer import Freezer
     from lighter_freezers.callbacks.gradient_norm_monitor import GradientNormMonitor
@@ -22,33 +21,57 @@ if TYPE_CHECKING:
     from lighter_freezers.callbacks.phase_recorder import PhaseRecorder
     from lighter_freezers.callbacks.plots_at_end import PlotsAtEnd
     from lighter_freezers.callbacks.results_summary import ResultsSummary
-    from lighter_freezers.costs.compiled_blocks import compile_blocks
-    from lighter_freezers.costs.savings import get_memory_savings_estimate
-    from lighter_freezers.evaluation.evaluate_tasks import (
+    from lighter_freezers.experiments.evaluate import (
         EvaluationResult,
         evaluate_e2e,
         evaluate_multi_nli,
         evaluate_samsum,
         evaluate_wikisql,
     )
-    from lighter_freezers.freezing.counts import (
+    from lighter_freezers.experiments.training.causal_lm_module import CausalLMModule
+    from lighter_freezers.experiments.training.generation_datamodule import GenerationDataModule
+    from lighter_freezers.experiments.training.gpt_module import GPTModule
+    from lighter_freezers.experiments.training.sequence_score_datamodule import SequenceScoreDataModule
+    from lighter_freezers.experiments.training.smollm2 import smollm2_folder
+    from lighter_freezers.experiments.training.text_datamodule import TextDataModule
+    from lighter_freezers.experiments.training.token_label_datamodule import TokenLabelDataModule
+    from lighter_freezers.gpt.config import GPTConfig, ModelMode
+    from lighter_freezers.gpt.losses.factory import create_loss_modifier_pipeline
+    from lighter_freezers.gpt.losses.pipeline import LossModifierPipeline
+    from lighter_freezers.gpt.losses.score_modifiers import (
+        SequenceCorrelationModifier,
+        SequenceVarianceModifier,
+    )
+    from lighter_freezers.gpt.losses.token_modifiers import (
+        EntropyModifier,
+        MaskRatioModifier,
+        TargetSmoothingModifier,
+    )
+    from lighter_freezers.gpt.lr_schedules.adaptive import AdaptiveScheduler
+    from lighter_freezers.gpt.lr_schedules.groups import trunk_and_head_groups
+    from lighter_freezers.gpt.lr_schedules.transfer import TransferLearningScheduler
+    from lighter_freezers.gpt.lr_schedules.warmup_only import WarmupOnlyScheduler
+    from lighter_freezers.gpt.model import GPT
+    from lighter_freezers.gpt.pretrained import config_from_checkpoint, load_pretrained
+    from lighter_freezers.layers.compile_blocks import compile_blocks
+    from lighter_freezers.layers.counts import (
         get_frozen_params,
         get_frozen_percentage,
         get_num_layers,
         get_total_params,
         get_trainable_params,
     )
-    from lighter_freezers.freezing.gradual_unfreezer import GradualUnfreezer
-    from lighter_freezers.freezing.layer_status import get_layer_status, print_layer_status
-    from lighter_freezers.freezing.layers import (
+    from lighter_freezers.layers.first_and_last import (
         freeze_except_last_n,
         freeze_first_n_layers,
         freeze_last_n_layers,
         unfreeze_first_n_layers,
         unfreeze_last_n_layers,
     )
-    from lighter_freezers.freezing.lp_lora import setup_lp_lora_style
-    from lighter_freezers.freezing.parts import (
+    from lighter_freezers.layers.gradual_unfreezer import GradualUnfreezer
+    from lighter_freezers.layers.layer_status import get_layer_status, print_layer_status
+    from lighter_freezers.layers.lp_lora import setup_lp_lora_style
+    from lighter_freezers.layers.parts import (
         freeze_by_name,
         freeze_embeddings,
         freeze_lm_head,
@@ -58,107 +81,87 @@ if TYPE_CHECKING:
         unfreeze_lm_head,
         unfreeze_model,
     )
-    from lighter_freezers.gpt.config import GPTConfig, ModelMode
-    from lighter_freezers.gpt.model import GPT
-    from lighter_freezers.gpt.pretrained import config_from_checkpoint, load_pretrained
-    from lighter_freezers.gradient_norms import measure_gradient_norms
     from lighter_freezers.lora.apply import apply_lora
     from lighter_freezers.lora.export import save_adapter
     from lighter_freezers.lora.ranks import resize_lora_layer
-    from lighter_freezers.lora.verbs import set_layer_lora_rank
-    from lighter_freezers.losses.factory import create_loss_modifier_pipeline
-    from lighter_freezers.losses.pipeline import LossModifierPipeline
-    from lighter_freezers.losses.score_modifiers import SequenceCorrelationModifier, SequenceVarianceModifier
-    from lighter_freezers.losses.token_modifiers import (
-        EntropyModifier,
-        MaskRatioModifier,
-        TargetSmoothingModifier,
-    )
-    from lighter_freezers.lr_schedules.adaptive import AdaptiveScheduler
-    from lighter_freezers.lr_schedules.groups import trunk_and_head_groups
-    from lighter_freezers.lr_schedules.transfer import TransferLearningScheduler
-    from lighter_freezers.lr_schedules.warmup_only import WarmupOnlyScheduler
+    from lighter_freezers.lora.set_rank import set_layer_lora_rank
+    from lighter_freezers.planning.costs.savings import get_memory_savings_estimate
     from lighter_freezers.planning.plan import plan
-    from lighter_freezers.training.causal_lm_module import CausalLMModule
-    from lighter_freezers.training.generation_datamodule import GenerationDataModule
-    from lighter_freezers.training.gpt_module import GPTModule
-    from lighter_freezers.training.sequence_score_datamodule import SequenceScoreDataModule
-    from lighter_freezers.training.smollm2 import smollm2_folder
-    from lighter_freezers.training.text_datamodule import TextDataModule
-    from lighter_freezers.training.token_label_datamodule import TokenLabelDataModule
+    from lighter_freezers.reports.gradients.norms import measure_gradient_norms
+    from lighter_freezers.selection.anatomy.anatomy import anatomy_of
 
 _HOMES = {
-    "AdaptiveScheduler": "lighter_freezers.lr_schedules.adaptive",
-    "CausalLMModule": "lighter_freezers.training.causal_lm_module",
-    "EntropyModifier": "lighter_freezers.losses.token_modifiers",
-    "EvaluationResult": "lighter_freezers.evaluation.evaluate_tasks",
+    "AdaptiveScheduler": "lighter_freezers.gpt.lr_schedules.adaptive",
+    "CausalLMModule": "lighter_freezers.experiments.training.causal_lm_module",
+    "EntropyModifier": "lighter_freezers.gpt.losses.token_modifiers",
+    "EvaluationResult": "lighter_freezers.experiments.evaluate",
     "FreezeStateLogger": "lighter_freezers.callbacks.freeze_state_logger",
     "Freezer": "lighter_freezers.callbacks.freezer",
     "GPT": "lighter_freezers.gpt.model",
     "GPTConfig": "lighter_freezers.gpt.config",
-    "GPTModule": "lighter_freezers.training.gpt_module",
-    "GenerationDataModule": "lighter_freezers.training.generation_datamodule",
+    "GPTModule": "lighter_freezers.experiments.training.gpt_module",
+    "GenerationDataModule": "lighter_freezers.experiments.training.generation_datamodule",
     "GradientNormMonitor": "lighter_freezers.callbacks.gradient_norm_monitor",
-    "GradualUnfreezer": "lighter_freezers.freezing.gradual_unfreezer",
+    "GradualUnfreezer": "lighter_freezers.layers.gradual_unfreezer",
     "GradualUnfreezing": "lighter_freezers.callbacks.gradual_unfreezing",
     "LayerOperations": "lighter_freezers.callbacks.layer_operations",
     "LoraPhases": "lighter_freezers.callbacks.lora_phases",
     "LoraRankScheduler": "lighter_freezers.callbacks.lora_rank_scheduler",
-    "LossModifierPipeline": "lighter_freezers.losses.pipeline",
-    "MaskRatioModifier": "lighter_freezers.losses.token_modifiers",
+    "LossModifierPipeline": "lighter_freezers.gpt.losses.pipeline",
+    "MaskRatioModifier": "lighter_freezers.gpt.losses.token_modifiers",
     "ModelMode": "lighter_freezers.gpt.config",
     "PlotsAtEnd": "lighter_freezers.callbacks.plots_at_end",
     "ResultsSummary": "lighter_freezers.callbacks.results_summary",
     "PhaseRecorder": "lighter_freezers.callbacks.phase_recorder",
-    "SequenceCorrelationModifier": "lighter_freezers.losses.score_modifiers",
-    "SequenceScoreDataModule": "lighter_freezers.training.sequence_score_datamodule",
-    "SequenceVarianceModifier": "lighter_freezers.losses.score_modifiers",
-    "TargetSmoothingModifier": "lighter_freezers.losses.token_modifiers",
-    "TextDataModule": "lighter_freezers.training.text_datamodule",
-    "TokenLabelDataModule": "lighter_freezers.training.token_label_datamodule",
-    "TransferLearningScheduler": "lighter_freezers.lr_schedules.transfer",
-    "WarmupOnlyScheduler": "lighter_freezers.lr_schedules.warmup_only",
-    "anatomy_of": "lighter_freezers.anatomy.dissection",
+    "SequenceCorrelationModifier": "lighter_freezers.gpt.losses.score_modifiers",
+    "SequenceScoreDataModule": "lighter_freezers.experiments.training.sequence_score_datamodule",
+    "SequenceVarianceModifier": "lighter_freezers.gpt.losses.score_modifiers",
+    "TargetSmoothingModifier": "lighter_freezers.gpt.losses.token_modifiers",
+    "TextDataModule": "lighter_freezers.experiments.training.text_datamodule",
+    "TokenLabelDataModule": "lighter_freezers.experiments.training.token_label_datamodule",
+    "TransferLearningScheduler": "lighter_freezers.gpt.lr_schedules.transfer",
+    "WarmupOnlyScheduler": "lighter_freezers.gpt.lr_schedules.warmup_only",
+    "anatomy_of": "lighter_freezers.selection.anatomy.anatomy",
     "apply_lora": "lighter_freezers.lora.apply",
-    "compile_blocks": "lighter_freezers.costs.compiled_blocks",
+    "compile_blocks": "lighter_freezers.layers.compile_blocks",
     "config_from_checkpoint": "lighter_freezers.gpt.pretrained",
     "create_layerwise_lora_config": "lighter_freezers.callbacks.lora_phases",
-    "create_loss_modifier_pipeline": "lighter_freezers.losses.factory",
+    "create_loss_modifier_pipeline": "lighter_freezers.gpt.losses.factory",
     "create_phased_lora_config": "lighter_freezers.callbacks.lora_phases",
-    "freeze_by_name": "lighter_freezers.freezing.parts",
-    "freeze_embeddings": "lighter_freezers.freezing.parts",
-    "freeze_except_last_n": "lighter_freezers.freezing.layers",
-    "freeze_first_n_layers": "lighter_freezers.freezing.layers",
-    "freeze_last_n_layers": "lighter_freezers.freezing.layers",
-    "freeze_lm_head": "lighter_freezers.freezing.parts",
-    "freeze_model": "lighter_freezers.freezing.parts",
-    "get_frozen_params": "lighter_freezers.freezing.counts",
-    "get_frozen_percentage": "lighter_freezers.freezing.counts",
-    "get_layer_status": "lighter_freezers.freezing.layer_status",
-    "get_memory_savings_estimate": "lighter_freezers.costs.savings",
-    "get_num_layers": "lighter_freezers.freezing.counts",
-    "get_total_params": "lighter_freezers.freezing.counts",
-    "get_trainable_params": "lighter_freezers.freezing.counts",
-    "evaluate_e2e": "lighter_freezers.evaluation.evaluate_tasks",
-    "evaluate_multi_nli": "lighter_freezers.evaluation.evaluate_tasks",
-    "evaluate_samsum": "lighter_freezers.evaluation.evaluate_tasks",
-    "evaluate_wikisql": "lighter_freezers.evaluation.evaluate_tasks",
+    "freeze_by_name": "lighter_freezers.layers.parts",
+    "freeze_embeddings": "lighter_freezers.layers.parts",
+    "freeze_except_last_n": "lighter_freezers.layers.first_and_last",
+    "freeze_first_n_layers": "lighter_freezers.layers.first_and_last",
+    "freeze_last_n_layers": "lighter_freezers.layers.first_and_last",
+    "freeze_lm_head": "lighter_freezers.layers.parts",
+    "freeze_model": "lighter_freezers.layers.parts",
+    "get_frozen_params": "lighter_freezers.layers.counts",
+    "get_frozen_percentage": "lighter_freezers.layers.counts",
+    "get_layer_status": "lighter_freezers.layers.layer_status",
+    "get_memory_savings_estimate": "lighter_freezers.planning.costs.savings",
+    "get_num_layers": "lighter_freezers.layers.counts",
+    "get_total_params": "lighter_freezers.layers.counts",
+    "get_trainable_params": "lighter_freezers.layers.counts",
+    "evaluate_e2e": "lighter_freezers.experiments.evaluate",
+    "evaluate_multi_nli": "lighter_freezers.experiments.evaluate",
+    "evaluate_samsum": "lighter_freezers.experiments.evaluate",
+    "evaluate_wikisql": "lighter_freezers.experiments.evaluate",
     "load_pretrained": "lighter_freezers.gpt.pretrained",
-    "measure_gradient_norms": "lighter_freezers.gradient_norms",
-    "print_layer_status": "lighter_freezers.freezing.layer_status",
+    "measure_gradient_norms": "lighter_freezers.reports.gradients.norms",
+    "print_layer_status": "lighter_freezers.layers.layer_status",
     "plan": "lighter_freezers.planning.plan",
     "resize_lora_layer": "lighter_freezers.lora.ranks",
     "save_adapter": "lighter_freezers.lora.export",
-    "set_layer_lora_rank": "lighter_freezers.lora.verbs",
-    "setup_lp_lora_style": "lighter_freezers.freezing.lp_lora",
-    "smollm2_folder": "lighter_freezers.training.smollm2",
-    "trunk_and_head_groups": "lighter_freezers.lr_schedules.groups",
-    "unfreeze_by_name": "lighter_freezers.freezing.parts",
-    "unfreeze_embeddings": "lighter_freezers.freezing.parts",
-    "unfreeze_first_n_layers": "lighter_freezers.freezing.layers",
-    "unfreeze_last_n_layers": "lighter_freezers.freezing.layers",
-    "unfreeze_lm_head": "lighter_freezers.freezing.parts",
-    "unfreeze_model": "lighter_freezers.freezing.parts",
+    "set_layer_lora_rank": "lighter_freezers.lora.set_rank",
+    "setup_lp_lora_style": "lighter_freezers.layers.lp_lora",
+    "smollm2_folder": "lighter_freezers.experiments.training.smollm2",
+    "trunk_and_head_groups": "lighter_freezers.gpt.lr_schedules.groups",
+    "unfreeze_by_name": "lighter_freezers.layers.parts",
+    "unfreeze_embeddings": "lighter_freezers.layers.parts",
+    "unfreeze_first_n_layers": "lighter_freezers.layers.first_and_last",
+    "unfreeze_last_n_layers": "lighter_freezers.layers.first_and_last",
+    "unfreeze_lm_head": "lighter_freezers.layers.parts",
+    "unfreeze_model": "lighter_freezers.layers.parts",
 }
 
 __all__ = [

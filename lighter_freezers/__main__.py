@@ -2,7 +2,7 @@
 
 import sys
 
-from lighter_freezers.cli import main
+from lighter_freezers.cli.main import main
 
 __all__: list[str] = []
 

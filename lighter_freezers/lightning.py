@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lighter_freezers.training._causal_lm_training import CausalLMTraining
-from lighter_freezers.training._generation_data import GenerationData
-from lighter_freezers.training._gpt_training import GPTTraining
-from lighter_freezers.training._labelled_data import SequenceScoreData, TokenLabelData
-from lighter_freezers.training._text_data import TextData
+from lighter_freezers.experiments.training.causal_lm_training import CausalLMTraining
+from lighter_freezers.experiments.training.generation_data import GenerationData
+from lighter_freezers.experiments.training.gpt_training import GPTTraining
+from lighter_freezers.experiments.training.labelled_data import SequenceScoreData, TokenLabelData
+from lighter_freezers.experiments.training.text_data import TextData
 
 if TYPE_CHECKING:
     from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger

@@ -163,7 +163,7 @@ def frozen_at_each_step(namespace: str, callbacks: Sequence[Any], **options: Any
 
 def frozen_components(model: nn.Module) -> list[str]:
     """The components, `attn.0` and the like, of which nothing trains."""
-    from lighter_freezers.layer_names import components
+    from lighter_freezers.selection.layer_names import components
 
     parameters = dict(model.named_parameters())
     return [

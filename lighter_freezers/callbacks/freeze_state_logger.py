@@ -7,18 +7,23 @@ from typing import Any, cast
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
 from lighter_freezers.arguments import flag
-from lighter_freezers.callbacks._clock import moment
-from lighter_freezers.callbacks._conductor import Conductor
-from lighter_freezers.callbacks._logger_outputs import (
+from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.trainer_clock import moment
+from lighter_freezers.engine.transition import Transition
+from lighter_freezers.reports.loggers import (
     tensorboard_folders,
     write_image,
     write_layout,
     write_metrics,
     write_text,
 )
-from lighter_freezers.callbacks._transition import Transition
-from lighter_freezers.reports import Census, ComponentState, state_table_markdown, state_table_rich
-from lighter_freezers.timeline import Timeline, TimelineState, draw_timeline
+from lighter_freezers.reports.state_tables import (
+    Census,
+    ComponentState,
+    state_table_markdown,
+    state_table_rich,
+)
+from lighter_freezers.reports.timeline import Timeline, TimelineState, draw_timeline
 
 __all__ = ["FreezeStateLogger"]
 
@@ -89,7 +94,7 @@ class FreezeStateLogger(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Listen to the changes of this fit."""
-        conductor = Conductor.of(trainer)  # in every stage: a checkpoint may hold its state
+        engine = Engine.of(trainer)  # in every stage: a checkpoint may hold its state
         if stage != "fit":
             return
         num_alike = sum(isinstance(callback, FreezeStateLogger) for callback in trainer.callbacks)
@@ -98,16 +103,16 @@ class FreezeStateLogger(Callback):
                 f"The Trainer has {num_alike} FreezeStateLogger callbacks. One writes to all loggers. "
                 "Remove the others."
             )
-        conductor.add_listener(self)
+        engine.add_listener(self)
 
     def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
-        """Write what changed; called by the conductor on every rank, once per change."""
+        """Write what changed; called by the engine on every rank, once per change."""
         if not trainer.is_global_zero:
             return
         if transition.is_initial:
             self._start(trainer, Census(pl_module), transition)
         else:
-            assert self._census is not None, "the conductor sends the initial transition first"
+            assert self._census is not None, "the engine sends the initial transition first"
             self._change(trainer, pl_module, self._census, transition)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:

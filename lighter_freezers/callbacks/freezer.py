@@ -1,23 +1,23 @@
-"""The Freezer: hold parameters by name, for a while. It reads its arguments; the conductor plays the rule."""
+"""The Freezer: hold parameters by name, for a while. It reads its arguments; the engine plays the rule."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
-from lighter_freezers.callbacks._conductor import Conducted
-from lighter_freezers.callbacks._player import FreezeRule
-from lighter_freezers.selection import ParameterSelector
-from lighter_freezers.transitions.learning_rates import LearningRateRequest
-from lighter_freezers.transitions.norm_layers import NormMode
-from lighter_freezers.triggers import MetricTrigger, Schedule, parse_metric_trigger
+from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
+from lighter_freezers.engine.effects.norm_layers import NormMode
+from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.triggers import MetricTrigger, Schedule, parse_metric_trigger
+from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = ["Freezer"]
 
 Names = str | Sequence[str] | None
 
 
-class Freezer(Conducted):
+class Freezer(EngineCallback):
     """Freeze parameters by name, until a step, an epoch or a metric says otherwise.
 
     Any number of Freezers compose, in any order: a parameter is frozen while one of them holds it, and
@@ -77,7 +77,7 @@ class Freezer(Conducted):
         TypeError: An argument has the wrong type, such as a string where a number belongs.
         ValueError: Nothing is selected, or arguments contradict each other.
 
-    Runs on: `setup`; everything else is done by the Trainer's conductor, at `on_train_batch_start` between
+    Runs on: `setup`; everything else is done by the Trainer's engine, at `on_train_batch_start` between
     two optimizer steps.
 
     Saves: per Freezer, whether its metric condition was met, and the step at which it let go last.

@@ -9,16 +9,16 @@ from torch import nn
 from lighter_freezers import arguments
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
-from lighter_freezers.callbacks import _clock
-from lighter_freezers.callbacks._changed_layers import changed_layers
-from lighter_freezers.callbacks._conductor import Conductor
-from lighter_freezers.callbacks._gradient_hooks import scale_of, share_clipping
-from lighter_freezers.callbacks._logger_outputs import write_metrics
-from lighter_freezers.callbacks._norm_files import NormFiles, free_name, local_folder
-from lighter_freezers.callbacks._recent_losses import RecentLosses
-from lighter_freezers.callbacks._transition import Transition
-from lighter_freezers.gradient_norms import GradientNorms, NormPlan
-from lighter_freezers.parameter_names import closest_names
+from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.transition import Transition
+from lighter_freezers.reports.gradients.changed_layers import changed_layers
+from lighter_freezers.reports.gradients.files import NormFiles, free_name, local_folder
+from lighter_freezers.reports.gradients.hooks import scale_of, share_clipping
+from lighter_freezers.reports.gradients.norms import GradientNorms, NormPlan
+from lighter_freezers.reports.gradients.recent_losses import RecentLosses
+from lighter_freezers.reports.loggers import write_metrics
+from lighter_freezers.selection.names import closest_names
 
 __all__ = ["GradientNormMonitor"]
 
@@ -120,10 +120,10 @@ class GradientNormMonitor(Callback):
         if stage != "fit":
             return
         _refuse_unsupported_strategy(trainer.strategy)
-        Conductor.of(trainer).add_listener(self)
+        Engine.of(trainer).add_listener(self)
 
     def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
-        """Begin the files, or note a change; called by the conductor on every rank."""
+        """Begin the files, or note a change; called by the engine on every rank."""
         if transition.is_initial:
             self._start(trainer, pl_module, transition.optimizer_step)
         elif transition.is_reshaped:
@@ -133,7 +133,7 @@ class GradientNormMonitor(Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Measure, if it is time, or have it done while the Trainer clips."""
-        step = _clock.moment(trainer).optimizer_step
+        step = trainer_clock.moment(trainer).optimizer_step
         if step % self._period or step == self._measured_step or self._plan is None:
             return
         self._measured_step = step
@@ -163,7 +163,7 @@ class GradientNormMonitor(Callback):
         """Write the validation loss."""
         if trainer.sanity_checking or self._plan is None:
             return
-        logged = _clock.metrics(trainer)
+        logged = trainer_clock.metrics(trainer)
         names = VAL_LOSSES if self.val_loss is None else (self.val_loss,)
         value = next((logged[name] for name in names if name in logged), None)
         if value is None and self.val_loss is not None:
@@ -172,9 +172,9 @@ class GradientNormMonitor(Callback):
                 f"{', '.join(closest_names(self.val_loss, logged, 3)) or 'nothing is logged'}."
             )
         if value is not None:
-            mean = _clock.reduced(trainer, value)
+            mean = trainer_clock.reduced(trainer, value)
             if self._files is not None:
-                self._files.write_losses(_clock.moment(trainer).optimizer_step, None, mean)
+                self._files.write_losses(trainer_clock.moment(trainer).optimizer_step, None, mean)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Write the summary so far."""
@@ -184,7 +184,7 @@ class GradientNormMonitor(Callback):
         """Write the losses since the last row, and the summary."""
         losses = self._losses.take(trainer)
         if self._files is not None and losses:
-            self._files.write_losses(_clock.moment(trainer).optimizer_step, losses[0].item(), None)
+            self._files.write_losses(trainer_clock.moment(trainer).optimizer_step, losses[0].item(), None)
         self._finish()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

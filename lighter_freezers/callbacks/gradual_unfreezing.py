@@ -8,18 +8,18 @@ from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
-from lighter_freezers.callbacks._conductor import Conducted
-from lighter_freezers.callbacks._player import FreezeRule
-from lighter_freezers.callbacks._unfreezing_pace import Pace, parse_pace
-from lighter_freezers.selection import ParameterSelector
-from lighter_freezers.transitions.learning_rates import LearningRateRequest
-from lighter_freezers.triggers import Moment, Schedule
-from lighter_freezers.unfreezing_stages import Direction, Layer, Layers, cut_into_stages, layers_of
+from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
+from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.triggers import Moment, Schedule
+from lighter_freezers.layers.thaw_order import Direction, Layer, Layers, cut_into_stages, layers_of
+from lighter_freezers.layers.thaw_pace import Pace, parse_pace
+from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = ["GradualUnfreezing"]
 
 
-class GradualUnfreezing(Conducted):
+class GradualUnfreezing(EngineCallback):
     """Thaw a model block by block while it trains, as ULMFiT does; the head trains from the first step.
 
     | call | what happens |
@@ -59,7 +59,7 @@ class GradualUnfreezing(Conducted):
         ValueError: Nothing or two arguments say when; in `setup`, the model has no blocks.
 
     Runs on: `setup`, and `on_train_start` to warn of stages after the last step; everything else is done by
-    the Trainer's conductor, at `on_train_batch_start` between two optimizer steps.
+    the Trainer's engine, at `on_train_batch_start` between two optimizer steps.
 
     Saves: per stage, how long its metric has not improved and the step at which it thawed.
 

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lighter_freezers import arguments
-from lighter_freezers.callbacks._acts import Act
-from lighter_freezers.callbacks._conductor import Conducted
-from lighter_freezers.callbacks._performance import Memory, OnFailure, Performance
-from lighter_freezers.operations.schedule import read_operations
+from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.layers.operations.action import Memory, OnFailure, QueuedOperations
+from lighter_freezers.layers.operations.parse import read_operations
 
 __all__ = ["LayerOperations"]
 
 
-class LayerOperations(Conducted):
+class LayerOperations(EngineCallback):
     """Freeze, unfreeze and re-rank layers, one operation after another, as a loss comes down.
 
     The operations are done strictly in their order, each once. Only the next one is looked at: when its time
@@ -56,7 +56,7 @@ class LayerOperations(Conducted):
         TypeError: A value has the wrong type, such as a string where a number belongs.
         ValueError: An operation or one of its values is unknown; unknown layers are an error in `setup`.
 
-    Runs on: `setup`; everything else is done by the Trainer's conductor, at `on_train_batch_start` between
+    Runs on: `setup`; everything else is done by the Trainer's engine, at `on_train_batch_start` between
     two optimizer steps.
 
     Saves: what became of each operation, since when the next one waits, the latest loss, and what is held. A
@@ -95,13 +95,13 @@ class LayerOperations(Conducted):
         self._on_failure: OnFailure = arguments.choice("on_failure", on_failure, ("stop", "skip"))
         self._memory = Memory()
 
-    def acts(self) -> list[Act]:
+    def actions(self) -> list[Action]:
         """One performance of these operations; a further fit of the same Trainer goes on with it."""
-        performance = Performance(
+        queued = QueuedOperations(
             self._operations,
             self._memory,
             monitor=self._monitor,
             average_over=self._average_over,
             on_failure=self._on_failure,
         )
-        return [performance]
+        return [queued]

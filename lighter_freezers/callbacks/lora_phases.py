@@ -7,9 +7,11 @@ from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
-from lighter_freezers.callbacks._conductor import Conducted, Conductor
-from lighter_freezers.callbacks._logger_outputs import write_metrics
-from lighter_freezers.callbacks._phases import (
+from lighter_freezers.engine.engine import Engine, EngineCallback
+from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.transition import Transition
+from lighter_freezers.engine.triggers import Schedule
+from lighter_freezers.lora.phases import (
     STRATEGIES,
     Adapter,
     Phase,
@@ -18,12 +20,10 @@ from lighter_freezers.callbacks._phases import (
     parse_phases,
     phases_of_strategy,
 )
-from lighter_freezers.callbacks._player import FreezeRule
-from lighter_freezers.callbacks._transition import Transition
-from lighter_freezers.layer_names import find_blocks
-from lighter_freezers.parameter_names import canonical_parameters, closest_names
-from lighter_freezers.selection import ParameterSelector
-from lighter_freezers.triggers import Schedule
+from lighter_freezers.reports.loggers import write_metrics
+from lighter_freezers.selection.layer_names import find_blocks
+from lighter_freezers.selection.names import canonical_parameters, closest_names
+from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = ["LoraPhases", "create_layerwise_lora_config", "create_phased_lora_config"]
 
@@ -31,7 +31,7 @@ Steps = Sequence[int | None] | None
 BOTH = ("attention", "mlp")
 
 
-class LoraPhases(Conducted):
+class LoraPhases(EngineCallback):
     """Train some LoRA adapters at a time, phase after phase. What a phase names trains in it, and no other.
 
     | call | what trains |
@@ -60,7 +60,7 @@ class LoraPhases(Conducted):
         TypeError: A value has the wrong type.
         ValueError: Phases leave a gap or overlap; in `setup`, a phase names what has no adapter.
 
-    Runs on: `setup`; everything else is done by the Trainer's conductor, at `on_train_batch_start` between
+    Runs on: `setup`; everything else is done by the Trainer's engine, at `on_train_batch_start` between
     two optimizer steps.
 
     Saves: nothing of its own: phases follow from the step.
@@ -104,11 +104,11 @@ class LoraPhases(Conducted):
         self._logged = -1  # the phase that was logged last
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Make sure that there is a conductor, and hear of its transitions."""
-        conductor = Conductor.of(trainer)
+        """Make sure that there is an engine, and hear of its transitions."""
+        engine = Engine.of(trainer)
         self._logged = -1
         if stage == "fit":
-            conductor.add_listener(self)
+            engine.add_listener(self)
 
     def rules_for(self, model: nn.Module) -> list[FreezeRule]:
         """One rule per phase, which holds in it all adapters that do not train."""
@@ -122,7 +122,7 @@ class LoraPhases(Conducted):
         return [rule for rule in reversed(rules) if rule is not None]
 
     def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
-        """Log the phase that has just begun; called by the conductor."""
+        """Log the phase that has just begun; called by the engine."""
         step = transition.optimizer_step
         index = max(i for i, phase in enumerate(self._phases) if phase.start_step <= step)
         if index == self._logged or not trainer.is_global_zero:

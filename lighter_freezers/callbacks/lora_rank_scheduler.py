@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lighter_freezers import arguments
-from lighter_freezers.callbacks._acts import Act
-from lighter_freezers.callbacks._clock import moment
-from lighter_freezers.callbacks._conductor import Conducted
-from lighter_freezers.callbacks._rank_act import RankAct, RankOptions
+from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.trainer_clock import moment
+from lighter_freezers.lora.rank_action import RankAction, RankOptions
+from lighter_freezers.lora.rank_schedule import parse_rank_schedule
 from lighter_freezers.lora.ranks import OnZero, Shrink
-from lighter_freezers.lora.schedule import parse_rank_schedule
 
 __all__ = ["LoraRankScheduler"]
 
 
-class LoraRankScheduler(Conducted):
+class LoraRankScheduler(EngineCallback):
     """Change the LoRA rank of layers at a step, an epoch, or when a loss is low enough.
 
     The layers are those of PEFT (`apply_lora`). Growth keeps the function of the model, shrinking loses as
@@ -51,7 +51,7 @@ class LoraRankScheduler(Conducted):
         ValueError: An entry does not say what or when; in `setup`, a name without LoRA or an impossible rank.
         RuntimeError: In `setup`: strategy, optimizer, callback or layer cannot follow a change of rank.
 
-    Runs on: `setup`; everything else is done by the Trainer's conductor, at `on_train_batch_start` between
+    Runs on: `setup`; everything else is done by the Trainer's engine, at `on_train_batch_start` between
     two optimizer steps.
 
     Saves: which entries are done, since when the next one waits, the latest loss. The ranks themselves stand
@@ -98,16 +98,16 @@ class LoraRankScheduler(Conducted):
             average_over=num_steps,
             seed=arguments.count("seed", seed) or 0,
         )
-        self._act = RankAct(self._entries, self._options)
+        self._action = RankAction(self._entries, self._options)
 
-    def acts(self) -> list[Act]:
+    def actions(self) -> list[Action]:
         """The one act of this callback, anew for each fit."""
-        self._act = RankAct(self._entries, self._options)
-        return [self._act]
+        self._action = RankAction(self._entries, self._options)
+        return [self._action]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """End the curves at the last step."""
-        self._act.finish(trainer, moment(trainer).optimizer_step)
+        self._action.finish(trainer, moment(trainer).optimizer_step)
 
     def __repr__(self) -> str:
         return f"LoraRankScheduler[{'; '.join(map(str, self._entries))}]"

@@ -8,14 +8,12 @@ from typing import Any
 from lighter_freezers import arguments
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
-from lighter_freezers.callbacks import _clock
-from lighter_freezers.callbacks._conductor import Conductor
-from lighter_freezers.callbacks._phase_meter import PhaseMeter
-from lighter_freezers.callbacks._transition import Transition
+from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.transition import Transition
+from lighter_freezers.planning.phase_meter import FILE, PhaseMeter
 
 __all__ = ["PhaseRecorder"]
-
-FILE = "freeze_report.json"
 
 
 class PhaseRecorder(Callback):
@@ -69,20 +67,20 @@ class PhaseRecorder(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Listen to the changes of this fit."""
-        conductor = Conductor.of(trainer)
+        engine = Engine.of(trainer)
         if stage != "fit":
             return
         if sum(isinstance(callback, PhaseRecorder) for callback in trainer.callbacks) > 1:
             raise RuntimeError(
                 "The Trainer has more than one PhaseRecorder, and both would write the same file."
             )
-        conductor.add_listener(self)
+        engine.add_listener(self)
         self._meter = PhaseMeter(self._num_timed)
         folder = trainer.log_dir  # asks the other processes, so every one of them has to
         self._file = Path(folder) / FILE if folder and trainer.is_global_zero else None
 
     def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
-        """A phase begins; called by the conductor, between two optimizer steps."""
+        """A phase begins; called by the engine, between two optimizer steps."""
         self._meter.begin(pl_module, transition)
         self._write({})
         self._listen()
@@ -90,7 +88,7 @@ class PhaseRecorder(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last phase is over."""
         self._meter.end()
-        self._write({"num_steps": _clock.moment(trainer).optimizer_step})
+        self._write({"num_steps": trainer_clock.moment(trainer).optimizer_step})
         self._stop_listening()
         if self._file is not None:
             log.info("what each phase cost: lighter-freezers report %s", self._file.parent)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
-from lighter_freezers.callbacks._conductor import Conductor
+from lighter_freezers.engine.engine import Engine
 
 __all__ = ["PlotsAtEnd"]
 
@@ -47,7 +47,7 @@ class PlotsAtEnd(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Fail before training rather than after it."""
-        Conductor.of(trainer)  # its place is behind the first callback of ours that has a `setup`
+        Engine.of(trainer)  # its place is behind the first callback of ours that has a `setup`
         if stage != "fit":
             return
         if find_spec("matplotlib") is None:
@@ -70,7 +70,7 @@ class PlotsAtEnd(Callback):
                 warnings.warn(f"PlotsAtEnd could not draw {file}: {error}", stacklevel=2)
 
     def _draw(self, file: Path, folder: Path) -> None:
-        from lighter_freezers.plots import plot_everything
+        from lighter_freezers.reports.plots import plot_everything
 
         plot_everything(file, folder)
         log.info("See the gradient norms: %s", folder)

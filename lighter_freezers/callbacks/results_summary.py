@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from lighter_freezers._lightning import Callback
-from lighter_freezers.callbacks import _clock
-from lighter_freezers.parameter_names import canonical_parameters
-from lighter_freezers.results_file import plain, unused_path, versions
+from lighter_freezers.engine import trainer_clock
+from lighter_freezers.reports.results_file import plain, unused_path, versions
+from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["ResultsSummary"]
 
@@ -92,7 +92,7 @@ class ResultsSummary(Callback):
         folder = _folder(trainer)
         if not trainer.is_global_zero:
             return
-        moment = _clock.moment(trainer)
+        moment = trainer_clock.moment(trainer)
         self._path = unused_path(folder / FILE)
         _write(
             self._path,
@@ -124,11 +124,11 @@ class ResultsSummary(Callback):
         """The mean over all batches and over the last; one read of the host each."""
         if not self._losses:
             return {"train_loss": None, "final_train_loss": None}
-        kept = torch.stack(self._losses).float() * _clock.window_length(trainer)
-        earlier = 0.0 if self._total is None else self._total * _clock.window_length(trainer)
+        kept = torch.stack(self._losses).float() * trainer_clock.window_length(trainer)
+        earlier = 0.0 if self._total is None else self._total * trainer_clock.window_length(trainer)
         return {
-            "train_loss": _clock.reduced(trainer, (kept.sum() + earlier) / self._num_batches),
-            "final_train_loss": _clock.reduced(trainer, kept[-NUM_LAST:].mean()),
+            "train_loss": trainer_clock.reduced(trainer, (kept.sum() + earlier) / self._num_batches),
+            "final_train_loss": trainer_clock.reduced(trainer, kept[-NUM_LAST:].mean()),
         }
 
 
@@ -148,7 +148,7 @@ def _config(pl_module: Any) -> Any:
 
 
 def _logged(trainer: Any) -> dict[str, float]:
-    return {name: float(value) for name, value in _clock.metrics(trainer).items()}
+    return {name: float(value) for name, value in trainer_clock.metrics(trainer).items()}
 
 
 def _gradient_stats(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lighter_freezers.parameter_names import canonical_name, without_wrapper
+from lighter_freezers.selection.names import canonical_name, without_wrapper
 
 __all__ = ["HEAD", "POSITIONS", "TOKENS", "is_of_trunk", "with_gpt_names"]
 

@@ -30,7 +30,8 @@ class FreezingMethods(nn.Module):
         Raises:
             ValueError: There is no such layer; the message says what there is.
         """
-        from lighter_freezers import layer_names, ledger
+        from lighter_freezers.engine import ledger
+        from lighter_freezers.selection import layer_names
 
         parameters = layer_names.parameters_of_layer(self, layer)
         return _num_elements(ledger.hold(parameters.values(), "freeze_layer"))
@@ -47,7 +48,7 @@ class FreezingMethods(nn.Module):
         Raises:
             ValueError: There is no such layer; the message says what there is.
         """
-        from lighter_freezers import layer_names
+        from lighter_freezers.selection import layer_names
 
         return _let_train(layer_names.parameters_of_layer(self, layer).values())
 
@@ -60,7 +61,7 @@ class FreezingMethods(nn.Module):
         Returns:
             How many elements trained until now.
         """
-        from lighter_freezers import ledger
+        from lighter_freezers.engine import ledger
 
         if self.config.mode == ModelMode.LANGUAGE_MODEL and self.config.tie_weights:
             warnings.warn(
@@ -89,7 +90,7 @@ class FreezingMethods(nn.Module):
             Component (`wte`, `attn.0`, ..., in model order, then `total`) -> `total`, `trainable` and
             `frozen` elements. A tied `lm_head` is counted once, under `wte`.
         """
-        from lighter_freezers import layer_names
+        from lighter_freezers.selection import layer_names
 
         parameters = dict(self.named_parameters())
         counts = {}
@@ -101,7 +102,7 @@ class FreezingMethods(nn.Module):
 
 def _let_train(parameters: Iterable[nn.Parameter]) -> int:
     """Undo both ways in which this model's methods freeze."""
-    from lighter_freezers import ledger
+    from lighter_freezers.engine import ledger
 
     parameters = list(parameters)
     holders = ("freeze_layer", "freeze_transformer")

@@ -23,7 +23,7 @@ __all__ = ["LossModifiers", "Objective", "objective_of"]
 
 
 class LossModifiers(Protocol):
-    """What the model asks of a pipeline of loss modifiers; `lighter_freezers.losses` has one."""
+    """What the model asks of a pipeline of loss modifiers; `lighter_freezers.gpt.losses` has one."""
 
     def is_active(self, mode: str) -> bool:
         """Whether it changes the loss of this mode now."""

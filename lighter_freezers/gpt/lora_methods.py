@@ -33,7 +33,7 @@ class LoraMethods(FreezingMethods):
             ValueError: There is no such layer, or it cannot have this rank.
             RuntimeError: Rank 0 would merge into a weight that is tied or quantised.
         """
-        from lighter_freezers.lora.verbs import set_layer_lora_rank
+        from lighter_freezers.lora.set_rank import set_layer_lora_rank
 
         set_layer_lora_rank(self, layer, rank)
 

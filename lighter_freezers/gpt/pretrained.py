@@ -15,9 +15,9 @@ from lighter_freezers._log import log
 from lighter_freezers.gpt.checkpoint_config import INVISIBLE, needed_config, needs_in_words, unmet_needs
 from lighter_freezers.gpt.checkpoint_files import read_checkpoint
 from lighter_freezers.gpt.checkpoint_names import HEAD, POSITIONS, TOKENS, is_of_trunk, with_gpt_names
-from lighter_freezers.gpt.model import GPT
-from lighter_freezers.name_summary import NameSummary
-from lighter_freezers.parameter_names import named_aliases, unwrapped
+from lighter_freezers.gpt.config import GPTConfig
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import named_aliases, unwrapped
 
 __all__ = ["LoadReport", "config_from_checkpoint", "load_pretrained"]
 
@@ -62,7 +62,7 @@ class LoadReport:
         return f"loaded {len(self.loaded)} parameters from {self.source}{''.join(details)}"
 
 
-def load_pretrained(model: GPT, source: str | os.PathLike[str]) -> LoadReport:
+def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> LoadReport:
     """Copy the weights of a checkpoint into a GPT: the whole trunk, and the heads that fit.
 
     Parameters keep their identity, dtype, device and flags. Nothing is copied if there is an error.
@@ -103,7 +103,8 @@ def load_pretrained(model: GPT, source: str | os.PathLike[str]) -> LoadReport:
         ```
     """
     gpt = unwrapped(model, at_root=True)
-    if not isinstance(gpt, GPT):
+    config = getattr(gpt, "config", None)
+    if not isinstance(config, GPTConfig):
         raise TypeError(f"load_pretrained fills a lighter_freezers.GPT. Got {type(model).__name__}.")
     parameters = dict(named_aliases(gpt))
     if any(parameter.is_meta for parameter in parameters.values()):
@@ -114,14 +115,14 @@ def load_pretrained(model: GPT, source: str | os.PathLike[str]) -> LoadReport:
     if HEAD in parameters and TOKENS in tensors and not tensors.keys() & {HEAD, *OTHER_HEADS}:
         tensors[HEAD] = tensors[TOKENS]
     report = _compare(parameters, tensors, origin)
-    unmet = unmet_needs(needed, gpt.config, HEAD in parameters)
-    _refuse_a_misfit(report, parameters, tensors, unmet, needs_in_words(needed, unmet, gpt.config))
+    unmet = unmet_needs(needed, config, HEAD in parameters)
+    _refuse_a_misfit(report, parameters, tensors, unmet, needs_in_words(needed, unmet, config))
     with torch.no_grad():
         for name in report.loaded:
             rows = min(len(parameters[name]), len(tensors[name]))
             parameters[name][:rows].copy_(tensors[name][:rows])
     if _is_first_process():
-        trusted = [f"{name}={getattr(gpt.config, name)}" for name in INVISIBLE if name not in needed]
+        trusted = [f"{name}={getattr(config, name)}" for name in INVISIBLE if name not in needed]
         log.info("%s%s", report, f"; taken on trust: {', '.join(trusted)}" if trusted else "")
     return report
 

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from lighter_freezers.arguments import count, number
-from lighter_freezers.lora.layers import find_lora_sites, select_sites
 from lighter_freezers.lora.ranks import resize_lora_layer
 from lighter_freezers.lora.restore import install_rank_restore
+from lighter_freezers.lora.sites import find_lora_sites, select_sites
 from lighter_freezers.lora.target_groups import with_target_modules
-from lighter_freezers.parameter_names import closest_names, walk
+from lighter_freezers.selection.names import closest_names, walk
 
 __all__ = ["apply_lora"]
 

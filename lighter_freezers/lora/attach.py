@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lighter_freezers import ledger
-from lighter_freezers.layer_names import components, expand_layers, parameters_of_layer
-from lighter_freezers.lora.layers import find_lora_sites, select_sites
+from lighter_freezers.engine import ledger
 from lighter_freezers.lora.ranks import resize_lora_layer
 from lighter_freezers.lora.restore import install_rank_restore
-from lighter_freezers.parameter_names import walk
+from lighter_freezers.lora.sites import find_lora_sites, select_sites
+from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
+from lighter_freezers.selection.names import walk
 
 __all__ = ["network_of", "prepare_lora_layers", "single_layers", "targets_in"]
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lighter_freezers import ledger
 from lighter_freezers._log import log
+from lighter_freezers.engine import ledger
 from lighter_freezers.lora.attach import network_of
 from lighter_freezers.lora.initial_factors import initial_factors, note_initial_factors
-from lighter_freezers.lora.layers import LoraFactors, find_lora_sites
 from lighter_freezers.lora.peft_view import config_of_ranks, without_initialisation
-from lighter_freezers.parameter_names import canonical_name, named_aliases, unwrapped, walk
+from lighter_freezers.lora.sites import LoraFactors, find_lora_sites
+from lighter_freezers.selection.names import canonical_name, named_aliases, unwrapped, walk
 
 __all__ = ["save_adapter"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lighter_freezers.lora.layers import LoraFactors, is_tied, lora_layers
+from lighter_freezers.lora.sites import LoraFactors, is_tied, lora_layers
 
 __all__ = [
     "fill_initial_factors",
@@ -23,12 +23,12 @@ __all__ = [
     "save_initial_factors",
 ]
 
-_MOVING = ("pissa", "olora", "corda", "lora_ga")  # pissa_niter_4 is one of them
+_MOVING = ("pissa", "olora", "corda", "lora_ga")
 
 
 def moves_base(init: object) -> bool:
     """Whether an `init_lora_weights` of PEFT moves a part of the base weight into the factors."""
-    return str(init).lower().startswith(_MOVING)
+    return str(init).lower().partition("_niter_")[0] in _MOVING
 
 
 def initial_factors(layer: Any, adapter_name: str) -> tuple[Tensor, Tensor] | None:

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from lighter_freezers.lora.initial_factors import forget_initial_factors
-from lighter_freezers.lora.layers import LoraFactors, is_tied
+from lighter_freezers.lora.sites import LoraFactors, is_tied
 
 __all__ = ["check_merge", "merge_into_base"]
 

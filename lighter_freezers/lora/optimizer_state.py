@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lighter_freezers.lora.layers import LoraSite
-from lighter_freezers.transitions.optimizer_groups import forget_state
-from lighter_freezers.transitions.parameter_swap import options_of
+from lighter_freezers.engine.effects.optimizer_groups import forget_state
+from lighter_freezers.engine.effects.parameter_swap import options_of
+from lighter_freezers.lora.sites import LoraSite
 
 __all__ = ["NewComponents", "Recombination", "carry_state"]
 

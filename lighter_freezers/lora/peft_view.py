@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from lighter_freezers.lora.initial_factors import moves_base
-from lighter_freezers.lora.layers import lora_layers
 from lighter_freezers.lora.ranks import alpha_for
+from lighter_freezers.lora.sites import lora_layers
 
 __all__ = ["config_of_ranks", "pattern_name", "without_initialisation"]
 

@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lighter_freezers.lora.layers import LoraSite
 from lighter_freezers.lora.ranks import RankChange
+from lighter_freezers.lora.sites import LoraSite
 
 __all__ = ["in_words", "notes_of"]
 

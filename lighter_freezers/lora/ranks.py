@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lighter_freezers import ledger
 from lighter_freezers._log import log
 from lighter_freezers.arguments import choice
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.parameter_swap import reshape_parameter
 from lighter_freezers.lora.initial_factors import give_back, initial_factors
-from lighter_freezers.lora.layers import LoraFactors, why_unsupported
 from lighter_freezers.lora.merging import check_merge, merge_into_base
 from lighter_freezers.lora.optimizer_state import Recombination, carry_state
 from lighter_freezers.lora.resize import Truncation, new_components, truncated, truncated_by_loss
-from lighter_freezers.transitions.parameter_swap import reshape_parameter
+from lighter_freezers.lora.sites import LoraFactors, why_unsupported
 
 __all__ = [
     "OnZero",

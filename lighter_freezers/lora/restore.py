@@ -15,8 +15,8 @@ from lighter_freezers.lora.initial_factors import (
     note_initial_factors,
     save_initial_factors,
 )
-from lighter_freezers.lora.layers import LoraFactors, why_unsupported
 from lighter_freezers.lora.ranks import fit_rank
+from lighter_freezers.lora.sites import LoraFactors, why_unsupported
 
 __all__ = ["install_rank_restore"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lighter_freezers.lora.layers import LoraFactors, LoraSite
+from lighter_freezers.lora.sites import LoraFactors, LoraSite
 
 __all__ = ["BottleneckStatistics"]
 

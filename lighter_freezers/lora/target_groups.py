@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from lighter_freezers.layer_names import components
-from lighter_freezers.parameter_names import closest_names, walk
+from lighter_freezers.selection.layer_names import components
+from lighter_freezers.selection.names import closest_names, walk
 
 __all__ = ["TARGET_GROUPS", "target_modules_of", "with_target_modules"]
 

@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lighter_freezers.callbacks._phase_meter import PhaseRecord
-from lighter_freezers.callbacks.phase_recorder import FILE
-from lighter_freezers.planning.tables import amount, columns, num_bytes
-from lighter_freezers.planning.values import Plan, PlannedPhase
+from lighter_freezers.planning.phase_meter import FILE, PhaseRecord
+from lighter_freezers.planning.values import Plan, PlannedPhase, amount, columns, num_bytes
 
 __all__ = ["Comparison", "Line", "compare", "read_report"]
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lighter_freezers.callbacks._acts import Act
-from lighter_freezers.callbacks._player import Player
-from lighter_freezers.triggers import LossOrWait, MetricBelow, MetricTrigger, Plateau
+from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.triggers import LossOrWait, MetricBelow, MetricTrigger, Plateau
 
 __all__ = ["Awaited", "awaited_now"]
 
@@ -30,12 +30,12 @@ class Awaited:
     order: float
 
 
-def awaited_now(players: Sequence[Player], acts: Sequence[Act]) -> list[Awaited]:
+def awaited_now(active_rules: Sequence[ActiveRule], actions: Sequence[Action]) -> list[Awaited]:
     """What the rules and acts of a run wait for now; of each metric, what is met first comes first."""
     triggers: list[MetricTrigger | LossOrWait | None] = [
-        player.rule.trigger for player in players if player.hold.is_active and player.monitors
+        active.rule.trigger for active in active_rules if active.hold.is_active and active.monitors
     ]
-    triggers += [act.awaits for act in acts]
+    triggers += [action.awaits for action in actions]
     awaited = [_awaited(trigger) for trigger in triggers if trigger is not None]
     monitors = list(dict.fromkeys(condition.monitor for condition in awaited))
     return sorted(dict.fromkeys(awaited), key=lambda each: (monitors.index(each.monitor), each.order))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lighter_freezers.planning.copied_trainer import hushed
 from lighter_freezers.planning.plan import plan
-from lighter_freezers.planning.staging import hushed
 from lighter_freezers.planning.values import Plan
 
 __all__ = ["plan_of_config"]

@@ -5,31 +5,33 @@ from typing import Any
 
 from torch import nn
 
-from lighter_freezers import ledger
-from lighter_freezers.callbacks._acts import Act
-from lighter_freezers.callbacks._player import Player
-from lighter_freezers.name_summary import NameSummary
-from lighter_freezers.parameter_names import canonical_parameters
-from lighter_freezers.transitions.optimizer_groups import parameters_in
-from lighter_freezers.triggers import Moment
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.effects.optimizer_groups import parameters_in
+from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["notices_at_the_end", "notices_at_the_start"]
 
 _ALWAYS = 2**62
 
 
-def notices_at_the_start(players: Sequence[Player], optimizers: Iterable[Any], model: nn.Module) -> list[str]:
+def notices_at_the_start(
+    active_rules: Sequence[ActiveRule], optimizers: Iterable[Any], model: nn.Module
+) -> list[str]:
     """Said before the first step.
 
     Args:
-        players: The rules, which hold what the first step holds.
+        active_rules: The rules, which hold what the first step holds.
         optimizers: Of the Trainer.
         model: What trains.
     """
     said = [
-        f"{player.title} has nothing to freeze: all that it matches was frozen before, and stays so"
-        for player in players
-        if player.selected and all(map(ledger.is_user_frozen, player.selected.values()))
+        f"{active.title} has nothing to freeze: all that it matches was frozen before, and stays so"
+        for active in active_rules
+        if active.selected and all(map(ledger.is_user_frozen, active.selected.values()))
     ]
     known = parameters_in(optimizers)
     named = canonical_parameters(model)
@@ -41,31 +43,31 @@ def notices_at_the_start(players: Sequence[Player], optimizers: Iterable[Any], m
 
 
 def notices_at_the_end(
-    players: Sequence[Player], acts: Sequence[Act], has_held: Iterable[str], end: Moment
+    active_rules: Sequence[ActiveRule], actions: Sequence[Action], has_held: Iterable[str], end: Moment
 ) -> list[str]:
     """Said when the last step is done, before any metric is looked at.
 
     Args:
-        players: The rules.
-        acts: The acts.
+        active_rules: The rules.
+        actions: The acts.
         has_held: Titles of the rules that held something at some time.
         end: The optimizer steps of the run, and its last epoch.
     """
     held, said = set(has_held), []
     over = f"the run ends at step {end.optimizer_step}, in epoch {end.epoch}"
-    for player in players:
-        if player.title not in held:
-            said.append(f"{player.title} never acts: {over}")
-        elif player.hold.is_active and _ends(player) and not player.monitors:
-            said.append(f"{player.title} never thaws: {over}")
-    for act in acts:
-        if act.is_due(Moment(_ALWAYS, _ALWAYS)):
-            step = act.next_step(end)
+    for active in active_rules:
+        if active.title not in held:
+            said.append(f"{active.title} never acts: {over}")
+        elif active.hold.is_active and _ends(active) and not active.monitors:
+            said.append(f"{active.title} never thaws: {over}")
+    for action in actions:
+        if action.is_due(Moment(_ALWAYS, _ALWAYS)):
+            step = action.next_step(end)
             due = f"is due at step {step}" if step is not None else "has something left to do"
-            said.append(f"{act.title} {due}, but {over}")
+            said.append(f"{action.title} {due}, but {over}")
     return said
 
 
-def _ends(player: Player) -> bool:
+def _ends(active: ActiveRule) -> bool:
     """Whether its schedule lets go at some time."""
-    return not player.rule.schedule.is_active(Moment(_ALWAYS, _ALWAYS))
+    return not active.rule.schedule.is_active(Moment(_ALWAYS, _ALWAYS))

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from lighter_freezers import arguments
-from lighter_freezers.planning.rehearsal import Rehearsal, Scene
-from lighter_freezers.planning.staging import hushed, rehearse, untouched_randomness
+from lighter_freezers.planning.copied_trainer import hushed, rehearse, untouched_randomness
+from lighter_freezers.planning.rehearsal import Rehearsal, RehearsedPhase
 from lighter_freezers.planning.values import Plan, PlannedPhase
 
 __all__ = ["plan"]
@@ -95,14 +95,14 @@ def _summed_up(trainer: Any, model: nn.Module, rehearsals: Sequence[Rehearsal], 
     first = rehearsals[0]
     if first.length is None:
         raise RuntimeError("This run makes no step: it has no batches, or max_steps or max_epochs is 0.")
-    scenes = [scene for scene in first.scenes if scene.record is not None]
-    times = _times(rehearsals, len(scenes))
-    ends = [scene.transition.optimizer_step for scene in scenes[1:] if not scene.when]
+    rehearsed_phases = [rehearsed for rehearsed in first.rehearsed_phases if rehearsed.record is not None]
+    times = _times(rehearsals, len(rehearsed_phases))
+    ends = [rehearsed.transition.optimizer_step for rehearsed in rehearsed_phases[1:] if not rehearsed.when]
     num_steps = first.num_steps or first.clock.step
     phases = [
-        _phase(scene, end, seconds, relative)
-        for scene, end, (seconds, relative) in zip(
-            scenes, [*ends, num_steps, *[None] * len(scenes)], times, strict=False
+        _phase(rehearsed, end, seconds, relative)
+        for rehearsed, end, (seconds, relative) in zip(
+            rehearsed_phases, [*ends, num_steps, *[None] * len(rehearsed_phases)], times, strict=False
         )
     ]
     windows = first.length.windows_per_epoch
@@ -119,21 +119,23 @@ def _summed_up(trainer: Any, model: nn.Module, rehearsals: Sequence[Rehearsal], 
     )
 
 
-def _phase(scene: Scene, end: int | None, seconds: float | None, relative: float | None) -> PlannedPhase:
-    record, transition = scene.record, scene.transition
+def _phase(
+    rehearsed: RehearsedPhase, end: int | None, seconds: float | None, relative: float | None
+) -> PlannedPhase:
+    record, transition = rehearsed.record, rehearsed.transition
     assert record is not None
-    has_date = not scene.when
+    has_date = not rehearsed.when
     return PlannedPhase(
-        when=scene.when or f"step {transition.optimizer_step}",
+        when=rehearsed.when or f"step {transition.optimizer_step}",
         step=transition.optimizer_step if has_date else None,
         epoch=transition.epoch if has_date else None,
         end_step=end if has_date else None,
-        or_when=scene.or_when,
-        changes=scene.changes,
+        or_when=rehearsed.or_when,
+        changes=rehearsed.changes,
         holders=transition.holders,
         trains=record.trains,
         num_trainable=record.num_trainable,
-        trainable_share=scene.share,
+        trainable_share=rehearsed.share,
         flops=record.flops,
         gradient_bytes=record.gradient_bytes,
         optimizer_bytes=record.optimizer_bytes,
@@ -141,14 +143,17 @@ def _phase(scene: Scene, end: int | None, seconds: float | None, relative: float
         peak_bytes=record.peak_bytes,
         step_seconds=seconds,
         relative_time=relative,
-        states=scene.states,
+        states=rehearsed.states,
         ranks=dict(transition.ranks),
     )
 
 
 def _times(rehearsals: Sequence[Rehearsal], num_phases: int) -> list[tuple[float | None, float | None]]:
     """Of each phase the median time, and the median ratio to the phase with the most FLOPs in a round."""
-    rounds = [[scene.record for scene in each.scenes if scene.record is not None] for each in rehearsals]
+    rounds = [
+        [rehearsed.record for rehearsed in each.rehearsed_phases if rehearsed.record is not None]
+        for each in rehearsals
+    ]
     rounds = [records for records in rounds if len(records) == num_phases]
     reference = max(range(num_phases), key=lambda index: rounds[0][index].flops or 0) if num_phases else 0
     times: list[tuple[float | None, float | None]] = []

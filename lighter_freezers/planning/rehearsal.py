@@ -1,7 +1,7 @@
-"""A rehearsal: the schedule of a whole run, played by its own conductor, with a few real steps in each phase.
+"""A rehearsal: the schedule of a whole run, played by its own engine, with a few real steps in each phase.
 
 It is a callback of a Trainer that trains a copy. Between the steps of two phases the clock runs ahead to the
-next change; the conductor sees that clock in place of the Trainer's counters.
+next change; the engine sees that clock in place of the Trainer's counters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,27 +11,27 @@ from typing import Any
 from torch import nn
 
 from lighter_freezers._lightning import Callback
-from lighter_freezers.callbacks._acts import Act
-from lighter_freezers.callbacks._conductor import Conductor
-from lighter_freezers.callbacks._phase_meter import PhaseMeter, PhaseRecord
-from lighter_freezers.callbacks._player import Player
-from lighter_freezers.callbacks._transition import Transition
-from lighter_freezers.name_summary import NameSummary
-from lighter_freezers.parameter_names import canonical_parameters
-from lighter_freezers.planning.clock import RunClock, RunLength, run_length
+from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.transition import Transition
+from lighter_freezers.engine.triggers import Moment
 from lighter_freezers.planning.conditions import Awaited, awaited_now
 from lighter_freezers.planning.notices import notices_at_the_end, notices_at_the_start
+from lighter_freezers.planning.phase_meter import PhaseMeter, PhaseRecord
+from lighter_freezers.planning.run_clock import RunClock, RunLength, run_length
 from lighter_freezers.planning.values import PlannedRule
-from lighter_freezers.reports import Census
-from lighter_freezers.triggers import Moment
+from lighter_freezers.reports.state_tables import Census
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["Rehearsal", "Scene"]
+__all__ = ["Rehearsal", "RehearsedPhase"]
 
 _SELDOM = 2**40  # LR schedulers step every so many optimizer steps: never
 
 
 @dataclass(frozen=True)
-class Scene:
+class RehearsedPhase:
     """One phase as it was rehearsed: when, what changed, and what it cost.
 
     Attributes:
@@ -54,7 +54,7 @@ class Scene:
 
 
 class _SeenTrainer:
-    """A Trainer as the conductor sees it: everything but the counters is the Trainer's."""
+    """A Trainer as the engine sees it: everything but the counters is the Trainer's."""
 
     def __init__(self, trainer: Any, clock: RunClock) -> None:
         self._trainer, self._clock = trainer, clock
@@ -82,13 +82,13 @@ class Rehearsal(Callback):
     def __init__(self, user_trainer: Any, num_timed: int) -> None:
         self._user_trainer = user_trainer
         self.clock = RunClock()
-        self.scenes: list[Scene] = []
+        self.rehearsed_phases: list[RehearsedPhase] = []
         self.rules: list[PlannedRule] = []
         self.warnings: list[str] = []
         self.num_steps: int | None = None
         self.length: RunLength | None = None
         self._meter = PhaseMeter(num_timed)
-        self._conductor = Conductor()
+        self._engine = Engine()
         self._script: Iterator[None] = iter(())
         self._changed = False
         self._when = ""
@@ -98,21 +98,21 @@ class Rehearsal(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Hear of the changes."""
-        Conductor.of(trainer).add_listener(self)
+        Engine.of(trainer).add_listener(self)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the conductor over, and begin: all hooks that a run has before its first step are done."""
+        """Take the engine over, and begin: all hooks that a run has before its first step are done."""
         if self.length is not None:
             return
-        self._conductor = Conductor.of(trainer)
-        trainer.callbacks = [each for each in trainer.callbacks if each is not self._conductor]
+        self._engine = Engine.of(trainer)
+        trainer.callbacks = [each for each in trainer.callbacks if each is not self._engine]
         self.length = run_length(self._user_trainer, trainer.num_training_batches, trainer.train_dataloader)
         trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
         trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = 0
         for config in trainer.lr_scheduler_configs:
             config.frequency = _SELDOM
-        self.rules = _rules(self._conductor.players, self._conductor.acts, pl_module)
-        self.warnings += notices_at_the_start(self._conductor.players, trainer.optimizers, pl_module)
+        self.rules = _rules(self._engine.active_rules, self._engine.actions, pl_module)
+        self.warnings += notices_at_the_start(self._engine.active_rules, trainer.optimizers, pl_module)
         seen = _SeenTrainer(trainer, self.clock)
         self._script = self._play(seen, pl_module, self.length)
         self._attempt(lambda: self._look(seen, pl_module, is_new_epoch=True), trainer)
@@ -124,10 +124,10 @@ class Rehearsal(Callback):
         self._meter.start_batch(trainer, pl_module, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """What the conductor does here, too."""
+        """What the engine does here, too."""
         self._num_optimizer_steps += 1
-        if callable(self._conductor.on_before_optimizer_step):
-            self._conductor.on_before_optimizer_step(trainer, pl_module, optimizer)
+        if callable(self._engine.on_before_optimizer_step):
+            self._engine.on_before_optimizer_step(trainer, pl_module, optimizer)
         self._meter.see_gradients(pl_module)
 
     def on_train_batch_end(
@@ -142,20 +142,20 @@ class Rehearsal(Callback):
         self._attempt(lambda: next(self._script), trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Give the conductor back, which leaves the model in order."""
-        trainer.callbacks.append(self._conductor)
+        """Give the engine back, which leaves the model in order."""
+        trainer.callbacks.append(self._engine)
 
     def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
-        """Something changed; called by the conductor."""
+        """Something changed; called by the engine."""
         self._changed = True
         named = canonical_parameters(pl_module)
         if transition.is_initial or transition.is_reshaped:
             self._summary = NameSummary(list(named))
-        is_same_moment = bool(self.scenes) and self.scenes[-1].record is None
-        earlier = self.scenes.pop().changes if is_same_moment else ()
+        is_same_moment = bool(self.rehearsed_phases) and self.rehearsed_phases[-1].record is None
+        earlier = self.rehearsed_phases.pop().changes if is_same_moment else ()
         census = Census(pl_module)
-        self.scenes.append(
-            Scene(
+        self.rehearsed_phases.append(
+            RehearsedPhase(
                 when=self._when,
                 or_when=self._or_when,
                 transition=transition,
@@ -191,8 +191,8 @@ class Rehearsal(Callback):
     def _close(self) -> None:
         """The phase is measured."""
         self._meter.end()
-        if self._meter.records and self.scenes[-1].record is None:
-            self.scenes[-1] = replace(self.scenes[-1], record=self._meter.records[-1])
+        if self._meter.records and self.rehearsed_phases[-1].record is None:
+            self.rehearsed_phases[-1] = replace(self.rehearsed_phases[-1], record=self._meter.records[-1])
 
     def _play(self, trainer: Any, model: nn.Module, length: RunLength) -> Iterator[None]:
         """First what has a date, then what waits for a metric; it stops at each change."""
@@ -201,9 +201,9 @@ class Rehearsal(Callback):
                 yield
         self.num_steps = self.clock.step
         self.warnings += notices_at_the_end(
-            self._conductor.players,
-            self._conductor.acts,
-            [title for scene in self.scenes for title in scene.transition.holders],
+            self._engine.active_rules,
+            self._engine.actions,
+            [title for rehearsed in self.rehearsed_phases for title in rehearsed.transition.holders],
             Moment(self.clock.step, self.clock.epoch),
         )
         for _ in self._wait_for_metrics():
@@ -211,31 +211,31 @@ class Rehearsal(Callback):
                 yield
 
     def _look(self, trainer: Any, model: nn.Module, *, is_new_epoch: bool) -> bool:
-        """Let the conductor look at the clock; whether something changed."""
+        """Let the engine look at the clock; whether something changed."""
         self._changed = False
         if self.num_steps is None and is_new_epoch:
             self._or_when = self._conditions()
         if is_new_epoch:
-            self._conductor.on_train_epoch_start(trainer, model)
-        self._conductor.on_train_batch_start(trainer, model, None, self.clock.batch_idx)
+            self._engine.on_train_epoch_start(trainer, model)
+        self._engine.on_train_batch_start(trainer, model, None, self.clock.batch_idx)
         if self._changed and self.num_steps is None:
             self._or_when = self._conditions()
         return self._changed
 
     def _conditions(self) -> tuple[str, ...]:
-        return tuple(each.text for each in awaited_now(self._conductor.players, self._conductor.acts))
+        return tuple(each.text for each in awaited_now(self._engine.active_rules, self._engine.actions))
 
     def _wait_for_metrics(self) -> Iterator[None]:
-        """Show the conductor's rules and acts one value after another that they wait for."""
+        """Show the engine's rules and acts one value after another that they wait for."""
         self.clock.batch_idx = 0
         self._or_when = ()
         shown: set[tuple[Awaited, int]] = set()
-        watchers: Sequence[Player | Act] = [*self._conductor.players, *self._conductor.acts]
+        watchers: Sequence[ActiveRule | Action] = [*self._engine.active_rules, *self._engine.actions]
         begin = self.clock.step
         while True:
-            awaited = awaited_now(self._conductor.players, self._conductor.acts)
-            if awaited and (awaited[0], len(self.scenes)) not in shown:
-                shown.add((awaited[0], len(self.scenes)))
+            awaited = awaited_now(self._engine.active_rules, self._engine.actions)
+            if awaited and (awaited[0], len(self.rehearsed_phases)) not in shown:
+                shown.add((awaited[0], len(self.rehearsed_phases)))
                 self._when = f"when {awaited[0].text}"
                 for _ in range(awaited[0].num_values):
                     for watcher in watchers:
@@ -253,7 +253,9 @@ class Rehearsal(Callback):
             return False
         now = Moment(self.clock.step, self.clock.epoch)
         steps = [
-            step for act in self._conductor.acts if (step := act.next_step(now)) and step > now.optimizer_step
+            step
+            for action in self._engine.actions
+            if (step := action.next_step(now)) and step > now.optimizer_step
         ]
         if not steps:
             return False
@@ -262,13 +264,18 @@ class Rehearsal(Callback):
         return True
 
 
-def _rules(players: Sequence[Player], acts: Sequence[Act], model: nn.Module) -> list[PlannedRule]:
+def _rules(
+    active_rules: Sequence[ActiveRule], actions: Sequence[Action], model: nn.Module
+) -> list[PlannedRule]:
     """What each rule matches, and what each act may change."""
     named = canonical_parameters(model)
     names = {id(parameter): name for name, parameter in named.items()}
     summary = NameSummary(list(named))
-    matched = [(player.title, list(player.selected.values())) for player in players]
-    matched += [(act.title, [*act.freezable(model), *act.trainable_later(model).values()]) for act in acts]
+    matched = [(active.title, list(active.selected.values())) for active in active_rules]
+    matched += [
+        (action.title, [*action.freezable(model), *action.trainable_later(model).values()])
+        for action in actions
+    ]
     rules = []
     for title, parameters in matched:
         distinct = {id(parameter): parameter for parameter in parameters}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import smollm2_study as study
-from tests.training import causal_lms
+from tests.experiments.training import causal_lms
 
 ROOT = Path(__file__).parents[2]
 

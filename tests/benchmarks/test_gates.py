@@ -59,7 +59,7 @@ def best_of(measure: Callable[[], Samples], name: str, base: str) -> float:
 
 
 def test_a_step_without_a_change_calls_one_function() -> None:
-    """The conductor's hook, and nothing in it; Freezers have no hook per step."""
+    """The engine's hook, and nothing in it; Freezers have no hook per step."""
     assert num_calls_in_step(1, 150) == 1
 
 

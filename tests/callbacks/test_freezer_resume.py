@@ -213,7 +213,7 @@ def test_a_checkpoint_saved_after_the_fit_remembers_too(tmp_path: Path) -> None:
     fit.callbacks.append(states)
     fit.fit(regression(LONE), batches(), batches())
     fit.save_checkpoint(tmp_path / "end.ckpt")
-    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)["callbacks"]["Conductor"]
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)["callbacks"]["Engine"]
 
     assert saved["players"].keys() == states.seen[-1]["players"].keys()
-    assert any(player["released_at"] == 3 for player in saved["players"].values())
+    assert any(active["released_at"] == 3 for active in saved["players"].values())

@@ -101,7 +101,7 @@ def run(
         "weights": {key: value.clone() for key, value in module.state_dict().items()},
         "optimizer": fit.optimizers[0].state_dict(),
         "scheduler": fit.lr_scheduler_configs[0].scheduler.state_dict()["_last_lr"],
-        "acts": state["callbacks"]["Conductor"]["acts"],
+        "acts": state["callbacks"]["Engine"]["acts"],
         "frozen": dict(frozen.seen),
     }
 
@@ -118,7 +118,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def steps_of(result: Any) -> list[list[int]]:
-    records = [act["queue"]["records"] for act in result["acts"].values()]
+    records = [action["queue"]["records"] for action in result["acts"].values()]
     return [[record["optimizer_step"] for record in queue] for queue in records]
 
 

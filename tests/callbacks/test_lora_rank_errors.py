@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lighter_freezers import LoraRankScheduler
-from lighter_freezers.callbacks._rank_act import RankAct
-from lighter_freezers.transitions.ddp_wrapper import refuse_unsupported_strategy
+from lighter_freezers.engine.effects.ddp_wrapper import refuse_unsupported_strategy
+from lighter_freezers.lora.rank_action import RankAction
 from tests.lab import TinyNet, adamw, batches, regression, trainer
 from tests.lora.lora_lab import mixed
 
@@ -57,7 +57,7 @@ def test_what_cannot_follow_is_refused_by_name() -> None:
         error_in_fit(LoraRankScheduler(SOON), StochasticWeightAveraging(swa_lrs=0.1))
     parallel = ModelParallelStrategy(process_group_backend="gloo")
     with pytest.raises(RuntimeError, match="ModelParallelStrategy cannot change the rank of a layer"):
-        refuse_unsupported_strategy(parallel, is_static=False, reshapes=RankAct.reshapes)
+        refuse_unsupported_strategy(parallel, is_static=False, reshapes=RankAction.reshapes)
 
 
 @pytest.mark.parametrize(

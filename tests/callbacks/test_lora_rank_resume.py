@@ -11,7 +11,7 @@ import torch
 from torch.optim import lr_scheduler as lrs
 
 from lighter_freezers import Freezer, LoraRankScheduler
-from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.lora.sites import find_lora_sites
 from tests.callbacks.test_freezer_resume import same
 from tests.lab import ResumableLoader, adamw, batches, recorder, regression, sgd, trainer
 from tests.lora.lora_lab import mixed

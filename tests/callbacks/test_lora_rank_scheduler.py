@@ -12,9 +12,9 @@ from lighter_freezers import (
     FreezeStateLogger,
     LoraRankScheduler,
     apply_lora,
-    ledger,
 )
-from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.engine import ledger
+from lighter_freezers.lora.sites import find_lora_sites
 from tests.lab import NAMESPACES, adamw, batches, recorder, regression, trainer
 from tests.lora.lora_lab import Mixed, mixed
 

@@ -51,7 +51,7 @@ def test_without_a_monitor_it_says_so_before_training() -> None:
 
 
 def test_a_freezer_behind_it_freezes(tmp_path: Path) -> None:
-    """The conductor of the rules is set up wherever the first callback of ours stands."""
+    """The engine of the rules is set up wherever the first callback of ours stands."""
     seen = recorder(NAMESPACES[0], lambda _, module: frozen_layers(module))
     callbacks = [PlotsAtEnd(), Freezer(name_starts_with="layer2"), seen]
     fit(NAMESPACES[0], tmp_path, *callbacks)

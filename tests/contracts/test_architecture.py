@@ -1,7 +1,7 @@
 """The rooms of the package: what lives where, who imports whom, and how large things may grow."""
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,14 +11,16 @@ PACKAGE = Path(__file__).parents[2] / "lighter_freezers"
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
 
-VERBS = ("reports", "freezing", "operations", "lora", "costs")
-SHELLS = ("_lightning", "lightning", "callbacks", "training", "gpt", "tasks", "losses", "evaluation", "plots")
-SHELLS += ("planning",)  # only commands ask for it
+ROOMS = ("selection", "engine", "reports", "lora", "planning", "layers", "gpt", "callbacks", "experiments")
+BASE = ("_log", "_lightning", "arguments")  # below all rooms
+DOORS = ("__init__", "lightning")  # above them: they re-export
+ORDER = (*((module,) for module in BASE), *((room,) for room in ROOMS), DOORS, ("cli", "__main__"))
+CROSS_ROOM_PRIVATES = {"_log", "_lightning"}
 LAZY = {"peft", "transformers", "datasets", "matplotlib", "torchvision", "tensorboard", "pandas"}
 LAZY |= {"gguf", "nltk", "pyarrow", "rouge_score"}
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
-PLOTTERS = ("commands/plots.py", "commands/compare.py", "callbacks/plots_at_end.py")
-TEXT_ROOMS = ("training/", "tasks/", "evaluation/")  # they cut up texts and file names, never parameter names
+PLOTTERS = ("cli/plots.py", "cli/compare.py", "callbacks/plots_at_end.py")
+TEXT_ROOMS = ("experiments/",)  # it cuts up texts and file names, never parameter names
 
 
 def _is_attribute(node: ast.AST, *names: str) -> bool:
@@ -77,53 +79,63 @@ class Home(NamedTuple):
     example: str
 
 
+LEDGER = ("engine/ledger.py",)
 HOMES = [
-    Home("sets requires_grad", _sets_a_flag, ("ledger.py",), "for p in ps: p.requires_grad = False"),
-    Home("sets requires_grad by a method", _sets_a_flag, ("ledger.py",), "model.requires_grad_(False)"),
-    Home("sets requires_grad by its name", _sets_a_flag, ("ledger.py",), "setattr(p, 'requires_grad', True)"),
-    Home("clears .grad", _sets_a_flag, ("ledger.py",), "a, p.grad = 1, None"),
+    Home("sets requires_grad", _sets_a_flag, LEDGER, "for p in ps: p.requires_grad = False"),
+    Home("sets requires_grad by a method", _sets_a_flag, LEDGER, "model.requires_grad_(False)"),
+    Home(
+        "sets requires_grad by its name",
+        _sets_a_flag,
+        LEDGER,
+        "setattr(p, 'requires_grad', True)",
+    ),
+    Home("clears .grad", _sets_a_flag, LEDGER, "a, p.grad = 1, None"),
     Home(
         "matches a prefix of a name",
         lambda node: _is_call_of(node, "startswith"),
-        ("selection.py", *TEXT_ROOMS),
+        ("selection/select.py", *TEXT_ROOMS),
         "[n for n in names if n.startswith(prefix)]",
     ),
     Home(
         "knows what transformers call their parts",
         _spells_a_part,
-        ("layer_names.py", "lora/layers.py", "gpt/pretrained.py"),
+        ("selection/part_names.py", "selection/layer_names.py", "lora/sites.py", "gpt/pretrained.py"),
         "part = {'self_attn': 'attn'}",
     ),
     Home(
         "reads a Trainer's counters and metrics",
         lambda node: _is_attribute(node, "global_step", "current_epoch", "callback_metrics"),
-        ("callbacks/_clock.py",),
+        ("engine/trainer_clock.py",),
         "if trainer.global_step >= 5: pass",
     ),
     Home(
         "compares a metric with a threshold",
         _compares_with_a_threshold,
-        ("triggers.py",),
+        ("engine/triggers.py",),
         "is_met = value < self.below",
     ),
     Home(
         "touches optimizer groups",
         lambda node: _is_attribute(node, "param_groups", "add_param_group"),
-        ("transitions/", "lr_schedules/"),  # the rates of a group are what an LR scheduler writes
+        (
+            "engine/effects/",
+            "gpt/lr_schedules/",
+            "planning/costs/optimizer_state.py",
+        ),  # a scheduler writes rates
         "optimizer.param_groups[0]['lr'] = 0.1",
     ),
     Home(
         "touches the DDP wrapper",
         lambda node: _is_attribute(node, "_setup_model", "_register_ddp_hooks", "_ddp_kwargs"),
-        ("transitions/ddp_wrapper.py",),
+        ("engine/effects/ddp_wrapper.py",),
         "strategy.model = strategy._setup_model(module)",
     ),
     Home(
-        "recognises the DDP wrapper",  # parameter_names.py looks through it, to the names inside
+        "recognises the DDP wrapper",  # selection/names.py looks through it, to the names inside
         _names_ddp,
         (
-            "transitions/ddp_wrapper.py",
-            "parameter_names.py",
+            "engine/effects/ddp_wrapper.py",
+            "selection/names.py",
         ),
         "from torch.nn.parallel import DistributedDataParallel",
     ),
@@ -131,7 +143,7 @@ HOMES = [
         "writes -100",
         _is_minus_hundred,
         (
-            "tasks/encode.py",
+            "experiments/data/batches.py",
             "gpt/config.py",
         ),  # data that has it, and the default of a model that knows no data
         "labels[mask] = -100",
@@ -179,70 +191,162 @@ def _runs_later(node: ast.AST) -> bool:
     return is_for_types or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
 
 
-def _own_imports(path: str, at_module_level: bool = True) -> set[str]:
-    """What a file imports from this package, as paths such as `callbacks._clock.moment`."""
-    names = _imports(TREES[path], at_module_level)
-    return {name.partition(".")[2] for name in names if name.partition(".")[0] == "lighter_freezers"}
+class OwnImport(NamedTuple):
+    """One import of this package: which file, and which name of it (None for the module itself)."""
+
+    file: str
+    name: str | None
+
+
+MODULES = {
+    f"{PACKAGE.name}/{path}".removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
+    for path in SOURCES
+}
+
+
+def _own_imports(tree: ast.AST, at_module_level: bool = True) -> set[OwnImport]:
+    """The files and names of this package that a module imports."""
+    names = {name for name in _imports(tree, at_module_level) if name.partition(".")[0] == PACKAGE.name}
+    found = set()
+    for name in names:
+        module, _, last = name.rpartition(".")
+        found.add(OwnImport(MODULES[name], None) if name in MODULES else OwnImport(MODULES[module], last))
+    return found
 
 
 def _room(path: str) -> str:
     return path.removesuffix(".py").split("/")[0]
 
 
-def _imports_any(path: str, rooms: tuple[str, ...], at_module_level: bool = True) -> list[str]:
-    return sorted(name for name in _own_imports(path, at_module_level) if name.split(".")[0] in rooms)
+def _height(path: str) -> int:
+    return next(height for height, level in enumerate(ORDER) if _room(path) in level)
+
+
+def _upward(path: str, tree: ast.AST) -> list[str]:
+    """What a file imports from rooms above it, in functions and for type checkers too."""
+    own = _own_imports(tree, at_module_level=False)
+    return sorted(item.file for item in own if _height(item.file) > _height(path))
 
 
 @pytest.mark.parametrize("path", SOURCES)
-def test_imports_go_downwards(path: str) -> None:
-    """The bench imports neither verbs nor shells, verbs no shells, callbacks no models or texts."""
-    room = _room(path)
-    if room in ("__init__", "lightning", "cli", "commands"):  # the front doors
-        return
-    if room in VERBS:
-        forbidden: tuple[str, ...] = SHELLS
-    elif room == "callbacks":
-        forbidden = ("lightning", "training", "gpt", "tasks", "losses", "evaluation", "plots", "planning")
-    elif room == "planning":  # it plays a schedule with the callbacks' own conductor
-        forbidden = ("lightning", "training", "gpt", "tasks", "losses", "evaluation", "plots")
-    elif room == "training":
-        forbidden = ("lightning", "plots", "planning")
-    elif room in SHELLS:
-        forbidden = ("_lightning", "lightning", "callbacks", "training", "plots", "planning")
-    else:
-        forbidden = (*VERBS, *SHELLS)
+def test_imports_run_downwards(path: str) -> None:
+    """A room knows those below it, and none above."""
+    assert _upward(path, TREES[path]) == []
 
-    assert _imports_any(path, tuple(set(forbidden) - {room})) == []
+
+def test_the_check_sees_an_import_upwards() -> None:
+    """In a function and for a type checker, too."""
+    local = "def f():\n    from lighter_freezers.callbacks.freezer import Freezer"
+    for_types = "if TYPE_CHECKING:\n    from lighter_freezers.engine import engine"
+
+    assert _upward("engine/engine.py", ast.parse(local)) == ["callbacks/freezer.py"]
+    assert _upward("selection/select.py", ast.parse(for_types)) == ["engine/engine.py"]
+
+
+def _circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
+    """Groups of files that reach one another by imports."""
+    reachable: dict[str, set[str]] = {}
+    for start in graph:
+        seen, waiting = set(), [*graph[start]]
+        while waiting:
+            file = waiting.pop()
+            if file not in seen:
+                seen.add(file)
+                waiting += graph[file]
+        reachable[start] = seen
+    groups = [frozenset(b for b in reachable[a] if a in reachable[b]) for a in graph if a in reachable[a]]
+    return [set(group) for group in dict.fromkeys(groups)]
+
+
+def test_no_imports_run_in_circles() -> None:
+    """Local imports and those for type checkers count: a circle is one thought in two files."""
+    graph = {
+        path: {item.file for item in _own_imports(tree, at_module_level=False)} - {path}
+        for path, tree in TREES.items()
+    }
+
+    assert _circles(graph) == []
+
+
+def test_the_check_sees_a_circle() -> None:
+    """Of any length."""
+    assert _circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
+
+
+def _foreign_privates(path: str, tree: ast.AST) -> list[str]:
+    """Private names of other rooms that a file imports, or reads from a module that it imports."""
+    foreign = {item for item in _own_imports(tree, at_module_level=False) if _room(item.file) != _room(path)}
+    names = {item.name for item in foreign if item.name} | {Path(item.file).stem for item in foreign}
+    modules = {Path(item.file).stem for item in foreign if item.name is None}
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+    }
+    private = {name for name in names | read if name[0] == "_" and not name.endswith("__")}
+    return sorted(private - CROSS_ROOM_PRIVATES)
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_no_private_name_crosses_a_room(path: str) -> None:
+    """An underscore means: of this room."""
+    assert _foreign_privates(path, TREES[path]) == []
+
+
+def test_the_check_sees_a_private_name() -> None:
+    """Imported, or read from a module."""
+    imported = "from lighter_freezers.engine.ledger import _marks"
+    read = "from lighter_freezers.engine import ledger\nledger._marks"
+
+    assert _foreign_privates("reports/timeline.py", ast.parse(imported)) == ["_marks"]
+    assert _foreign_privates("reports/timeline.py", ast.parse(read)) == ["_marks"]
+    assert _foreign_privates("engine/rules.py", ast.parse(imported)) == []
+
+
+def _imports_any(path: str, places: tuple[str, ...], at_module_level: bool = True) -> list[str]:
+    """Files in any of these rooms, folders or files that a file imports."""
+    own = _own_imports(TREES[path], at_module_level)
+    return sorted(item.file for item in own if item.file.startswith(places))
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.startswith("callbacks/")])
 def test_no_callback_imports_another(path: str) -> None:
-    """The rooms between them have names that begin with an underscore."""
-    imported = [name.split(".") for name in _own_imports(path, at_module_level=False)]
-    callbacks = [parts[1] for parts in imported if parts[0] == "callbacks" and not parts[1].startswith("_")]
-
-    assert callbacks == []
+    """What two of them share lives in a room below."""
+    assert _imports_any(path, ("callbacks/",), at_module_level=False) == []
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.startswith("gpt/")])
 def test_the_gpt_needs_no_ledger_to_be_built(path: str) -> None:
     """Its methods that freeze delegate with an import of their own."""
-    assert _imports_any(path, ("ledger", "selection", "transitions", "_lightning", *VERBS)) == []
+    above_names = (
+        "selection/select",
+        "selection/anatomy",
+        "engine/",
+        "_lightning",
+        "layers/",
+        "lora/",
+        "planning/",
+    )
+    assert _imports_any(path, above_names) == []
 
 
 @pytest.mark.parametrize("path", SOURCES)
 def test_nothing_imports_the_plots(path: str) -> None:
     """They read files; only a command, and a callback when its run is over, ask for them, in a function."""
-    asks = _room(path) == "plots" or path in PLOTTERS
-    assert _room(path) == "plots" or _imports_any(path, ("plots",)) == []
-    assert asks or _imports_any(path, ("plots",), at_module_level=False) == []
+    plots = "reports/plots/"
+    assert path.startswith(plots) or _imports_any(path, (plots,)) == []
+    assert (
+        path.startswith(plots)
+        or path in PLOTTERS
+        or _imports_any(path, (plots,), at_module_level=False) == []
+    )
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.startswith("plots/")])
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.startswith("reports/plots/")])
 def test_the_plots_import_nothing_of_ours(path: str) -> None:
     """They know files, and no package that wrote them."""
-    own = {name.split(".")[0] for name in _own_imports(path, at_module_level=False)}
-    assert own <= {"plots"}
+    own = {item.file for item in _own_imports(TREES[path], at_module_level=False)}
+    assert [file for file in own if not file.startswith("reports/plots/")] == []
 
 
 @pytest.mark.parametrize("path", SOURCES)
@@ -258,7 +362,7 @@ def test_lightning_comes_in_by_its_doors(path: str) -> None:
     """The bench and the verbs are plain torch."""
     roots = {name.split(".")[0] for name in _imports(TREES[path], at_module_level=False)}
 
-    assert roots & LIGHTNING == set() or _room(path) in ("_lightning", "lightning", "training")
+    assert roots & LIGHTNING == set() or path.startswith(("_lightning", "lightning", "experiments/training/"))
 
 
 @pytest.mark.parametrize("path", SOURCES)
@@ -283,4 +387,4 @@ def _body_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def test_there_is_something_to_check() -> None:
     """The package was found, and it has the rooms that the rules are about."""
     assert len(SOURCES) > 25
-    assert {"ledger.py", "selection.py", "triggers.py", "callbacks/_clock.py"} <= set(SOURCES)
+    assert {_room(path) for path in SOURCES} == {*BASE, *ROOMS, *DOORS, "cli", "__main__"}

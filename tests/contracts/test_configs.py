@@ -1,5 +1,6 @@
 """Every shipped config runs, says what it is, and does what it says."""
 
+import os
 import re
 import subprocess
 import sys
@@ -47,7 +48,7 @@ VARIANTS = {
     "from scratch": ([f"{CHECKPOINT}=null", f"{FREEZE}=false", f"{UNFREEZE}=null"], [False] * 4),
 }
 ELSEWHERE = {
-    "plan_and_report",  # tests/commands/test_plan_and_report.py
+    "plan_and_report",  # tests/cli/test_plan_and_report.py
     "gradient_norms",  # tests/callbacks/test_gradient_norm_files.py
     *("rank_schedule", "rank_by_loss"),  # tests/lora/test_lora_configs.py
     # test_operation_configs.py
@@ -128,7 +129,8 @@ def test_the_quickstart_by_its_own_command(tmp_path: Path, cache: Path) -> None:
 def fit(folder: Path, config: str, *overrides: str) -> str:
     """`lighter fit` in a fresh process; what it printed, in one line."""
     command = [str(Path(sys.executable).parent / "lighter"), "fit", str(ROOT / config), *overrides]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    wide = {**os.environ, "COLUMNS": "200"}  # or Rich puts file names between the words of a message
+    done = subprocess.run(command, cwd=folder, env=wide, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return " ".join((done.stdout + done.stderr).split())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.training import causal_lms
+from tests.experiments.training import causal_lms
 
 ROOT = Path(__file__).parents[2]
 ATTENTION, MLP = {"q_proj", "v_proj"}, {"gate_proj", "up_proj", "down_proj"}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lighter_freezers import Freezer
-from lighter_freezers.callbacks._conductor import Conductor
+from lighter_freezers.engine.engine import Engine
 from tests.lab import NormNet, batches, frozen_at_each_step, frozen_layers, recorder, regression, trainer
 
 LONE = "pytorch_lightning"
@@ -129,4 +129,4 @@ def test_g7_nothing_idle_costs_anything(num_layers: int) -> None:
         sys.setprofile(None)
 
     assert calls[:3] == ["on_train_batch_start"] * 3  # the first batch ends before the profile begins
-    assert any(isinstance(callback, Conductor) for callback in fit.callbacks)
+    assert any(isinstance(callback, Engine) for callback in fit.callbacks)

@@ -77,7 +77,11 @@ def test_a_callback_never_loads_what_it_does_not_use(name: str) -> None:
     modules = loaded(f"from lighter_freezers import {name}") - loaded(BOTH)
 
     assert roots(modules) & NEVER == set()
-    rooms = ("lighter_freezers.gpt", "lighter_freezers.training", "lighter_freezers.tasks")
+    rooms = (
+        "lighter_freezers.gpt",
+        "lighter_freezers.experiments.training",
+        "lighter_freezers.experiments.tasks",
+    )
     assert not [module for module in modules if module.startswith(rooms)]
 
 

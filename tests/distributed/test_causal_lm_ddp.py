@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from lighter_freezers import GenerationDataModule
-from lighter_freezers.evaluation.perplexity import perplexity
+from lighter_freezers.experiments.evaluation.perplexity import perplexity
 from tests.distributed.run_ranks import run_ranks
+from tests.experiments.training.causal_lms import causal_lm, question_batch, tokenizer, training_loader
+from tests.experiments.training.test_causal_lm_answers import QUESTIONS, asked
 from tests.lab import trainer
-from tests.training.causal_lms import causal_lm, question_batch, tokenizer, training_loader
-from tests.training.test_causal_lm_answers import QUESTIONS, asked
 
 CASES = ("dealt", "each has all", "our data")
 

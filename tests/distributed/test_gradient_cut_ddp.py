@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from tests.callbacks.test_gradient_cut import LONE, B, below, language_model, meter, tokens
 from tests.distributed.run_ranks import run_ranks
+from tests.engine.effects.test_gradient_cut import LONE, B, below, language_model, meter, tokens
 from tests.lab import trainer
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lighter_freezers import Freezer, LoraRankScheduler
-from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.lora.sites import find_lora_sites
 from tests.callbacks.test_freezer_resume import same
 from tests.distributed.run_ranks import run_ranks
 from tests.lab import ResumableLoader, adamw, batches, recorder, regression, trainer

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lighter_freezers import GPT, Freezer, ledger
-from lighter_freezers.ledger import Hold
+from lighter_freezers import GPT, Freezer
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.ledger import Hold
 from tests.gpt.networks import classifier, scorer, small, tokens, with_cls
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lighter_freezers import GPT
-from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.lora.sites import find_lora_sites
 
 
 def network(**options: object) -> GPT:

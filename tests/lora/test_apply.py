@@ -8,7 +8,7 @@ from peft import LoraConfig
 from torch import nn
 
 from lighter_freezers import GPT, GPTModule, apply_lora
-from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.lora.sites import find_lora_sites
 from tests.lab import TinyNet
 
 SIZES = {"vocab_size": 64, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lighter_freezers import GPT, apply_lora, resize_lora_layer, save_adapter, set_layer_lora_rank
-from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.lora.sites import find_lora_sites
 from tests.lora.lora_lab import VARIANTS
 
 RANKS = (0, 1, 3, 4, 7, 12)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.lora.sites import find_lora_sites
 from tests.lab import recorder
 from tests.texts import write_texts
 

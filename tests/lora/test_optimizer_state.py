@@ -7,8 +7,8 @@ import torch
 from torch.nn import Parameter
 
 from lighter_freezers import resize_lora_layer
-from lighter_freezers.lora.layers import find_lora_sites
 from lighter_freezers.lora.optimizer_state import NewComponents
+from lighter_freezers.lora.sites import find_lora_sites
 from tests.lora.lora_lab import KINDS, Single, inputs, steps, trained
 
 

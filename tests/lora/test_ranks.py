@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lighter_freezers import ledger, resize_lora_layer
+from lighter_freezers import resize_lora_layer
+from lighter_freezers.engine import ledger
 from tests.lora.lora_lab import KINDS, VARIANTS, adapted, delta, inputs, steps, trained
 
 CELLS = [(kind, variant) for kind in KINDS for variant in VARIANTS]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lighter_freezers import GPT, GPTModule, apply_lora, resize_lora_layer
-from lighter_freezers.lora.layers import find_lora_sites
 from lighter_freezers.lora.restore import install_rank_restore
+from lighter_freezers.lora.sites import find_lora_sites
 from tests.lab import adamw, batches, regression, trainer
 from tests.lora.lora_lab import KINDS, VARIANTS, adapted, inputs, mixed, trained
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lighter_freezers import resize_lora_layer
-from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.lora.sites import find_lora_sites
 from lighter_freezers.lora.statistics import BottleneckStatistics
 from tests.lora.lora_lab import KINDS, Single, inputs, steps, trained
 

@@ -7,9 +7,9 @@ import pytest
 from torch import nn
 
 from lighter_freezers import GPT, apply_lora
-from lighter_freezers.lora.layers import find_lora_sites
+from lighter_freezers.lora.sites import find_lora_sites
 from lighter_freezers.lora.target_groups import target_modules_of, with_target_modules
-from tests.training.causal_lms import causal_lm
+from tests.experiments.training.causal_lms import causal_lm
 
 SIZE = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 MLP = ["gate_proj", "up_proj", "down_proj"]

@@ -1,0 +1,64 @@
+"""Says in words what callbacks will do to one model, from the rules that they make for it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+import lighter_freezers
+from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.triggers import Schedule
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import canonical_parameters
+
+__all__ = ["comments_on", "first_step"]
+
+
+def comments_on(config: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """A line for each rule of a callback: which parameters, how many, until when, at which rate.
+
+    Args:
+        config: A callback of this package as it stands in a config.
+        model: The module that will train.
+    """
+    sizes = {name: parameter.numel() for name, parameter in canonical_parameters(model).items()}
+    summary = NameSummary(list(sizes))
+    return [_line(rule, sizes, summary, model) for rule in _rules(config, model)]
+
+
+def first_step(configs: Sequence[Mapping[str, Any]], model: nn.Module) -> str:
+    """What trains in the first step."""
+    parameters = canonical_parameters(model)
+    held = {
+        name
+        for config in configs
+        for rule in _rules(config, model)
+        if rule.schedule != Schedule(until_step=0)
+        for name in rule.selector.select(model)
+    }
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+    names = [name for name, parameter in parameters.items() if parameter.requires_grad and name not in held]
+    return f"{NameSummary(list(sizes)).compress(names)} ({_amount(names, sizes)})"
+
+
+def _rules(config: Mapping[str, Any], model: nn.Module) -> list[FreezeRule]:
+    arguments = {key: value for key, value in config.items() if key != "_target_"}
+    callback = getattr(lighter_freezers, config["_target_"].rpartition(".")[2])(**arguments)
+    rules: list[FreezeRule] = callback.rules_for(model)
+    return rules
+
+
+def _line(rule: FreezeRule, sizes: Mapping[str, int], summary: NameSummary, model: nn.Module) -> str:
+    names = list(rule.selector.select(model))
+    what = f"{summary.compress(names)} ({_amount(names, sizes)})"
+    rate = rule.learning_rate
+    share = f"at {rate.factor:.3g} of the learning rate" if rate is not None and rate.factor != 1 else ""
+    if rule.schedule == Schedule(until_step=0):
+        return f"{what}: trains {share}"
+    held = f"frozen {rule.schedule}" if rule.schedule != Schedule() else "frozen for the whole run"
+    return f"{what}: {held}{', then trains ' * bool(share)}{share}"
+
+
+def _amount(names: Sequence[str], sizes: Mapping[str, int]) -> str:
+    number = sum(sizes[name] for name in names)
+    return f"{number:,} parameters, {number / max(1, sum(sizes.values())):.1%}"

@@ -1,0 +1,86 @@
+"""`lighter-freezers compare RUN_DIR...`: settings, figures and curves of several runs, side by side."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lighter_freezers.cli.run_results import RunResults, differing, read_runs
+
+__all__ = ["SUMMARY", "add_arguments", "run"]
+
+SUMMARY = (
+    "Print and plot finished runs side by side: the settings that differ, losses, gradient norms, scores."
+)
+WIDEST = 36  # letters of a cell; the end of a long setting tells runs apart
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words behind `compare`."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FOLDER",
+        help="where the pictures go; left out: comparison/ in the folder around all runs",
+    )
+    parser.add_argument("--no-plots", action="store_true", help="print the tables only")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the tables, then draw the curves of the runs that have measured some."""
+    runs = read_runs(arguments.runs)
+    print(tables(runs))
+    if not arguments.no_plots:
+        common = Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
+        for path in _draw([run.folder for run in runs], arguments.into or common / "comparison"):
+            print(path)
+    return 0
+
+
+def _draw(folders: Sequence[Path], into: Path) -> list[Path]:
+    """Losses and gradient norms of all runs in one picture each."""
+    measured = [folder for folder in folders if any(folder.glob("*.group_norms.csv"))]
+    if not measured:
+        print("\nNo pictures: no run has *.group_norms.csv, which GradientNormMonitor writes.")
+        return []
+    from lighter_freezers.reports.plots import find_runs, plot_gradient_norms, plot_training_loss
+
+    found = find_runs(measured)
+    drawn = [plot_gradient_norms(found, into / "gradient_norms.png")]
+    if all(run.has_losses() for run in found):
+        drawn.append(plot_training_loss(found, into / "training_loss.png"))
+    return drawn
+
+
+def tables(runs: Sequence[RunResults]) -> str:
+    """The settings that differ and all figures, a column for each run."""
+    titles = [run.title for run in runs]
+    settings = [[name, *(_setting(run, name) for run in runs)] for name in differing(runs)]
+    names = dict.fromkeys(name for run in runs for name in run.figures)
+    figures = [[name, *(_figure(run, name) for run in runs)] for name in names]
+    parts = [_table(["results", *titles], figures)]
+    if settings:
+        parts.insert(0, _table(["settings that differ", *titles], settings))
+    return "\n\n".join(parts)
+
+
+def _setting(run: RunResults, name: str) -> str:
+    text = str(run.settings[name]) if name in run.settings else "-"
+    return text if len(text) <= WIDEST else f"...{text[3 - WIDEST :]}"
+
+
+def _figure(run: RunResults, name: str) -> str:
+    value = run.figures.get(name)
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned names, right-aligned values."""
+    widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(len(heading))]
+    lines = [heading, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in lines
+    )

@@ -1,0 +1,72 @@
+"""The command line `lighter-freezers COMMAND ...`: which commands there are, and how one is run.
+
+A command is a module of `lighter_freezers.cli` with `SUMMARY`, `add_arguments(parser)` and
+`run(arguments) -> exit status`; only the module of the command that was asked for is imported.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+import lighter_freezers
+
+__all__ = ["main"]
+
+# name -> (module, the line in `lighter-freezers --help`)
+_COMMANDS = {
+    "compare": ("lighter_freezers.cli.compare", "settings, figures and curves of runs, side by side"),
+    "plan": ("lighter_freezers.cli.plan", "what a config will freeze, when, and what it costs"),
+    "plots": ("lighter_freezers.cli.plots", "pictures of gradient norms and losses of runs"),
+    "report": ("lighter_freezers.cli.report", "the plan beside what a finished run measured"),
+    "schedule": ("lighter_freezers.cli.schedule", "write a config with a freezing schedule for a model"),
+}
+_USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the entry point of `lighter-freezers` and `python -m lighter_freezers`.
+
+    Args:
+        argv: The words after the program's name. None reads them from the command line.
+
+    Returns:
+        The exit status: 0, or 2 after a mistake in the words, the files or the config.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(arguments)
+    try:
+        parsed = parser.parse_args(arguments)
+    except SystemExit as stop:  # argparse has printed the help, the version or what is wrong
+        return int(stop.code or 0)
+    try:
+        return int(parsed.run(parsed))
+    except _USER_ERRORS as error:
+        print(f"lighter-freezers {parsed.command}: {_message(error)}", file=sys.stderr)
+        return 2
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """All names of commands, with the arguments of the one asked for (its module is imported here)."""
+    parser = argparse.ArgumentParser(
+        prog="lighter-freezers", description="Freeze and thaw layers on a schedule: see it before, and after."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {lighter_freezers.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    asked = next((word for word in arguments if word in _COMMANDS), None)
+    for name, (module_name, line) in _COMMANDS.items():
+        module = import_module(module_name) if name == asked else None
+        command = commands.add_parser(name, help=line, description=_description(module))
+        if module is not None:
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+def _description(module: ModuleType | None) -> str | None:
+    return None if module is None else str(module.SUMMARY)
+
+
+def _message(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""When something changes and what follows: rules, actions, triggers, ledger and the engine itself."""

@@ -1,0 +1,106 @@
+"""What `torch.compile` makes of a freezing schedule: how many graphs there will be, said before it hurts.
+
+A graph belongs to the flags of its parameters. Torch keeps up to `torch._dynamo.config.recompile_limit`
+graphs of one function, and runs without compiling what needs another.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from lighter_freezers._log import log
+from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.anatomy.block_modules import block_modules
+
+__all__ = ["CompiledGraphs", "is_compiled"]
+
+_MANY = 4  # transitions: from here on a graph of the whole model for each of them is worth a warning
+
+
+class CompiledGraphs:
+    """The compiled parts of one model.
+
+    Args:
+        model: Any module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        compiled = [module for module in model.modules() if is_compiled(module)]
+        self._stacks: list[list[nn.Module]] = []
+        self._is_whole = False
+        self._variants: set[tuple[Any, ...]] = set()
+        self._has_warned = False
+        if not compiled:
+            return
+        anatomy = anatomy_of(model)
+        stacks = block_modules(model, anatomy)
+        self._stacks = [stack for stack in stacks if any(map(is_compiled, stack))]
+        blocks = [block for stack in stacks for block in stack]
+        self._is_whole = any(_num_inside(module, blocks) > 1 for module in compiled)
+
+    def warn_of_schedule(self, num_transitions: int) -> None:
+        """Say what a schedule costs a model that is compiled as a whole.
+
+        Args:
+            num_transitions: How often something will freeze or thaw.
+        """
+        if not self._is_whole or num_transitions < _MANY:
+            return
+        limit = _recompile_limit()
+        fate = ""
+        if num_transitions >= limit:
+            fate = (
+                f" After {limit} graphs (torch._dynamo.config.recompile_limit) it runs uncompiled for good."
+            )
+        log.warning(
+            "The model is compiled as a whole, and its schedule has %d transitions: each compiles all "
+            "of it again.%s Compile its blocks instead: lighter_freezers.compile_blocks(model).",
+            num_transitions,
+            fate,
+        )
+
+    def follow(self, optimizer_step: int) -> None:
+        """Count the graphs of blocks, and say when torch will not make another."""
+        if not self._stacks or self._has_warned:
+            return
+        for stack in self._stacks:
+            self._variants.update(_variants(stack))
+        limit = _recompile_limit()
+        if len(self._variants) > limit:
+            self._has_warned = True
+            log.warning(
+                "step %d: the compiled blocks have been frozen in %d different ways by now, and torch keeps "
+                "%d graphs: it runs the others uncompiled. Freeze whole blocks, or raise "
+                "torch._dynamo.config.recompile_limit.",
+                optimizer_step,
+                len(self._variants),
+                limit,
+            )
+
+
+def _variants(stack: Sequence[nn.Module]) -> Iterator[tuple[Any, ...]]:
+    """What a graph depends on: the class, the flags, and whether a gradient comes out below."""
+    has_gradient = False
+    for block in stack:
+        flags = tuple(parameter.requires_grad for parameter in block.parameters())
+        yield type(block), flags, has_gradient
+        has_gradient = has_gradient or any(flags)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module was given to `torch.compile`, by itself and not inside another."""
+    is_wrapper = type(module).__name__ == "OptimizedModule"  # by name: the class costs an import of dynamo
+    is_compiled_module = getattr(module, "_compiler_ctx", None) is not None  # of a LightningModule
+    return is_wrapper or module._compiled_call_impl is not None or is_compiled_module
+
+
+def _num_inside(module: nn.Module, blocks: Sequence[nn.Module]) -> int:
+    inside = {id(below) for below in module.modules()}
+    return sum(id(block) in inside for block in blocks)
+
+
+def _recompile_limit() -> int:
+    import torch._dynamo.config
+
+    return int(torch._dynamo.config.recompile_limit)

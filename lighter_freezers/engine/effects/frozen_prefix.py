@@ -1,0 +1,82 @@
+"""The model around a frozen prefix: what trains below it, and the sentences about that, each said once."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from lighter_freezers._log import log
+from lighter_freezers.engine.effects.compiled_graphs import is_compiled
+from lighter_freezers.engine.effects.lost_gain import frozen_prefix, lost_share
+from lighter_freezers.selection.anatomy import Stack, anatomy_of
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import canonical_parameters
+
+__all__ = ["Surroundings"]
+
+_MARKS_INPUTS = ("make_inputs_require_grad", "make_inputs_require_grads")  # hooks of peft and transformers
+
+
+class Surroundings:
+    """The model around the gates, and the sentences about it, each said once."""
+
+    def __init__(self, model: nn.Module, is_silent: bool) -> None:
+        self.anatomy = anatomy_of(model)
+        self.parameters = canonical_parameters(model)
+        self.names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.tied = {id(self.parameters[name]) for name in self.anatomy.tied}
+        blocks = [name for block in self.anatomy.blocks for name in block]
+        self.in_blocks = {id(self.parameters[name]) for name in blocks}
+        self.is_compiled = any(map(is_compiled, model.modules()))
+        hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
+        # the output of an embedding asks for a gradient that nobody learns from
+        self.marks_inputs = any(getattr(hook, "__name__", "") in _MARKS_INPUTS for hook in hooks)
+        self._summary = NameSummary(list(self.parameters))
+        self._said: set[str] = set() if not is_silent else {"cut", "lost"}
+
+    def trainable_below(self, stack: Stack) -> set[int]:
+        """Ids of what trains and may be below a stack: all but heads, its own and later blocks, and norms."""
+        later = self.anatomy.stacks[self.anatomy.stacks.index(stack) :]
+        above = {name for each in later for block in each.blocks for name in block}
+        above.update(self.anatomy.heads, *(each.final_norms for each in later))
+        trainable = (name for name, parameter in self.parameters.items() if parameter.requires_grad)
+        return {id(self.parameters[name]) for name in trainable if name not in above}
+
+    def tell_of_cut(self, stack: Stack) -> None:
+        """Say once that a tied weight learns through the head alone."""
+        if "cut" in self._said:
+            return
+        self._said.add("cut")
+        log.info(
+            "the backward pass ends above the frozen %s: %s learns through the head it is tied to, not "
+            "through them (cut_gradient='never' lets it)",
+            self._prefix(stack),
+            ", ".join(self.anatomy.tied),
+        )
+
+    @property
+    def has_told_of_loss(self) -> bool:
+        """Whether there is nothing more to say about a gradient through a frozen prefix."""
+        return "lost" in self._said
+
+    def warn_of_loss(self, stack: Stack, block: nn.Module, why: str, way_out: str) -> None:
+        """Say once what a gradient through a frozen prefix costs."""
+        if self.has_told_of_loss:
+            return
+        self._said.add("lost")
+        is_checkpointed = bool(getattr(block, "gradient_checkpointing", False))
+        log.warning(
+            "The gradient flows through the frozen %s because %s. That is about %.0f %% of the "
+            "floating-point operations of a step. %s",
+            self._prefix(stack),
+            why,
+            100 * lost_share(self.anatomy, stack, self.parameters, is_checkpointed=is_checkpointed),
+            way_out,
+        )
+
+    def summary(self, names: Iterable[str]) -> str:
+        """Names in few words."""
+        return self._summary.compress(names)
+
+    def _prefix(self, stack: Stack) -> str:
+        num_frozen = frozen_prefix(stack, self.parameters)
+        return self.summary(name for block in stack.blocks[:num_frozen] for name in block)

@@ -1,0 +1,73 @@
+"""Refuses schedules under which nothing would train, before the first batch where that can be known."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.triggers import Moment
+
+__all__ = ["refuse_idle_now", "refuse_idle_phase"]
+
+_WAY_OUT = "Let one of them go earlier, or exclude something (except_names, except_name_starts_with)."
+
+
+def refuse_idle_phase(active_rules: Sequence[ActiveRule], model: nn.Module) -> None:
+    """Raise if some moment of the schedules leaves nothing to train.
+
+    Only moments that are certain count: steps while no epoch matters, or epochs while no step does, and no
+    rule whose end depends on a metric.
+
+    Raises:
+        RuntimeError: Nothing trains at such a moment, or nothing can be trained at all.
+    """
+    refuse_idle_now(model, None)
+    trainable = {id(p) for p in model.parameters() if not ledger.is_user_frozen(p)}
+    if trainable - {id(p) for active in active_rules for p in active.selected.values()}:
+        return
+    for moment in _certain_moments(active_rules):
+        holding = [active for active in active_rules if active.rule.schedule.is_active(moment)]
+        if any(active.rule.trigger for active in holding):
+            continue
+        if not trainable - {id(p) for active in holding for p in active.selected.values()}:
+            when = (
+                f"From step {moment.optimizer_step}"
+                if moment.optimizer_step
+                else f"From epoch {moment.epoch}"
+            )
+            names = ", ".join(active.rule.title for active in holding)
+            raise RuntimeError(
+                f"{when} on, {names} would hold every parameter, so nothing trains. {_WAY_OUT}"
+            )
+
+
+def refuse_idle_now(model: nn.Module, moment: Moment | None) -> None:
+    """Raise if nothing trains now.
+
+    Args:
+        model: What is trained.
+        moment: When it is; None before the first step.
+
+    Raises:
+        RuntimeError: No parameter is trainable; the message says who holds them.
+    """
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    holders = sorted({holder for parameter in model.parameters() for holder in ledger.holders(parameter)})
+    when = f"At step {moment.optimizer_step}" if moment else "At the first step"
+    if not holders:
+        raise RuntimeError(
+            f"{when} no parameter is trainable, and no freezer holds one: set requires_grad yourself."
+        )
+    raise RuntimeError(
+        f"{when} every parameter is frozen, so nothing trains: held by {', '.join(holders)}. {_WAY_OUT}"
+    )
+
+
+def _certain_moments(active_rules: Sequence[ActiveRule]) -> list[Moment]:
+    steps = sorted({step for active in active_rules for step in active.rule.schedule.steps})
+    epochs = sorted({epoch for active in active_rules for epoch in active.rule.schedule.epochs})
+    if steps and epochs:
+        return []
+    return [*(Moment(step, 0) for step in steps), *(Moment(0, epoch) for epoch in epochs)]

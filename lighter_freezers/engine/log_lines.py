@@ -1,0 +1,120 @@
+"""What is said about a transition: the record for listeners, and one sentence for the log."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from itertools import compress
+from operator import attrgetter
+
+from torch import nn
+from torch.nn import Parameter
+
+from lighter_freezers._log import log
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.actions import Action, ActionResult
+from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.transition import Transition
+from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import canonical_name
+
+__all__ = ["Announcer"]
+
+
+class Announcer:
+    """Says what transitions do to one model. Names and sizes are looked up here, and not at each transition.
+
+    Args:
+        model: The module that trains.
+        active_rules: The rules at work. What each of them can freeze or thaw is put into words in advance.
+        actions: The acts at work.
+    """
+
+    def __init__(
+        self, model: nn.Module, active_rules: Sequence[ActiveRule], actions: Sequence[Action] = ()
+    ) -> None:
+        named = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
+        self._names = {id(parameter): name for name, parameter in named.items()}
+        self._parameters = list(named.values())
+        self._sizes = [parameter.numel() for parameter in self._parameters]
+        self._num_elements = sum(self._sizes)
+        self._summary = NameSummary(list(named))
+        self._groups: dict[tuple[int, ...], tuple[str, ...]] = {}  # ids -> names
+        self._texts: dict[tuple[str, ...], str] = {}  # names -> a short phrase
+        self._active_rules = active_rules
+        self._actions = actions
+        for active in active_rules:
+            self._named([p for p in active.hold.parameters if not ledger.is_user_frozen(p)])
+
+    def transition(
+        self,
+        moment: Moment,
+        frozen: Sequence[Parameter],
+        thawed: Sequence[Parameter],
+        is_initial: bool,
+        outcome: ActionResult | None = None,
+    ) -> Transition:
+        """The record of a transition that has just happened."""
+        holding = [active.rule.title for active in self._active_rules if active.hold.is_active]
+        holding += [hold.holder for action in self._actions for hold in action.holds if hold.is_active]
+        done = outcome or ActionResult()
+        return Transition(
+            optimizer_step=moment.optimizer_step,
+            epoch=moment.epoch,
+            frozen=self._named(frozen),
+            thawed=self._named(thawed),
+            holders=tuple(dict.fromkeys(holding)),
+            is_initial=is_initial,
+            notes=done.notes,
+            ranks=done.ranks,
+            is_reshaped=done.is_reshaped,
+        )
+
+    def log_lines(self, transition: Transition) -> None:
+        """Log a sentence for each act, and one: what changed, how much is frozen now, and who holds it."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        for note in transition.notes:
+            log.info("step %d: %s", transition.optimizer_step, note)
+        if not (transition.frozen or transition.thawed or transition.is_initial):
+            return
+        flags = map(attrgetter("requires_grad"), self._parameters)
+        num_frozen = self._num_elements - sum(compress(self._sizes, flags))
+        frozen_verb = "starts with frozen" if transition.is_initial else "froze"
+        parts = [
+            f"{frozen_verb} {self._texts[transition.frozen]}" if transition.frozen else "",
+            f"thawed {self._texts[transition.thawed]}" if transition.thawed else "",
+            f"{100 * num_frozen / max(1, self._num_elements):.3g} % frozen",
+            f"held by {', '.join(transition.holders)}" if transition.holders else "",
+        ]
+        step = transition.optimizer_step
+        log.info("step %d: %s", step, ", ".join(part for part in parts if part))
+        log.debug("step %d: froze %s, thawed %s", step, transition.frozen, transition.thawed)
+
+    def warn_of_intrusion(self, intruded: Sequence[Parameter]) -> None:
+        """Say that something else switched held parameters on, and what becomes of it."""
+        names = self._named(intruded)
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        holders = ", ".join(ledger.holders(intruded[0]))
+        warnings.warn(
+            f"Something else set requires_grad=True on {shown}, held frozen by {holders}. "
+            "They stay frozen while they are held and train afterwards. This is said once per run.",
+            stacklevel=2,
+        )
+
+    def _named(self, parameters: Sequence[Parameter]) -> tuple[str, ...]:
+        """The names of parameters that change together; they are put into words the first time."""
+        key = tuple(map(id, parameters))
+        if key not in self._groups:
+            names = tuple(self._names[each] for each in key)
+            amount = _amount(sum(parameter.numel() for parameter in parameters))
+            self._groups[key] = names
+            self._texts[names] = f"{self._summary.compress(names)} ({amount} parameters)"
+        return self._groups[key]
+
+
+def _amount(number: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)

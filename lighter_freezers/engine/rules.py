@@ -1,0 +1,217 @@
+"""One freezing rule and its part in a run: what it selects, whether it holds now, what it remembers."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Literal
+
+from torch import nn
+from torch.nn import Parameter
+
+from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
+from lighter_freezers.engine.effects.norm_layers import NormMode
+from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Schedule
+from lighter_freezers.selection.select import ParameterSelector
+
+__all__ = ["FreezeRule", "ActiveRule", "num_transitions", "active_rules_of", "refuse_overlap"]
+
+
+@dataclass(frozen=True)
+class FreezeRule:
+    """What to freeze, when, and what else has to happen then; made from a callback's arguments alone.
+
+    Attributes:
+        title: Names the rule in logs, errors and checkpoints.
+        selector: Which parameters.
+        schedule: When to hold them.
+        trigger: Ends the rule for good when it fires; None for the schedule alone.
+        learning_rate: Asked for what thaws; None to leave learning rates alone.
+        frozen_norms: What norm layers do while all their parameters are held.
+        optimizer_state: Whether optimizers forget what they know of a parameter when it freezes, or the
+            parameter itself while it is frozen.
+        optimizer_params: Whether a parameter that no optimizer knows gets a group, or is an error.
+        on_overlap: Whether other rules may select the same parameters.
+        on_missing: Whether a name that matches nothing is an error.
+        restore_on_end: Whether to thaw when the run ends.
+        cut_gradient: Whether the backward pass may end where everything below it is held.
+        monitor_argument: What the user calls the argument that names the metric, for errors.
+    """
+
+    title: str
+    selector: ParameterSelector
+    schedule: Schedule
+    trigger: MetricTrigger | None = None
+    learning_rate: LearningRateRequest | None = None
+    frozen_norms: NormMode = "eval"
+    optimizer_state: Literal["keep", "reset", "free"] = "keep"
+    optimizer_params: Literal["auto", "error"] = "auto"
+    on_overlap: Literal["compose", "error"] = "compose"
+    on_missing: Literal["error", "warn"] = "error"
+    restore_on_end: bool = False
+    cut_gradient: Literal["auto", "never"] = field(default="auto", repr=False)
+    monitor_argument: str = field(default="until_metric.monitor", repr=False)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it holds from the first step to the last."""
+        return self.trigger is None and self.schedule == Schedule()
+
+
+class ActiveRule:
+    """A rule at work on a model.
+
+    Args:
+        rule: What to play.
+        key: Under which name its state stands in a checkpoint.
+    """
+
+    def __init__(self, rule: FreezeRule, key: str) -> None:
+        self.rule = rule
+        self.key = key
+        self.selected: dict[str, Parameter] = {}
+        self.hold = Hold([], rule.title)
+        self.history = History()
+        is_over = 0 in (rule.schedule.until_step, rule.schedule.until_epoch)
+        self.released_at: int | None = 0 if is_over else None  # let go before the first step
+        self._was_holding: bool | None = None  # when the checkpoint was saved that this run goes on from
+
+    @property
+    def title(self) -> str:
+        """Names the rule in logs and errors."""
+        return self.rule.title
+
+    @property
+    def monitor_argument(self) -> str:
+        """What the user calls the argument that names the metric."""
+        return self.rule.monitor_argument
+
+    @property
+    def monitors(self) -> frozenset[str]:
+        """The metric it waits for; empty when it does not, or not any more."""
+        trigger = None if self.history.has_fired else self.rule.trigger
+        return frozenset() if trigger is None else frozenset({trigger.monitor})
+
+    @property
+    def learning_rate(self) -> LearningRateRequest | None:
+        """What it asks for the parameters it lets go."""
+        return self.rule.learning_rate
+
+    def bind(self, model: nn.Module) -> bool:
+        """Find its parameters, or find them again after a module was rebuilt or sharded.
+
+        Returns:
+            Whether they are other tensors than before.
+        """
+        selected = self.rule.selector.select(model, on_missing=self.rule.on_missing)
+        if [id(p) for p in selected.values()] == [id(p) for p in self.selected.values()]:
+            return False
+        if selected.keys() == self.selected.keys():
+            self.hold = self.hold.moved_to(list(selected.values()))
+        else:
+            self.hold.abandon()
+            self.hold = Hold(selected.values(), self.rule.title)
+        self.selected = selected
+        return True
+
+    def follow(self, moment: Moment) -> tuple[list[Parameter], list[Parameter]]:
+        """Hold or let go, as the rule says for this moment.
+
+        Returns:
+            The parameters that froze, and those that thawed.
+        """
+        if self.rule.schedule.is_active(moment) and not self.history.has_fired:
+            return self.hold.take(), []
+        if not self.hold.is_active:
+            return [], []
+        self.released_at = moment.optimizer_step
+        return [], self.hold.let_go()
+
+    def next_step(self, moment: Moment) -> int | None:
+        """The next optimizer step at which the rule may act by itself; None if there is none."""
+        return None if self.history.has_fired else self.rule.schedule.next_step(moment)
+
+    def observe(self, monitor: str, value: float) -> bool:
+        """Show the metric trigger a new value.
+
+        Returns:
+            Whether it fired just now.
+        """
+        assert self.rule.trigger is not None
+        had_fired = self.history.has_fired
+        self.history = self.rule.trigger.observe(value, self.history)
+        return self.history.has_fired and not had_fired
+
+    def leave(self) -> None:
+        """End of the run: thaw if the rule says so, else leave the flags as they are."""
+        if self.rule.restore_on_end:
+            self.hold.let_go()
+        self.hold.abandon()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to remember, in plain types; the rest follows from step and epoch."""
+        return {
+            "is_holding": self.hold.is_active,
+            "released_at": self.released_at,
+            "best": self.history.best,
+            "num_without_progress": self.history.num_without_progress,
+            "has_fired": self.history.has_fired,
+        }
+
+    def remember(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave when the checkpoint was saved; `resume` acts on it."""
+        self.history = History(state["best"], state["num_without_progress"], state["has_fired"])
+        self.released_at = state["released_at"]
+        self._was_holding = state["is_holding"]
+
+    def resume(self, moment: Moment) -> None:
+        """Hold what it held when the checkpoint was saved, or what the rule says if that is not known."""
+        if self._was_holding is None:
+            self.follow(moment)
+        elif self._was_holding:
+            self.hold.take()
+        else:
+            self.hold.let_go()
+        self._was_holding = None
+
+
+def active_rules_of(rules: Sequence[FreezeRule]) -> list[ActiveRule]:
+    """One player per rule; equal rules get keys of their own, in their order."""
+    seen: Counter[str] = Counter()
+    active_rules = []
+    for rule in rules:
+        seen[repr(rule)] += 1
+        active_rules.append(ActiveRule(rule, f"{rule!r}#{seen[repr(rule)]}"))
+    return active_rules
+
+
+def num_transitions(rules: Iterable[FreezeRule]) -> int:
+    """How many changes schedules announce; changes at one step or epoch, or by equal conditions, are one."""
+    return len({change for rule in rules for change in _changes(rule)})
+
+
+def _changes(rule: FreezeRule) -> set[tuple[str, object]]:
+    schedule = rule.schedule
+    steps = {schedule.from_step, schedule.until_step, *chain.from_iterable(schedule.windows)}
+    changes: set[tuple[str, object]] = {("step", step) for step in steps if step}
+    changes |= {("epoch", epoch) for epoch in (schedule.from_epoch, schedule.until_epoch) if epoch}
+    return changes | ({("metric", rule.trigger)} if rule.trigger else set())
+
+
+def refuse_overlap(active_rules: Sequence[ActiveRule]) -> None:
+    """Raise where two rules select a parameter and one of them does not want that.
+
+    Raises:
+        ValueError: There is such a parameter; the message names it and both rules.
+    """
+    owners: dict[int, ActiveRule] = {}
+    for active in active_rules:
+        for name, parameter in active.selected.items():
+            other = owners.setdefault(id(parameter), active)
+            if other is not active and "error" in (other.rule.on_overlap, active.rule.on_overlap):
+                raise ValueError(
+                    f"{other.rule.title} and {active.rule.title} both select '{name}', "
+                    "and on_overlap is 'error'. Exclude it from one of them, or set on_overlap='compose': "
+                    "it is then frozen as long as either holds it."
+                )

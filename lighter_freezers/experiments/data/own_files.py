@@ -1,0 +1,41 @@
+"""The user's own rows: one file for each split, and a text of them for the tokenizer."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lighter_freezers.experiments.data.corpus import Corpus
+from lighter_freezers.experiments.data.rows import Row, read_rows
+
+__all__ = ["RowFiles", "corpus_of_rows"]
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """A JSONL or CSV file for each split.
+
+    Args:
+        train: To learn from.
+        val: To validate on.
+        test: To test on, and to predict. None if there is none.
+    """
+
+    train: Path
+    val: Path
+    test: Path | None = None
+
+    def read(self, split: str, fields: Sequence[str]) -> list[Row]:
+        """The rows of `train`, `val` or `test`.
+
+        Raises:
+            ValueError: There is no file for the split, or it cannot be read.
+        """
+        file = {"train": self.train, "val": self.val, "test": self.test}[split]
+        if file is None:
+            raise ValueError(f"There is no {split} file. Give `{split}_file:` a .jsonl or .csv file.")
+        return read_rows(file, fields)
+
+
+def corpus_of_rows(texts: Iterable[str], files: RowFiles) -> Corpus:
+    """The texts of the training rows as a corpus; other splits are nothing a tokenizer may learn from."""
+    return Corpus(train=tuple(texts), val=(), test=(), source=f"rows of {files.train}")

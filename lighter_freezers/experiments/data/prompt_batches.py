@@ -1,0 +1,222 @@
+"""Batches of prompts: with answers to learn, or alone to be answered. All is encoded beforehand."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lighter_freezers.experiments.data.batches import IGNORE_INDEX, padded
+from lighter_freezers.experiments.data.prompt_encoding import (
+    EncodedPrompt,
+    NoRoom,
+    encode_answers,
+    encode_prompts,
+)
+from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer
+from lighter_freezers.experiments.data.prompts import PromptedRow
+from lighter_freezers.experiments.data.sequences import Batch, Sequences
+
+__all__ = ["AnswerSequences", "PromptSequences", "Room"]
+
+CHUNK = 1024  # rows that are encoded at a time: token ids as Python numbers need much memory
+
+
+@dataclass(frozen=True)
+class Room:
+    """How long sequences may be.
+
+    Args:
+        max_length: Tokens of a prompt with its answer, at most.
+        max_new_tokens: Those of them that are kept free for an answer that is generated.
+        drop_long: Leave out rows that are too long even without their context, instead of an error.
+    """
+
+    max_length: int
+    max_new_tokens: int
+    drop_long: bool = False
+
+
+class AnswerSequences(Sequences):
+    """Prompts with their answers, to learn from or to score.
+
+    A batch is filled up on the right: `input_ids` (B, T), `attention_mask` (B, T), 1 for real tokens, and
+    `labels` (B, T), the same tokens where the answer and its end stand, and -100 elsewhere. They are not
+    shifted: transformers' models do that.
+
+    Args:
+        rows: Prompts and answers.
+        tokenizer: Turns them into tokens.
+        room: How long they may be.
+        remark: What else was done to them, for the log line; empty if nothing was.
+
+    Raises:
+        ValueError: A row is too long even without its context, or all were left out.
+    """
+
+    def __init__(
+        self, rows: Sequence[PromptedRow], tokenizer: PromptTokenizer, room: Room, remark: str = ""
+    ) -> None:
+        self._remark = remark
+        self._pad_id = tokenizer.eos_id
+        self._tally = _Tally(room)
+        self._ids: list[Tensor] = []
+        self._num_answer: list[int] = []
+        self.numbers: list[int] = []  # those of the rows that were not left out
+        for number, one in self._tally.those_with_room(rows, _in_chunks(rows, tokenizer, room.max_length)):
+            self.numbers.append(number)
+            self._ids.append(torch.tensor(one.ids, dtype=torch.int32))
+            self._num_answer.append(one.num_answer)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these B rows."""
+        ids = [self._ids[index].long() for index in indices]
+        labels = [row.clone() for row in ids]
+        for row, index in zip(labels, indices, strict=True):
+            row[: len(row) - self._num_answer[index]] = IGNORE_INDEX
+        return {
+            "input_ids": padded(ids, self._pad_id),  # (B, T)
+            "attention_mask": padded([torch.ones_like(row) for row in ids], 0),  # (B, T)
+            "labels": padded(labels, IGNORE_INDEX),  # (B, T)
+        }
+
+    def describe(self) -> str:
+        """As `41 rows of 31 to 256 tokens, of which 4 to 40 are the answer's; rows with a cut context: 7`."""
+        answers = f"of which {_range_of(self._num_answer)} are the answer's"
+        done = f"{self._tally.describe()}{self._remark}"
+        return f"{len(self):,} rows of {_range_of(map(len, self._ids))} tokens, {answers}; {done}"
+
+
+class PromptSequences(Sequences):
+    """Prompts alone, each question once, to be answered; with their references, and to be scored.
+
+    A batch is filled up on the left: `input_ids` (B, T) and `attention_mask` (B, T), 1 for real tokens. With
+    it come `prompts`, the B texts as they were encoded, `references`, for each all good answers, and
+    `answers`, a batch of `AnswerSequences` of all rows of these questions.
+
+    Args:
+        groups: The rows of each question.
+        tokenizer: Turns them into tokens.
+        room: How long they may be. A prompt leaves room for the tokens that are generated.
+        remark: What else was done to them, for the log line; empty if nothing was.
+
+    Raises:
+        ValueError: A prompt is too long even without its context, or all were left out.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[PromptedRow]],
+        tokenizer: PromptTokenizer,
+        room: Room,
+        remark: str = "",
+    ) -> None:
+        self._remark = remark
+        self._pad_id = tokenizer.eos_id
+        self._tally = _Tally(room)
+        self._scored = AnswerSequences([row for group in groups for row in group], tokenizer, room)
+        scored = _those_of_each(groups, self._scored.numbers)
+        self._prompts: list[str] = []
+        self._references: list[tuple[str, ...]] = []
+        self._ids: list[Tensor] = []
+        self._answers: list[list[int]] = []  # the rows of the question among the scored ones
+        rows = [group[0] for group in groups]
+        encoded = _in_chunks(rows, tokenizer, room.max_length - room.max_new_tokens, alone=True)
+        for number, one in self._tally.those_with_room(rows, encoded):
+            if scored[number]:
+                self._prompts.append(one.prompt)
+                self._references.append(rows[number].references)
+                self._ids.append(torch.tensor(one.ids, dtype=torch.int32))
+                self._answers.append(scored[number])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these B questions."""
+        ids = [self._ids[index].long() for index in indices]
+        return {
+            "input_ids": _left_padded(ids, self._pad_id),  # (B, T)
+            "attention_mask": _left_padded([torch.ones_like(row) for row in ids], 0),  # (B, T)
+            "prompts": [self._prompts[index] for index in indices],
+            "references": [self._references[index] for index in indices],
+            "answers": self._scored[[number for index in indices for number in self._answers[index]]],
+        }
+
+    def describe(self) -> str:
+        """As `63 prompts of 31 to 128 tokens, answers known to each: 1 to 12; rows with a cut context: 0`."""
+        references = f"answers known to each: {_range_of(map(len, self._references))}"
+        done = f"{self._tally.describe()}{self._remark}"
+        return f"{len(self):,} prompts of {_range_of(map(len, self._ids))} tokens, {references}; {done}"
+
+
+Encoded = Iterator[tuple[int, EncodedPrompt | NoRoom]]
+
+
+def _in_chunks(
+    rows: Sequence[PromptedRow], tokenizer: PromptTokenizer, max_length: int, alone: bool = False
+) -> Encoded:
+    """Encode all rows; each comes with its number."""
+    encode = encode_prompts if alone else encode_answers
+    for first in range(0, len(rows), CHUNK):
+        yield from enumerate(encode(rows[first : first + CHUNK], tokenizer, max_length), start=first)
+
+
+class _Tally:
+    """Counts rows that are cut and rows without room, and refuses these unless they may be left out."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._num_cut = 0
+        self._num_left_out = 0
+
+    def those_with_room(
+        self, rows: Sequence[PromptedRow], encoded: Encoded
+    ) -> Iterator[tuple[int, EncodedPrompt]]:
+        """What is encoded, without the rows that are too long."""
+        for number, one in encoded:
+            if isinstance(one, EncodedPrompt):
+                self._num_cut += one.is_cut
+                yield number, one
+            elif not self._room.drop_long:
+                raise ValueError(f"{rows[number].where}: {self._too_long(one)}")
+            else:
+                self._num_left_out += 1
+        if self._num_left_out == len(rows):
+            raise ValueError(f"All {len(rows)} rows are too long for max_length={self._room.max_length}.")
+
+    def _too_long(self, one: NoRoom) -> str:
+        return (
+            f"the row needs {one.num_needed} tokens even without its context, more than there is room for "
+            f"(max_length={self._room.max_length}, of which {self._room.max_new_tokens} are kept free for an "
+            "answer that is generated). Raise max_length, or leave such rows out with bad_rows: drop."
+        )
+
+    def describe(self) -> str:
+        left_out = f"; rows too long and left out: {self._num_left_out}" if self._num_left_out else ""
+        return f"rows with a cut context: {self._num_cut}{left_out}"
+
+
+def _those_of_each(groups: Sequence[Sequence[PromptedRow]], numbers: Sequence[int]) -> list[list[int]]:
+    """For each group the positions among `numbers` of its rows, all rows counted through."""
+    positions = {number: position for position, number in enumerate(numbers)}
+    found, first = [], 0
+    for group in groups:
+        own = range(first, first + len(group))
+        found.append([positions[number] for number in own if number in positions])
+        first += len(group)
+    return found
+
+
+def _left_padded(rows: Sequence[Tensor], fill: int) -> Tensor:
+    """Rows of up to T numbers as one (B, T) tensor, filled up on the left."""
+    return padded([row.flip(0) for row in rows], fill).flip(1)
+
+
+def _range_of(numbers: Iterable[int]) -> str:
+    """As `4 to 40`, or `4` if all are equal."""
+    found = sorted(set(numbers))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"

@@ -1,0 +1,120 @@
+"""One face for the two kinds of tokenizers that prompts are encoded with: our own BPE and transformers'."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lighter_freezers.experiments.causal_models import load_tokenizer
+from lighter_freezers.experiments.data.tokenizer import TextTokenizer, tokenizer_of_file
+
+__all__ = ["PromptTokenizer", "own_tokenizer", "prompt_tokenizer", "transformers_tokenizer"]
+
+
+class PromptTokenizer(Protocol):
+    """What encoding prompts and answers asks of a tokenizer.
+
+    `begins_with` are the tokens that stand before every prompt (`<s>` of a Llama, our own `<eos>`), `eos_id`
+    is the token that ends an answer and that fills up what is shorter, `vocab_size` counts all ids, and
+    `source` is the tokenizer behind this face.
+    """
+
+    begins_with: tuple[int, ...]
+    eos_id: int
+    vocab_size: int
+    source: Any
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, nothing added before or after; `</s>` in a text is four characters."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that token ids stand for, special tokens left out."""
+
+
+class _OwnTokenizer:
+    """A byte-level BPE of ours; a text begins and ends with `<eos>`, as in `TextDataModule`."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.source = tokenizer
+        self.eos_id = tokenizer.eos_id
+        self.begins_with: tuple[int, ...] = (tokenizer.eos_id,)
+        self.vocab_size = tokenizer.vocab_size
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.source.encode_all(texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.source.decode(ids)
+
+
+class _TransformersTokenizer:
+    """A tokenizer of transformers. It begins a prompt as it would by itself, but never ends it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.source = tokenizer
+        self.eos_id = int(tokenizer.eos_token_id)
+        alone = list(tokenizer("").input_ids)
+        has_begin = tokenizer.bos_token_id is not None and alone[:1] == [tokenizer.bos_token_id]
+        self.begins_with: tuple[int, ...] = (int(tokenizer.bos_token_id),) if has_begin else ()
+        self.vocab_size = len(tokenizer)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self.source(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,  # a text longer than the model's limit is cut later, and counted
+        )
+        return [list(ids) for ids in encoded.input_ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.source.decode(list(ids), skip_special_tokens=True))
+
+
+def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:
+    """Put the face on a byte-level BPE of ours."""
+    return _OwnTokenizer(tokenizer)
+
+
+def transformers_tokenizer(tokenizer: Any) -> PromptTokenizer:
+    """Put the face on a tokenizer of transformers.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: It has no token that ends a text, so that no model could learn to stop.
+    """
+    if not callable(tokenizer) or not hasattr(tokenizer, "eos_token_id"):
+        raise TypeError(
+            "tokenizer must be a path or a tokenizer of transformers. "
+            f"Got {tokenizer!r} ({type(tokenizer).__name__})."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"The tokenizer {type(tokenizer).__name__} has no eos_token, so an answer could not end. "
+            "Set it: tokenizer.eos_token = '</s>'."
+        )
+    return _TransformersTokenizer(tokenizer)
+
+
+def prompt_tokenizer(source: Any) -> PromptTokenizer:
+    """The tokenizer of a .json file of the package tokenizers, or of transformers: folder, hub name, object.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: There is none at that path, or it cannot serve.
+        ImportError: transformers is not installed.
+    """
+    if not isinstance(source, (str, Path)):
+        return transformers_tokenizer(source)
+    if str(source).endswith(".json"):
+        return own_tokenizer(tokenizer_of_file(Path(source).expanduser()))
+    path = Path(source).expanduser()
+    try:
+        tokenizer = load_tokenizer(path if path.exists() else source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"No tokenizer of transformers can be loaded from {str(source)!r}: {error} Give a folder that "
+            "`tokenizer.save_pretrained(...)` has written, a name on the hub, the .json file of a byte-level "
+            "BPE, or leave `tokenizer:` out for one trained on the training rows."
+        ) from error
+    return transformers_tokenizer(tokenizer)

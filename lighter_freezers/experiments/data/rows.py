@@ -1,0 +1,188 @@
+"""Rows of a JSONL, CSV or Parquet file, with their places. What the fields mean is not known here.
+
+Reading is strict: what cannot be read is an error that names file, line and field, never a row less.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lighter_freezers.experiments.data.parquet_files import parquet_rows
+
+__all__ = ["SUFFIXES", "Row", "each_row", "read_rows", "shown"]
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+MAX_SHOWN = 60  # characters of a value that an error shows
+BOM = "\ufeff"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file.
+
+    Args:
+        file: Where it stands.
+        line: The line on which it begins, counted from 1; in a Parquet file the number of the row.
+        values: Its fields by name: strings from a CSV file, what JSON has from a JSONL or Parquet file.
+        is_text: Whether it is from a CSV file, so that numbers and lists are written as strings.
+    """
+
+    file: Path
+    line: int
+    values: dict[str, object]
+    is_text: bool
+
+    @property
+    def where(self) -> str:
+        """Its file and line, for an error."""
+        return f"{self.file}, {'row' if _suffix(self.file) == '.parquet' else 'line'} {self.line}"
+
+    def error(self, field: str, expected: str, got: str) -> ValueError:
+        """What to raise about a field: where it is, what was expected there and what is there."""
+        return ValueError(f"{self.where}, field '{field}': expected {expected}, got {got}.")
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: not too long, and with its type unless it is a string."""
+    text = repr(value)
+    text = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return text if isinstance(value, str) else f"{text} ({type(value).__name__})"
+
+
+def read_rows(file: Path, fields: Sequence[str]) -> list[Row]:
+    """Read all rows of a .jsonl, .csv or .parquet file. Blank lines are passed over, other fields kept.
+
+    Args:
+        file: A JSONL file, one JSON object a line; a CSV file with the names of its columns first, both in
+            UTF-8; or a Parquet file, which needs pyarrow.
+        fields: Names that every row must have.
+
+    Raises:
+        ValueError: There is no such file, it is not UTF-8 or no Parquet, it has no rows, or a row is no JSON
+            object, has more or fewer columns than the header or lacks a field.
+        RuntimeError: It is a Parquet file and pyarrow is not installed.
+    """
+    rows = list(each_row(file, fields))
+    if not rows:
+        with_fields = f" with the fields {', '.join(fields)}" if fields else ""
+        raise ValueError(f"{file} has no rows. Expected at least one{with_fields}.")
+    return rows
+
+
+def each_row(file: Path, fields: Sequence[str]) -> Iterator[Row]:
+    """The rows that `read_rows` reads, one at a time, so that a large file needs no memory; maybe none."""
+    if not file.is_file():
+        raise ValueError(f"The file {file} does not exist (seen from {Path.cwd()}).")
+    if _suffix(file) not in SUFFIXES:
+        raise ValueError(f"{file}: expected the suffix {_or(SUFFIXES)}, got {file.suffix or 'none'!r}.")
+    yield from {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[_suffix(file)](file, fields)
+
+
+def _suffix(file: Path) -> str:
+    return file.suffix.lower()
+
+
+def _or(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _parquet(file: Path, fields: Sequence[str]) -> Iterator[Row]:
+    for number, values in enumerate(parquet_rows(file), start=1):
+        row = Row(file, number, values, is_text=False)
+        _check_fields(row, fields)
+        yield row
+
+
+def _decoded(file: Path) -> str:
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8").removeprefix(BOM)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{file}, line {line}: expected UTF-8, got the byte 0x{content[error.start]:02x}. "
+            "Save the file as UTF-8."
+        ) from error
+
+
+def _jsonl(file: Path, fields: Sequence[str]) -> Iterator[Row]:
+    for number, line in enumerate(
+        _decoded(file).split("\n"), start=1
+    ):  # other line ends may stand in a JSON string
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}, line {number}: expected a JSON object, but {error}.") from error
+        if not isinstance(values, dict):
+            raise ValueError(
+                f"{file}, line {number}: expected a JSON object such as {_example(fields)}, "
+                f"got {shown(values)}."
+            )
+        row = Row(file, number, values, is_text=False)
+        _check_fields(row, fields)
+        yield row
+
+
+def _check_fields(row: Row, fields: Sequence[str]) -> None:
+    for field in fields:
+        if field not in row.values:
+            raise ValueError(
+                f"{row.where}, field '{field}': expected in every row, but this one has "
+                f"{_listed(list(row.values))}."
+            )
+
+
+def _csv(file: Path, fields: Sequence[str]) -> Iterator[Row]:
+    header: list[str] | None = None
+    for line, values in _csv_lines(file, _decoded(file)):
+        if header is None:
+            header = _header(file, line, values, fields)
+        elif len(values) != len(header):
+            raise ValueError(
+                f"{file}, line {line}: expected {len(header)} columns ({', '.join(header)}), "
+                f"got {len(values)}. Put a text that holds a comma or a line end in double quotes."
+            )
+        else:
+            yield Row(file, line, dict(zip(header, values, strict=True)), is_text=True)
+
+
+def _csv_lines(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Each record that is not blank, with the line on which it begins."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{file}, line {line}: expected comma-separated values, but {error}. Quotes in a text are "
+                "doubled, and a very long text needs a .jsonl file."
+            ) from error
+        if values is None:
+            return
+        if len(values) > 1 or "".join(values).strip():
+            yield line, values
+
+
+def _header(file: Path, line: int, names: list[str], fields: Sequence[str]) -> list[str]:
+    header = [name.strip() for name in names]
+    for field in fields:
+        if header.count(field) != 1:
+            raise ValueError(
+                f"{file}, line {line}: expected one column named '{field}', got {_listed(header)}. "
+                "The first line names the columns, separated by commas."
+            )
+    return header
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "none"
+
+
+def _example(fields: Sequence[str]) -> str:
+    return "{" + ", ".join(f'"{field}": ...' for field in fields) + "}"

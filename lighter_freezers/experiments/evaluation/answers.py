@@ -1,0 +1,230 @@
+"""Text from a causal language model of transformers: prompts in batches, greedy or drawn, until they end.
+
+Shapes: B batch, T prompt, N new tokens.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lighter_freezers.arguments import count
+from lighter_freezers.experiments.causal_models import base_of
+from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer
+from lighter_freezers.gpt.generation import Sampling, evaluating
+
+__all__ = [
+    "AnswerText",
+    "GenerationSettings",
+    "answers_to",
+    "generate_texts",
+    "generate_tokens",
+    "left_padded",
+    "until_end",
+]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are generated.
+
+    Args:
+        max_new_tokens: Tokens of an answer at most, with the one that ends it.
+        temperature: How boldly tokens are drawn; 0, greedy, always takes the most likely.
+        top_p: Draw among the most likely that together reach this probability only. None draws among all.
+        top_k: Draw among so many of the most likely only. None draws among all.
+        seed: Of what is drawn. Each batch begins with it, so the same batch gets the same text every time.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not count("max_new_tokens", self.max_new_tokens):
+            raise ValueError(f"max_new_tokens must be at least 1. Got {self.max_new_tokens}.")
+        Sampling(self.temperature, self.top_k, self.top_p)
+        if count("seed", self.seed) is None:
+            raise TypeError("seed must be a whole number. Got None.")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0
+
+
+class AnswerText(Protocol):
+    """What turns tokens into the text of an answer: a tokenizer, or a data module that has one."""
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+
+
+@torch.no_grad()
+def generate_tokens(
+    network: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    settings: GenerationSettings,
+    *,
+    eos_token_id: int,
+) -> Tensor:
+    """Continue prompts that are padded on the left, each until its end of text.
+
+    Everything else that a model's own `generation_config` would change is put back: penalties, minimum
+    lengths, beams. Greedy text does not depend on which prompts share a batch, up to rounding.
+
+    Args:
+        network: A causal language model of transformers.
+        input_ids: Prompts, (B, T), padded on the left with any token.
+        attention_mask: Which of these are real, (B, T).
+        settings: How to generate.
+        eos_token_id: The token that ends a text. What follows it is filled with it.
+
+    Returns:
+        The new tokens alone, (B, N), with N at most `max_new_tokens`.
+
+    Raises:
+        ValueError: Prompt and answer are longer than the positions that the model has.
+    """
+    base = base_of(network)
+    _check_length(base, input_ids.shape[1], settings.max_new_tokens)
+    with evaluating(network), _seeded(settings, input_ids.device):
+        whole: Tensor = base.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=_generation_config(settings, eos_token_id),
+        )
+    return whole[:, input_ids.shape[1] :]
+
+
+def answers_to(
+    network: nn.Module, batch: Mapping[str, Any], settings: GenerationSettings, text: AnswerText
+) -> list[str]:
+    """The answers to a batch of prompts that are padded on the left, without blanks around them.
+
+    Args:
+        network: A causal language model of transformers.
+        batch: `input_ids` (B, T), and `attention_mask` (B, T) if a row is padded.
+        settings: How to generate.
+        text: Knows the token that ends an answer, and what tokens mean.
+    """
+    input_ids: Tensor = batch["input_ids"]
+    given = batch.get("attention_mask")
+    mask = torch.ones_like(input_ids) if given is None else given
+    new = generate_tokens(network, input_ids, mask, settings, eos_token_id=text.eos_id)
+    return [text.decode(row).strip() for row in until_end(new, text.eos_id)]
+
+
+def generate_texts(
+    network: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    settings: GenerationSettings | None = None,
+    *,
+    batch_size: int = 8,
+) -> list[str]:
+    """Continue prompts with text, in the order in which they are given.
+
+    Args:
+        network: A causal language model of transformers, with an adapter of PEFT or without.
+        tokenizer: Its tokenizer, of transformers, or the path of one. Its end-of-text token ends an answer.
+        prompts: Texts to continue.
+        settings: How. None is greedy, 128 tokens at most.
+        batch_size: Prompts that are continued at a time.
+
+    Returns:
+        What follows each prompt, without special tokens and without blanks around it.
+    """
+    chosen, text = settings or GenerationSettings(), prompt_tokenizer(tokenizer)
+    device = next(network.parameters()).device
+    texts: list[str] = []
+    for first in range(0, len(prompts), batch_size):
+        rows = [[*text.begins_with, *ids] for ids in text.encode_all(prompts[first : first + batch_size])]
+        input_ids, mask = left_padded(rows, text.eos_id)
+        batch = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+        texts += answers_to(network, batch, chosen, text)
+    return texts
+
+
+def left_padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Rows of up to T tokens as `input_ids` and `attention_mask`, (B, T) each, filled up on the left."""
+    longest = max(map(len, rows))
+    input_ids = [[fill] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(input_ids), torch.tensor(mask)
+
+
+def until_end(tokens: Tensor, eos_token_id: int) -> list[list[int]]:
+    """The tokens of each row before its end of text; all if there is none."""
+    rows: list[list[int]] = tokens.tolist()
+    return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in rows]
+
+
+def _generation_config(settings: GenerationSettings, eos_token_id: int) -> Any:
+    """All that matters said, for what is not said comes from the model's own config."""
+    import transformers
+
+    sampled: Mapping[str, Any] = (
+        {}
+        if settings.is_greedy
+        else {
+            "temperature": float(settings.temperature),
+            "top_p": 1.0 if settings.top_p is None else float(settings.top_p),
+            "top_k": settings.top_k or 0,
+        }
+    )
+    config_class: Any = transformers.GenerationConfig
+    return config_class(
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=not settings.is_greedy,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id,
+        **{**_NEUTRAL, **sampled},
+    )
+
+
+_NEUTRAL: Mapping[str, Any] = {
+    "num_beams": 1,
+    "min_length": 0,
+    "use_cache": True,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 50,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+
+
+def _check_length(base: Any, num_prompt_tokens: int, max_new_tokens: int) -> None:
+    limit = getattr(base.config, "max_position_embeddings", None)
+    if limit is not None and num_prompt_tokens + max_new_tokens > limit:
+        raise ValueError(
+            f"A prompt of {num_prompt_tokens} tokens and max_new_tokens={max_new_tokens} need "
+            f"{num_prompt_tokens + max_new_tokens} positions, but {type(base).__name__} has {limit}. "
+            "Lower max_new_tokens, or the data's max_length."
+        )
+
+
+@contextmanager
+def _seeded(settings: GenerationSettings, device: torch.device) -> Iterator[None]:
+    """In a `with` block torch's own randomness, which transformers draws from, is seeded; then as before."""
+    if settings.is_greedy:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)
+        yield

@@ -1,0 +1,88 @@
+"""The metrics over texts, by the names that tasks and configs use."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import TypeAlias
+
+from lighter_freezers.experiments.evaluation.bleu import bleu
+from lighter_freezers.experiments.evaluation.exact_match import exact_match
+from lighter_freezers.experiments.evaluation.label_accuracy import label_accuracy
+from lighter_freezers.experiments.evaluation.meteor import meteor
+from lighter_freezers.experiments.evaluation.rouge import rouge
+from lighter_freezers.experiments.evaluation.sql_match import sql_match
+from lighter_freezers.selection.names import closest_names
+
+__all__ = ["METRICS", "check_metric_names", "check_metric_packages", "score_texts"]
+
+TextMetric: TypeAlias = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
+
+# BLEU, ROUGE and METEOR count from 0 to 100, as papers do; shares from 0 to 1.
+METRICS: Mapping[str, TextMetric] = {
+    "bleu": bleu,
+    "rouge": rouge,
+    "meteor": meteor,
+    "exact_match": exact_match,
+    "sql_match": sql_match,
+    "accuracy": label_accuracy,
+}
+_PACKAGES = {"rouge": "rouge_score", "meteor": "nltk"}  # which they count by, and may not be installed
+
+
+def score_texts(
+    names: Iterable[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Score predictions by several metrics.
+
+    Args:
+        names: Of `METRICS`.
+        predictions: One text per row; it may be empty.
+        references: The texts that would be right, one or more per row.
+
+    Returns:
+        Figure -> value; a metric may have several figures.
+
+    Raises:
+        TypeError: Something is no list of texts.
+        ValueError: A name is unknown, or predictions and references do not belong together.
+    """
+    chosen = check_metric_names(names)
+    return {
+        figure: value for name in chosen for figure, value in METRICS[name](predictions, references).items()
+    }
+
+
+def check_metric_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Make sure that metrics exist, before anything is generated for them.
+
+    Returns:
+        The names, each once.
+
+    Raises:
+        TypeError: It is a single text.
+        ValueError: A name is unknown.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"metrics must be a list of names. Got the text {names!r}: write [{names}].")
+    chosen = tuple(dict.fromkeys(names))
+    for name in chosen:
+        if name not in METRICS:
+            close = closest_names(str(name), METRICS, 1)[0]
+            raise ValueError(f"Unknown metric {name!r}. Closest: '{close}'. All: {', '.join(METRICS)}.")
+    return chosen
+
+
+def check_metric_packages(names: Iterable[str]) -> None:
+    """Make sure that metrics can be counted, before anything is generated for them.
+
+    Args:
+        names: Of `METRICS`.
+
+    Raises:
+        ImportError: A package that counts one of them is not installed.
+    """
+    needed = [name for name in names if name in _PACKAGES and find_spec(_PACKAGES[name]) is None]
+    if needed:
+        raise ImportError(
+            f"Packages for {' and '.join(needed)} are missing, without which there is no score: pip install "
+            '"lighter-freezers[experiments]", or choose other metrics.'
+        )

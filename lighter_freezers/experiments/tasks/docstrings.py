@@ -1,0 +1,128 @@
+"""Docstrings: the source of a function without its docstring -> the docstring's first line.
+
+Real data that every machine has: the functions of the standard library of the Python that runs. Rows have
+`name`, `source` and `summary`.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lighter_freezers.experiments.data.cache import cache_folder, keep
+from lighter_freezers.experiments.data.corpus import SPLITS
+from lighter_freezers.experiments.data.fields import clean_text
+from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, prompt_with
+from lighter_freezers.experiments.data.rows import Row
+from lighter_freezers.experiments.data.standard_library import library_modules, standard_library
+
+__all__ = ["DOCSTRINGS", "library_docstrings", "summarised_functions"]
+
+INSTRUCTION = "Say in one line what this Python function does."
+FORMAT = 1  # of the kept files; another number makes them anew
+FEWEST_WORDS = 3  # a summary says more than "Return it."
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _read(row: Row) -> PromptedRow:
+    name, source, summary = clean_text(row, "name"), clean_text(row, "source"), clean_text(row, "summary")
+    prompt, context = prompt_with(INSTRUCTION, {"Function": source}, answer="Summary", context="Function")
+    module = name.partition(":")[0]
+    return PromptedRow(
+        prompt, summary, (summary,), group=row.where, origin=module, where=row.where, context=context
+    )
+
+
+def library_docstrings(cache_dir: Path | None = None, root: Path | None = None) -> tuple[Path, str]:
+    """The folder with the functions of the standard library, `train.jsonl` and so on, made if it is missing.
+
+    A module is in the split where `standard_library` has it. A source that stands in several modules is kept
+    once, in the training split if it is there too.
+
+    Args:
+        cache_dir: Where to keep it. None means the cache folder of this package.
+        root: Folder of the standard library. None asks the running Python.
+
+    Returns:
+        The folder, and in words which Python and which text it is.
+
+    Raises:
+        RuntimeError: There is no source of the library, or the cache cannot be written.
+    """
+    corpus = standard_library(root)
+    folder = cache_folder(cache_dir) / f"docstrings-{corpus.digest[:16]}-{FORMAT}"
+    if not all((folder / f"{split}.jsonl").is_file() for split in SPLITS):
+        for split, lines in _lines(library_modules(root)).items():
+            keep(folder / f"{split}.jsonl", "".join(lines).encode())
+    return folder, f"functions of the {corpus.source}, digest {corpus.digest[:16]}"
+
+
+def _lines(modules: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+    """JSON lines for each split, no source twice."""
+    seen: set[str] = set()
+    lines: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for module, text in modules[split].items():
+            for name, source, summary in summarised_functions(text):
+                digest = hashlib.sha256(source.encode()).hexdigest()
+                if digest not in seen:
+                    seen.add(digest)
+                    row = {"name": f"{module}:{name}", "source": source, "summary": summary}
+                    lines[split].append(f"{json.dumps(row)}\n")
+    return lines
+
+
+def summarised_functions(source: str) -> Iterator[tuple[str, str, str]]:
+    """Name, source without docstring, and first line of the docstring, of each function that has one.
+
+    A function is passed over if its docstring is all it has, if its first line has fewer than three words, or
+    if the docstring shares a line with something else.
+
+    Args:
+        source: A Python module.
+
+    Raises:
+        SyntaxError: The running Python cannot parse it.
+    """
+    source = source.replace("\r\n", "\n").replace("\r", "\n")  # all are ends of lines for the parser
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an invalid escape in somebody's string is not ours to report
+        tree = ast.parse(source)
+    lines = source.split("\n")
+    for node in ast.walk(tree):
+        if isinstance(node, Function):
+            summary = _summary(node)
+            if summary and (text := _without_docstring(node, lines)):
+                yield node.name, text, summary
+
+
+def _summary(function: Function) -> str:
+    """The first line of the docstring; empty if it says too little."""
+    documentation = inspect.cleandoc(ast.get_docstring(function, clean=False) or "").strip()
+    first = documentation.split("\n")[0].strip()
+    return first if len(first.split()) >= FEWEST_WORDS else ""
+
+
+def _without_docstring(function: Function, lines: list[str]) -> str:
+    """The source of a function without the lines of its docstring; empty if nothing else is on them."""
+    docstring, *body = function.body
+    last = docstring.end_lineno or docstring.lineno
+    is_alone = lines[docstring.lineno - 1][: docstring.col_offset].isspace()
+    if not body or not is_alone or body[0].lineno <= last:
+        return ""
+    kept = [*lines[function.lineno - 1 : docstring.lineno - 1], *lines[last : function.end_lineno]]
+    return textwrap.dedent("\n".join(line.rstrip() for line in kept))
+
+
+DOCSTRINGS = PromptedTask(
+    name="docstrings",
+    metrics=("rouge", "bleu", "exact_match"),
+    max_new_tokens=48,
+    patterns={"train": ("train*",), "val": ("val*", "dev*"), "test": ("test*",)},
+    reader_of=lambda file: _read,
+)

@@ -1,0 +1,132 @@
+"""The standard library as one stream of tokens, and what each is; labels are kept in a cache.
+
+What is asked about it stands in `token_classes.py` and `sequence_scores.py`.
+"""
+
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lighter_freezers._log import log
+from lighter_freezers.experiments.data.batches import token_labels
+from lighter_freezers.experiments.data.cache import cache_folder, keep
+from lighter_freezers.experiments.data.corpus import SPLITS, Corpus
+from lighter_freezers.experiments.data.tokenizer import TextTokenizer
+from lighter_freezers.experiments.tasks.code_labels import CodeClasses, character_classes, is_documentation
+
+__all__ = ["LabelledCode", "cache_all_classes", "cached_classes"]
+
+VERSION = 1  # of the classes: raise it when `character_classes` gives others
+
+
+class LabelledCode:
+    """One split of a corpus of ASCII Python source, `<eos> module <eos> module <eos>`, with classes.
+
+    Args:
+        corpus: The modules.
+        split: Which of them.
+        tokenizer: Turns them into tokens.
+        cache_dir: Where the classes are kept; see `cached_classes`.
+    """
+
+    def __init__(
+        self, corpus: Corpus, split: str, tokenizer: TextTokenizer, cache_dir: Path | None = None
+    ) -> None:
+        self._split = split
+        self._classes = cached_classes(corpus, split, cache_dir)
+        stream = np.array(tokenizer.stream(corpus.split(split)))
+        num_bytes = np.array(tokenizer.bytes_per_token())[stream]
+        self._ends = num_bytes.cumsum()  # in characters of the split, which are bytes: it is ASCII
+        self._begins = self._ends - num_bytes
+        assert self._ends[-1] == len(self._classes)
+        self.ids = torch.from_numpy(stream)  # (N,)
+
+    def check_windows(self, num_windows: int, block_size: int) -> None:
+        """Refuse a split without a single window.
+
+        Raises:
+            ValueError: There is none; the message says what to lower.
+        """
+        if not num_windows:
+            raise ValueError(
+                f"The {self._split} text has {len(self.ids)} tokens: too few for one sequence of block_size="
+                f"{block_size}. Lower block_size."
+            )
+
+    def labels(self) -> Tensor:
+        """The class of each token, (N,); `<eos>` and blanks outside of strings count nothing."""
+        return torch.from_numpy(token_labels(self._classes, self._begins, self._ends))
+
+    def documentation_shares(self, starts: Tensor, num_tokens: int) -> Tensor:
+        """The share of characters in strings and comments, in the text of windows of so many tokens.
+
+        All characters count, blanks too; `<eos>` has none.
+
+        Args:
+            starts: The first token of each window, (W,).
+            num_tokens: Tokens in a window.
+
+        Returns:
+            Shares in [0, 1], (W,).
+        """
+        num_before = np.concatenate([[0], is_documentation(self._classes).cumsum()])
+        firsts = self._begins[starts.numpy()]
+        lasts = self._ends[starts.numpy() + num_tokens - 1]
+        shares = (num_before[lasts] - num_before[firsts]) / np.maximum(lasts - firsts, 1)
+        return torch.from_numpy(shares).float()
+
+
+def cache_all_classes(corpus: Corpus, cache_dir: Path | None = None) -> None:
+    """Label all modules of all splits, seconds of work, unless the cache has the labels.
+
+    Args:
+        corpus: The modules.
+        cache_dir: As for `cached_classes`.
+    """
+    for split in SPLITS:
+        cached_classes(corpus, split, cache_dir)
+
+
+def cached_classes(corpus: Corpus, split: str, cache_dir: Path | None = None) -> CodeClasses:
+    """The classes of all characters of a split, one module after the other: from the cache, or made and kept.
+
+    Several processes may ask at once.
+
+    Args:
+        corpus: The modules.
+        split: Which of them.
+        cache_dir: Folder to keep the classes in. None means the one of the tokenizers.
+
+    Raises:
+        RuntimeError: The folder cannot be written.
+        SyntaxError: A module is no Python.
+    """
+    file = cache_folder(cache_dir) / _file_name(corpus, split)
+    classes = _load(file, corpus.num_bytes(split))
+    if classes is None:
+        classes = np.concatenate([character_classes(module) for module in corpus.split(split)])
+        keep(file, zlib.compress(classes.tobytes()))
+    return classes
+
+
+def _file_name(corpus: Corpus, split: str) -> str:
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return f"classes-{corpus.digest[:16]}-{split}-python{python}-v{VERSION}.zlib"
+
+
+def _load(file: Path, num_characters: int) -> CodeClasses | None:
+    """The classes of a file; None where there is no file, or a damaged one."""
+    if not file.exists():
+        return None
+    try:
+        content = zlib.decompress(file.read_bytes())
+    except zlib.error:
+        content = b""
+    if len(content) != num_characters:
+        log.warning("The cached classes %s are damaged; they are made again.", file)
+        return None
+    return np.frombuffer(content, np.uint8)

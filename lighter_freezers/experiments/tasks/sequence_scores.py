@@ -1,0 +1,123 @@
+"""The sequence scorer's task: one number for a text, the share of documentation or a score of your own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from lighter_freezers.experiments.data.corpus import Corpus
+from lighter_freezers.experiments.data.fields import score_of, text_of
+from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
+from lighter_freezers.experiments.data.padded_rows import EncodedRow, PaddedRows, about_long_rows
+from lighter_freezers.experiments.data.rows import Row
+from lighter_freezers.experiments.data.sequences import Batch, Sequences, window_starts
+from lighter_freezers.experiments.data.tokenizer import TextTokenizer
+from lighter_freezers.experiments.tasks.labelled_code import LabelledCode, cache_all_classes
+
+__all__ = ["DocumentationTask", "ScoredTextsTask", "cls_token"]
+
+
+def cls_token(tokenizer: TextTokenizer, given: int | None) -> int:
+    """The id of [CLS]: the one given, or the first that is no token of the text."""
+    return tokenizer.vocab_size if given is None else given
+
+
+@dataclass(frozen=True)
+class DocumentationTask:
+    """Windows of Python source with the share of their characters in strings and comments; a `Task`.
+
+    Args:
+        corpus: ASCII modules.
+        cache_dir: Where the classes of characters are kept.
+        cls_token_id: The token that stands first in each sequence. None takes the first id without a token.
+    """
+
+    corpus: Corpus
+    cache_dir: Path | None = None
+    cls_token_id: int | None = None
+
+    def describe(self) -> str:
+        """Source, sizes and digest."""
+        return self.corpus.describe()
+
+    def prepare(self) -> None:
+        """Label all modules, seconds of work, unless the cache has the labels."""
+        cache_all_classes(self.corpus, self.cache_dir)
+
+    def sequences(
+        self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
+    ) -> Sequences:
+        """[CLS] and windows of `block_size` - 1 tokens."""
+        code = LabelledCode(self.corpus, split, tokenizer, self.cache_dir)
+        windows = _ScoredWindows(code, block_size, limit, cls_token(tokenizer, self.cls_token_id))
+        code.check_windows(len(windows), block_size)
+        return windows
+
+
+class _ScoredWindows(Sequences):
+    """Windows of tokens after [CLS], each with one score."""
+
+    def __init__(self, code: LabelledCode, block_size: int, limit: int | None, cls_token_id: int) -> None:
+        self._ids = code.ids
+        self._starts = window_starts(len(code.ids), block_size - 1, limit)
+        self._scores = code.documentation_shares(self._starts, block_size - 1)
+        self._offsets = torch.arange(block_size - 1)
+        self._cls_token_id = cls_token_id
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        chosen = torch.as_tensor(indices)
+        windows = self._ids[self._starts[chosen][:, None] + self._offsets]  # (B, T - 1)
+        first = windows.new_full((len(chosen), 1), self._cls_token_id)
+        return {"input_ids": torch.cat([first, windows], dim=1), "targets": self._scores[chosen]}
+
+    def describe(self) -> str:
+        return f"{len(self):,} sequences of [CLS] and {len(self._offsets)} tokens"
+
+
+@dataclass(frozen=True)
+class ScoredTextsTask:
+    """Rows of a text with a score from 0 to 1; a `Task`.
+
+    Args:
+        files: Rows with `text` and `score`.
+        cls_token_id: The token that stands first in each sequence. None takes the first id without a token.
+    """
+
+    files: RowFiles
+    cls_token_id: int | None = None
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The texts of the training rows."""
+        return corpus_of_rows((text_of(row) for row in self._read("train")), self.files)
+
+    def describe(self) -> str:
+        """Source, sizes and digest."""
+        return self.corpus.describe()
+
+    def prepare(self) -> None:
+        """Nothing takes long."""
+
+    def sequences(
+        self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
+    ) -> Sequences:
+        """[CLS] and the rows of a split, each cut after `block_size` - 1 tokens."""
+        read = self._read(split)
+        scores = [score_of(row) for row in read]
+        encoded = tokenizer.encode_all([text_of(row) for row in read])
+        first = cls_token(tokenizer, self.cls_token_id)
+        rows = [
+            EncodedRow(torch.tensor([first, *ids[: block_size - 1]]), torch.tensor(score))
+            for ids, score in zip(encoded, scores, strict=True)
+        ]
+        num_long = sum(len(ids) > block_size - 1 for ids in encoded)
+        remark = about_long_rows(num_long, len(rows), f"{block_size=} with [CLS]", "cut")
+        return PaddedRows(rows, remark, limit, pad_id=tokenizer.eos_id)
+
+    def _read(self, split: str) -> list[Row]:
+        return self.files.read(split, ["text", "score"])

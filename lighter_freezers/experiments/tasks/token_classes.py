@@ -1,0 +1,135 @@
+"""The token classifier's task: what is each token? In Python source, or in labelled words of your own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from lighter_freezers.experiments.data.batches import first_token_labels
+from lighter_freezers.experiments.data.corpus import Corpus
+from lighter_freezers.experiments.data.fields import classes_of_rows, label_numbers, labels_of, words_of
+from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
+from lighter_freezers.experiments.data.padded_rows import EncodedRow, PaddedRows, about_long_rows
+from lighter_freezers.experiments.data.rows import Row
+from lighter_freezers.experiments.data.sequences import Batch, Sequences, window_starts
+from lighter_freezers.experiments.data.tokenizer import TextTokenizer
+from lighter_freezers.experiments.tasks.code_labels import CLASS_NAMES
+from lighter_freezers.experiments.tasks.labelled_code import LabelledCode, cache_all_classes
+
+__all__ = ["CodeClassesTask", "LabelledWordsTask"]
+
+
+@dataclass(frozen=True)
+class CodeClassesTask:
+    """Windows of Python source with one of ten classes for each token; a `Task`.
+
+    Args:
+        corpus: ASCII modules.
+        cache_dir: Where the classes are kept.
+    """
+
+    corpus: Corpus
+    cache_dir: Path | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of `code_labels`."""
+        return CLASS_NAMES
+
+    def describe(self) -> str:
+        """Source, sizes and digest."""
+        return self.corpus.describe()
+
+    def prepare(self) -> None:
+        """Label all modules, seconds of work, unless the cache has the labels."""
+        cache_all_classes(self.corpus, self.cache_dir)
+
+    def sequences(
+        self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
+    ) -> Sequences:
+        """The windows that a language model has, with classes instead of the tokens that follow."""
+        code = LabelledCode(self.corpus, split, tokenizer, self.cache_dir)
+        windows = _ClassWindows(code, block_size, limit)
+        code.check_windows(len(windows), block_size)
+        return windows
+
+
+class _ClassWindows(Sequences):
+    """Windows of tokens and their classes."""
+
+    def __init__(self, code: LabelledCode, block_size: int, limit: int | None) -> None:
+        self._ids = code.ids
+        self._labels = code.labels()
+        self._starts = window_starts(len(code.ids), block_size, limit)
+        self._offsets = torch.arange(block_size)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        places = self._starts[torch.as_tensor(indices)][:, None] + self._offsets  # (B, T)
+        return {"input_ids": self._ids[places], "targets": self._labels[places]}
+
+    def describe(self) -> str:
+        return f"{len(self):,} sequences of {len(self._offsets)} tokens"
+
+
+@dataclass(frozen=True)
+class LabelledWordsTask:
+    """Rows of words with the name of a class each; a `Task`.
+
+    Words are joined by spaces. The first token of a word has its label, its other tokens count nothing: the
+    score of a word does not depend on how many tokens it has.
+
+    Args:
+        files: Rows with `tokens` and `labels`.
+        given_names: Names of the classes. None collects them from the training rows.
+    """
+
+    files: RowFiles
+    given_names: tuple[str, ...] | None = None
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names given, or those in the training rows in alphabetical order."""
+        return self.given_names or classes_of_rows(self._train_rows)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The words of the training rows, joined by spaces."""
+        return corpus_of_rows((" ".join(words_of(row)) for row in self._train_rows), self.files)
+
+    def describe(self) -> str:
+        """Source, sizes, digest and classes."""
+        return f"{self.corpus.describe()}; classes {', '.join(self.class_names)}"
+
+    def prepare(self) -> None:
+        """Nothing takes long."""
+
+    def sequences(
+        self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
+    ) -> Sequences:
+        """The rows of a split, each cut after `block_size` tokens."""
+        read = self._train_rows if split == "train" else self._read(split)
+        rows = [self._encoded(row, tokenizer) for row in read]
+        num_long = sum(len(row.input_ids) > block_size for row in rows)
+        cut = [EncodedRow(row.input_ids[:block_size], row.targets[:block_size]) for row in rows]
+        remark = about_long_rows(num_long, len(rows), f"{block_size=}", "cut")
+        return PaddedRows(cut, remark, limit, pad_id=tokenizer.eos_id)
+
+    def _encoded(self, row: Row, tokenizer: TextTokenizer) -> EncodedRow:
+        words = words_of(row)
+        where_from = f"of {self.files.train}" if self.given_names is None else "of class_names"
+        labels = label_numbers(row, labels_of(row, len(words)), self.class_names, where_from)
+        pieces = tokenizer.encode_all([words[0], *(f" {word}" for word in words[1:])])
+        targets = first_token_labels(labels, [len(piece) for piece in pieces])
+        return EncodedRow(torch.tensor([index for piece in pieces for index in piece]), torch.tensor(targets))
+
+    @cached_property
+    def _train_rows(self) -> list[Row]:
+        return self._read("train")
+
+    def _read(self, split: str) -> list[Row]:
+        return self.files.read(split, ["tokens", "labels"])

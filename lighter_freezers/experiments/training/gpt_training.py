@@ -1,0 +1,173 @@
+"""Training a GPT in any mode, without a Lightning base class: both namespaces build on it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from lighter_freezers.arguments import positive
+from lighter_freezers.experiments.evaluation.mode_figures import Batch, Figures
+from lighter_freezers.experiments.evaluation.of_mode import figures_of
+from lighter_freezers.experiments.training.data_check import check_data_fits
+from lighter_freezers.experiments.training.optimization import adamw, lr_plan, not_negative
+from lighter_freezers.experiments.training.predictions import Continuation, predictor_of
+from lighter_freezers.experiments.training.trunk_thaw import TrunkThaw
+from lighter_freezers.gpt.losses.factory import create_loss_modifier_pipeline
+from lighter_freezers.gpt.losses.pipeline import LossModifierPipeline
+from lighter_freezers.gpt.model import GPT
+
+__all__ = ["GPTTraining"]
+
+# What the weights alone do not show, or not plainly; all of it whole numbers and truth values.
+ARCHITECTURE = (
+    *("n_layer", "n_head", "n_embd", "vocab_size", "block_size"),
+    *("bias", "use_rotary_embeddings", "exact_gelu", "tie_weights"),
+)
+
+
+class GPTTraining:
+    """Everything of a GPTModule but its base class; see `GPTModule` for the arguments."""
+
+    trainer: Any
+    log: Any
+    log_dict: Any
+
+    def __init__(
+        self,
+        network: GPT,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: LRScheduler | Mapping[str, Any] | None = None,
+        *,
+        loss_modifiers: LossModifierPipeline | Mapping[str, Any] | None = None,
+        learning_rate: float = 1.0e-3,
+        head_learning_rate: float | None = None,
+        weight_decay: float = 0.1,
+        scheduler_interval: str = "step",
+        scheduler_monitor: str | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, GPT):
+            raise TypeError(f"network must be a lighter_freezers.GPT. Got {type(network).__name__}.")
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a torch optimizer. Got {optimizer!r}.")
+        if scheduler is not None and optimizer is None:
+            raise ValueError("A scheduler drives an optimizer: give that optimizer too.")
+        self.network = network
+        self.optimizer = optimizer
+        self._lr_plan = lr_plan(scheduler, scheduler_interval, scheduler_monitor)
+        self.learning_rate = positive("learning_rate", learning_rate)
+        self.head_learning_rate = _head_learning_rate(head_learning_rate, optimizer)
+        self.weight_decay = not_negative("weight_decay", weight_decay)
+        self.loss_modifiers = _pipeline(loss_modifiers)
+        continuation = Continuation(max_new_tokens, temperature, top_k, top_p, eos_token_id)
+        self._predict = predictor_of(network.config.mode, continuation)
+        self._trunk_thaw = TrunkThaw(network)
+        self.val_figures = figures_of(network.config)
+        self.test_figures = figures_of(network.config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the mode predicts: logits of tokens, of classes, or scores."""
+        predictions: Tensor = self.network(input_ids, attention_mask=attention_mask)[0]
+        return predictions
+
+    def configure_callbacks(self) -> Any:
+        """A freezer of the trunk, if the GPT's config says when it thaws."""
+        return self._trunk_thaw.callbacks()
+
+    def setup(self, stage: str) -> None:
+        """Check that the model is one for these data, and hand its trunk over to the freezer.
+
+        Raises:
+            ValueError: It is not; the message says what to set.
+        """
+        datamodule = self._datamodule()
+        check_data_fits(self.network.config, datamodule)
+        self.val_figures.learn_from(datamodule)
+        self.test_figures.learn_from(datamodule)
+        if stage == "fit":
+            self._trunk_thaw.hand_over()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        loss = self.network.loss(
+            batch["input_ids"],
+            batch["targets"],
+            loss_modifiers=self.loss_modifiers,
+            attention_mask=batch.get("attention_mask"),
+        )
+        self.log("train/loss", loss)
+        if self.loss_modifiers is not None:
+            figures = self.loss_modifiers.get_all_metrics()
+            self.log_dict({f"train/modifier/{name}": value for name, value in figures.items()})
+            self.loss_modifiers.reset_all_metrics()
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add one batch to the validation figures."""
+        self._add(self.val_figures, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add one batch to the test figures."""
+        self._add(self.test_figures, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation figures."""
+        self._log_figures("val", self.val_figures)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test figures."""
+        self._log_figures("test", self.test_figures)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
+        """What the mode gives for a batch: text that goes on, tokens with classes, or scores."""
+        return self._predict(self.network, batch, self._datamodule())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the model is, so that `init_from_checkpoint` can tell what does not fit."""
+        checkpoint["model_args"] = {name: getattr(self.network.config, name) for name in ARCHITECTURE}
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and scheduler given, or AdamW over all parameters, frozen ones too."""
+        if self.optimizer is None:
+            return adamw(self.network, self.learning_rate, self.head_learning_rate, self.weight_decay)
+        if self._lr_plan is None:
+            return self.optimizer
+        return {"optimizer": self.optimizer, "lr_scheduler": self._lr_plan}
+
+    def _datamodule(self) -> object:
+        return getattr(self.trainer, "datamodule", None)
+
+    def _add(self, figures: Figures, batch: Batch) -> None:
+        figures.update(self.forward(batch["input_ids"], batch.get("attention_mask")), batch)
+
+    def _log_figures(self, stage: str, figures: Figures) -> None:
+        values = {f"{stage}/{name}": value for name, value in figures.compute().items()}
+        self.log_dict(values, sync_dist=True)
+        figures.reset()
+
+
+def _head_learning_rate(given: float | None, optimizer: torch.optim.Optimizer | None) -> float | None:
+    if given is not None and optimizer is not None:
+        raise ValueError(
+            "head_learning_rate is for the AdamW that is made if no optimizer is given. Give the rates in "
+            "the optimizer's parameter groups, or leave the optimizer out."
+        )
+    return None if given is None else positive("head_learning_rate", given)
+
+
+def _pipeline(given: object) -> LossModifierPipeline | None:
+    if given is None or isinstance(given, LossModifierPipeline):
+        return given
+    if isinstance(given, Mapping):
+        return create_loss_modifier_pipeline(given)
+    raise TypeError(
+        "loss_modifiers must be a lighter_freezers.LossModifierPipeline, or a mapping of keys such as "
+        f"loss_modifiers_enabled. Got {given!r}."
+    )

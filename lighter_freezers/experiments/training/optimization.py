@@ -1,0 +1,81 @@
+"""What a module of ours gives its Trainer to optimise with, where YAML does not say it all."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from lighter_freezers.arguments import choice, number
+from lighter_freezers.gpt.lr_schedules.groups import HEAD, trunk_and_head_groups
+from lighter_freezers.gpt.model import GPT
+
+__all__ = ["adamw", "lr_plan", "not_negative"]
+
+
+def adamw(
+    network: GPT, learning_rate: float, head_learning_rate: float | None, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW over all parameters, frozen ones too; matrices decay, vectors do not.
+
+    Args:
+        network: What to train.
+        learning_rate: Of everything, or of the trunk.
+        head_learning_rate: Of the head. None: the same.
+        weight_decay: Of matrices.
+    """
+    groups: list[dict[str, Any]]
+    if head_learning_rate is None:
+        matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+        vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": weight_decay, "name": "matrices"},
+            {"params": vectors, "weight_decay": 0.0, "name": "vectors"},
+        ]
+    else:
+        groups = [
+            {**group, "lr": head_learning_rate if group["part"] == HEAD else learning_rate}
+            for group in trunk_and_head_groups(network, weight_decay)
+        ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def lr_plan(
+    scheduler: LRScheduler | Mapping[str, Any] | None, interval: str, monitor: str | None
+) -> dict[str, Any] | None:
+    """Lightning's dictionary about a scheduler; what a given dictionary says comes first.
+
+    Raises:
+        TypeError: There is no scheduler in it.
+        ValueError: A `ReduceLROnPlateau` has no metric, or the interval is unknown.
+    """
+    choice("scheduler_interval", interval, ("step", "epoch"))
+    if scheduler is None:
+        return None
+    given = dict(scheduler) if isinstance(scheduler, Mapping) else {"scheduler": scheduler}
+    plan = {"interval": interval, **({} if monitor is None else {"monitor": monitor}), **given}
+    if not isinstance(plan.get("scheduler"), LRScheduler):
+        raise TypeError(
+            "scheduler must be a torch LR scheduler, or a dictionary with one under 'scheduler'. "
+            f"Got {scheduler!r}."
+        )
+    if isinstance(plan["scheduler"], ReduceLROnPlateau) and "monitor" not in plan:
+        raise ValueError(
+            "A ReduceLROnPlateau looks at a metric: name it, such as `scheduler_monitor: val/loss` with "
+            "`scheduler_interval: epoch`."
+        )
+    return plan
+
+
+def not_negative(argument: str, value: object) -> float:
+    """Check a finite number from 0 on.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is below 0, or not finite.
+    """
+    checked = number(argument, value)
+    if not 0 <= checked < math.inf:
+        raise ValueError(f"{argument} must be at least 0 and finite. Got {value}.")
+    return checked

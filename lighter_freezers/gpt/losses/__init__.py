@@ -1,0 +1,22 @@
+"""Losses that weigh, smooth and scale: the modifiers, and the pipeline that they are composed in."""
+
+from lighter_freezers.gpt.losses.factory import create_loss_modifier_pipeline
+from lighter_freezers.gpt.losses.modifier import LossModifier
+from lighter_freezers.gpt.losses.pipeline import LossModifierPipeline
+from lighter_freezers.gpt.losses.score_modifiers import SequenceCorrelationModifier, SequenceVarianceModifier
+from lighter_freezers.gpt.losses.token_modifiers import (
+    EntropyModifier,
+    MaskRatioModifier,
+    TargetSmoothingModifier,
+)
+
+__all__ = [
+    "EntropyModifier",
+    "LossModifier",
+    "LossModifierPipeline",
+    "MaskRatioModifier",
+    "SequenceCorrelationModifier",
+    "SequenceVarianceModifier",
+    "TargetSmoothingModifier",
+    "create_loss_modifier_pipeline",
+]

@@ -1,0 +1,175 @@
+"""A rate that is lowered when the validation loss stops falling."""
+
+import math
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lighter_freezers.arguments import count, positive
+from lighter_freezers.gpt.lr_schedules.checks import iterations
+from lighter_freezers.gpt.lr_schedules.optional_optimizer import check_optimizer, warmed_up
+
+__all__ = ["AdaptiveScheduler"]
+
+_PROGRESS = ("best", "num_bad_checks", "num_reductions", "num_optimizer_steps", "base_lrs", "_last_lr")
+
+
+class AdaptiveScheduler(ReduceLROnPlateau):
+    """The rate rises during a warm-up, and is lowered when the validation loss stops falling.
+
+    With i the iteration, counted from 0 in optimizer steps, and n the reductions so far:
+
+        lr(i) = max(initial_lr * factor^n, min_lr) * (i + 1) / (warmup_iters + 1)    the last at most 1
+
+    A check of the loss is good if it is below all before it, and bad otherwise (also if it is not a number).
+    The `patience`-th bad check in a row lowers the rate. Torch's `ReduceLROnPlateau` waits for one more, and
+    knows no warm-up. The formulas are those of the multi-mode GPT's scheduler.
+
+    As a torch scheduler it counts the optimizer's steps itself, for the warm-up, and `step` hears the loss.
+    Lightning takes it for the `ReduceLROnPlateau` that it is, and calls it with the metric that is monitored:
+    `scheduler_interval: epoch` and `scheduler_monitor: val/loss` of `GPTModule`.
+
+    Args:
+        optimizer: What to drive. None to be asked only.
+        initial_lr: The rate of all parameter groups. None: each group keeps the rate that it came with.
+        patience: Bad checks in a row that lower the rate, at least 1.
+        factor: What it is multiplied with, in (0, 1).
+        min_lr: It never becomes lower; a rate that is lower from the start stays.
+        warmup_iters: Iterations over which the rate rises.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A value is out of range, or there is no rate.
+
+    Example:
+        ```python
+        from lighter_freezers.gpt.lr_schedules import AdaptiveScheduler
+
+        scheduler = AdaptiveScheduler(initial_lr=1e-4, patience=3, factor=0.5, min_lr=1e-6)
+        assert [scheduler.step(loss) for loss in (1.0, 1.1, 1.1, 1.1)] == [False, False, False, True]
+        assert scheduler.current_lr == 5e-5
+        ```
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        initial_lr: float | None = None,
+        patience: int = 3,
+        factor: float = 0.5,
+        min_lr: float = 1.0e-6,
+        warmup_iters: int = 100,
+    ) -> None:
+        # `ReduceLROnPlateau.__init__` is not called: it is the base so that Lightning hands over a metric
+        check_optimizer("AdaptiveScheduler", optimizer)
+        if initial_lr is None and optimizer is None:
+            raise ValueError("There is no rate: give initial_lr, or an optimizer whose rates to use.")
+        self.initial_lr = None if initial_lr is None else positive("initial_lr", initial_lr)
+        self._bad_checks_allowed = _at_least_one("patience", patience)
+        self.factor = positive("factor", factor)
+        if self.factor >= 1:
+            raise ValueError(f"factor must be below 1. Got {factor}.")
+        self.min_lr = positive("min_lr", min_lr)
+        self.warmup_iters = iterations("warmup_iters", warmup_iters)
+        self.best, self.num_bad_checks, self.num_reductions = math.inf, 0, 0
+        self.num_optimizer_steps = 0
+        self.base_lrs: list[float | Tensor] = []
+        self._last_lr: list[float | Tensor] = []
+        if optimizer is not None:
+            self.optimizer = optimizer
+            self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+            self._write()
+            optimizer.register_step_post_hook(self._count_step)
+
+    @property
+    def current_lr(self) -> float:
+        """The rate without the warm-up; where groups differ the highest one."""
+        return max(self._rates())
+
+    def step(self, metrics: Any, epoch: int | None = None) -> bool:  # type: ignore[override]
+        """Hear of the loss of a check.
+
+        Args:
+            metrics: The validation loss, a number or a tensor with one.
+            epoch: Not used; torch has it.
+
+        Returns:
+            Whether the rate was lowered.
+        """
+        loss = float(metrics)
+        if loss < self.best:
+            self.best, self.num_bad_checks = loss, 0
+            return False
+        self.num_bad_checks += 1
+        if self.num_bad_checks < self._bad_checks_allowed:
+            return False
+        self.num_bad_checks = 0
+        return self._reduce()
+
+    @overload
+    def get_lr(self) -> list[float | Tensor]: ...
+
+    @overload
+    def get_lr(self, iter_num: int) -> float: ...
+
+    def get_lr(self, iter_num: int | None = None) -> float | list[float | Tensor]:
+        """The rate at an iteration, after the reductions so far.
+
+        Args:
+            iter_num: The iteration, from 0. None, which is torch's way to ask, means the current one.
+
+        Returns:
+            The rate, where groups differ the highest one; for torch that of each parameter group.
+        """
+        if iter_num is not None:
+            return self.current_lr * warmed_up(iter_num, self.warmup_iters)
+        ramp = warmed_up(self.num_optimizer_steps, self.warmup_iters)
+        return [rate * ramp for rate in self._rates()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The progress, as plain values."""
+        return {key: value for key, value in vars(self).items() if key in _PROGRESS}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the progress of another one."""
+        vars(self).update(state_dict)
+
+    def _rates(self) -> list[float]:
+        """Without the warm-up: one for each group, or one if there is no optimizer."""
+        num_groups = max(1, len(self.base_lrs))
+        bases = self.base_lrs if self.initial_lr is None else [self.initial_lr] * num_groups
+        reduction = self.factor**self.num_reductions
+        return [max(float(base) * reduction, min(float(base), self.min_lr)) for base in bases]
+
+    def _reduce(self) -> bool:
+        before = self._rates()
+        self.num_reductions += 1
+        if self._rates() == before:
+            self.num_reductions -= 1
+            return False
+        if hasattr(self, "optimizer"):
+            self._write()
+        return True
+
+    def _count_step(self, *_: Any) -> None:
+        self.num_optimizer_steps += 1
+        if self.num_optimizer_steps <= self.warmup_iters:
+            self._write()
+
+    def _write(self) -> None:
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def _at_least_one(argument: str, value: object) -> int:
+    checked = count(argument, value)
+    if not checked:
+        raise ValueError(f"{argument} must be at least 1. Got {value}.")
+    return checked

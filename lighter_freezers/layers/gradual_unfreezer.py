@@ -1,0 +1,171 @@
+"""Thaw a model from the head down while a training loop of your own counts the epochs.
+
+In a Trainer the callback `GradualUnfreezing` does this; both share the schedule in `unfreezing_order.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lighter_freezers._log import log
+from lighter_freezers.arguments import count, flag
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.optimizer_groups import add_missing, parameters_in
+from lighter_freezers.layers.changes import num_elements, say
+from lighter_freezers.layers.unfreezing_order import num_unfrozen_layers
+from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.names import canonical_parameters
+
+__all__ = ["GradualUnfreezer"]
+
+
+class GradualUnfreezer:
+    """Thaws layers from the head downwards: the head alone in the first epoch, all layers in the last.
+
+    | call | epoch 1 | epoch 5 | epoch 10 |
+    |---|---|---|---|
+    | `GradualUnfreezer(model, 10)` | head | head, half of the layers | head, all layers |
+    | `..., unfreeze_embeddings_at=7` | the same | the same | embeddings too, from `step(7)` on |
+    | `..., freeze_embeddings=False` | head, embeddings | and half of the layers | everything |
+
+    The norm behind the last layer trains along with that layer. The head's weight trains from the beginning,
+    also where it is tied to an embedding. What neither head nor layer nor embedding is trains with the last
+    of the layers. A model without a head begins with its last layer.
+
+    Only what trains when this is made is frozen and thawed: the base of a model with LoRA stays frozen. What
+    an earlier `GradualUnfreezer` of the model left frozen counts as trainable. It holds nothing: call
+    `unfreeze_model` to end it at any time. An optimizer may be made before, from all parameters: it leaves
+    those without gradients alone. One made later from the parameters that train gets the others by
+    `step(epoch, optimizer)`.
+
+    The idea is from ULMFiT, https://arxiv.org/abs/1801.06146.
+
+    Args:
+        model: Any module with blocks. A decoder thaws before its encoder.
+        total_epochs: Epochs of the schedule, at least 1.
+        unfreeze_embeddings_at: The epoch in which the embeddings thaw, counted from 0. None for never.
+        freeze_embeddings: False to let the embeddings train all the time.
+        verbose: Whether each change is logged.
+
+    Raises:
+        TypeError: A number is not one.
+        ValueError: The model has no blocks, nothing in it trains, or the arguments contradict each other.
+
+    Example:
+        ```python
+        import torch
+        from lighter_freezers import GPT, GradualUnfreezer
+
+        model = GPT({"vocab_size": 16, "block_size": 8, "n_layer": 4, "n_head": 2, "n_embd": 8})
+        optimizer = torch.optim.AdamW(model.parameters())
+        unfreezer = GradualUnfreezer(model, total_epochs=10)
+        for epoch in range(10):
+            unfreezer.step(epoch)
+            ...  # train for one epoch
+        assert unfreezer.get_current_trainable_layers() == [0, 1, 2, 3]
+        ```
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        total_epochs: int,
+        unfreeze_embeddings_at: int | None = None,
+        freeze_embeddings: bool = True,
+        verbose: bool = True,
+    ) -> None:
+        self._total_epochs = count("total_epochs", total_epochs) or 0
+        if self._total_epochs < 1:
+            raise ValueError(f"total_epochs must be at least 1. Got {total_epochs}.")
+        self._embeddings_epoch = count("unfreeze_embeddings_at", unfreeze_embeddings_at)
+        self._freeze_embeddings = flag("freeze_embeddings", freeze_embeddings)
+        if self._embeddings_epoch is not None and not freeze_embeddings:
+            raise ValueError(
+                "unfreeze_embeddings_at says when frozen embeddings thaw, but freeze_embeddings is False. "
+                "Leave one of the two out."
+            )
+        self._verbose = flag("verbose", verbose)
+        self._model = model
+        self._anatomy = anatomy_of(model)
+        self._anatomy.blocks_for("GradualUnfreezer")
+        named = canonical_parameters(model)
+        self._trained = {name for name in named if not ledger.is_user_frozen(named[name])}
+        self._layers = [i for i, block in enumerate(self._anatomy.blocks) if self._trained & {*block}]
+        if not self._layers:
+            raise ValueError(
+                "No layer of the model trains, so none can thaw. Call unfreeze_model(model) first, or make "
+                "the GradualUnfreezer before you freeze."
+            )
+        self.step(0)
+
+    def step(self, epoch: int, optimizer: Optimizer | None = None, schedulers: Sequence[Any] = ()) -> int:
+        """Let train what trains in an epoch, and freeze the rest. To be called before the epoch.
+
+        Args:
+            epoch: Counted from 0. From `total_epochs - 1` on all layers train.
+            optimizer: Gets a parameter group with what trains and is in none of its groups, like the group
+                of the nearest name. None where it was made from all parameters.
+            schedulers: LR schedulers of the optimizer; they drive such a group too.
+
+        Returns:
+            The number of elements that train from now on.
+        """
+        if count("epoch", epoch) is None:
+            raise TypeError("epoch must be a whole number. Got None.")
+        named = canonical_parameters(self._model)
+        training = self._trained & self._names_of_epoch(epoch)
+        frozen = ledger.freeze([named[name] for name in self._trained - training], is_left=True)
+        thawed = num_elements(ledger.thaw([named[name] for name in training], "GradualUnfreezer"))
+        if optimizer is not None:
+            _complete(optimizer, {name: named[name] for name in named if name in training}, named, schedulers)
+        if self._verbose and (frozen or thawed):
+            self._tell(epoch)
+        return thawed
+
+    def get_current_trainable_layers(self) -> list[int]:
+        """The indices of the layers of which something trains now, counted from 0 at the input."""
+        named = canonical_parameters(self._model)
+        blocks = self._anatomy.blocks
+        return [i for i, block in enumerate(blocks) if any(named[name].requires_grad for name in block)]
+
+    def _names_of_epoch(self, epoch: int) -> set[str]:
+        anatomy = self._anatomy
+        num_layers = num_unfrozen_layers(epoch, len(self._layers), self._total_epochs)
+        names = {*anatomy.head_weights}
+        if not self._freeze_embeddings or (
+            self._embeddings_epoch is not None and epoch >= self._embeddings_epoch
+        ):
+            names.update(anatomy.embeddings)
+        if not num_layers and not self._trained & {*anatomy.head_weights}:
+            num_layers = 1
+        if num_layers:
+            names.update(anatomy.top(len(anatomy.blocks) - self._layers[-num_layers]))
+        if num_layers == len(self._layers):
+            names.update(anatomy.others)
+        return names
+
+    def _tell(self, epoch: int) -> None:
+        layers = self.get_current_trainable_layers()
+        head = "the head and " if self._trained & {*self._anatomy.head_weights} else ""
+        which = f"{head}{len(layers)} of {len(self._anatomy.blocks)} layers train"
+        which = which if layers else "only the head trains"
+        number = num_elements(p for p in self._model.parameters() if p.requires_grad)
+        say(f"GradualUnfreezer, epoch {epoch + 1} of {self._total_epochs}: {which}, {number:,} parameters.")
+
+
+def _complete(
+    optimizer: Optimizer,
+    training: Mapping[str, Parameter],
+    named: Mapping[str, Parameter],
+    schedulers: Sequence[Any],
+) -> None:
+    """Put what trains into an optimizer that does not know it."""
+    known = parameters_in([optimizer])
+    missing = {name: parameter for name, parameter in training.items() if id(parameter) not in known}
+    if missing:
+        names = {id(parameter): name for name, parameter in named.items()}
+        add_missing(missing, names, [optimizer], schedulers)
+        log.info("GradualUnfreezer: %d tensors were put into the optimizer.", len(missing))

@@ -1,0 +1,195 @@
+"""Which layers train: as a list of plain values, and as a table for the terminal. Changes nothing."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, NamedTuple, TypedDict
+
+from torch import nn
+
+from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
+from lighter_freezers.selection.names import canonical_parameters
+
+__all__ = ["LayerStatus", "get_layer_status", "print_layer_status"]
+
+State = Literal["FROZEN", "ACTIVE", "PARTIAL"]
+_STYLES = {"FROZEN": "blue", "ACTIVE": "yellow", "PARTIAL": "cyan"}
+
+
+class LayerStatus(TypedDict):
+    """One layer.
+
+    Attributes:
+        index: Counted from 0, through all stacks of the model.
+        name: Path of the block: "transformer.h.0".
+        total_params: Elements of its parameters.
+        trainable_params: How many of them train.
+        frozen_params: How many of them are frozen.
+        trainable: Whether any of them trains.
+        frozen_pct: The frozen share, from 0 to 100.
+        state: "ACTIVE" if all of it trains, "FROZEN" if nothing does, else "PARTIAL".
+    """
+
+    index: int
+    name: str
+    total_params: int
+    trainable_params: int
+    frozen_params: int
+    trainable: bool
+    frozen_pct: float
+    state: State
+
+
+@dataclass(frozen=True)
+class _Count:
+    total: int
+    trainable: int
+
+    @property
+    def state(self) -> State:
+        if not self.trainable:
+            return "FROZEN"
+        return "ACTIVE" if self.trainable == self.total else "PARTIAL"
+
+
+def get_layer_status(model: nn.Module) -> list[LayerStatus]:
+    """What trains, layer by layer, in forward order.
+
+    Args:
+        model: Any module; one without blocks has no layers. Layers that share their weights are one.
+    """
+    anatomy = anatomy_of(model)
+    counts = _Counts(model)
+    paths = [path for stack in anatomy.stacks for path in stack.block_paths]
+    return [
+        _layer(index, path, counts.of(block))
+        for index, (path, block) in enumerate(zip(paths, anatomy.blocks, strict=True))
+    ]
+
+
+def _layer(index: int, name: str, count: _Count) -> LayerStatus:
+    frozen = count.total - count.trainable
+    return LayerStatus(
+        index=index,
+        name=name,
+        total_params=count.total,
+        trainable_params=count.trainable,
+        frozen_params=frozen,
+        trainable=count.trainable > 0,
+        frozen_pct=100 * frozen / count.total if count.total else 0.0,
+        state=count.state,
+    )
+
+
+def print_layer_status(model: nn.Module, show_all: bool = False) -> None:
+    """Print which layers train, with colours in a terminal and without in a file.
+
+    ```text
+    ========================================
+    LAYER STATUS
+    ========================================
+    Layer 0-15:  FROZEN  (1.2B params)
+    Layer 16-31: ACTIVE  (1.2B params)
+    ----------------------------------------
+    Embeddings:  FROZEN  (131.1M params)
+    Final norm:  ACTIVE  (4.1K params)
+    LM Head:     ACTIVE  (131.1M params)
+    ========================================
+    Total:       2.7B params, 50.6% trainable
+    ========================================
+    ```
+
+    A layer that trains in part is PARTIAL. An encoder-decoder has lines for both, and so have the stages of a
+    Swin or a ResNet. A weight that head and embeddings share counts once, for the embeddings.
+
+    Args:
+        model: Any module; one without blocks says so.
+        show_all: Whether each layer has a line of its own, with its number of parameters in full.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True, highlight=False)
+    for line in _lines(model, show_all):
+        text = Text(line)
+        for state, style in _STYLES.items():
+            text.highlight_words([state], style)
+        console.print(text)
+
+
+class _Counts:
+    """Counts parameters of a model by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = canonical_parameters(model)
+
+    def of(self, names: Iterable[str]) -> _Count:
+        chosen = [self._parameters[name] for name in names]
+        trainable = sum(parameter.numel() for parameter in chosen if parameter.requires_grad)
+        return _Count(sum(parameter.numel() for parameter in chosen), trainable)
+
+    @property
+    def total(self) -> _Count:
+        return self.of(self._parameters)
+
+
+class _Line(NamedTuple):
+    label: str
+    state: State
+    size: str
+
+
+def _lines(model: nn.Module, show_all: bool) -> Iterator[str]:
+    anatomy, counts = anatomy_of(model), _Counts(model)
+    layers = [line for stack in anatomy.stacks for line in _of_stack(stack, counts, show_all)]
+    parts = list(_of_parts(anatomy, counts))
+    column = max(12, *(len(line.label) for line in (*layers, *parts))) + 1 if layers or parts else 13
+    double, single = "=" * 40, "-" * 40
+    yield from (double, "LAYER STATUS", double)
+    yield from _written(layers, column) if layers else (f"{anatomy.model_class} has no blocks",)
+    yield single
+    yield from _written(parts, column)
+    total = counts.total
+    share = f"{100 * total.trainable / total.total:.1f}" if total.total else "0.0"
+    yield from (double, f"{'Total:':{column}}{_short(total.total)} params, {share}% trainable", double)
+
+
+def _written(lines: Iterable[_Line], column: int) -> Iterator[str]:
+    return (f"{line.label:{column}}{line.state:8}({line.size})" for line in lines)
+
+
+def _of_stack(stack: Stack, counts: _Counts, show_all: bool) -> Iterator[_Line]:
+    """A line for each run of layers in the same state, or for each layer."""
+    each = [counts.of(block) for block in stack.blocks]
+    prefix = f"{stack.title}." if stack.title else "Layer "
+    sharing = f", runs {stack.num_passes} times" if stack.num_passes > len(each) == 1 else ""
+    for _, run in groupby(range(len(each)), key=lambda i: (i if show_all else 0, each[i].state)):
+        layers = list(run)
+        numbers = f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"{layers[0]}"
+        total = sum(each[i].total for i in layers)
+        size = f"{total:,}" if show_all else _short(total)
+        yield _Line(f"{prefix}{numbers}:", each[layers[0]].state, f"{size} params{sharing}")
+
+
+def _of_parts(anatomy: Anatomy, counts: _Counts) -> Iterator[_Line]:
+    for label, names in (("Embeddings:", anatomy.embeddings), ("Final norm:", anatomy.final_norms)):
+        if names:
+            yield _Line(label, counts.of(names).state, f"{_short(counts.of(names).total)} params")
+    if anatomy.head_weights:
+        label = "LM Head:" if anatomy.predicts_tokens else "Head:"
+        own = f"{_short(counts.of(anatomy.heads).total)} params" if anatomy.heads else ""
+        tie = "tied to the embeddings" if anatomy.is_head_tied else ""
+        size = ", ".join(filter(None, (own, tie)))
+        yield _Line(label, counts.of(anatomy.head_weights).state, size)
+    if anatomy.others:
+        yield _Line(
+            "Others:", counts.of(anatomy.others).state, f"{_short(counts.of(anatomy.others).total)} params"
+        )
+
+
+def _short(number: int) -> str:
+    """1234 is 1.2K; M and B likewise."""
+    for unit, suffix in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= unit:
+            return f"{number / unit:.1f}{suffix}"
+    return str(number)

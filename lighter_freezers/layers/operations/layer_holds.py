@@ -1,0 +1,150 @@
+"""The layers that operations froze or set free: one holder, and the last word on a parameter counts."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn import Parameter
+
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
+from lighter_freezers.selection.names import canonical_parameters
+from lighter_freezers.selection.select import ParameterSelector
+
+__all__ = ["LayerHolds", "adapters_of", "parameters_of_layers"]
+
+
+def parameters_of_layers(model: nn.Module, layers: str) -> dict[str, Parameter]:
+    """Canonical name -> parameter of `attn.2`, `attn.0-3`, `mlp.*`, `wte`, or below the path of a module.
+
+    Raises:
+        ValueError: The model has no such layer; the message says which it has.
+    """
+    named: dict[str, Parameter] = {}
+    try:
+        for layer in expand_layers(model, layers):
+            named.update(parameters_of_layer(model, layer))
+    except ValueError as error:
+        try:
+            return ParameterSelector(prefixes=(f"{layers}.",)).select(model)
+        except ValueError:
+            raise error from None  # it says which layers there are
+    return named
+
+
+def adapters_of(model: nn.Module, *, in_use: bool = True) -> dict[str, Parameter]:
+    """Canonical name -> LoRA factor; those of rank 0 only where `in_use` is false."""
+    if "peft" not in sys.modules:
+        return {}
+    from lighter_freezers.lora.sites import find_lora_sites
+
+    factors = [site.factors for site in find_lora_sites(model).values()]
+    ids = {id(p) for each in factors if each.rank or not in_use for p in each.parameters}
+    return {name: p for name, p in canonical_parameters(model).items() if id(p) in ids}
+
+
+class LayerHolds:
+    """What the operations of one run hold frozen, and what they made trainable.
+
+    Args:
+        title: Who holds, in words for logs and errors.
+        on_intrusion: Called when somebody else switches a held parameter on.
+    """
+
+    def __init__(self, title: str, on_intrusion: Callable[[], None]) -> None:
+        self._title = title
+        self._on_intrusion = on_intrusion
+        self.holds: list[Hold] = []
+        self._thawed: dict[int, Parameter] = {}  # trainable though the user had frozen them
+
+    def freeze(self, model: nn.Module, layers: str) -> str:
+        """Hold what layers have. A LoRA factor of rank 0 is not there yet: once it has a rank, it trains.
+
+        Returns:
+            What that did, in words.
+        """
+        held = {id(parameter) for hold in self.holds for parameter in hold.parameters}
+        named = parameters_of_layers(model, layers)
+        fresh = [p for p in named.values() if p.numel() and id(p) not in held]
+        frozen = self._hold(fresh)
+        return (_counted("froze", frozen) or "no effect, it was frozen already") + _tie(model, layers, named)
+
+    def unfreeze(self, model: nn.Module, layers: str) -> str:
+        """Let layers go, and let train what the user had frozen.
+
+        In a layer with LoRA only the factors are set free: the weights that they adapt stay as they are.
+
+        Returns:
+            What that did, in words.
+        """
+        named, adapters = parameters_of_layers(model, layers), adapters_of(model)
+        thawed = self._let_go(named.values())
+        free = [p for name, p in named.items() if name in adapters] or list(named.values())
+        asked = [p for p in free if ledger.is_user_frozen(p)]
+        self._thawed.update((id(p), p) for p in asked)
+        thawed += ledger.thaw(asked, self._title)
+        return (_counted("thawed", thawed) or _why_nothing_thawed(free)) + _tie(model, layers, named)
+
+    def state(self, model: nn.Module) -> dict[str, list[str]]:
+        """Names of what is held and of what was made trainable."""
+        held = {id(parameter) for hold in self.holds for parameter in hold.parameters}
+        named = canonical_parameters(model)
+        return {
+            "held": [name for name, parameter in named.items() if id(parameter) in held],
+            "thawed": [name for name, parameter in named.items() if id(parameter) in self._thawed],
+        }
+
+    def restore(self, model: nn.Module, state: Mapping[str, Sequence[str]]) -> None:
+        """Hold and set free what `state` names."""
+        named = canonical_parameters(model)
+        thawed = [named[name] for name in state["thawed"] if name in named]
+        self._thawed = {id(parameter): parameter for parameter in thawed}
+        ledger.thaw(thawed, self._title)
+        self._hold([named[name] for name in state["held"] if name in named])
+
+    def leave(self) -> None:
+        """Stop holding, and leave the flags as they are."""
+        for hold in self.holds:
+            hold.abandon()
+        self.holds, self._thawed = [], {}
+
+    def _hold(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+        if not parameters:
+            return []
+        hold = Hold(parameters, self._title)
+        hold.watch(self._on_intrusion)
+        self.holds.append(hold)
+        return hold.take()
+
+    def _let_go(self, parameters: Iterable[Parameter]) -> list[Parameter]:
+        leaving, thawed = {id(parameter) for parameter in parameters}, []
+        for hold in list(self.holds):
+            rest = [parameter for parameter in hold.parameters if id(parameter) not in leaving]
+            if len(rest) == len(hold.parameters):
+                continue
+            self._hold(rest)  # first, so that nothing of the rest thaws in between
+            self.holds.remove(hold)
+            thawed += hold.let_go()
+            hold.abandon()
+        return thawed
+
+
+def _tie(model: nn.Module, layer: str, named: Mapping[str, Parameter]) -> str:
+    """What else a layer is, where its weight is tied: one parameter is frozen or thawed under both names."""
+    homes = [
+        component for component, names in components(model).items() if not named.keys().isdisjoint(names)
+    ]
+    is_one_layer = not layer.endswith("*") and not layer.rpartition(".")[2][:1].isdecimal()
+    return f" (tied to {', '.join(homes)})" if is_one_layer and homes and layer not in homes else ""
+
+
+def _counted(verb: str, parameters: Sequence[Any]) -> str:
+    number = sum(parameter.numel() for parameter in parameters)
+    return f"{verb} {number:,} parameters" if parameters else ""
+
+
+def _why_nothing_thawed(parameters: Sequence[Parameter]) -> str:
+    holders = sorted({holder for parameter in parameters for holder in ledger.holders(parameter)})
+    return f"no effect yet, held by {', '.join(holders)}" if holders else "no effect, it trained already"

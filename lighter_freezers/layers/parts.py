@@ -1,0 +1,209 @@
+"""Freeze and thaw a whole model, its embeddings, its head, or what a pattern finds."""
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from lighter_freezers._log import log
+from lighter_freezers.arguments import flag
+from lighter_freezers.layers.changes import freeze, thaw, thaw_layers
+from lighter_freezers.selection.anatomy import Anatomy, anatomy_of
+from lighter_freezers.selection.names import canonical_parameters, closest_names, named_aliases
+
+__all__ = [
+    "freeze_by_name",
+    "freeze_embeddings",
+    "freeze_lm_head",
+    "freeze_model",
+    "unfreeze_by_name",
+    "unfreeze_embeddings",
+    "unfreeze_lm_head",
+    "unfreeze_model",
+]
+
+
+def freeze_model(model: nn.Module) -> int:
+    """Freeze all parameters.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The number of elements that trained until now.
+    """
+    return freeze(model, canonical_parameters(model), "The model")
+
+
+def unfreeze_model(model: nn.Module) -> int:
+    """Let all parameters train, also what was frozen when the model was built.
+
+    Among these are the weights below the adapters of a model with LoRA, and the fixed positions of a Whisper.
+    To let only adapters train: `unfreeze_by_name(model, "lora_")`.
+
+    Args:
+        model: Any module. Integer tensors, such as quantised weights, cannot train and are left alone.
+
+    Returns:
+        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+    """
+    return thaw(model, canonical_parameters(model), "The model")
+
+
+def freeze_embeddings(model: nn.Module) -> int:
+    """Freeze what the input goes through before the first layer: tables, positions, patches, a stem.
+
+    Args:
+        model: Any module. Where the head shares the weight of an embedding, the head is frozen too, with a
+            warning.
+
+    Returns:
+        The number of elements that trained until now.
+
+    Raises:
+        ValueError: The model has no embeddings.
+    """
+    anatomy = anatomy_of(model)
+    frozen = freeze(model, _embeddings(anatomy), "The embeddings")
+    if anatomy.tied:
+        log.warning("'%s' is also the weight of the head, which is frozen with it.", anatomy.tied[0])
+    return frozen
+
+
+def unfreeze_embeddings(model: nn.Module) -> int:
+    """Let the embeddings train, and with them a head that shares their weight.
+
+    Args:
+        model: Any module. Of embeddings with LoRA only the factors begin to train.
+
+    Returns:
+        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+
+    Raises:
+        ValueError: The model has no embeddings.
+    """
+    return thaw_layers(model, [_embeddings(anatomy_of(model))], "The embeddings")
+
+
+def freeze_lm_head(model: nn.Module) -> int:
+    """Freeze the head: what comes behind the layers and the norm, such as an `lm_head` or a classifier.
+
+    Args:
+        model: Any module. Where the head shares the weight of an embedding, the embedding is frozen too, with
+            a warning.
+
+    Returns:
+        The number of elements that trained until now.
+
+    Raises:
+        ValueError: The model has no head.
+    """
+    anatomy = anatomy_of(model)
+    frozen = freeze(model, _head(anatomy), "The head")
+    if anatomy.tied:
+        log.warning("The head's weight is also '%s', which is frozen with it.", anatomy.tied[0])
+    return frozen
+
+
+def unfreeze_lm_head(model: nn.Module) -> int:
+    """Let the head train, and with it an embedding that shares its weight.
+
+    Args:
+        model: Any module. Of a head with LoRA only the factors begin to train.
+
+    Returns:
+        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+
+    Raises:
+        ValueError: The model has no head.
+    """
+    return thaw_layers(model, [_head(anatomy_of(model))], "The head")
+
+
+def freeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool = True) -> int:
+    r"""Freeze the parameters in whose names a regular expression is found.
+
+    | patterns | what is frozen |
+    |---|---|
+    | `"attn"` | every parameter with `attn` anywhere in its name |
+    | `[".*attention.*", ".*attn.*"]` | what any of these is found in |
+    | `r"\.bias$"` | all biases |
+    | `"layernorm"`, `case_sensitive=False` | also a `LayerNorm` |
+
+    Args:
+        model: Any module. A tied weight is found by each of its names.
+        patterns: One regular expression or several; they need not all match.
+        case_sensitive: False to take capital and small letters for the same.
+
+    Returns:
+        The number of elements that trained until now.
+
+    Raises:
+        TypeError: A pattern is not a string.
+        ValueError: A pattern is not a regular expression, or no name matches any of them.
+    """
+    return freeze(model, _matches(model, patterns, case_sensitive), f"What matches {patterns!r}")
+
+
+def unfreeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool = True) -> int:
+    """Let the parameters train in whose names a regular expression is found.
+
+    Args:
+        model: Any module. A tied weight is found by each of its names.
+        patterns: One regular expression or several; they need not all match.
+        case_sensitive: False to take capital and small letters for the same.
+
+    Returns:
+        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+
+    Raises:
+        TypeError: A pattern is not a string.
+        ValueError: A pattern is not a regular expression, or no name matches any of them.
+    """
+    return thaw(model, _matches(model, patterns, case_sensitive), f"What matches {patterns!r}")
+
+
+def _embeddings(anatomy: Anatomy) -> tuple[str, ...]:
+    if not anatomy.embeddings:
+        raise ValueError(
+            f"{anatomy.model_class} has no embeddings: no nn.Embedding and nothing in front of its layers. "
+            f"Use freeze_by_name or unfreeze_by_name."
+        )
+    return anatomy.embeddings
+
+
+def _head(anatomy: Anatomy) -> tuple[str, ...]:
+    if not anatomy.head_weights:
+        raise ValueError(
+            f"{anatomy.model_class} has no head: nothing stands behind its layers. "
+            f"Use freeze_by_name or unfreeze_by_name."
+        )
+    return anatomy.head_weights
+
+
+def _matches(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool) -> list[str]:
+    """Canonical names of the parameters that a pattern is found in, under any of their names."""
+    ignored = re.RegexFlag(0) if flag("case_sensitive", case_sensitive) else re.IGNORECASE
+    searches = [_compiled(pattern, ignored).search for pattern in _listed(patterns)]
+    aliases = list(named_aliases(model))
+    found = {id(parameter) for name, parameter in aliases if any(search(name) for search in searches)}
+    if not found:
+        close = ", ".join(f"'{name}'" for name in closest_names(_listed(patterns)[0], dict(aliases)))
+        raise ValueError(f"No parameter name matches {patterns!r}. Closest names: {close}.")
+    return [name for name, parameter in canonical_parameters(model).items() if id(parameter) in found]
+
+
+def _listed(patterns: str | Sequence[str]) -> list[str]:
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(listed, Sequence) or not all(isinstance(pattern, str) for pattern in listed):
+        raise TypeError(f"patterns must be a regular expression or a list of them. Got {patterns!r}.")
+    if not listed:
+        raise ValueError("patterns is empty: write at least one regular expression.")
+    return list(listed)
+
+
+def _compiled(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern, flags)
+    except re.error as error:
+        raise ValueError(f"'{pattern}' is not a regular expression: {error}.") from error

@@ -1,0 +1,124 @@
+"""In which order the layers of a model thaw, from their place in it. When they do is not decided here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from lighter_freezers.engine import ledger
+from lighter_freezers.selection.anatomy import Anatomy, anatomy_of
+from lighter_freezers.selection.names import canonical_parameters
+
+__all__ = ["Direction", "Layer", "Layers", "cut_into_stages", "layers_of"]
+
+Direction = Literal["top-down", "bottom-up"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What thaws as one.
+
+    Attributes:
+        title: What people call it: `head`, `h.3`, `embeddings`.
+        names: Canonical names of its parameters, in model order.
+        depth: Layers above it in which anything can train: 0 for the head, 1 for the top block.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    depth: int
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A model, cut into layers: each parameter is in one of them.
+
+    Attributes:
+        head: What stands above all blocks: heads, the last final norm, poolers, a tied embedding.
+        blocks: Those in which anything can train, from the top down; of an encoder-decoder the decoder first.
+        embeddings: What stands below all blocks; None where nothing in it can train.
+        can_begin_with_head: Whether anything in the head can train.
+    """
+
+    head: Layer
+    blocks: tuple[Layer, ...]
+    embeddings: Layer | None
+    can_begin_with_head: bool
+
+
+def layers_of(model: nn.Module) -> Layers:
+    """Cut a model into head, blocks and embeddings.
+
+    An embedding that is tied to the head goes with the head, and so do the norm behind the last block and
+    what has no place of its own, such as a temperature. The norm behind another stack, such as an encoder's,
+    goes with the last block of this stack. What the user has frozen is no layer to thaw.
+
+    Raises:
+        ValueError: The model has no blocks, or none in which anything can train.
+    """
+    anatomy = anatomy_of(model)
+    if not anatomy.blocks:
+        raise ValueError(
+            f"{anatomy.model_class} has no blocks that could thaw one after another: no nn.ModuleList or "
+            "nn.Sequential of modules of one class. Use a Freezer with until_epoch for each of its parts."
+        )
+    parameters = canonical_parameters(model)
+    trainable = {name for name, parameter in parameters.items() if not ledger.is_user_frozen(parameter)}
+    names_of_head = {*anatomy.head_weights, *anatomy.stacks[-1].final_norms, *anatomy.others}
+    head = Layer("head", tuple(name for name in parameters if name in names_of_head), 0)
+    below = tuple(name for name in anatomy.embeddings if name not in names_of_head)
+    blocks = [(title, names) for title, names in _blocks(anatomy) if not trainable.isdisjoint(names)]
+    if not blocks:
+        raise ValueError(
+            f"Nothing can train in any of the {len(anatomy.blocks)} blocks of {anatomy.model_class}: "
+            "requires_grad is False there before any freezer holds them. Switch it on for what is to thaw."
+        )
+    can_begin = not trainable.isdisjoint(head.names)
+    depth = 1 if can_begin else 0  # of the block on top
+    return Layers(
+        head=head,
+        blocks=tuple(
+            Layer(f"block {title}", names, depth + index)
+            for index, (title, names) in enumerate(reversed(blocks))
+        ),
+        embeddings=None if trainable.isdisjoint(below) else Layer("embeddings", below, depth + len(blocks)),
+        can_begin_with_head=can_begin,
+    )
+
+
+def _blocks(anatomy: Anatomy) -> list[tuple[str, tuple[str, ...]]]:
+    """Title and names of each block in forward order, the last of an inner stack with the norm behind it."""
+    blocks: list[tuple[str, ...]] = []
+    for stack in anatomy.stacks:
+        blocks += stack.blocks
+        if stack.final_norms and stack is not anatomy.stacks[-1]:
+            blocks[-1] += stack.final_norms
+    return list(zip(anatomy.block_titles, blocks, strict=True))
+
+
+def cut_into_stages(
+    layers: Layers,
+    direction: Direction,
+    num_blocks: Sequence[int],
+    embeddings: int | None,
+) -> list[tuple[Layer, ...]]:
+    """What thaws at the beginning of each stage.
+
+    Args:
+        layers: Of the model.
+        direction: Whether the blocks thaw from the head downwards, or from the embeddings upwards.
+        num_blocks: How many blocks train in each stage, never less than in the one before.
+        embeddings: The stage in which the embeddings thaw; None for never.
+
+    Returns:
+        For each stage the layers that thaw in it; a stage may have none. What thaws in the first is never
+        frozen.
+    """
+    order = layers.blocks if direction == "top-down" else layers.blocks[::-1]
+    bounds = [0, *num_blocks]
+    stages = [list(order[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+    stages[0].insert(0, layers.head)
+    if layers.embeddings is not None and embeddings is not None:
+        stages[embeddings].append(layers.embeddings)
+    return [tuple(stage) for stage in stages]

@@ -1,0 +1,90 @@
+"""When the stages of a gradual unfreezing begin, as YAML says it. What is in a stage is not known here."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lighter_freezers import arguments
+from lighter_freezers.engine.triggers import MetricTrigger, Plateau, Schedule, parse_plateau
+from lighter_freezers.layers.unfreezing_order import num_unfrozen_layers
+
+__all__ = ["Pace", "parse_pace"]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When stages begin: one of four ways, or none of them for a single stage.
+
+    Attributes:
+        every_n_epochs: Stage k begins at epoch `k * every_n_epochs`.
+        every_n_steps: Stage k begins at optimizer step `k * every_n_steps`.
+        total_epochs: Stage k begins at epoch k, and blocks are shared out evenly over so many epochs.
+        plateau: Stage k begins when a metric has come to rest k times.
+    """
+
+    every_n_epochs: int | None = None
+    every_n_steps: int | None = None
+    total_epochs: int | None = None
+    plateau: Plateau | None = None
+
+    def num_blocks(self, num_blocks: int, layers_per_stage: int, begins_with_head: bool) -> list[int]:
+        """How many blocks train in each stage, up to the one in which all do."""
+        if self.total_epochs is not None:
+            least = 0 if begins_with_head and self.total_epochs > 1 else 1
+            wanted = [
+                num_unfrozen_layers(epoch, num_blocks, self.total_epochs)
+                for epoch in range(self.total_epochs)
+            ]
+            return [max(least, number) for number in wanted]
+        if self == Pace():
+            return [num_blocks]
+        num_stages = math.ceil(num_blocks / layers_per_stage)
+        first = 0 if begins_with_head else 1
+        return [min(stage * layers_per_stage, num_blocks) for stage in range(first, num_stages + 1)]
+
+    def hold(self, stage: int) -> tuple[Schedule, MetricTrigger | None]:
+        """Until when that is held which thaws in a stage; what thaws in stage 0 is never held."""
+        if stage == 0:
+            return Schedule(until_step=0), None
+        if self.plateau is not None:
+            return Schedule(), replace(self.plateau, number=stage)
+        if self.every_n_steps is not None:
+            return Schedule(until_step=stage * self.every_n_steps), None
+        return Schedule(until_epoch=stage * (self.every_n_epochs or 1)), None
+
+    def __str__(self) -> str:
+        if self.plateau is not None:
+            return f"at each plateau of {self.plateau.monitor}"
+        if self == Pace():
+            return "at once"
+        if self.total_epochs is not None:
+            return f"over {self.total_epochs} epochs"
+        number, unit = (self.every_n_steps, "step") if self.every_n_steps else (self.every_n_epochs, "epoch")
+        return f"every {unit}" if number == 1 else f"every {number} {unit}s"
+
+
+def parse_pace(
+    every_n_epochs: int | None,
+    every_n_steps: int | None,
+    total_epochs: int | None,
+    plateau: Mapping[str, Any] | None,
+) -> Pace:
+    """Read the four arguments of which one says when; none of them is a single stage.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: Two are given, or a number is 0.
+    """
+    numbers = {
+        "every_n_epochs": every_n_epochs,
+        "every_n_steps": every_n_steps,
+        "total_epochs": total_epochs,
+    }
+    given = [name for name, value in [*numbers.items(), ("plateau", plateau)] if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} each say when layers thaw. Give one of them.")
+    for name, value in numbers.items():
+        if arguments.count(name, value) == 0:
+            raise ValueError(f"{name} must be at least 1. Got 0.")
+    return Pace(**numbers, plateau=None if plateau is None else parse_plateau("plateau", plateau))

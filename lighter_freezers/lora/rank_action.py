@@ -1,0 +1,279 @@
+"""A schedule of LoRA ranks at work in one fit: it changes the model, and remembers how far it has come."""
+
+import math
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from lighter_freezers._log import log
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.actions import Action, ActionResult, StepContext
+from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.triggers import LossOrWait, Moment
+from lighter_freezers.lora.optimizer_state import NewComponents
+from lighter_freezers.lora.rank_curves import RankCurves
+from lighter_freezers.lora.rank_notes import notes_of
+from lighter_freezers.lora.rank_plan import RankPlan, resolved_ranks
+from lighter_freezers.lora.rank_schedule import RankEntry
+from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink
+from lighter_freezers.lora.restore import install_rank_restore
+from lighter_freezers.lora.set_rank import resize_sites
+from lighter_freezers.lora.sites import LoraSite, find_lora_sites
+from lighter_freezers.lora.statistics import BottleneckStatistics
+
+__all__ = ["RankAction", "RankOptions"]
+
+# What the last fit of a Trainer left to its next, by the titles of acts.
+_left: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """How ranks change, whatever the schedule.
+
+    Attributes:
+        adapter_name: PEFT's name of the adapter.
+        on_zero: What rank 0 means.
+        shrink: How the components are chosen that stay.
+        monitor: The metric that entries with `trigger_loss` wait for.
+        average_over: Optimizer steps in one mean of the training loss, where that is the metric.
+        seed: Names the draws of new components.
+    """
+
+    adapter_name: str = "default"
+    on_zero: OnZero = "drop"
+    shrink: Shrink = "svd"
+    monitor: str = "val/loss"
+    average_over: int = 10
+    seed: int = 0
+
+
+class RankAction(Action):
+    """The entries of one schedule, in one fit.
+
+    Args:
+        entries: From `parse_rank_schedule`.
+        options: What holds for all of them.
+    """
+
+    reshapes = True
+
+    def __init__(self, entries: Sequence[RankEntry], options: RankOptions) -> None:
+        self.title = f"LoraRankScheduler[{options.adapter_name}]"
+        self._options = options
+        self._plan = RankPlan(entries)
+        self._ranks: list[dict[str, int]] = []  # of each entry: name of a site -> its rank
+        self._sites: dict[str, LoraSite] = {}
+        self._frozen: set[str] = set()  # names of sites whose rank 0 is a hold
+        self._holds: dict[str, Hold] = {}
+        self._new = NewComponents()
+        self._statistics = BottleneckStatistics({})
+        self._curves = RankCurves({})
+        self._fit: weakref.ref[Any] | None = None  # the Trainer, if this is a fit
+        self._saved: Mapping[str, Any] | None = None  # what there was to remember
+
+    @property
+    def monitors(self) -> frozenset[str]:
+        """The loss, while some entry depends on it."""
+        return frozenset({self._options.monitor} if self._plan.looks_at_loss else ())
+
+    @property
+    def awaits(self) -> LossOrWait | None:
+        """What the next entry of the queue waits for, if that is the loss."""
+        return self._plan.awaits
+
+    @property
+    def average_over(self) -> int:
+        """Optimizer steps in one mean of the training loss."""
+        return self._options.average_over
+
+    @property
+    def holds(self) -> Sequence[Hold]:
+        """The factors that a rank of 0 froze."""
+        return list(self._holds.values())
+
+    @property
+    def ranks(self) -> Mapping[str, int]:
+        """Component -> rank; the largest, where a component has several layers with LoRA."""
+        ranks: dict[str, int] = {}
+        for site in self._sites.values():
+            ranks[site.layer] = max(ranks.get(site.layer, 0), site.factors.rank)
+        return ranks
+
+    @property
+    def wants_gradients(self) -> bool:
+        """Whether new components wait for their first gradient."""
+        return self._new.is_waiting
+
+    def before_optimizer_step(self, optimizer: Any) -> None:
+        """Give new components their moments."""
+        self._new.start(optimizer)
+
+    def setup(self, trainer: Any, model: nn.Module, stage: str) -> None:
+        """Find the layers and check every rank, before anything is trained or loaded."""
+        options = self._options
+        self._sites = find_lora_sites(model, options.adapter_name)
+        if not self._sites:
+            raise ValueError(
+                f"{type(model).__name__} has no layers of PEFT with an adapter '{options.adapter_name}', so "
+                "there is no rank to change. Put lighter_freezers.apply_lora around the network."
+            )
+        self._ranks = [
+            resolved_ranks(model, self._sites, entry, options.on_zero, options.shrink)
+            for entry in self._plan.entries
+        ]
+        self._curves = RankCurves(self._sites)
+        if options.shrink == "kfac":
+            chosen = {name for ranks in self._ranks for name in ranks}
+            self._statistics = BottleneckStatistics({n: s for n, s in self._sites.items() if n in chosen})
+        install_rank_restore(model)
+        if stage == "fit":
+            _refuse_weight_averaging(trainer.callbacks)
+            self._fit = weakref.ref(trainer)
+            saved = self._saved or _left.get(trainer, {}).get(self.title)
+            if saved:  # by a checkpoint, where the model was built after it, or by the last fit
+                self.remember(saved)
+
+    def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
+        """The factors whose rank changes, without those that the user froze."""
+        chosen = {name for ranks in self._ranks for name in ranks}
+        return {
+            f"{name}.lora_{factor}": parameter
+            for name, site in self._sites.items()
+            if name in chosen
+            for factor, parameter in zip("AB", site.factors.parameters, strict=True)
+            if not ledger.is_user_frozen(parameter)
+        }
+
+    def start(self, context: StepContext) -> None:
+        """Refuse optimizers whose memory of a parameter cannot be carried."""
+        for optimizer in context.optimizers:
+            kind = type(optimizer).__name__
+            if kind in ("LBFGS", "ZeroRedundancyOptimizer"):
+                raise RuntimeError(
+                    f"{kind} lays parameters out once for all, so LoRA ranks cannot change under it. "
+                    "Use another optimizer, such as torch.optim.AdamW."
+                )
+
+    def resume(self, context: StepContext) -> None:
+        """Hold again what rank 0 froze, and show the ranks there are."""
+        resize_sites(context.model, dict.fromkeys(self._frozen, 0), self._sites, on_zero="freeze")
+        self._hold_frozen()
+        self._curves.begin(context.trainer, context.moment.optimizer_step)
+        self._statistics.install()
+
+    def next_step(self, moment: Moment) -> int | None:
+        """The next step of the schedule, or the end of a wait."""
+        return self._plan.next_step(moment)
+
+    def is_due(self, moment: Moment) -> bool:
+        """Whether some entry has its moment."""
+        return bool(self._plan.due(moment))
+
+    def observe(self, monitor: str, value: float) -> bool:
+        """Keep the loss; the next look tells whether it is low enough."""
+        self._plan.see(value)
+        return True
+
+    def apply(self, context: StepContext) -> ActionResult:
+        """Change the ranks that are due, once for all entries."""
+        due = self._plan.due(context.moment)
+        ranks = {name: rank for index in due for name, rank in self._ranks[index].items()}
+        changes = self._change(context, ranks)
+        self._plan.finish(list(due), context.moment)
+        self._curves.note(context.trainer, context.moment.optimizer_step, changes)
+        touched = {site.layer for site, _ in changes}
+        return ActionResult(
+            is_reshaped=any(change.rank_before != change.rank_after for _, change in changes),
+            notes=tuple(notes_of(changes, [reason for reason in due.values() if reason])),
+            ranks={layer: rank for layer, rank in self.ranks.items() if layer in touched},
+        )
+
+    def finish(self, trainer: Any, optimizer_step: int) -> None:
+        """End every curve at the last step."""
+        self._curves.end(trainer, optimizer_step)
+
+    def state(self) -> dict[str, Any]:
+        """What is done and since when, what is frozen, what is new; the ranks are in the weights."""
+        return {
+            **self._plan.state(),
+            "frozen": sorted(self._frozen),
+            "new": self._new.state(),
+            "statistics": self._statistics.state(),
+        }
+
+    def remember(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self._saved = state
+        self._plan.remember(state)
+        self._frozen = {name for name in state["frozen"] if name in self._sites}
+        self._new.remember(state["new"], self._sites)
+        self._statistics.remember(state["statistics"])
+
+    def leave(self) -> None:
+        """Listen no more, and leave to a further fit of this Trainer how far the schedule has come."""
+        self._statistics.remove()
+        for hold in self._holds.values():
+            hold.abandon()  # at rank 0 they stay frozen, as `resize_lora_layer` leaves them
+        trainer = self._fit() if self._fit else None
+        if trainer is not None:
+            _left.setdefault(trainer, {})[self.title] = self.state()
+
+    def _change(self, context: StepContext, ranks: Mapping[str, int]) -> list[tuple[LoraSite, RankChange]]:
+        options = self._options
+        context.free_parameters()
+        for name in self._holds.keys() & ranks.keys():
+            self._holds.pop(name).let_go()
+        changes = resize_sites(
+            context.model,
+            ranks,
+            self._sites,
+            on_zero=options.on_zero,
+            shrink=options.shrink,
+            statistics=self._reduced_statistics(context, ranks),
+            optimizers=context.optimizers,
+            new_components=self._new,
+            seed=f"{options.seed}/{context.moment.optimizer_step}",
+        )
+        held = {name for name, rank in ranks.items() if rank == 0 and options.on_zero == "freeze"}
+        self._frozen = (self._frozen - ranks.keys()) | held
+        self._hold_frozen()
+        lost = math.hypot(*(c.discarded for _, c in changes if c.rank_after == 0))
+        if lost and context.trainer.is_global_zero:
+            log.warning(
+                "LoRA rank 0 drops updates of norm %.3g: on_zero='merge' or 'freeze' would keep them", lost
+            )
+        return changes
+
+    def _hold_frozen(self) -> None:
+        """Be seen as their holder, and watch over them."""
+        for name in self._frozen - self._holds.keys():
+            hold = self._holds[name] = Hold(self._sites[name].factors.parameters, "LoRA rank 0")
+            hold.watch(lambda: self.on_intrusion())
+            hold.take()
+
+    def _reduced_statistics(
+        self, context: StepContext, ranks: Mapping[str, int]
+    ) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """What all ranks have seen together of the layers that shrink."""
+        if self._options.shrink != "kfac":
+            return None
+        reduce = context.trainer.strategy.reduce
+        seen = {name: self._statistics.of(name) for name in ranks}
+        return {
+            name: (reduce(z, reduce_op="mean"), reduce(g, reduce_op="mean")) for name, (z, g) in seen.items()
+        }
+
+
+def _refuse_weight_averaging(callbacks: Iterable[Any]) -> None:
+    for callback in callbacks:
+        kinds = {base.__name__ for base in type(callback).__mro__}
+        if kinds & {"WeightAveraging", "StochasticWeightAveraging"}:
+            raise RuntimeError(
+                f"{type(callback).__name__} averages weights of the shapes they have at the start, so LoRA "
+                "ranks cannot change. Remove one of the two callbacks."
+            )

@@ -1,0 +1,223 @@
+"""LoRA ranks by the short names of layers: set and check. No Trainer, and no checkpoint."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lighter_freezers._log import log
+from lighter_freezers.engine import ledger
+from lighter_freezers.lora.attach import prepare_lora_layers, single_layers, targets_in
+from lighter_freezers.lora.merging import check_merge
+from lighter_freezers.lora.optimizer_state import NewComponents
+from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink, check_rank, resize_lora_layer
+from lighter_freezers.lora.resize import generator_for
+from lighter_freezers.lora.sites import LoraSite, find_lora_sites, select_sites
+
+__all__ = ["check_layer_lora_rank", "hold_bases", "resize_sites", "set_layer_lora_rank"]
+
+_HOLDER = "LoRA"  # holds the weights below adapters that `set_layer_lora_rank` made
+
+
+def set_layer_lora_rank(
+    model: nn.Module,
+    layer: str,
+    rank: int,
+    *,
+    adapter_name: str = "default",
+    on_zero: OnZero = "merge",
+    optimizers: Iterable[Optimizer] = (),
+    new_components: NewComponents | None = None,
+    seed: str | None = None,
+) -> list[tuple[LoraSite, RankChange]]:
+    """Set the LoRA rank of a layer by its short name; where there is no LoRA yet, it gets it.
+
+    | call | what happens |
+    |---|---|
+    | `set_layer_lora_rank(model, "attn.3", 16)` | rank 16 for what makes queries, keys and values there |
+    | `set_layer_lora_rank(model, "wte", 8)` | rank 8 for the token embeddings |
+    | `set_layer_lora_rank(model, "attn.1", 0)` | the update becomes part of the weight, which trains again |
+    | `set_layer_lora_rank(model, "wte", 0, on_zero="drop")` | it is gone; the weight trains again |
+
+    The weight below an adapter is held frozen while the rank is above 0.
+
+    Args:
+        model: A network, or a LightningModule around one.
+        layer: `attn.N`, `mlp.N`, `block.N` (N may be `0-3` or `*`), `wte`, `lm_head`; or, for layers that
+            have LoRA, a key of PEFT's `rank_pattern`.
+        rank: Its new rank. An adapter that is new has scaling 1.
+        adapter_name: PEFT's name of the adapter.
+        on_zero: What rank 0 means: see `resize_lora_layer`.
+        optimizers: Those that know the factors, to be called between their steps.
+        new_components: Notes new components, whose moments are to begin with their first gradient.
+        seed: Names the draw of new components, so that every process makes the same. None for torch's own
+            generator.
+
+    Returns:
+        Each layer of the model that this is about, and what happened to it. Empty where rank 0 was asked for
+        and there is no LoRA.
+
+    Raises:
+        TypeError: The rank is not a whole number.
+        ValueError: There is no such layer, or it cannot have this rank.
+        RuntimeError: `merge` into a weight that is tied or quantised, or a layer whose rank cannot change.
+
+    Example:
+        ```python
+        from lighter_freezers import GPT, set_layer_lora_rank
+
+        model = GPT({"n_layer": 4})
+        set_layer_lora_rank(model, "attn.3", 16)
+        ```
+    """
+    check_layer_lora_rank(model, layer, rank, adapter_name=adapter_name, on_zero=on_zero)
+    if rank:
+        prepare_lora_layers(model, [layer], adapter_name)
+    chosen = _chosen(model, layer, adapter_name)
+    if not chosen:
+        log.warning("%s has no LoRA, so its rank is 0 already", layer)
+    changes = resize_sites(
+        model,
+        dict.fromkeys((site.name for site in chosen), rank),
+        {site.name: site for site in chosen},
+        on_zero=on_zero,
+        optimizers=optimizers,
+        new_components=new_components,
+        seed=seed,
+    )
+    hold_bases(model, adapter_name)
+    return changes
+
+
+def hold_bases(model: nn.Module, adapter_name: str = "default") -> None:
+    """Hold the weights below adapters that were put there layer by layer while these have components.
+
+    `set_layer_lora_rank` does this by itself; a resumed run has to do it after the ranks are loaded.
+    """
+    for site in find_lora_sites(model, adapter_name).values():
+        if not getattr(site.factors.layer, "is_attached", False):
+            continue
+        own = list(site.factors.layer.get_base_layer().parameters(recurse=False))
+        if site.factors.rank:
+            ledger.hold(own, _HOLDER)
+        else:
+            ledger.release(own, _HOLDER)
+
+
+def check_layer_lora_rank(
+    model: nn.Module,
+    layer: str,
+    rank: object,
+    *,
+    adapter_name: str = "default",
+    on_zero: OnZero = "merge",
+) -> None:
+    """Raise what `set_layer_lora_rank` would raise; the model stays as it is.
+
+    Raises:
+        TypeError: The rank is not a whole number.
+        ValueError: There is no such layer, or it cannot have this rank.
+        RuntimeError: `merge` into a weight that is tied or quantised, or a layer whose rank cannot change.
+    """
+    for name in single_layers(model, layer):
+        sites = _sites_in(model, name, adapter_name)
+        for site in sites:
+            check_rank(site.factors.layer, rank, adapter_name)
+            if rank == 0 and on_zero == "merge":
+                check_merge(site.factors, model)
+        if not sites:
+            _check_plain_rank(model, name, rank)
+
+
+def _check_plain_rank(model: nn.Module, layer: str, rank: object) -> None:
+    """The same for a layer without LoRA."""
+    for target in targets_in(model, layer):
+        sizes = target.weight.shape
+        if isinstance(rank, bool) or not isinstance(rank, int):
+            raise TypeError(f"A LoRA rank must be a whole number. Got {rank!r} ({type(rank).__name__}).")
+        if not 0 <= rank <= min(sizes):
+            raise ValueError(
+                f"LoRA rank {rank} is impossible for '{layer}': a weight there is {sizes[0]} x {sizes[1]}, "
+                f"so give 0 to {min(sizes)}."
+            )
+
+
+def resize_sites(
+    model: nn.Module,
+    ranks: Mapping[str, int],
+    sites: Mapping[str, LoraSite],
+    *,
+    on_zero: OnZero = "drop",
+    shrink: Shrink = "svd",
+    statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    optimizers: Iterable[Optimizer] = (),
+    new_components: NewComponents | None = None,
+    seed: str | None = None,
+) -> list[tuple[LoraSite, RankChange]]:
+    """Give layers with LoRA new ranks: all of them, or, where one is impossible, none.
+
+    Args:
+        model: The model they are in.
+        ranks: Name of a site -> its new rank.
+        sites: Name -> site.
+        on_zero: As for `resize_lora_layer`.
+        shrink: As for `resize_lora_layer`.
+        statistics: Name of a site -> what `kfac` needs.
+        optimizers: Those that know the factors.
+        new_components: Notes new components.
+        seed: Names the draw of new components. None for torch's own generator.
+
+    Returns:
+        Each of them, and what happened to it.
+    """
+    for name, rank in ranks.items():
+        check_rank(sites[name].factors.layer, rank, sites[name].factors.adapter_name)
+        if rank == 0 and on_zero == "merge":
+            check_merge(sites[name].factors, model)
+    optimizers, changes = list(optimizers), []
+    for name, rank in ranks.items():
+        site = sites[name]
+        change = resize_lora_layer(
+            site.factors.layer,
+            rank,
+            site.factors.adapter_name,
+            on_zero=on_zero,
+            shrink=shrink,
+            statistics=(statistics or {}).get(name),
+            model=model,
+            optimizers=optimizers,
+            generator=generator_for(seed, name),
+        )
+        changes.append((site, change))
+        if new_components is not None:
+            new_components.expect(site, change.num_kept)
+    if any(change.rank_before != change.rank_after for _, change in changes):
+        _forget_compiled(model)
+    return changes
+
+
+def _chosen(model: nn.Module, layer: str, adapter_name: str) -> list[LoraSite]:
+    """The layers with LoRA that a name means; none where there is no LoRA."""
+    names = single_layers(model, layer)
+    return list({site.name: site for name in names for site in _sites_in(model, name, adapter_name)}.values())
+
+
+def _sites_in(model: nn.Module, layer: str, adapter_name: str) -> list[LoraSite]:
+    sites = find_lora_sites(model, adapter_name)
+    try:
+        return select_sites(model, sites, layer) if sites else []
+    except ValueError:
+        targets_in(model, layer)  # an unknown name is still an error
+        return []
+
+
+def _forget_compiled(model: Any) -> None:
+    """Drop compiled code: torch would keep it for every rank, until it gives up and compiles no more."""
+    is_compiled = getattr(model, "_compiler_ctx", None) or any(
+        module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
+        for module in model.modules()
+    )
+    if is_compiled and "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()

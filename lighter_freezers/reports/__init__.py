@@ -1,0 +1,1 @@
+"""What a run tells: logger output, CSV files, tables, timeline, rank history, gradient norms, plots."""

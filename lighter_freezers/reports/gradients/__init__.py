@@ -1,0 +1,1 @@
+"""Gradient norms: measured, hooked into the backward pass, written to files."""

@@ -1,0 +1,153 @@
+"""What all pictures share: figures without a display, colours that everybody can tell apart, marks."""
+
+import bisect
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lighter_freezers.reports.plots.runs import Mark, Run, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "NORM",
+    "STEP",
+    "colour_of",
+    "explain_marks",
+    "grid",
+    "mark",
+    "mark_among",
+    "mean",
+    "new_figure",
+    "run_style",
+    "save",
+    "set_scale",
+    "smoothed",
+]
+
+# Okabe and Ito's palette, "Color Universal Design" (2008): distinct for all common kinds of colour blindness.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GROUP_COLOURS = {
+    "embed": GREEN,
+    "attention": BLUE,
+    "mlp": VERMILION,
+    "lm_head": PURPLE,
+    "total": BLACK,
+}
+CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW)
+DASHES = ("-", "--", "-.", ":")
+MAX_MARK = 100  # characters
+MARK = "#555555"
+STEP, NORM = "optimizer step", "L2 norm of the gradient"  # what axes are labelled
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure in inches that needs no display and is known to nobody else."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Plots need matplotlib: pip install "lighter-freezers[plots]".') from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: "Figure", path: str | Path) -> Path:
+    """Write the picture; its folder is made if need be."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=130)
+    return target
+
+
+def colour_of(group: str, index: int) -> str:
+    """The colour of a group of layers, the same in all pictures."""
+    return GROUP_COLOURS.get(group, CYCLE[index % len(CYCLE)])
+
+
+def run_style(index: int) -> dict[str, Any]:
+    """Colour and dashes of a run among others."""
+    return {"color": CYCLE[index % len(CYCLE)], "linestyle": DASHES[index % len(DASHES)]}
+
+
+def smoothed(table: Table, column: str, window: int, marks: Sequence[Mark]) -> list[float]:
+    """The mean of the `window` values around each, of the same stretch between two marks.
+
+    A gap stays a gap, and is no part of a mean.
+    """
+    values, half = table.columns[column], window // 2
+    bounds = sorted(each.step for each in marks)
+    stretches = [bisect.bisect_right(bounds, step) for step in table.steps]
+    means = []
+    for index, value in enumerate(values):
+        around = range(max(0, index - half), min(len(values), index + half + 1))
+        alike = [values[other] for other in around if stretches[other] == stretches[index]]
+        means.append(mean(alike) if math.isfinite(value) else math.nan)
+    return means
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of what is a number; NaN without any."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def mark(axes: "Axes", marks: Sequence[Mark]) -> None:
+    """Draw a numbered line where something froze or thawed; `explain_marks` says what."""
+    for number, each in enumerate(marks, 1):
+        axes.axvline(each.step, color=MARK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.5)
+        axes.annotate(
+            str(number),
+            (each.step, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=MARK,
+        )
+
+
+def mark_among(axes: "Axes", marks: Sequence[Mark], index: int) -> None:
+    """Draw lines in the colour of a run; the dashes of several runs at one step stand beside each other."""
+    for each in marks:
+        dashes = (4 * index, (4, 12))
+        axes.axvline(each.step, color=run_style(index)["color"], linewidth=0.9, linestyle=dashes, zorder=0.5)
+
+
+def explain_marks(figure: "Figure", runs: Sequence[Run], limit: int = 8) -> None:
+    """Say below the panels what the numbers of the marks mean, one line each."""
+    title = "" if len(runs) == 1 else "{}: "
+    lines = [
+        f"{title.format(run.label)}{number}   step {each.step}: {_short(each.text)}"
+        for run in runs
+        for number, each in enumerate(run.marks(), 1)
+    ]
+    if len(lines) > limit:
+        lines[limit:] = [f"... and {len(lines) - limit} more"]
+    if lines:
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=MARK)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_MARK else f"{text[: MAX_MARK - 1]}…"
+
+
+def set_scale(axes: "Axes", is_log: bool, values: Iterable[float]) -> None:
+    """Logarithmic if asked for and if there is something above zero; else from zero to the largest value."""
+    finite = [value for value in values if math.isfinite(value)]
+    if is_log and any(value > 0 for value in finite):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1.05 * max(finite, default=1.0) or 1.0)
+
+
+def grid(axes: "Axes") -> None:
+    """Faint lines behind the data."""
+    axes.grid(True, color="#E4E4E4", linewidth=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,150 @@
+"""The picture of gradient norms by kind of layer, over the steps of one run or several."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lighter_freezers.reports.plots.canvas import (
+    NORM,
+    STEP,
+    colour_of,
+    explain_marks,
+    grid,
+    mark,
+    mark_among,
+    mean,
+    new_figure,
+    run_style,
+    save,
+    set_scale,
+    smoothed,
+)
+from lighter_freezers.reports.plots.runs import Run, Runs, Table, runs_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_gradient_norms"]
+
+MAX_LINES = 8  # of a model with many components, the ones with the largest norms
+FEW = 20
+
+
+def plot_gradient_norms(
+    runs: Runs, path: str | Path = "gradient_norms.png", *, log_scale: bool = False, window: int = 5
+) -> Path:
+    """Draw the norms of each kind of layer over the steps, faint as measured and bold as a moving average.
+
+    One run has a panel for the kinds of layers and one for the total, several have a panel for each kind.
+    Dashed lines mark where something froze or thawed. A line has a gap where nothing had a gradient.
+
+    Args:
+        runs: Folder of a run, or a list of folders.
+        path: The PNG file to write.
+        log_scale: A logarithmic axis of norms.
+        window: Measurements in the moving average; 1 for none.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: A folder has no `*.group_norms.csv`.
+        ValueError: A file is damaged, or no run has a row.
+    """
+    found = runs_of(runs)
+    tables = [run.groups() for run in found]
+    if not any(table.steps for table in tables):
+        raise ValueError(f"{found[0].path} has no rows yet. Draw it once the run has measured something.")
+    if len(found) > 1:
+        return _compare(found, tables, path, log_scale, window)
+    return _draw_one(found[0], tables[0], path, log_scale, window)
+
+
+def _draw_one(run: Run, table: Table, path: str | Path, log_scale: bool, window: int) -> Path:
+    figure = new_figure(11, 4.6)
+    left, right = figure.subplots(1, 2)
+    groups = largest(table)
+    marks = run.marks()
+    for index, group in enumerate(groups):
+        bold = smoothed(table, f"{group}_norm", window, marks)
+        _line(left, table, group, bold, colour=colour_of(group, index), label=group)
+    bold = smoothed(table, "total_norm", window, marks)
+    _line(right, table, "total", bold, colour=colour_of("total", 0), label="total")
+    num_all = sum(any(map(math.isfinite, column)) for column in table.columns.values()) - 1
+    titles = (
+        "by kind of layer" if num_all <= len(groups) else f"the {len(groups)} largest of {num_all}",
+        "total",
+    )
+    for axes, title, names in ((left, titles[0], groups), (right, titles[1], ["total"])):
+        _finish(axes, title, [value for name in names for value in table.columns[f"{name}_norm"]], log_scale)
+        mark(axes, marks)
+    left.legend(fontsize=8)
+    figure.suptitle(f"Gradient norms of {run.label}", fontsize=11)
+    explain_marks(figure, [run])
+    return save(figure, path)
+
+
+def _compare(
+    runs: Sequence[Run], tables: Sequence[Table], path: str | Path, log_scale: bool, window: int
+) -> Path:
+    names = dict.fromkeys(group for table in tables for group in largest(table))
+    groups = [*list(names)[:MAX_LINES], "total"]
+    num_columns = 2 if len(groups) <= 4 else 3
+    num_rows = math.ceil(len(groups) / num_columns)
+    figure = new_figure(4.6 * num_columns, 3.2 * num_rows + 0.5)
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for axes, group in zip(panels, groups, strict=False):
+        shown = [table for table in tables if f"{group}_norm" in table.columns]
+        for index, (run, table) in enumerate(zip(runs, tables, strict=True)):
+            if table in shown:
+                bold = smoothed(table, f"{group}_norm", window, run.marks())
+                _line(axes, table, group, bold, **_style(index), label=run.label)
+                mark_among(axes, run.marks(), index)
+        _finish(axes, group, [v for table in shown for v in table.columns[f"{group}_norm"]], log_scale, 6)
+    for axes in panels[len(groups) :]:
+        axes.remove()
+    handles, labels = panels[len(groups) - 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(runs)), fontsize=8)
+    if any(run.marks() for run in runs):
+        figure.supxlabel(
+            "dashes from top to bottom: something froze or thawed in the run of that colour", fontsize=8
+        )
+    return save(figure, path)
+
+
+def _style(index: int) -> dict[str, str]:
+    style = run_style(index)
+    return {"colour": style["color"], "dashes": style["linestyle"]}
+
+
+def _line(
+    axes: "Axes",
+    table: Table,
+    group: str,
+    bold: Sequence[float],
+    *,
+    colour: str,
+    label: str,
+    dashes: str = "-",
+) -> None:
+    values = table.columns[f"{group}_norm"]
+    marker = "." if len(values) < FEW else None  # a lone value between two gaps would be no line
+    axes.plot(table.steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(table.steps, bold, color=colour, linewidth=1.6, linestyle=dashes, label=label, marker=marker)
+
+
+def _finish(axes: "Axes", title: str, values: Sequence[float], log_scale: bool, pad: float = 14) -> None:
+    set_scale(axes, log_scale, values)
+    axes.set_title(title, fontsize=10, pad=pad)
+    axes.set_xlabel(STEP)
+    axes.set_ylabel(NORM)
+    grid(axes)
+
+
+def largest(table: Table) -> list[str]:
+    """The groups of a table that have a number, at most eight, those with the largest mean, in file order."""
+    averages = {column.removesuffix("_norm"): mean(values) for column, values in table.columns.items()}
+    means = {group: value for group, value in averages.items() if group != "total" and math.isfinite(value)}
+    chosen = sorted(means, key=lambda group: -means[group])[:MAX_LINES]
+    return [group for group in means if group in chosen]

@@ -1,0 +1,205 @@
+"""How much of a model trains, counted by component, and the tables that show it. Logs nothing."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch.nn import Module, Parameter
+
+from lighter_freezers.engine import ledger
+from lighter_freezers.reports.timeline import rows_of
+from lighter_freezers.selection.layer_names import components
+from lighter_freezers.selection.names import named_aliases
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "Census",
+    "ComponentState",
+    "component_states",
+    "state_table_markdown",
+    "state_table_rich",
+    "sum_of",
+]
+
+_HEADINGS = ("component", "state", "parameters", "trainable")
+_STYLES = {"frozen": "blue", "trainable": "yellow", "partial": "cyan", "user-frozen": "dim"}
+
+
+@dataclass(frozen=True)
+class ComponentState:
+    """How many elements of one component train. The three counts add up to `num_parameters`.
+
+    Attributes:
+        name: The component, as `layer_names.components` calls it, or a block of several.
+        num_parameters: Elements of its tensors; of a sharded tensor all shards.
+        num_trainable: Elements that get gradients.
+        num_held: Elements that would train if every holder let go.
+        num_user_frozen: Elements that would stay frozen even then.
+    """
+
+    name: str
+    num_parameters: int
+    num_trainable: int
+    num_held: int
+    num_user_frozen: int
+
+    @property
+    def state(self) -> Literal["frozen", "trainable", "partial", "user-frozen"]:
+        """All of it trains, some of it, or nothing; "user-frozen" if nothing of it ever would."""
+        if self.num_trainable == self.num_parameters:
+            return "trainable"
+        if self.num_trainable:
+            return "partial"
+        return "frozen" if self.num_held else "user-frozen"
+
+    @property
+    def trainable_share(self) -> float:
+        """The share of its elements that trains, from 0 to 1; 1 for a component without elements."""
+        return 1.0 if not self.num_parameters else self.num_trainable / self.num_parameters
+
+    @property
+    def frozen_share(self) -> float:
+        """The share that does not, from 0 to 1."""
+        num_frozen = self.num_parameters - self.num_trainable
+        return num_frozen / self.num_parameters if num_frozen else 0.0
+
+
+class Census:
+    """Counts a model by component. Names are looked up once; a recount reads only the flags that changed.
+
+    Args:
+        model: What to count. A tensor with several names counts once, under its first.
+    """
+
+    def __init__(self, model: Module) -> None:
+        aliases = list(named_aliases(model))
+        parameters = dict(aliases)
+        home: dict[int, str] = {}
+        self._members: dict[str, list[tuple[Parameter, int]]] = {}
+        for component, names in components(model).items():
+            self._members[component] = [(parameters[name], parameters[name].numel()) for name in names]
+            home.update((id(parameters[name]), component) for name in names)
+        self._component_of = {name: home[id(parameter)] for name, parameter in aliases}
+        self._states = {name: _count(name, members) for name, members in self._members.items()}
+        self._row_members = rows_of(list(self._states))
+        self._row_of = {name: row for row, members in self._row_members.items() for name in members}
+        self._rows = {row: self._row(row) for row in self._row_members}
+        self.total = sum_of("total", self._states.values())
+
+    @property
+    def states(self) -> list[ComponentState]:
+        """The last count, in model order."""
+        return list(self._states.values())
+
+    @property
+    def rows(self) -> list[ComponentState]:
+        """The last count for a table: up to 60 components as they are, more of them by block."""
+        return list(self._rows.values())
+
+    def recount(self, names: Iterable[str]) -> list[tuple[ComponentState, ComponentState]]:
+        """Count again where flags changed.
+
+        Args:
+            names: Canonical names of the parameters whose flags changed; any alias of a tied tensor will do.
+
+        Returns:
+            Each component that differs from the last count: as it was, as it is.
+        """
+        changes = []
+        for component in dict.fromkeys(map(self._component_of.__getitem__, names)):
+            old, new = self._states[component], _count(component, self._members[component])
+            if new != old:
+                self._states[component] = new
+                changes.append((old, new))
+        self.total = sum_of("total", [self.total, *(_difference(old, new) for old, new in changes)])
+        for row in dict.fromkeys(self._row_of[new.name] for _, new in changes):
+            self._rows[row] = self._row(row)
+        return changes
+
+    def _row(self, row: str) -> ComponentState:
+        return sum_of(row, [self._states[name] for name in self._row_members[row]])
+
+
+def _count(name: str, members: Sequence[tuple[Parameter, int]]) -> ComponentState:
+    num_parameters = num_trainable = num_user_frozen = 0
+    for parameter, num_elements in members:
+        num_parameters += num_elements
+        if parameter.requires_grad:
+            num_trainable += num_elements
+        elif ledger.is_user_frozen(parameter):
+            num_user_frozen += num_elements
+    num_held = num_parameters - num_trainable - num_user_frozen
+    return ComponentState(name, num_parameters, num_trainable, num_held, num_user_frozen)
+
+
+def component_states(model: Module) -> list[ComponentState]:
+    """What trains now, component by component, in model order.
+
+    Args:
+        model: Any module. A tensor with several names counts once, under its first.
+    """
+    return Census(model).states
+
+
+def sum_of(name: str, states: Iterable[ComponentState]) -> ComponentState:
+    """Several components as one.
+
+    Args:
+        name: What to call it.
+        states: The components, none of them twice.
+    """
+    num_parameters = num_trainable = num_held = num_user_frozen = 0
+    for state in states:
+        num_parameters += state.num_parameters
+        num_trainable += state.num_trainable
+        num_held += state.num_held
+        num_user_frozen += state.num_user_frozen
+    return ComponentState(name, num_parameters, num_trainable, num_held, num_user_frozen)
+
+
+def _difference(old: ComponentState, new: ComponentState) -> ComponentState:
+    return ComponentState(
+        new.name,
+        new.num_parameters - old.num_parameters,
+        new.num_trainable - old.num_trainable,
+        new.num_held - old.num_held,
+        new.num_user_frozen - old.num_user_frozen,
+    )
+
+
+def state_table_markdown(states: Sequence[ComponentState]) -> str:
+    """A Markdown table of the state, one line per component and one for the total.
+
+    Args:
+        states: What `component_states` returns, or the rows of a `Census`.
+    """
+    lines = [_HEADINGS, ("---", "---", "---:", "---:"), *_table_lines(states)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def state_table_rich(states: Sequence[ComponentState]) -> "Table":
+    """A table of the state for the terminal, one line per component and one for the total.
+
+    Args:
+        states: What `component_states` returns, or the rows of a `Census`.
+    """
+    from rich.table import Table
+
+    table = Table()
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("component", "state") else "right")
+    for line in _table_lines(states):
+        table.add_row(*line, style=_STYLES.get(line[1]))
+    return table
+
+
+def _table_lines(states: Sequence[ComponentState]) -> list[tuple[str, str, str, str]]:
+    total = sum_of("total", states)
+    lines = [_line(state, state.state) for state in states]
+    return [*lines, _line(total, f"{total.frozen_share:.1%} frozen")]
+
+
+def _line(state: ComponentState, text: str) -> tuple[str, str, str, str]:
+    return state.name, text, f"{state.num_parameters:,}", f"{state.num_trainable:,}"

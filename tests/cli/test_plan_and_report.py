@@ -1,0 +1,162 @@
+"""`lighter-freezers`, `plan` and `report`, run as a user runs them, on the config that names them."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lighter_freezers.cli.main import main
+
+CONFIG = Path(__file__).parents[2] / "configs/freezing/plan_and_report.yaml"
+SMALL = [
+    "data::num_train_sequences=24",
+    "data::num_val_sequences=4",
+    "data::batch_size=2",
+    "model::network::config::n_embd=32",
+    "trainer::max_steps=100",
+    "trainer::max_epochs=-1",
+    "trainer::val_check_interval=50",
+    "trainer::check_val_every_n_epoch=null",
+    "trainer::limit_val_batches=1",
+]
+
+
+def in_a_process(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def small(folder: Path) -> list[str]:
+    """Overrides for a small model on a short text, which lies in this folder."""
+    return [*SMALL, f"data::cache_dir={folder}", f"data::text={folder / 'text.txt'}"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run."""
+    folder = tmp_path_factory.mktemp("planned")
+    (folder / "text.txt").write_text(inspect.getsource(subprocess))
+    command = [str(Path(sys.executable).parent / "lighter"), "fit", str(CONFIG), *small(folder)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_help_and_version_import_no_torch() -> None:
+    """They answer at once, and name every command."""
+    code = (
+        "import sys; from lighter_freezers.cli.main import main; "
+        "print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    )
+    helped, versioned = (in_a_process("-c", code, word) for word in ("--help", "--version"))
+
+    assert helped.stdout.endswith("0 False\n")
+    assert "  plan " in helped.stdout
+    assert "  report " in helped.stdout
+    assert versioned.stdout.startswith("lighter-freezers ")
+    assert versioned.stdout.endswith("0 False\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["plam"], "invalid choice: 'plam'"),
+        (["plan"], "the following arguments are required: config.yaml"),
+        (["plan", "nowhere.yaml"], "nowhere.yaml"),
+        (
+            ["plan", str(CONFIG), "--picture", "plan.gif"],
+            "A picture is a .png or an .svg file. Got 'plan.gif'.",
+        ),
+        (["plan", str(CONFIG), "~trainer"], "The config has no 'trainer'"),
+        (["report", "."], "There is no freeze_report.json in '.'. Add lighter_freezers.PhaseRecorder"),
+    ],
+)
+def test_a_mistake_is_one_message_and_status_2(
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = main(words)
+
+    printed = capsys.readouterr().err
+    assert status == 2
+    assert said in printed
+    assert "Traceback" not in printed
+
+
+def test_the_plan_of_a_config_by_its_own_command(folder: Path, tmp_path: Path) -> None:
+    """A fresh process: JSON alone on stdout, a picture, and no other file."""
+    words = [
+        "plan",
+        str(CONFIG),
+        *small(folder),
+        "--no-times",
+        "--json",
+        "--picture",
+        "p.svg",
+    ]
+    done = in_a_process("-m", "lighter_freezers", *words, folder=tmp_path)
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    planned = json.loads(done.stdout)
+    assert [(phase["step"], phase["end_step"]) for phase in planned["phases"]] == [
+        (0, 40),
+        (40, 80),
+        (80, 100),
+    ]
+    assert planned["num_steps"] == 100
+    assert [path.name for path in tmp_path.iterdir()] == ["p.svg"]
+
+
+def test_overrides_are_those_of_lighter_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A shorter run has fewer phases, and a rule that thaws too late."""
+    words = [*small(folder), "trainer::max_steps=60"]
+    assert main(["plan", str(CONFIG), *words, "--no-times"]) == 0
+
+    text = capsys.readouterr().out
+    assert "step 40 (epoch 3): thaws h.3-5\n" in text
+    assert "step 80" not in text.split("When what changes")[1].split("Warnings")[0]
+    assert "until step 80] never thaws: the run ends at step 60" in text
+
+
+def test_the_report_of_a_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the plan that it makes from the run's own config: equal to the byte, and with times."""
+    monkeypatch.chdir(folder)
+    assert main(["report", "outputs/plan_and_report/version_0", "--json"]) == 0
+
+    compared = json.loads(capsys.readouterr().out)
+    lines: list[dict[str, Any]] = compared["lines"]
+    counts = [line for line in lines if line["what"] != "relative_time"]
+    times = [line for line in lines if line["what"] == "relative_time"]
+    assert compared["missing"] == []
+    assert [line["off"] for line in counts] == [0.0] * 12
+    assert {line["phase"] for line in counts} == {"step 0", "step 40", "step 80"}
+    assert all(line["planned"] and line["measured"] for line in times)
+
+
+def test_the_report_with_a_saved_plan(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the run did not do, and what the plan did not have, is said."""
+    shorter = [*small(folder), "trainer::max_steps=60"]
+    assert main(["plan", str(CONFIG), *shorter, "--no-times", "--json"]) == 0
+    saved = tmp_path / "plan.json"
+    saved.write_text(capsys.readouterr().out)
+    run_dir = str(folder / "outputs/plan_and_report/version_0")
+
+    assert main(["report", run_dir, "--plan", str(saved)]) == 0
+    text = capsys.readouterr().out
+    assert "step 80 of the run: not in the plan" in text
+    assert main(["report", str(folder)]) == 2
+    assert f"Reports are in: {run_dir}" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""The end of the backward pass in models of other kinds: own checkpointing, encoder and decoder, our GPT."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from lighter_freezers import GPT
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.backward_cut import GradientBoundary
+from lighter_freezers.planning.costs.step_cost import measure_step
+from tests.engine.effects.test_backward_cut import HOLDER, B, C, N, T, V, X, hold, prefix
+
+
+class OwnCheckpointing(nn.Module):
+    """Blocks that a module of its own checkpoints from outside, all of them in one segment or each."""
+
+    def __init__(self, is_reentrant: bool, is_one: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(V, C)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(C, C), nn.GELU()) for _ in range(N))
+        self.head = nn.Linear(C, V, bias=False)
+        self.head.weight = self.table.weight
+        self.is_reentrant, self.is_one = is_reentrant, is_one
+
+    def through(self, hidden: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.table(input_ids)
+        for part in [self.through] if self.is_one else self.blocks:
+            hidden = checkpoint(part, hidden, use_reentrant=self.is_reentrant)
+        return F.cross_entropy(self.head(hidden).flatten(0, 1), X.flatten())
+
+
+def make_inputs_require_grad(module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
+    """The hook of PEFT, for a model that has no method for it."""
+    output.requires_grad_(True)
+
+
+@pytest.mark.parametrize("is_marked", [False, True])
+@pytest.mark.parametrize("is_one", [False, True])
+@pytest.mark.parametrize("is_reentrant", [False, True])
+def test_checkpointing_from_outside_computes_the_same_again(
+    is_reentrant: bool, is_one: bool, is_marked: bool
+) -> None:
+    """Not re-entrant: cut in both passes. Re-entrant: in none, so what trains goes on training."""
+    model, plain = OwnCheckpointing(is_reentrant, is_one), OwnCheckpointing(is_reentrant, is_one)
+    for each in (model, plain):
+        if is_marked:
+            each.table.register_forward_hook(make_inputs_require_grad)
+        hold(each, "blocks.0", "blocks.1")
+    GradientBoundary(model).follow()
+    costs = [measure_step(lambda each=each: each(X).backward(), each).flops for each in (model, plain)]
+
+    for one, other in zip(model.blocks.parameters(), plain.blocks.parameters(), strict=True):
+        assert one.grad is other.grad is None or torch.equal(one.grad, other.grad)
+    assert (costs[0] < costs[1]) == (not is_reentrant)
+    assert torch.equal(model.table.weight.grad, plain.table.weight.grad) == is_reentrant
+
+
+def test_encoder_and_decoder_are_told_apart() -> None:
+    """A T5 with frozen stacks but for the last decoder block and the tied head: as much as its limit."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"vocab_size": V, "d_model": C, "d_kv": 8, "d_ff": C, "num_layers": 2, "num_heads": 2}
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    model = T5ForConditionalGeneration(
+        T5Config(**sizes, **tokens, dropout_rate=0.0, tie_word_embeddings=True)
+    )
+    hold(model, "encoder.block", "encoder.final", "decoder.block.0")
+
+    def run() -> None:
+        model(input_ids=X, labels=X, use_cache=False).loss.backward()
+
+    without = measure_step(run, model).flops
+    ledger.hold([model.shared.weight], HOLDER)
+    ideal = measure_step(run, model).flops + 2 * B * T * C * V  # the head's gradient
+    ledger.release([model.shared.weight], HOLDER)
+    GradientBoundary(model).follow()
+
+    assert measure_step(run, model).flops == ideal < without
+    assert model.shared.weight.grad is not None
+
+
+@pytest.mark.parametrize("num_frozen", [1, 3])
+def test_our_gpt_with_its_tied_head(num_frozen: int) -> None:
+    """As cheap as with an embedding that is frozen, but for the head's own gradient."""
+    model = GPT({"vocab_size": V, "block_size": T, "n_layer": N, "n_embd": C, "n_head": 2})
+    hold(model, *prefix(num_frozen), "wpe")
+
+    def run() -> None:
+        model(X, X)[1].backward()
+
+    ledger.hold([model.transformer.wte.weight], HOLDER)
+    ideal = measure_step(run, model).flops + 2 * B * T * C * V
+    ledger.release([model.transformer.wte.weight], HOLDER)
+    GradientBoundary(model).follow()
+
+    assert measure_step(run, model).flops == ideal

@@ -1,0 +1,225 @@
+"""Where the rows of a task are: folders, archives, fixtures, the network and what is kept of it."""
+
+import json
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+
+from lighter_freezers.experiments.data.prompted_rows import load_rows
+from lighter_freezers.experiments.tasks.generation_tasks import TASKS
+from lighter_freezers.experiments.tasks.hub_files import fetched, hub_folder
+from lighter_freezers.experiments.tasks.task_files import (
+    FIXTURES,
+    default_source,
+    files_by_split,
+    split_files,
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "expected"),
+    [
+        (
+            "e2e_nlg",
+            ["README.md", "trainset.csv", "devset.csv", "testset.csv", "testset_w_refs.csv"],
+            {"train": ["trainset.csv"], "val": ["devset.csv"], "test": ["testset_w_refs.csv"]},
+        ),
+        (
+            "samsum",
+            ["train.csv", "validation.csv", "test.csv", "train.parquet"],
+            {"train": ["train.csv"], "val": ["validation.csv"], "test": ["test.csv"]},
+        ),
+        (
+            "wikisql",
+            ["train.jsonl", "train.tables.jsonl", "train.db", "dev.jsonl", "dev.tables.jsonl", "test.jsonl"],
+            {"train": ["train.jsonl"], "val": ["dev.jsonl"], "test": ["test.jsonl"]},
+        ),
+        (
+            "multi_nli",
+            [
+                "data/train-00001-of-00002.parquet",
+                "data/train-00000-of-00002.parquet",
+                "data/validation_matched-00000-of-00001.parquet",
+                "data/validation_mismatched-00000-of-00001.parquet",
+            ],
+            {
+                "train": ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+                "val": [],
+                "test": ["data/validation_matched-00000-of-00001.parquet"],
+            },
+        ),
+        (
+            "multi_nli",
+            [
+                "multinli_1.0_train.jsonl",
+                "multinli_1.0_dev_matched.jsonl",
+                "multinli_1.0_dev_mismatched.jsonl",
+            ],
+            {"train": ["multinli_1.0_train.jsonl"], "val": [], "test": ["multinli_1.0_dev_matched.jsonl"]},
+        ),
+        (
+            "samsum",
+            ["samsum/train/0000.parquet", "samsum/validation/0000.parquet", "samsum/test/0000.parquet"],
+            {
+                "train": ["samsum/train/0000.parquet"],
+                "val": ["samsum/validation/0000.parquet"],
+                "test": ["samsum/test/0000.parquet"],
+            },
+        ),
+        (
+            "samsum",
+            ["train/train.jsonl", "train/val.jsonl", "train/test.jsonl"],
+            {"train": ["train/train.jsonl"], "val": ["train/val.jsonl"], "test": ["train/test.jsonl"]},
+        ),
+    ],
+)
+def test_files_are_known_by_their_names(task: str, names: list[str], expected: dict[str, Any]) -> None:
+    """Those of the data sets and of the hub; a file never is in two splits."""
+    assert files_by_split(TASKS[task], names) == expected
+
+
+def test_an_archive_is_unpacked_once(tmp_path: Path) -> None:
+    """WikiSQL's, as it is distributed: rows and tables in one folder of a tar.bz2."""
+    archive = tmp_path / "data.tar.bz2"
+    with tarfile.open(archive, "w:bz2") as opened:
+        opened.add(FIXTURES / "wikisql", arcname="data")
+    from_archive = split_files(TASKS["wikisql"], str(archive), tmp_path / "cache")
+    from_folder = split_files(TASKS["wikisql"], "fixture")
+    targets = [
+        [row.target for row in load_rows(TASKS["wikisql"], f.train).rows] for f in (from_archive, from_folder)
+    ]
+    before = from_archive.train[0].stat().st_mtime_ns
+    again = split_files(TASKS["wikisql"], str(archive), tmp_path / "cache")
+
+    assert targets[0] == targets[1]
+    assert again == from_archive
+    assert again.train[0].stat().st_mtime_ns == before
+
+
+def test_half_an_archive_is_an_error(tmp_path: Path) -> None:
+    """And it is unpacked when the whole one is there."""
+    archive = tmp_path / "data.tar.bz2"
+    with tarfile.open(archive, "w:bz2") as opened:
+        opened.add(FIXTURES / "wikisql", arcname="data")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+
+    with pytest.raises(ValueError, match=r"data\.tar\.bz2 cannot be read as a tar archive.*Fetch it again"):
+        split_files(TASKS["wikisql"], str(archive), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("task", "source", "message"),
+    [
+        (
+            "samsum",
+            "fixtur",
+            r"'fixtur' is neither a folder nor .*samsum knows 'fixture', 'hub'",
+        ),
+        ("samsum", "standard_library", "neither a folder nor a tar archive"),
+        ("docstrings", "fixture", "docstrings knows 'standard_library', 'hub:OWNER/NAME', and the path"),
+        ("docstrings", "hub", "docstrings has no data on the hub"),
+        ("samsum", "empty", r"empty has no files for samsum: expected names such as train\*, val\*, test\*"),
+        ("samsum", "one.csv", r"'one\.csv' is one file. Give it as train_file"),
+    ],
+)
+def test_a_source_that_is_none_is_refused(
+    task: str, source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what there is instead."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one.csv").write_text("id,dialogue,summary\n")
+
+    with pytest.raises(ValueError, match=message):
+        split_files(TASKS[task], source, tmp_path)
+
+
+def test_only_the_docstrings_have_real_data_by_themselves() -> None:
+    """The others say that they are fixtures."""
+    assert {name: default_source(task) for name, task in TASKS.items()} == {
+        "docstrings": "standard_library",
+        **dict.fromkeys(["e2e_nlg", "samsum", "wikisql", "multi_nli"], "fixture"),
+    }
+    assert split_files(TASKS["samsum"], "fixture").source == "fixtures of samsum, for trying out only"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[str]:
+    """The address of a real server with the fixtures of E2E NLG."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(FIXTURES / "e2e_nlg")))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_file_is_fetched_once(site: str, tmp_path: Path) -> None:
+    """Byte for byte, and the next run needs no network."""
+    file = fetched(f"{site}/devset.csv", tmp_path / "kept", "e2e_nlg")
+
+    assert file.read_bytes() == (FIXTURES / "e2e_nlg" / "devset.csv").read_bytes()
+    assert fetched("http://127.0.0.1:1/devset.csv", tmp_path / "kept", "e2e_nlg") == file
+    assert [path.name for path in file.parent.iterdir()] == ["devset.csv"]
+
+
+def test_what_cannot_be_fetched_names_the_way_out(site: str, tmp_path: Path) -> None:
+    """A page that is not there, and no network at all; nothing is left behind."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{free.getsockname()[1]}/devset.csv"
+        for address, reason in ((f"{site}/none.csv", "404"), (closed, "Connection refused")):
+            message = rf"e2e_nlg: {address} cannot be fetched .*{reason}.*train_file.*source: fixture"
+            with pytest.raises(RuntimeError, match=message):
+                fetched(address, tmp_path / "kept", "e2e_nlg")
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.fixture
+def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's own cache, with one snapshot of a data set in it, and no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "hub" / "datasets--knkarthick--samsum"
+    commit = "0" * 40
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        row = {"id": split, "dialogue": f"A: {split}?", "summary": "They talk."}
+        (snapshot / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    return snapshot
+
+
+@pytest.mark.parametrize("source", ["hub", "hub:knkarthick/samsum", "hub:knkarthick/samsum@main"])
+def test_what_the_hub_gave_before_is_found_without_a_network(source: str, offline_hub: Path) -> None:
+    """In the hub's own cache."""
+    files = split_files(TASKS["samsum"], source)
+
+    assert files.train == (offline_hub / "train.jsonl",)
+    assert load_rows(TASKS["samsum"], files.test).rows[0].target == "They talk."
+    assert files.source == f"samsum from {source}"
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_a_data_set_that_the_hub_does_not_give_names_the_way_out() -> None:
+    """The hub's reason is in the error."""
+    message = "multi_nli: the data set nyu-mll/multi_nli of the hub cannot be fetched .*source: fixture"
+    with pytest.raises(RuntimeError, match=message):
+        hub_folder(TASKS["multi_nli"], "")

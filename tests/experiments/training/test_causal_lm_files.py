@@ -1,0 +1,185 @@
+"""What a CausalLMModule leaves on disk: checkpoints that resume, small ones too, and a final model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from lighter_freezers import (
+    CausalLMModule,
+    Freezer,
+    LoraPhases,
+    LoraRankScheduler,
+    apply_lora,
+    set_layer_lora_rank,
+)
+from lighter_freezers.experiments.causal_models import load_evaluated
+from tests.experiments.training.causal_lms import (
+    ARCHITECTURES,
+    causal_lm,
+    module,
+    rows,
+    saved_model,
+    training_batch,
+    training_loader,
+)
+from tests.lab import NAMESPACES, trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
+LONE = "pytorch_lightning"
+BOTH = {"r": 4, "lora_alpha": 8, "target": "both"}
+
+
+@torch.no_grad()
+def logits(network: Any) -> torch.Tensor:
+    return network.eval()(input_ids=training_batch(rows(4))["input_ids"]).logits
+
+
+def callbacks() -> list[Any]:
+    """Ranks, phases and a freezer: all that a resumed run has to take up."""
+    return [
+        LoraRankScheduler(
+            [{"step": 2, "rank_pattern": {"attn.*": 2}}, {"step": 6, "rank_pattern": {"mlp.0": 6}}]
+        ),
+        LoraPhases("both->mlp->attn", phase1_end=3, phase2_end=6),
+        Freezer(patterns="layers:mlp.2", until_step=5),
+    ]
+
+
+@pytest.mark.parametrize("saves_frozen", [True, False])
+def test_a_resumed_run_is_the_uninterrupted_one(saves_frozen: bool, tmp_path: Path) -> None:
+    """Bit for bit, rates and ranks included, also if the checkpoint has no frozen weight."""
+    options = {"save_frozen_weights": saves_frozen, "learning_rate": 0.02, "warmup_steps": 2}
+    path = saved_model(tmp_path / "model")
+    whole, resumed = (CausalLMModule(path, lora=BOTH, **options) for _ in range(2))
+    saver = ModelCheckpoint(tmp_path / "saved", "{step}", every_n_train_steps=4, save_top_k=-1)
+    run = trainer(LONE, callbacks=[*callbacks(), saver], max_epochs=2, enable_checkpointing=True)
+    run.fit(whole, training_loader())
+    rest = trainer(LONE, callbacks=callbacks(), max_epochs=2)
+    rest.fit(resumed, training_loader(), ckpt_path=tmp_path / "saved" / "step=4.ckpt")
+
+    assert rest.global_step == 8
+    expected = whole.state_dict()
+    assert expected.keys() == resumed.state_dict().keys()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_checkpoint_without_frozen_weights_is_small(architecture: str, tmp_path: Path) -> None:
+    """Only what trains; it is loaded strictly all the same."""
+    sizes, keys = {}, {}
+    for saves_frozen in (True, False):
+        model = module(network=causal_lm(architecture), lora=BOTH, save_frozen_weights=saves_frozen)
+        run = trainer(LONE)
+        run.fit(model, training_loader())
+        file = tmp_path / f"{saves_frozen}.ckpt"
+        run.save_checkpoint(file, weights_only=True)
+        sizes[saves_frozen] = file.stat().st_size
+        keys[saves_frozen] = set(torch.load(file, weights_only=True)["state_dict"])
+        twin = module(network=causal_lm(architecture), lora=BOTH, save_frozen_weights=saves_frozen)
+        trainer(LONE).validate(twin, training_loader(), ckpt_path=file, verbose=False)
+        assert torch.equal(logits(twin.network), logits(model.network))
+
+    assert keys[False] == {name for name in keys[True] if ".lora_" in name}
+    assert sizes[False] < 0.7 * sizes[True]
+
+    checkpoint = torch.load(tmp_path / "False.ckpt", weights_only=True)
+    del checkpoint["state_dict"][sorted(keys[False])[0]]
+    torch.save(checkpoint, tmp_path / "broken.ckpt")
+    with pytest.raises(RuntimeError, match="Missing key.*lora_A"):
+        trainer(LONE).validate(
+            module(network=causal_lm(architecture), lora=BOTH, save_frozen_weights=False),
+            training_loader(),
+            ckpt_path=tmp_path / "broken.ckpt",
+            verbose=False,
+        )
+
+
+def test_a_merged_weight_is_saved_all_the_same(tmp_path: Path) -> None:
+    """It is no longer that of the base model."""
+    model = module(lora=BOTH, save_frozen_weights=False)
+    run = trainer(LONE)
+    run.fit(model, training_loader())
+    set_layer_lora_rank(model.network, "mlp.0", 0)
+    run.save_checkpoint(tmp_path / "merged.ckpt")
+    twin = module(lora=BOTH, save_frozen_weights=False)
+    trainer(LONE).validate(twin, training_loader(), ckpt_path=tmp_path / "merged.ckpt", verbose=False)
+
+    assert torch.equal(logits(twin.network), logits(model.network))
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_the_final_model_loads_in_stock_peft(namespace: str, tmp_path: Path) -> None:
+    """The adapter with the ranks that layers have now, and the tokenizer; the same bits."""
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = saved_model(tmp_path / "model")
+    model = module(namespace, path, lora=BOTH, learning_rate=0.05, save_final_model=True)
+    run = trainer(namespace, callbacks=callbacks(), max_epochs=2, default_root_dir=tmp_path)
+    run.fit(model, training_loader())
+    folder = tmp_path / "final_model"
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), folder)
+
+    assert torch.equal(logits(loaded), logits(model.network))
+    assert not torch.equal(logits(loaded), logits(causal_lm()))
+    assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(folder)), logits(model.network))
+    assert AutoTokenizer.from_pretrained(folder)("abc").input_ids == [66, 67, 68]
+    ours, tokenizer = load_evaluated(folder)
+    assert torch.equal(logits(ours), logits(model.network))
+    assert tokenizer("abc").input_ids == [66, 67, 68]
+
+    trainer(namespace, default_root_dir=tmp_path).fit(model.train(), training_loader())
+    assert (tmp_path / "final_model_1" / "adapter_model.safetensors").exists()  # nothing is overwritten
+
+
+def test_the_final_model_without_lora_is_a_whole_one(tmp_path: Path) -> None:
+    """As transformers saves it."""
+    from transformers import AutoModelForCausalLM
+
+    model = CausalLMModule(saved_model(tmp_path / "model"), save_final_model=True)
+    trainer(LONE, default_root_dir=tmp_path).fit(model, training_loader())
+    loaded, tokenizer = load_evaluated(tmp_path / "final_model")
+
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "final_model")), logits(model.network)
+    )
+    assert torch.equal(logits(loaded), logits(model.network))
+    assert tokenizer("abc").input_ids == [66, 67, 68]
+    with pytest.raises(ValueError, match="no adapter_config.json, so it is no adapter"):
+        load_evaluated(tmp_path / "final_model", "base")
+
+
+def test_an_adapter_that_would_not_be_the_model_is_not_written(tmp_path: Path, caplog: Any) -> None:
+    """A run that is over does not fail for it; the log says what to do."""
+    import logging
+
+    network = apply_lora(causal_lm(), BOTH)
+    network.lm_head.weight.requires_grad_(True)
+    logging.getLogger("lighter_freezers").addHandler(caplog.handler)
+    try:
+        trainer(LONE, default_root_dir=tmp_path).fit(
+            module(network=network, save_final_model=True), training_loader()
+        )
+    finally:
+        logging.getLogger("lighter_freezers").removeHandler(caplog.handler)
+
+    assert "was not saved" in caplog.text
+    assert "Base weights train or trained: lm_head.weight" in caplog.text
+    assert not (tmp_path / "final_model").exists()
+
+
+def test_an_adapter_that_names_no_base_needs_one(tmp_path: Path) -> None:
+    """Given to `network`, a model has no name."""
+    module_of = module(lora=BOTH, save_final_model=True)
+    trainer(LONE, default_root_dir=tmp_path).fit(module_of, training_loader())
+    with pytest.raises(ValueError, match="does not say what it is for: give the base model"):
+        load_evaluated(tmp_path / "final_model")
+    loaded, _ = load_evaluated(tmp_path / "final_model", saved_model(tmp_path / "model"))
+    assert torch.equal(logits(loaded), logits(module_of.network))

@@ -1,0 +1,174 @@
+"""Blocks that are compiled one by one: few graphs under any schedule, and words where there would be many."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+
+from lighter_freezers import GPT, Freezer, compile_blocks
+from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.backward_cut import GradientBoundary
+from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs, is_compiled
+from tests.engine.effects.test_gradient_cut import LONE, language_model, tokens
+from tests.lab import trainer
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # dynamo looks at all inputs
+V, T, NUM_BLOCKS = 24, 16, 11
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(logging.getLogger("lighter_freezers"), "propagate", True)
+    ours = ("lighter_freezers", "WARNING")  # dynamo has words of its own
+    return lambda: [each.message for each in caplog.records if (each.name, each.levelname) == ours]
+
+
+def gpt(num_blocks: int = NUM_BLOCKS) -> GPT:
+    torch.manual_seed(0)
+    return GPT({"vocab_size": V, "block_size": T, "n_layer": num_blocks, "n_embd": 16, "n_head": 2})
+
+
+def top_down(num_blocks: int = NUM_BLOCKS) -> list[Freezer]:
+    """One block more at each step, from the last to the first, then the embeddings: a phase for each."""
+    blocks = [
+        Freezer(name_starts_with=f"transformer.h.{index}.", until_step=num_blocks - index)
+        for index in range(num_blocks)
+    ]
+    return [*blocks, Freezer(name_starts_with="transformer.wpe", until_step=num_blocks)]
+
+
+def fit(network: nn.Module, callbacks: list[Any], num_steps: int) -> nn.Module:
+    module = language_model(LONE)
+    module.network = network
+    trainer(LONE, callbacks=callbacks, max_steps=num_steps).fit(module, tokens(num_steps))
+    return network
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_twelve_phases_make_at_most_four_graphs(backend: str) -> None:
+    """With the cut of a tied head, in a real Trainer, and never beyond what torch keeps."""
+    counter = CompileCounterWithBackend(backend)
+    compiled = compile_blocks(gpt(), backend=counter)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        fit(compiled, top_down(), NUM_BLOCKS + 1)
+
+    assert 2 <= counter.frame_count <= 4
+
+
+def test_it_trains_as_ever() -> None:
+    """Bit-equal weights after a schedule, with torch's eager backend."""
+    plain = fit(gpt(3), top_down(3), 5)
+    compiled = fit(compile_blocks(gpt(3), backend="eager"), top_down(3), 5)
+
+    for (name, one), (other_name, other) in zip(
+        plain.named_parameters(), compiled.named_parameters(), strict=True
+    ):
+        assert name == other_name
+        assert torch.equal(one, other), name
+
+
+def test_names_stay_and_every_block_is_compiled() -> None:
+    """State dict, modules and class are those of the plain model; each stack of a T5 counts."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    counter = CompileCounter()
+    model = gpt(2)
+    names = list(model.state_dict())
+    assert compile_blocks(model, backend=counter) is model
+    assert list(model.state_dict()) == names
+    sizes = {"vocab_size": V, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    t5 = compile_blocks(T5ForConditionalGeneration(T5Config(**sizes)), backend="eager")
+    compiled = [name for name, module in t5.named_modules() if module._compiled_call_impl is not None]
+
+    assert compiled == [f"{side}.block.{index}" for side in ("encoder", "decoder") for index in (0, 1)]
+
+
+def test_a_whole_model_under_a_schedule_is_told_of_blocks(warnings: Any) -> None:
+    """One warning, with the number of transitions and what becomes of it; none for a short schedule."""
+    fit(torch.compile(gpt(4), backend=CompileCounter()), top_down(4)[-2:], 1)
+    assert warnings() == []
+    fit(torch.compile(gpt(), backend=CompileCounter()), top_down(), 1)
+    (warning,) = warnings()
+
+    assert "compiled as a whole, and its schedule has 11 transitions" in warning
+    assert "After 8 graphs (torch._dynamo.config.recompile_limit) it runs uncompiled" in warning
+    assert "lighter_freezers.compile_blocks" in warning
+
+
+@pytest.mark.parametrize("how", ["whole", "modules", "blocks"])
+def test_the_backward_pass_ends_in_compiled_models_too(how: str) -> None:
+    """However it is compiled, gradients are those of eager while a prefix is frozen, and after the thaw."""
+    gradients: list[list[torch.Tensor]] = []
+    x = torch.arange(T)[None]
+    for compiles in (False, True):
+        model = gpt(3)
+        call: nn.Module = model
+        if compiles and how == "whole":
+            call = torch.compile(model, backend="aot_eager")
+        elif compiles and how == "modules":
+            model.transformer.h[0] = torch.compile(model.transformer.h[0], backend="aot_eager")
+        elif compiles:
+            compile_blocks(model, backend="aot_eager")
+        call(x, x)[1].backward()
+        chosen = [*model.transformer.h[0].parameters(), *model.transformer.wpe.parameters()]
+        boundary = GradientBoundary(call, is_silent=True)
+        for change in (ledger.hold, ledger.release):
+            change(chosen, "test")
+            boundary.follow()
+            model.zero_grad()
+            call(x, x)[1].backward()
+            gradients.append([model.transformer.wte.weight.grad, model.lm_head.weight.grad])
+    eager, compiled = gradients[:2], gradients[2:]
+
+    for one, other in zip(eager, compiled, strict=True):
+        assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(one, other, strict=True))
+    assert not torch.allclose(eager[0][0], eager[1][0], atol=1e-4)
+
+
+def test_a_module_that_nobody_compiled_is_not_compiled() -> None:
+    """A LightningModule has a place for its compiler, which is empty until there is one."""
+    module = LightningModule()
+    assert not is_compiled(module)
+    assert is_compiled(torch.compile(module, backend="eager"))
+
+
+def test_too_many_ways_to_freeze_a_block_are_told(warnings: Any) -> None:
+    """Single tensors of a block: the warning comes when torch would not make another graph, not before."""
+    model = compile_blocks(gpt(2), backend="eager")
+    graphs = CompiledGraphs(model)
+    x = torch.zeros(1, T, dtype=torch.long)
+    with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
+        for step, parameter in enumerate(model.transformer.h[1].parameters()):
+            parameter.requires_grad_(False)
+            graphs.follow(step)
+            if warnings():
+                break
+            model(x, x)[1].backward()
+        with pytest.raises((torch._dynamo.exc.FailOnRecompileLimitHit, torch._dynamo.exc.Unsupported)):
+            model(x, x)
+        graphs.follow(step + 1)
+    (warning,) = warnings()
+
+    assert "step 3: the compiled blocks have been frozen in 5 different ways" in warning
+
+
+def test_what_cannot_be_compiled_by_blocks() -> None:
+    """No blocks, or no backend."""
+    with pytest.raises(ValueError, match="Linear has no repeated blocks"):
+        compile_blocks(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="backend is the name"):
+        compile_blocks(gpt(2), backend=3)  # type: ignore[arg-type]
