@@ -13,7 +13,7 @@ from lighter_freezers.engine import ledger
 from lighter_freezers.lora.attach import network_of
 from lighter_freezers.lora.initial_factors import initial_factors, note_initial_factors
 from lighter_freezers.lora.peft_view import config_of_ranks, without_initialisation
-from lighter_freezers.lora.sites import LoraFactors, find_lora_sites
+from lighter_freezers.lora.sites import LoraFactors, find_lora_sites, refuse_other_tuners, usual_adapter
 from lighter_freezers.selection.names import canonical_name, named_aliases, unwrapped, walk
 
 __all__ = ["save_adapter"]
@@ -25,7 +25,7 @@ _SAVED_BY_PEFT = (".modules_to_save.", ".trainable_tokens_delta.")  # beside the
 def save_adapter(
     model: nn.Module,
     path: str | Path,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     *,
     base_is_saved: bool = False,
 ) -> None:
@@ -40,7 +40,7 @@ def save_adapter(
     Args:
         model: A network with LoRA layers of PEFT, a `PeftModel` or not, or a LightningModule around one.
         path: A folder, made if there is none, for `adapter_config.json` and `adapter_model.safetensors`.
-        adapter_name: PEFT's name of the adapter.
+        adapter_name: PEFT's name of the adapter. None for `default`, or for the only one there is.
         base_is_saved: You have saved the base weights elsewhere: save the adapter also where updates were
             merged into them, or where they train.
 
@@ -63,6 +63,8 @@ def save_adapter(
         loaded = PeftModel.from_pretrained(twin, "adapter")
         ```
     """
+    refuse_other_tuners(model)
+    adapter_name = adapter_name or usual_adapter(model)
     network = unwrapped(network_of(model), at_root=True)
     configs = getattr(network, "peft_config", {})
     if adapter_name not in configs:

@@ -22,7 +22,7 @@ from lighter_freezers.lora.rank_schedule import RankEntry
 from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink
 from lighter_freezers.lora.restore import install_rank_restore
 from lighter_freezers.lora.set_rank import resize_sites
-from lighter_freezers.lora.sites import LoraSite, find_lora_sites
+from lighter_freezers.lora.sites import LoraSite, refuse_other_tuners, required_sites
 from lighter_freezers.lora.statistics import BottleneckStatistics
 
 __all__ = ["RankAction", "RankOptions"]
@@ -116,12 +116,9 @@ class RankAction(Action):
     def setup(self, trainer: Any, model: nn.Module, stage: str) -> None:
         """Find the layers and check every rank, before anything is trained or loaded."""
         options = self._options
-        self._sites = find_lora_sites(model, options.adapter_name)
-        if not self._sites:
-            raise ValueError(
-                f"{type(model).__name__} has no layers of PEFT with an adapter '{options.adapter_name}', so "
-                "there is no rank to change. Put lighter_freezers.apply_lora around the network."
-            )
+        refuse_other_tuners(model)
+        install_rank_restore(model)
+        self._sites = required_sites(model, options.adapter_name)
         self._ranks = [
             resolved_ranks(model, self._sites, entry, options.on_zero, options.shrink)
             for entry in self._plan.entries
@@ -130,7 +127,6 @@ class RankAction(Action):
         if options.shrink == "kfac":
             chosen = {name for ranks in self._ranks for name in ranks}
             self._statistics = BottleneckStatistics({n: s for n, s in self._sites.items() if n in chosen})
-        install_rank_restore(model)
         if stage == "fit":
             _refuse_weight_averaging(trainer.callbacks)
             self._fit = weakref.ref(trainer)

@@ -33,9 +33,9 @@ def install_rank_restore(model: nn.Module) -> None:
     Args:
         model: A network, or a LightningModule around one. To do it twice is to do it once.
     """
-    note_initial_factors(model)
     from peft.tuners.lora import LoraLayer
 
+    note_initial_factors(model)
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
         if not getattr(layer, "restores_rank", False):

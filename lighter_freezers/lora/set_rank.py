@@ -10,11 +10,18 @@ from torch.optim import Optimizer
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.lora.attach import prepare_lora_layers, single_layers, targets_in
+from lighter_freezers.lora.initial_factors import note_initial_factors
 from lighter_freezers.lora.merging import check_merge
 from lighter_freezers.lora.optimizer_state import NewComponents
 from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink, check_rank, resize_lora_layer
 from lighter_freezers.lora.resize import generator_for
-from lighter_freezers.lora.sites import LoraSite, find_lora_sites, select_sites
+from lighter_freezers.lora.sites import (
+    LoraSite,
+    find_lora_sites,
+    refuse_other_tuners,
+    select_sites,
+    usual_adapter,
+)
 
 __all__ = ["check_layer_lora_rank", "hold_bases", "resize_sites", "set_layer_lora_rank"]
 
@@ -26,7 +33,7 @@ def set_layer_lora_rank(
     layer: str,
     rank: int,
     *,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     on_zero: OnZero = "merge",
     optimizers: Iterable[Optimizer] = (),
     new_components: NewComponents | None = None,
@@ -48,7 +55,7 @@ def set_layer_lora_rank(
         layer: `attn.N`, `mlp.N`, `block.N` (N may be `0-3` or `*`), `wte`, `lm_head`; or, for layers that
             have LoRA, a key of PEFT's `rank_pattern`.
         rank: Its new rank. An adapter that is new has scaling 1.
-        adapter_name: PEFT's name of the adapter.
+        adapter_name: PEFT's name of the adapter. None for `default`, or for the only one there is.
         on_zero: What rank 0 means: see `resize_lora_layer`.
         optimizers: Those that know the factors, to be called between their steps.
         new_components: Notes new components, whose moments are to begin with their first gradient.
@@ -72,6 +79,7 @@ def set_layer_lora_rank(
         set_layer_lora_rank(model, "attn.3", 16)
         ```
     """
+    adapter_name = adapter_name or usual_adapter(model)
     check_layer_lora_rank(model, layer, rank, adapter_name=adapter_name, on_zero=on_zero)
     if rank:
         prepare_lora_layers(model, [layer], adapter_name)
@@ -91,7 +99,7 @@ def set_layer_lora_rank(
     return changes
 
 
-def hold_bases(model: nn.Module, adapter_name: str = "default") -> None:
+def hold_bases(model: nn.Module, adapter_name: str | None = None) -> None:
     """Hold the weights below adapters that were put there layer by layer while these have components.
 
     `set_layer_lora_rank` does this by itself; a resumed run has to do it after the ranks are loaded.
@@ -111,7 +119,7 @@ def check_layer_lora_rank(
     layer: str,
     rank: object,
     *,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     on_zero: OnZero = "merge",
 ) -> None:
     """Raise what `set_layer_lora_rank` would raise; the model stays as it is.
@@ -121,6 +129,9 @@ def check_layer_lora_rank(
         ValueError: There is no such layer, or it cannot have this rank.
         RuntimeError: `merge` into a weight that is tied or quantised, or a layer whose rank cannot change.
     """
+    refuse_other_tuners(model)
+    note_initial_factors(model)
+    adapter_name = adapter_name or usual_adapter(model)
     for name in single_layers(model, layer):
         sites = _sites_in(model, name, adapter_name)
         for site in sites:
@@ -128,12 +139,12 @@ def check_layer_lora_rank(
             if rank == 0 and on_zero == "merge":
                 check_merge(site.factors, model)
         if not sites:
-            _check_plain_rank(model, name, rank)
+            _check_plain_rank(model, name, rank, adapter_name)
 
 
-def _check_plain_rank(model: nn.Module, layer: str, rank: object) -> None:
+def _check_plain_rank(model: nn.Module, layer: str, rank: object, adapter_name: str) -> None:
     """The same for a layer without LoRA."""
-    for target in targets_in(model, layer):
+    for target in targets_in(model, layer, adapter_name):
         sizes = target.weight.shape
         if isinstance(rank, bool) or not isinstance(rank, int):
             raise TypeError(f"A LoRA rank must be a whole number. Got {rank!r} ({type(rank).__name__}).")
@@ -209,7 +220,7 @@ def _sites_in(model: nn.Module, layer: str, adapter_name: str) -> list[LoraSite]
     try:
         return select_sites(model, sites, layer) if sites else []
     except ValueError:
-        targets_in(model, layer)  # an unknown name is still an error
+        targets_in(model, layer, adapter_name)  # an unknown name is still an error
         return []
 
 

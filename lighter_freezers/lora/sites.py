@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,14 @@ __all__ = [
     "LoraFactors",
     "LoraSite",
     "find_lora_sites",
+    "is_lora_config",
     "is_tied",
     "lora_layers",
+    "matches_pattern",
+    "refuse_unsupported",
+    "required_sites",
+    "usual_adapter",
+    "refuse_other_tuners",
     "select_sites",
     "why_unsupported",
 ]
@@ -116,14 +122,15 @@ class LoraSite:
     factors: LoraFactors
 
 
-def find_lora_sites(model: nn.Module, adapter_name: str = "default") -> dict[str, LoraSite]:
+def find_lora_sites(model: nn.Module, adapter_name: str | None = None) -> dict[str, LoraSite]:
     """Every layer of a model that has this adapter and can change its rank, by name, in model order.
 
     Args:
         model: A network with LoRA layers of PEFT in it, whether a `PeftModel` or not, or a LightningModule
             around one.
-        adapter_name: PEFT's name of the adapter.
+        adapter_name: PEFT's name of the adapter. None: see `usual_adapter`.
     """
+    adapter_name = adapter_name or usual_adapter(model)
     layers = {
         name: layer
         for name, layer in lora_layers(model, adapter_name).items()
@@ -135,6 +142,38 @@ def find_lora_sites(model: nn.Module, adapter_name: str = "default") -> dict[str
         name: LoraSite(name, homes[name], titles[name], LoraFactors(layer, adapter_name))
         for name, layer in layers.items()
     }
+
+
+def usual_adapter(model: nn.Module) -> str:
+    """The adapter that is meant where no name is given: `default`, else the only one, else the active one."""
+    from peft.tuners.lora import LoraLayer
+
+    layers: Iterator[Any] = (module for module in model.modules() if isinstance(module, LoraLayer))
+    active = {name: name in layer.active_adapters for layer in layers for name in layer.r}
+    if "default" in active or not active:
+        return "default"
+    return max(active, key=lambda name: active[name])
+
+
+def required_sites(model: nn.Module, adapter_name: str) -> dict[str, LoraSite]:
+    """`find_lora_sites`, where there has to be some.
+
+    Raises:
+        ValueError: There is none; the message says what there is instead.
+    """
+    refuse_other_tuners(model)
+    sites = find_lora_sites(model, adapter_name)
+    if sites:
+        return sites
+    kind = type(model).__name__
+    for name, layer in lora_layers(model, adapter_name).items():
+        raise ValueError(f"The rank of '{name}' cannot change: {why_unsupported(layer, adapter_name)}.")
+    if lora_layers(model, usual := usual_adapter(model)):
+        raise ValueError(f"{kind} has no LoRA adapter '{adapter_name}'. Write adapter_name: {usual}.")
+    raise ValueError(
+        f"{kind} has no layers of PEFT with an adapter '{adapter_name}'. Put lighter_freezers.apply_lora "
+        "around the network."
+    )
 
 
 def select_sites(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str) -> list[LoraSite]:
@@ -159,7 +198,7 @@ def select_sites(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str) 
         reason = f"'{pattern}' is a layer of {type(model).__name__}, but there is no LoRA in it."
     chosen = [site for site in sites.values() if id(site.factors.parameters[0]) in ids]
     if not chosen:
-        chosen = [site for name, site in sites.items() if _matches(pattern, name)]
+        chosen = [site for name, site in sites.items() if matches_pattern(pattern, name)]
     if not chosen:
         raise ValueError(_explained(model, sites, pattern, reason))
     return chosen
@@ -168,6 +207,8 @@ def select_sites(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str) 
 def why_unsupported(layer: Any, adapter_name: str) -> str:
     """Why the rank of a PEFT layer cannot change; empty if it can."""
     kind = type(layer).__name__
+    if "adalora" in type(layer).__module__:
+        return "it is a layer of AdaLoRA, another tuner than LoRA"
     if kind in ("MultiheadAttention", "ParamWrapper"):
         return f"PEFT computes the update of {kind} in a way of its own"
     if adapter_name in getattr(layer, "unknown_initials", ()):
@@ -187,6 +228,26 @@ def why_unsupported(layer: Any, adapter_name: str) -> str:
     return "" if type(factor) is nn.Linear else f"its factors are of the class {type(factor).__name__}"
 
 
+def refuse_unsupported(model: nn.Module, ids: Container[int], adapter_name: str) -> None:
+    """Raise where LoRA sits on one of these parameters, but its rank cannot change or it has another name.
+
+    Raises:
+        ValueError: So it is.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for path, module in walk(model):
+        if not isinstance(module, LoraLayer) or not any(id(p) in ids for p in module.parameters()):
+            continue
+        if reason := why_unsupported(module, adapter_name) if adapter_name in module.r else "":
+            raise ValueError(f"The rank of '{path}' cannot change: {reason}.")
+        if adapter_name not in module.r:
+            there = ", ".join(f"'{name}'" for name in module.r)
+            raise ValueError(
+                f"'{path}' has LoRA with another adapter ({there}), not '{adapter_name}'. Say adapter_name."
+            )
+
+
 def is_tied(model: nn.Module, weight: Tensor) -> bool:
     """Whether more than one layer of a model uses a weight, as a tied head does."""
     aliases = [parameter for _, parameter in named_aliases(model) if _is_same_memory(parameter, weight)]
@@ -200,13 +261,44 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
     return pointers[0] == pointers[1] != 0
 
 
+def refuse_other_tuners(model: nn.Module) -> None:
+    """Raise where a model has adapters of PEFT that are no LoRA.
+
+    Raises:
+        ValueError: It has; the message names them.
+    """
+    from peft.tuners.adalora import AdaLoraLayer
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    configs = next((c for m in model.modules() if isinstance(c := getattr(m, "peft_config", None), dict)), {})
+    kinds = {f"{type(c).__name__} '{name}'" for name, c in configs.items() if not is_lora_config(c)}
+    for module in model.modules():
+        is_lora = isinstance(module, LoraLayer) and not isinstance(module, AdaLoraLayer)
+        if not configs and isinstance(module, BaseTunerLayer) and not is_lora:
+            kinds = {f"layers of {type(module).__module__.split('.')[2]}"}
+    if kinds:
+        raise ValueError(
+            f"{type(model).__name__} has adapters of PEFT that are no LoRA ({', '.join(sorted(kinds))}): "
+            "their ranks cannot change, and PEFT's own save_pretrained saves them. Use peft.LoraConfig."
+        )
+
+
+def is_lora_config(config: Any) -> bool:
+    """Whether a config of PEFT is one of LoRA; AdaLoRA's derives from it, but is another tuner."""
+    return str(getattr(config.peft_type, "value", config.peft_type)) == "LORA"
+
+
 def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, Any]:
     """Every layer of PEFT with this adapter by its canonical path, also those whose rank cannot change."""
+    from peft.tuners.adalora import AdaLoraLayer
     from peft.tuners.lora import LoraLayer
 
     layers: dict[str, Any] = {}
     seen: set[int] = set()
     for path, module in walk(model):
+        if isinstance(module, AdaLoraLayer):  # a subclass, with factors of another kind
+            continue
         if isinstance(module, LoraLayer) and id(module) not in seen:
             seen.add(id(module))
             if adapter_name in module.lora_A or adapter_name in module.lora_embedding_A:
@@ -232,8 +324,8 @@ def _titles(homes: Mapping[str, str]) -> dict[str, str]:
     return titles
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """As PEFT matches the keys of a rank pattern."""
+def matches_pattern(pattern: str, name: str) -> bool:
+    """Whether PEFT would match a key of a rank pattern with a name."""
     try:
         return re.match(rf"(.*\.)?({pattern})$", name) is not None
     except re.error:
@@ -245,7 +337,7 @@ def _explained(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str, re
     if not sites:
         return f"{type(model).__name__} has no LoRA. Put lighter_freezers.apply_lora around the network."
     for name, layer in lora_layers(model, *adapter_names).items():
-        if name not in sites and _matches(pattern, name):
+        if name not in sites and matches_pattern(pattern, name):
             return f"The rank of '{name}' cannot change: {why_unsupported(layer, *adapter_names)}."
     known = [*dict.fromkeys(site.layer for site in sites.values()), *sites]
     close = ", ".join(f"'{name}'" for name in closest_names(pattern, known))
