@@ -70,7 +70,7 @@ def setup_lp_lora_style(
 def _put_lora(model: nn.Module, num_frozen: int, without_embeddings: bool, lora: Any) -> None:
     """LoRA on what the config targets, but not in the frozen layers and not on frozen embeddings."""
     from lighter_freezers.lora.apply import apply_lora
-    from lighter_freezers.lora.attach import network_of
+    from lighter_freezers.lora.peft_configs import network_of
 
     network = network_of(model)
     anatomy = anatomy_of(network)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from lighter_freezers.arguments import count, number
 from lighter_freezers.lora.config_patterns import resolve_patterns
-from lighter_freezers.lora.initial_factors import moves_base, peft_configs
+from lighter_freezers.lora.initial_factors import moves_base
+from lighter_freezers.lora.peft_configs import is_lora_config, peft_configs, refuse_other_tuners
+from lighter_freezers.lora.peft_view import note_ranks
 from lighter_freezers.lora.ranks import resize_lora_layer
 from lighter_freezers.lora.restore import install_rank_restore
-from lighter_freezers.lora.sites import is_lora_config, refuse_other_tuners
 from lighter_freezers.lora.target_groups import with_target_modules
 from lighter_freezers.selection.names import closest_names, walk
 
@@ -66,11 +67,11 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
     from peft import inject_adapter_in_model
 
     refuse_other_tuners(network)
+    _check_initialisation(network, config)
     if isinstance(config, Mapping):
         config = with_target_modules(network, config)
     peft_config = _peft_config(config)
     _check_targets(network, peft_config)
-    _check_initialisation(network, peft_config)
     without_lora = resolve_patterns(network, peft_config)
     weights = _weights_to_keep(network, without_lora) if moves_base(peft_config.init_lora_weights) else {}
     with warnings.catch_warnings():
@@ -82,6 +83,7 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
         resize_lora_layer(layer, 0, adapter_name)
         if name in weights:
             layer.get_base_layer().weight.data = weights[name]  # as it was, to the last bit
+    note_ranks(network)
     return network
 
 
@@ -143,13 +145,14 @@ def _check_targets(network: nn.Module, config: Any) -> None:
 
 def _check_initialisation(network: nn.Module, config: Any) -> None:
     """Raise where an initialisation would change the base in a way that cannot be taken back."""
-    init = config.init_lora_weights
+    options = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    init = options.get("init_lora_weights", True)
     if init == "loftq":
         raise ValueError(
             "init_lora_weights='loftq' replaces base weights by quantised ones, which rank 0 and "
             "save_adapter could not take back. Leave it out, or use PEFT alone."
         )
-    if str(init).lower() == "olora" and config.fan_in_fan_out:
+    if str(init).lower() == "olora" and options.get("fan_in_fan_out"):
         raise ValueError(
             "init_lora_weights='olora' does not transpose weights of (inputs, outputs), so PEFT would change "
             "what a Conv1D computes. Use 'pissa'."

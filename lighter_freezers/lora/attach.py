@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.lora.peft_configs import network_of, usual_adapter
 from lighter_freezers.lora.ranks import resize_lora_layer
 from lighter_freezers.lora.restore import install_rank_restore
-from lighter_freezers.lora.sites import find_lora_sites, refuse_unsupported, select_sites, usual_adapter
+from lighter_freezers.lora.sites import find_lora_sites, refuse_unsupported, select_sites
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import walk
 
-__all__ = ["network_of", "prepare_lora_layers", "single_layers", "targets_in"]
+__all__ = ["prepare_lora_layers", "single_layers", "targets_in"]
 
 _HOLDER = "LoRA is put there"
 # What makes queries, keys and values. Of an attention only these get LoRA, as in nanoGPT.
@@ -82,16 +83,6 @@ def single_layers(model: nn.Module, layer: str) -> list[str]:
         return expand_layers(model, layer)
     except ValueError:
         return [layer]
-
-
-def network_of(model: nn.Module) -> Any:
-    """What PEFT's config belongs to: the module that has one, else the network in a LightningModule."""
-    for module in model.modules():
-        if isinstance(getattr(module, "peft_config", None), dict):
-            return module
-    if not hasattr(model, "configure_optimizers"):
-        return model
-    return next((getattr(model, name) for name in ("network", "model") if hasattr(model, name)), model)
 
 
 def _has_sites(model: nn.Module, sites: Any, layer: str) -> bool:

@@ -10,10 +10,10 @@ from torch.nn import Parameter
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
-from lighter_freezers.lora.attach import network_of
 from lighter_freezers.lora.initial_factors import initial_factors, note_initial_factors
-from lighter_freezers.lora.peft_view import config_of_ranks, without_initialisation
-from lighter_freezers.lora.sites import LoraFactors, find_lora_sites, refuse_other_tuners, usual_adapter
+from lighter_freezers.lora.peft_configs import network_of, refuse_other_tuners, usual_adapter
+from lighter_freezers.lora.peft_view import base_model, config_of_ranks, without_initialisation
+from lighter_freezers.lora.sites import LoraFactors, find_lora_sites
 from lighter_freezers.selection.names import canonical_name, named_aliases, unwrapped, walk
 
 __all__ = ["save_adapter"]
@@ -72,7 +72,7 @@ def save_adapter(
         raise ValueError(
             f"{type(network).__name__} has no adapter '{adapter_name}' of PEFT. It has: {there}."
         )
-    root, config = _base_model(network), configs[adapter_name]
+    root, config = base_model(network), configs[adapter_name]
     note_initial_factors(network)
     if not base_is_saved:
         _refuse_changed_base(root, config, adapter_name)
@@ -86,15 +86,6 @@ def save_adapter(
     config.inference_mode = True
     config.save_pretrained(str(folder))
     log.info("saved adapter '%s' of %d layers to %s", adapter_name, sum(map(bool, ranks.values())), folder)
-
-
-def _base_model(network: Any) -> nn.Module:
-    """The module that PEFT's names are relative to."""
-    from peft import PeftModel
-
-    base: Any = network.base_model.model if isinstance(network, PeftModel) else network
-    assert isinstance(base, nn.Module)
-    return base
 
 
 def _refuse_changed_base(root: nn.Module, config: Any, adapter_name: str) -> None:

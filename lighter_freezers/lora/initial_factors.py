@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lighter_freezers.lora.peft_configs import peft_configs
 from lighter_freezers.lora.sites import LoraFactors, is_tied, lora_layers
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "initial_factors",
     "moves_base",
     "note_initial_factors",
-    "peft_configs",
     "save_initial_factors",
 ]
 
@@ -107,12 +107,6 @@ def fill_initial_factors(layer: Any, state_dict: MutableMapping[str, Tensor], pr
             found[adapter_name] = (pair[0], pair[1])
     if found or _noted(layer):
         layer.initial_factors = found
-
-
-def peft_configs(model: nn.Module) -> dict[str, Any]:
-    """PEFT's configs of a model by adapter, wherever in it they are."""
-    every = (getattr(module, "peft_config", None) for module in model.modules())
-    return next((configs for configs in every if isinstance(configs, dict)), {})
 
 
 def _noted(layer: Any) -> dict[str, tuple[Tensor, Tensor]]:

@@ -8,10 +8,46 @@ from typing import Any
 from torch import nn
 
 from lighter_freezers.lora.initial_factors import moves_base
-from lighter_freezers.lora.ranks import alpha_for
-from lighter_freezers.lora.sites import lora_layers
+from lighter_freezers.lora.peft_configs import is_lora_config, network_of, peft_configs
+from lighter_freezers.lora.rank_zero import shorten_forwards
+from lighter_freezers.lora.resize import alpha_for
+from lighter_freezers.lora.sites import lora_layers, why_unsupported
+from lighter_freezers.selection.names import unwrapped
 
-__all__ = ["config_of_ranks", "pattern_name", "without_initialisation"]
+__all__ = ["base_model", "config_of_ranks", "note_ranks", "pattern_name", "without_initialisation"]
+
+
+_GIVEN = "exclude_modules_given"
+
+
+def note_ranks(model: nn.Module) -> None:
+    """Let PEFT's configs say which ranks there are, so that what PEFT does with adapters is right.
+
+    A layer of rank 0 is one of `exclude_modules`, as PEFT knows no rank 0; its forward gets short.
+    """
+    shorten_forwards(model)
+    network = unwrapped(network_of(model), at_root=True)
+    for adapter_name, config in peft_configs(network).items():
+        if not is_lora_config(config):
+            continue
+        root = base_model(network)
+        layers = lora_layers(root, adapter_name)
+        ranks = {
+            n: layer.r[adapter_name]
+            for n, layer in layers.items()
+            if not why_unsupported(layer, adapter_name)
+        }
+        if any(ranks.values()):  # PEFT wants at least one layer
+            network.peft_config[adapter_name] = config_of_ranks(config, root, adapter_name, ranks)
+
+
+def base_model(network: Any) -> nn.Module:
+    """The module that PEFT's names are relative to."""
+    from peft import PeftModel
+
+    base: Any = network.base_model.model if isinstance(network, PeftModel) else network
+    assert isinstance(base, nn.Module)
+    return base
 
 
 def config_of_ranks(config: Any, root: nn.Module, adapter_name: str, ranks: Mapping[str, int]) -> Any:
@@ -39,8 +75,9 @@ def config_of_ranks(config: Any, root: nn.Module, adapter_name: str, ranks: Mapp
         if rank and alpha != config.lora_alpha:
             config.alpha_pattern[_key(name, layers)] = alpha
     left_out = [name for name, rank in ranks.items() if not rank]
-    if left_out:
-        config.exclude_modules = _excluded(config.exclude_modules, left_out)
+    given = getattr(config, _GIVEN, config.exclude_modules)  # by the user, before ranks of 0 came to it
+    setattr(config, _GIVEN, given)
+    config.exclude_modules = _excluded(given, left_out) if left_out else given
     return config
 
 

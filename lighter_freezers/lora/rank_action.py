@@ -15,6 +15,7 @@ from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.optimizer_state import NewComponents
+from lighter_freezers.lora.peft_configs import refuse_other_tuners
 from lighter_freezers.lora.rank_curves import RankCurves
 from lighter_freezers.lora.rank_notes import notes_of
 from lighter_freezers.lora.rank_plan import RankPlan, resolved_ranks
@@ -22,7 +23,7 @@ from lighter_freezers.lora.rank_schedule import RankEntry
 from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink
 from lighter_freezers.lora.restore import install_rank_restore
 from lighter_freezers.lora.set_rank import resize_sites
-from lighter_freezers.lora.sites import LoraSite, refuse_other_tuners, required_sites
+from lighter_freezers.lora.sites import LoraSite, required_sites
 from lighter_freezers.lora.statistics import BottleneckStatistics
 
 __all__ = ["RankAction", "RankOptions"]

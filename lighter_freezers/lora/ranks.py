@@ -1,6 +1,5 @@
 """One layer with LoRA, and the rank it has: growing, shrinking, rank 0 in three ways."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,14 +16,15 @@ from lighter_freezers.engine.effects.parameter_swap import reshape_parameter
 from lighter_freezers.lora.initial_factors import give_back, initial_factors
 from lighter_freezers.lora.merging import check_merge, merge_into_base
 from lighter_freezers.lora.optimizer_state import Recombination, carry_state
-from lighter_freezers.lora.resize import Truncation, new_components, truncated, truncated_by_loss
+from lighter_freezers.lora.peft_view import note_ranks
+from lighter_freezers.lora.rank_zero import shorten_forward
+from lighter_freezers.lora.resize import Truncation, alpha_for, new_components, truncated, truncated_by_loss
 from lighter_freezers.lora.sites import LoraFactors, why_unsupported
 
 __all__ = [
     "OnZero",
     "RankChange",
     "Shrink",
-    "alpha_for",
     "check_rank",
     "check_shrink",
     "fit_rank",
@@ -121,7 +121,8 @@ def resize_lora_layer(
         on_zero: What rank 0 means.
         shrink: `svd` changes the weight least, `kfac` the loss, as far as `statistics` can tell.
         statistics: For `kfac`, the means of z z^T and g g^T, (r, r) each: see `truncated_by_loss`.
-        model: The model around the layer; `merge` has to see whether something else uses its weight.
+        model: The model around the layer, whose config of PEFT is to follow; `merge` has to see whether
+            something else uses the weight. None: call `set_layer_lora_rank`, or give it for the last layer.
         optimizers: Those whose state for the factors is to be carried along. To be called between steps.
         generator: Where new components are drawn from, on the CPU. None for torch's own.
 
@@ -165,6 +166,8 @@ def resize_lora_layer(
     if r == factors.rank:
         return RankChange(r, r, r, thawed=tuple(thawed))
     change = _resize(factors, r, statistics if shrink == "kfac" else None, list(optimizers), generator)
+    if model is not None:
+        note_ranks(model)
     successors = {id(old): new for old, new in change.replaced}
     thawed = [successors.get(id(parameter), parameter) for parameter in thawed]
     return replace(
@@ -259,6 +262,7 @@ def _note_rank(factors: LoraFactors, r: int) -> None:
     layer, name = factors.layer, factors.adapter_name
     layer.r[name] = r
     if r:
+        shorten_forward(layer, allowed=False)
         layer.lora_alpha[name] = alpha_for(factors.scaling, r, layer.use_rslora.get(name, False))
     if factors.is_embedding:
         return
@@ -267,12 +271,3 @@ def _note_rank(factors: LoraFactors, r: int) -> None:
         layer.lora_A[name].out_features = layer.lora_B[name].in_features = num_components
     else:
         layer.lora_A[name].out_channels = layer.lora_B[name].in_channels = num_components
-
-
-def alpha_for(scaling: float, rank: int, use_rslora: bool) -> float:
-    """The `lora_alpha` that gives a scaling at a rank, to the last bit where there is one that does."""
-    divisor = math.sqrt(rank) if use_rslora else rank
-    alpha = scaling * divisor
-    near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
-    alpha = next((candidate for candidate in near if candidate / divisor == scaling), alpha)
-    return int(alpha) if alpha == int(alpha) else alpha

@@ -8,8 +8,9 @@ from torch.optim import Optimizer
 
 from lighter_freezers.engine.effects.optimizer_groups import forget_state
 from lighter_freezers.lora.merging import check_merge, merge_into_base
+from lighter_freezers.lora.peft_configs import refuse_other_tuners
 from lighter_freezers.lora.resize import generator_for, new_components
-from lighter_freezers.lora.sites import LoraSite, find_lora_sites, refuse_other_tuners, select_sites
+from lighter_freezers.lora.sites import LoraSite, find_lora_sites, select_sites
 
 __all__ = ["merge_lora_weights"]
 

@@ -15,6 +15,8 @@ from lighter_freezers.lora.initial_factors import (
     note_initial_factors,
     save_initial_factors,
 )
+from lighter_freezers.lora.peft_configs import network_of
+from lighter_freezers.lora.peft_view import note_ranks
 from lighter_freezers.lora.ranks import fit_rank
 from lighter_freezers.lora.sites import LoraFactors, why_unsupported
 
@@ -36,6 +38,10 @@ def install_rank_restore(model: nn.Module) -> None:
     from peft.tuners.lora import LoraLayer
 
     note_initial_factors(model)
+    network = network_of(model)
+    if not getattr(network, "restores_ranks", False):
+        network.restores_ranks = True
+        network.register_load_state_dict_post_hook(_note_loaded)
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
         if not getattr(layer, "restores_rank", False):
@@ -57,6 +63,11 @@ def _fit_ranks(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix
     if f"{prefix}base_layer.weight" in state_dict:  # an adapter alone says nothing about the base
         layer.base_is_changed = bool(mark)
         fill_initial_factors(layer, state_dict, prefix)
+
+
+def _note_loaded(network: nn.Module, _: Any) -> None:
+    """Let PEFT's configs know the ranks of a checkpoint."""
+    note_ranks(network)
 
 
 def _rank_in(state_dict: MutableMapping[str, torch.Tensor], prefix: str, adapter_name: str) -> int | None:

@@ -13,14 +13,17 @@ from lighter_freezers.lora.attach import prepare_lora_layers, single_layers, tar
 from lighter_freezers.lora.initial_factors import note_initial_factors
 from lighter_freezers.lora.merging import check_merge
 from lighter_freezers.lora.optimizer_state import NewComponents
+from lighter_freezers.lora.peft_configs import refuse_other_tuners, usual_adapter
+from lighter_freezers.lora.peft_view import note_ranks
 from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink, check_rank, resize_lora_layer
 from lighter_freezers.lora.resize import generator_for
 from lighter_freezers.lora.sites import (
     LoraSite,
     find_lora_sites,
-    refuse_other_tuners,
+    lora_layers,
+    matches_pattern,
     select_sites,
-    usual_adapter,
+    why_unsupported,
 )
 
 __all__ = ["check_layer_lora_rank", "hold_bases", "resize_sites", "set_layer_lora_rank"]
@@ -132,6 +135,9 @@ def check_layer_lora_rank(
     refuse_other_tuners(model)
     note_initial_factors(model)
     adapter_name = adapter_name or usual_adapter(model)
+    for path, adapted in lora_layers(model, adapter_name).items():
+        if matches_pattern(layer, path) and (reason := why_unsupported(adapted, adapter_name)):
+            raise ValueError(f"The rank of '{path}' cannot change: {reason}.")
     for name in single_layers(model, layer):
         sites = _sites_in(model, name, adapter_name)
         for site in sites:
@@ -197,7 +203,7 @@ def resize_sites(
             on_zero=on_zero,
             shrink=shrink,
             statistics=(statistics or {}).get(name),
-            model=model,
+            model=model if on_zero == "merge" else None,
             optimizers=optimizers,
             generator=generator_for(seed, name),
         )
@@ -205,6 +211,7 @@ def resize_sites(
         if new_components is not None:
             new_components.expect(site, change.num_kept)
     if any(change.rank_before != change.rank_after for _, change in changes):
+        note_ranks(model)
         _forget_compiled(model)
     return changes
 

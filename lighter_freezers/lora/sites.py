@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.conv import _ConvNd
 
+from lighter_freezers.lora.peft_configs import refuse_other_tuners, usual_adapter
 from lighter_freezers.lora.resize import ZeroFactor
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters, closest_names, named_aliases, walk
@@ -19,14 +20,11 @@ __all__ = [
     "LoraFactors",
     "LoraSite",
     "find_lora_sites",
-    "is_lora_config",
     "is_tied",
     "lora_layers",
     "matches_pattern",
     "refuse_unsupported",
     "required_sites",
-    "usual_adapter",
-    "refuse_other_tuners",
     "select_sites",
     "why_unsupported",
 ]
@@ -144,17 +142,6 @@ def find_lora_sites(model: nn.Module, adapter_name: str | None = None) -> dict[s
     }
 
 
-def usual_adapter(model: nn.Module) -> str:
-    """The adapter that is meant where no name is given: `default`, else the only one, else the active one."""
-    from peft.tuners.lora import LoraLayer
-
-    layers: Iterator[Any] = (module for module in model.modules() if isinstance(module, LoraLayer))
-    active = {name: name in layer.active_adapters for layer in layers for name in layer.r}
-    if "default" in active or not active:
-        return "default"
-    return max(active, key=lambda name: active[name])
-
-
 def required_sites(model: nn.Module, adapter_name: str) -> dict[str, LoraSite]:
     """`find_lora_sites`, where there has to be some.
 
@@ -259,34 +246,6 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
         return True
     pointers = one.untyped_storage().data_ptr(), other.untyped_storage().data_ptr()
     return pointers[0] == pointers[1] != 0
-
-
-def refuse_other_tuners(model: nn.Module) -> None:
-    """Raise where a model has adapters of PEFT that are no LoRA.
-
-    Raises:
-        ValueError: It has; the message names them.
-    """
-    from peft.tuners.adalora import AdaLoraLayer
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    configs = next((c for m in model.modules() if isinstance(c := getattr(m, "peft_config", None), dict)), {})
-    kinds = {f"{type(c).__name__} '{name}'" for name, c in configs.items() if not is_lora_config(c)}
-    for module in model.modules():
-        is_lora = isinstance(module, LoraLayer) and not isinstance(module, AdaLoraLayer)
-        if not configs and isinstance(module, BaseTunerLayer) and not is_lora:
-            kinds = {f"layers of {type(module).__module__.split('.')[2]}"}
-    if kinds:
-        raise ValueError(
-            f"{type(model).__name__} has adapters of PEFT that are no LoRA ({', '.join(sorted(kinds))}): "
-            "their ranks cannot change, and PEFT's own save_pretrained saves them. Use peft.LoraConfig."
-        )
-
-
-def is_lora_config(config: Any) -> bool:
-    """Whether a config of PEFT is one of LoRA; AdaLoRA's derives from it, but is another tuner."""
-    return str(getattr(config.peft_type, "value", config.peft_type)) == "LORA"
 
 
 def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, Any]:

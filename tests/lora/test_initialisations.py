@@ -1,13 +1,13 @@
 """Initialisations of PEFT that take a part of the base weight: rank changes, rank 0, checkpoints, export."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.lora.config import CordaConfig, LoraGAConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
@@ -24,6 +24,10 @@ from lighter_freezers.lora.restore import install_rank_restore
 from tests.lab import trainer
 from tests.lora.stock_peft import X, base, stock_outputs, train
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Full backward hook:UserWarning", "ignore:PiSSA changes:UserWarning", "ignore:.*eva_config"
+)
+
 MOVING = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga")
 ROUNDING = 2e-6  # of outputs of size 1; PEFT's own conversion has 3.6e-7
 
@@ -38,7 +42,7 @@ def prepared(init: str, **options: Any) -> tuple[nn.Module, LoraConfig]:
     options = {"r": 4, "lora_alpha": 6, "target_modules": ["q", "k"], **options}
     config = LoraConfig(init_lora_weights=init, **options)
     if init == "corda":
-        preprocess_corda(network, config, lambda: network(X))
+        preprocess_corda(network, config, lambda: network(X[:1]))
     if init == "lora_ga":
         preprocess_loraga(network, config, lambda: network(X).square().mean().backward())
         network.zero_grad(set_to_none=True)
@@ -54,25 +58,43 @@ def update(layer: Any, weight: torch.Tensor) -> torch.Tensor:
     return (layer.base_layer.weight + layer.get_delta_weight("default") - weight).detach()
 
 
-@pytest.mark.parametrize("extra", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+EXTRAS: dict[str, dict[str, Any]] = {"plain": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
+RANKS = ((4, 4), (8, 3), (0, 5), (1, 0), (0, 0))
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[float]]:
+    """How far stock PEFT is from each model: as it was, grown, shrunk to an odd rank, dropped."""
+    root, expected = tmp_path_factory.mktemp("adapters"), {}
+    for init in (*MOVING, "eva", "orthogonal"):
+        for name, extra in EXTRAS.items():
+            if (init, name) == ("lora_ga", "dora"):  # PEFT refuses it
+                continue
+            for number, ranks in enumerate(RANKS):
+                model = adapted(init, **extra)
+                train(model)
+                resize_lora_layer(model.q, ranks[0])
+                resize_lora_layer(model.k, ranks[1])
+                if any(ranks):
+                    train(model)
+                folder = root / f"{init}-{name}-{number}"
+                save_adapter(model, folder)
+                expected[folder] = (init, name, model(X).detach())
+    found: dict[tuple[str, str], list[float]] = {}
+    for (init, name, y), stock in zip(expected.values(), stock_outputs([*expected]), strict=True):
+        found.setdefault((init, name), []).append((y - stock).abs().max().item())
+    return found
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("init", [*MOVING, "eva", "orthogonal"])
-def test_stock_peft_computes_the_same(init: str, extra: Mapping[str, Any], tmp_path: Path) -> None:
-    """Grown, shrunk to an odd rank, dropped, as it was; trained before and after."""
-    if init == "lora_ga" and extra.get("use_dora"):
-        pytest.skip("PEFT refuses LoRA-GA with DoRA")
-    folders, expected = [], []
-    for number, ranks in enumerate([(4, 4), (8, 3), (0, 5), (1, 0), (0, 0)]):
-        model = adapted(init, **extra)
-        train(model)
-        for name, rank in zip("qk", ranks, strict=True):
-            resize_lora_layer(getattr(model, name), rank)
-        train(model) if any(ranks) else None
-        folders.append(tmp_path / str(number))
-        save_adapter(model, folders[-1])
-        expected.append(model(X).detach())
-    for y, stock in zip(expected, stock_outputs(folders), strict=True):
-        assert (y - stock).abs().max() < ROUNDING
-    assert all((a - b).abs().max() > 1e-3 for a, b in zip(expected, expected[1:], strict=False))
+def test_stock_peft_computes_the_same(
+    init: str, extra: str, errors: dict[tuple[str, str], list[float]]
+) -> None:
+    """Trained before and after a change of rank; bit for bit where no base moved."""
+    if (init, extra) != ("lora_ga", "dora"):
+        assert len(errors[init, extra]) == len(RANKS)
+        assert max(errors[init, extra]) <= (ROUNDING if init in MOVING else 0)
 
 
 @pytest.mark.parametrize("init", MOVING)
@@ -137,7 +159,7 @@ def test_a_checkpoint_knows_what_the_base_lacks(init: str, ranks: tuple[int, int
 
     assert torch.equal(twin(X), model(X))
     save_adapter(twin, tmp_path / "adapter")
-    assert (stock_outputs([tmp_path / "adapter"])[0] - model(X)).abs().max() < ROUNDING
+    assert (PeftModel.from_pretrained(base(), tmp_path / "adapter")(X) - model(X)).abs().max() < ROUNDING
     for name in "qk":
         resize_lora_layer(getattr(twin, name), 0)
     assert torch.allclose(twin(X), base()(X), atol=1e-5)
@@ -223,8 +245,6 @@ def test_a_saved_base_gets_the_factors_as_they_are(tmp_path: Path) -> None:
     save_adapter(model, tmp_path, base_is_saved=True)
     network = base()
     network.load_state_dict(state)
-    from peft import PeftModel
-
     assert torch.equal(PeftModel.from_pretrained(network, tmp_path)(X), model(X))
 
 
@@ -243,9 +263,10 @@ def test_what_cannot_be_taken_back_is_refused(options: dict[str, Any], message: 
 
 
 def test_loftq_of_peft_is_refused(tmp_path: Path) -> None:
-    model = base()
-    config = LoraConfig(r=4, target_modules=["q"], init_lora_weights="loftq", loftq_config={"loftq_bits": 4})
-    inject_adapter_in_model(config, model)
+    """Its config says so; to make one takes scipy, which is not here."""
+    model: Any = base()
+    inject_adapter_in_model(LoraConfig(r=4, target_modules=["q"], init_lora_weights=False), model)
+    model.peft_config["default"].init_lora_weights = "loftq"
     with pytest.raises(ValueError, match="LoftQ quantises"):
         set_layer_lora_rank(model, "q", 0, on_zero="drop")
     with pytest.raises(RuntimeError, match="changed by the initialisation"):
