@@ -76,6 +76,7 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
     weights = _weights_to_keep(network, without_lora) if moves_base(peft_config.init_lora_weights) else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter
+        warnings.filterwarnings("ignore", message=".*did not match any targeted module")  # parameters do
         inject_adapter_in_model(peft_config, network, adapter_name)
     install_rank_restore(network)
     for name in without_lora:

@@ -15,7 +15,7 @@ from lighter_freezers.lora.initial_factors import (
     note_initial_factors,
     save_initial_factors,
 )
-from lighter_freezers.lora.peft_configs import network_of
+from lighter_freezers.lora.peft_configs import network_of, refuse_other_tuners
 from lighter_freezers.lora.peft_view import note_ranks
 from lighter_freezers.lora.ranks import fit_rank
 from lighter_freezers.lora.sites import LoraFactors, why_unsupported
@@ -37,6 +37,7 @@ def install_rank_restore(model: nn.Module) -> None:
     """
     from peft.tuners.lora import LoraLayer
 
+    refuse_other_tuners(model)
     note_initial_factors(model)
     network = network_of(model)
     if not getattr(network, "restores_ranks", False):

@@ -20,10 +20,10 @@ class Plain(nn.Module):
         self.emb = nn.Embedding(32, 16)
         self.q = nn.Linear(16, 24, bias=bias)
         self.k = nn.Linear(24, 16)
-        self.out = nn.Linear(16, 8)
+        self.head = nn.Linear(16, 8)
 
     def forward(self, x):
-        return self.out(torch.tanh(self.k(torch.tanh(self.q(self.emb(x))))))
+        return self.head(torch.tanh(self.k(torch.tanh(self.q(self.emb(x))))))
 
 class Experts(nn.Module):
     def __init__(self):
@@ -41,7 +41,7 @@ class Moe(Plain):
         self.experts = Experts()
 
     def forward(self, x):
-        return self.out(self.experts(self.k(self.q(self.emb(x)))))
+        return self.head(self.experts(self.k(self.q(self.emb(x)))))
 
 def base(kind="Plain", dtype="float32"):
     torch.manual_seed(0)

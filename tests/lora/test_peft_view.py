@@ -116,17 +116,17 @@ def test_disable_adapter_gives_the_base() -> None:
 
 def test_the_config_has_the_ranks() -> None:
     """In PEFT's words; a layer that grows again is excluded no more, and what the user excluded stays so."""
-    model = resized((7, 0, 4), exclude_modules=["out"])
+    model = resized((7, 0, 4), exclude_modules=["head"])
     config = model.peft_config["default"]
     assert config.rank_pattern == {"emb": 7}
     assert config.alpha_pattern == {"emb": 10.5}
-    assert config.exclude_modules == r"(?:.*\.)?out|q"
+    assert config.exclude_modules == r"(?:.*\.)?head|q"
     assert (config.r, config.lora_alpha) == (4, 6)
 
     set_layer_lora_rank(model, "q", 3)
     config = model.peft_config["default"]
     assert config.rank_pattern == {"emb": 7, "q": 3}
-    assert config.exclude_modules == {"out"} or config.exclude_modules == ["out"]
+    assert config.exclude_modules == {"head"} or config.exclude_modules == ["head"]
     resize_lora_layer(find_layers(model)[1], 5, model=model)
     assert model.peft_config["default"].rank_pattern == {"emb": 7, "q": 5}
 
