@@ -12,11 +12,7 @@ if TYPE_CHECKING:
     from lighter_freezers.callbacks.gradient_norm_monitor import GradientNormMonitor
     from lighter_freezers.callbacks.gradual_unfreezing import GradualUnfreezing
     from lighter_freezers.callbacks.layer_operations import LayerOperations
-    from lighter_freezers.callbacks.lora_phases import (
-        LoraPhases,
-        create_layerwise_lora_config,
-        create_phased_lora_config,
-    )
+    from lighter_freezers.callbacks.lora_phases import LoraPhases
     from lighter_freezers.callbacks.lora_rank_scheduler import LoraRankScheduler
     from lighter_freezers.callbacks.phase_recorder import PhaseRecorder
     from lighter_freezers.callbacks.plots_at_end import PlotsAtEnd
@@ -83,6 +79,7 @@ if TYPE_CHECKING:
     )
     from lighter_freezers.lora.apply import apply_lora
     from lighter_freezers.lora.export import save_adapter
+    from lighter_freezers.lora.phase_presets import create_layerwise_lora_config, create_phased_lora_config
     from lighter_freezers.lora.ranks import resize_lora_layer
     from lighter_freezers.lora.set_rank import set_layer_lora_rank
     from lighter_freezers.planning.costs.savings import get_memory_savings_estimate
@@ -125,9 +122,9 @@ _HOMES = {
     "apply_lora": "lighter_freezers.lora.apply",
     "compile_blocks": "lighter_freezers.layers.compile_blocks",
     "config_from_checkpoint": "lighter_freezers.gpt.pretrained",
-    "create_layerwise_lora_config": "lighter_freezers.callbacks.lora_phases",
+    "create_layerwise_lora_config": "lighter_freezers.lora.phase_presets",
     "create_loss_modifier_pipeline": "lighter_freezers.gpt.losses.factory",
-    "create_phased_lora_config": "lighter_freezers.callbacks.lora_phases",
+    "create_phased_lora_config": "lighter_freezers.lora.phase_presets",
     "freeze_by_name": "lighter_freezers.layers.parts",
     "freeze_embeddings": "lighter_freezers.layers.parts",
     "freeze_except_last_n": "lighter_freezers.layers.first_and_last",
@@ -241,7 +238,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Import the module that a public name lives in, the first time somebody asks for the name."""
+    """Import the module of a public name when the name is first used."""
     if name not in _HOMES:
         raise AttributeError(
             f"module 'lighter_freezers' has no attribute {name!r}. Public names: {', '.join(__all__)}"

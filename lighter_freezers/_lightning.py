@@ -1,11 +1,16 @@
-"""The door: the only module that imports either Lightning namespace for the callbacks."""
+"""The only module that imports either Lightning namespace for the callbacks."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
+from lightning.pytorch import LightningModule as _LightningModule
 from lightning.pytorch.callbacks import Callback as _LightningCallback
+from pytorch_lightning import LightningModule as _PyTorchLightningModule
 from pytorch_lightning.callbacks import Callback as _PyTorchLightningCallback
 
-__all__ = ["Callback"]
+__all__ = ["Callback", "LightningModule"]
+
+LightningModule: TypeAlias = _PyTorchLightningModule | _LightningModule
+_Hook: TypeAlias = Any  # Lightning declares a method here, and skips what is not callable
 
 
 class Callback(_PyTorchLightningCallback, _LightningCallback):  # type: ignore[misc] # same hooks, other Trainer
@@ -16,15 +21,15 @@ class Callback(_PyTorchLightningCallback, _LightningCallback):  # type: ignore[m
     those it uses.
     """
 
-    on_train_batch_start: Any = None
-    on_train_batch_end: Any = None
-    on_before_zero_grad: Any = None
-    on_before_backward: Any = None
-    on_after_backward: Any = None
-    on_before_optimizer_step: Any = None
-    on_validation_batch_start: Any = None
-    on_validation_batch_end: Any = None
+    on_train_batch_start: _Hook = None
+    on_train_batch_end: _Hook = None
+    on_before_zero_grad: _Hook = None
+    on_before_backward: _Hook = None
+    on_after_backward: _Hook = None
+    on_before_optimizer_step: _Hook = None
+    on_validation_batch_start: _Hook = None
+    on_validation_batch_end: _Hook = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Travel without `log` and `log_dict`, which tie a callback to the module it last saw."""
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle without `log` and `log_dict`, which refer to the module the callback was last used with."""
         return {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}

@@ -1,4 +1,4 @@
-"""The package's logger: one line per change of what trains, and per text that is read."""
+"""The package's logger: one line per change of what trains, and one per text that is read."""
 
 import logging
 
@@ -6,6 +6,6 @@ __all__ = ["log"]
 
 log = logging.getLogger("lighter_freezers")
 log.setLevel(logging.INFO)
-if not logging.getLogger().hasHandlers():  # as Lightning does: be seen, unless somebody set logging up
+if not logging.getLogger().hasHandlers():  # as Lightning does: print, unless logging is configured
     log.addHandler(logging.StreamHandler())
     log.propagate = False

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-__all__ = ["choice", "count", "flag", "fraction", "number", "positive", "step_windows"]
+__all__ = ["choice", "count", "flag", "fraction", "index_or_name", "number", "positive", "step_windows"]
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -36,6 +36,16 @@ def count(argument: str, value: object) -> int | None:
     if value < 0:
         raise ValueError(f"{argument} counts from 0. Got {value}.")
     return value
+
+
+def index_or_name(argument: str, value: object) -> int | str | None:
+    """Check what names one of several things: a number from 0, or a name; None stays None.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: It is negative.
+    """
+    return value if isinstance(value, str) else count(argument, value)
 
 
 def choice(argument: str, value: object, choices: Sequence[Choice]) -> Choice:

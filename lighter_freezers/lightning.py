@@ -1,7 +1,7 @@
-"""The second door: what has a Lightning base class, for the Trainer of `lightning.pytorch`.
+"""Classes with a Lightning base class, for the Trainer of `lightning.pytorch`.
 
 `from lighter_freezers.lightning import GPTModule, TextDataModule` does not import `pytorch_lightning`.
-The callbacks work in both Trainers; they are here too, so that one import serves.
+The callbacks work in both Trainers; this module exports them too, so that one import is enough.
 """
 
 from importlib import import_module
@@ -79,7 +79,7 @@ class SequenceScoreDataModule(SequenceScoreData, LightningDataModule):
 
 
 def __getattr__(name: str) -> object:
-    """Import a callback, and with it both namespaces, the first time somebody asks for it."""
+    """Import a callback, and with it both namespaces, when it is first used."""
     if name not in _HOMES:
         raise AttributeError(
             f"module 'lighter_freezers.lightning' has no attribute {name!r}. "

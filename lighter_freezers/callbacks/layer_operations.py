@@ -1,7 +1,6 @@
-"""The LayerOperations callback: a list of operations, played one after another as a loss comes down."""
+"""The LayerOperations callback: a list of operations, done one after another as a loss decreases."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.actions import Action
@@ -13,21 +12,20 @@ __all__ = ["LayerOperations"]
 
 
 class LayerOperations(EngineCallback):
-    """Freeze, unfreeze and re-rank layers, one operation after another, as a loss comes down.
+    """Freeze, unfreeze and re-rank layers, one operation after another, as a loss decreases.
 
-    The operations are done strictly in their order, each once. Only the next one is looked at: when its time
-    has come it is done between two optimizer steps, and then the one after it is looked at, with the same
-    loss.
+    The operations are done strictly in their order, each once. Only the next one is checked: when it is due
+    it is done between two optimizer steps, and then the one after it is checked, with the same loss.
 
     | in an entry | means |
     |---|---|
     | `trigger_loss: 2.5` | once the latest value of the loss is below 2.5 |
     | `trigger_loss: .inf` | at once, when its turn comes; no loss is needed |
-    | no `trigger_loss` | never because of the loss |
+    | no `trigger_loss` | the loss does not matter |
     | `max_wait_iters: 1000` | at the latest 1000 optimizer steps after the operation before it |
     | `max_wait_iters: 0` | at once, whatever the loss |
     | no `max_wait_iters` | wait for the loss as long as it takes |
-    | `reevaluate: true` | the operation after it waits for a loss that is measured after this one |
+    | `reevaluate: true` | the next operation waits for a loss that is measured after this one |
 
     | name | value | does |
     |---|---|---|
@@ -36,15 +34,15 @@ class LayerOperations(EngineCallback):
     | `set_layer_lora_rank` | `[attn.3, 16]` | LoRA of this rank; 0 merges it into the weight |
     | `set_attn_lora_rank` | `16` | the same for every attention |
     | `set_embedding_lora_rank` | `8` | the same for the token embeddings |
-    | `merge_lora_weights` | nothing, or a layer | the update goes into the weight, LoRA begins anew |
+    | `merge_lora_weights` | nothing, or a layer | the update goes into the weight, LoRA starts again |
     | `set_lr` | `1.0e-4` | the height of the learning rate curve: without a scheduler the rate itself |
     | `scale_lr` | `0.5` | the whole curve times this |
-    | `reset_lr_schedule` | nothing | the schedule begins anew, warm-up included |
+    | `reset_lr_schedule` | nothing | the schedule restarts, warm-up included |
 
     `mlp.*` and `attn.0-3` are several layers; the path of a module, `encoder.layer1`, is one too.
 
     Args:
-        operations: The list, or the path of a YAML or JSON file with it. The file is never written to.
+        operations: The list, or the path of a YAML or JSON file with it, which is only read.
         monitor: The loss: a metric that is logged in validation or in training, as the mean over all ranks;
             or `training_loss`, the mean of what `training_step` returns, which needs no validation.
         average_over: Optimizer steps in one mean of `training_loss`. It stays on the device and is read one
@@ -56,11 +54,11 @@ class LayerOperations(EngineCallback):
         TypeError: A value has the wrong type, such as a string where a number belongs.
         ValueError: An operation or one of its values is unknown; unknown layers are an error in `setup`.
 
-    Runs on: `setup`; everything else is done by the Trainer's engine, at `on_train_batch_start` between
-    two optimizer steps.
+    Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
+    optimizer steps.
 
-    Saves: what became of each operation, since when the next one waits, the latest loss, and what is held. A
-    resumed run replays nothing. Operations that had no turn yet may be changed before a resume.
+    Saves: the result of each operation, since when the next one waits, the latest loss, and what is held. A
+    resumed run replays nothing. Operations that are not done yet may be changed before a resume.
 
     Logs: one line per operation. `operations/log`, a table, to TensorBoard, and the number of operations that
     were done as `operations/done`.
@@ -78,7 +76,7 @@ class LayerOperations(EngineCallback):
 
     def __init__(
         self,
-        operations: Sequence[Mapping[str, Any]] | str,
+        operations: Sequence[Mapping[str, object]] | str,
         monitor: str = "val/loss",
         *,
         average_over: int = 10,
@@ -96,7 +94,7 @@ class LayerOperations(EngineCallback):
         self._memory = Memory()
 
     def actions(self) -> list[Action]:
-        """One performance of these operations; a further fit of the same Trainer goes on with it."""
+        """The one action that does these operations; another fit of the same Trainer continues it."""
         queued = QueuedOperations(
             self._operations,
             self._memory,

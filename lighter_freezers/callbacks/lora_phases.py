@@ -1,7 +1,7 @@
 """The LoraPhases callback: in each phase of a run some LoRA adapters train, and the others are held."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -9,10 +9,11 @@ from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Schedule
+from lighter_freezers.lora.phase_presets import parse_strategy
 from lighter_freezers.lora.phases import (
-    STRATEGIES,
     Adapter,
     Phase,
     adapters_of,
@@ -22,17 +23,14 @@ from lighter_freezers.lora.phases import (
 )
 from lighter_freezers.reports.loggers import write_metrics
 from lighter_freezers.selection.layer_names import find_blocks
-from lighter_freezers.selection.names import canonical_parameters, closest_names
+from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["LoraPhases", "create_layerwise_lora_config", "create_phased_lora_config"]
-
-Steps = Sequence[int | None] | None
-BOTH = ("attention", "mlp")
+__all__ = ["LoraPhases"]
 
 
 class LoraPhases(EngineCallback):
-    """Train some LoRA adapters at a time, phase after phase. What a phase names trains in it, and no other.
+    """Train some LoRA adapters at a time, phase after phase: in each phase only those that it names.
 
     | call | what trains |
     |---|---|
@@ -42,8 +40,8 @@ class LoraPhases(EngineCallback):
     | `LoraPhases("early->late", phase1_end=300)` | adapters of the lower half of the blocks; the upper half |
     | `LoraPhases(phases=[...])` | what each phase names |
 
-    An adapter that does not train stays in the model with the values it has. Its optimizer state is kept, or
-    forgotten, by `optimizer_state`. Everything that is no adapter is left alone.
+    An adapter that does not train stays in the model with its values. `optimizer_state` sets whether its
+    optimizer state is kept. Everything but adapters is left alone.
 
     Args:
         strategy: One of the four above. None for `phases`.
@@ -54,14 +52,14 @@ class LoraPhases(EngineCallback):
             `layer_range`, first and last block, both included, or nothing for all. The first begins at step
             0, the last has no end.
         adapter_name: PEFT's name of the adapters.
-        optimizer_state: `keep` or `reset` what the optimizer remembers of an adapter when it stops training.
+        optimizer_state: `keep` or `reset` the optimizer's state of an adapter when it stops training.
 
     Raises:
         TypeError: A value has the wrong type.
         ValueError: Phases leave a gap or overlap; in `setup`, a phase names what has no adapter.
 
-    Runs on: `setup`; everything else is done by the Trainer's engine, at `on_train_batch_start` between
-    two optimizer steps.
+    Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
+    optimizer steps.
 
     Saves: nothing of its own: phases follow from the step.
 
@@ -86,12 +84,12 @@ class LoraPhases(EngineCallback):
         phase1_end: int | None = None,
         phase2_end: int | None = None,
         *,
-        phases: Sequence[Mapping[str, Any]] | None = None,
+        phases: Sequence[Mapping[str, object]] | None = None,
         adapter_name: str = "default",
         optimizer_state: Literal["keep", "reset"] = "keep",
     ) -> None:
         super().__init__()
-        self._strategy, self._ends = _strategy(
+        self._strategy, self._ends = parse_strategy(
             strategy, phase1_end, phase2_end, has_phases=phases is not None
         )
         self._given = [] if phases is None else parse_phases("phases", phases)
@@ -101,10 +99,10 @@ class LoraPhases(EngineCallback):
         )
         self._phases: list[Phase] = []
         self._adapters: list[Adapter] = []
-        self._logged = -1  # the phase that was logged last
+        self._logged = -1  # the last logged phase
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Make sure that there is an engine, and hear of its transitions."""
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
+        """Register with the engine for the transitions of this fit."""
         engine = Engine.of(trainer)
         self._logged = -1
         if stage == "fit":
@@ -117,12 +115,12 @@ class LoraPhases(EngineCallback):
         self._phases = self._given or phases_of_strategy(self._strategy, self._ends, num_blocks)
         check_phases(self._phases, self._adapters, num_blocks)
         rules = [self._rule(index, phase) for index, phase in enumerate(self._phases)]
-        # The last phase first: at a boundary it holds before the phase before it lets go, so that an adapter
+        # The last phase first: at a boundary it holds before the previous phase releases, so that an adapter
         # that rests in both does not change in between.
         return [rule for rule in reversed(rules) if rule is not None]
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
-        """Log the phase that has just begun; called by the engine."""
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
+        """Log the phase that has just started; called by the engine."""
         step = transition.optimizer_step
         index = max(i for i, phase in enumerate(self._phases) if phase.start_step <= step)
         if index == self._logged or not trainer.is_global_zero:
@@ -152,113 +150,3 @@ class LoraPhases(EngineCallback):
             schedule=Schedule(from_step=phase.start_step or None, until_step=phase.end_step),
             optimizer_state=self._optimizer_state,
         )
-
-
-def create_phased_lora_config(
-    phase1_steps: Steps = (0, 100),
-    phase2_steps: Steps = (100, 200),
-    phase3_steps: Steps = (200, None),
-    phase1_modules: Sequence[str] | None = None,
-    phase2_modules: Sequence[str] | None = None,
-    phase3_modules: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
-    """Up to three phases over kinds of layers, for `LoraPhases(phases=...)`.
-
-    Args:
-        phase1_steps: First step, and the step at which the phase ends or None; None for no such phase.
-        phase2_steps: The same for the second.
-        phase3_steps: The same for the third.
-        phase1_modules: What trains in it. None for `[attention]`.
-        phase2_modules: None for `[mlp]`.
-        phase3_modules: None for `[attention, mlp]`.
-
-    Returns:
-        The phases, as plain values.
-
-    Example:
-        ```python
-        from lighter_freezers import LoraPhases, create_phased_lora_config
-
-        phases = create_phased_lora_config((0, 300), (300, 600), (600, None), ["attention", "mlp"])
-        callback = LoraPhases(phases=phases)
-        ```
-    """
-    chosen = [
-        (phase1_steps, phase1_modules or ("attention",)),
-        (phase2_steps, phase2_modules or ("mlp",)),
-        (phase3_steps, phase3_modules or BOTH),
-    ]
-    return [_as_config(steps, modules) for steps, modules in chosen if steps]
-
-
-def create_layerwise_lora_config(
-    num_layers: int = 22,
-    phase1_steps: Steps = (0, 200),
-    phase2_steps: Steps = (200, None),
-    modules: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
-    """Two phases over the depth of a model, the lower half of its blocks and then the upper.
-
-    Args:
-        num_layers: Blocks in the model, at least 2.
-        phase1_steps: First step of the lower half, and the step at which it ends.
-        phase2_steps: The same for the upper half; None as its end means until the run ends.
-        modules: What trains in either. None for `[attention, mlp]`.
-
-    Returns:
-        The phases, as plain values.
-
-    Example:
-        ```python
-        from lighter_freezers import LoraPhases, create_layerwise_lora_config
-
-        callback = LoraPhases(phases=create_layerwise_lora_config(22, (0, 200), (200, None)))
-        ```
-    """
-    number = arguments.count("num_layers", num_layers) or 0
-    if number < 2:
-        raise ValueError(f"num_layers must be at least 2, to be cut in halves. Got {num_layers!r}.")
-    ranges = ([0, number // 2 - 1], [number // 2, number - 1])
-    return [
-        _as_config(steps, modules or BOTH, layer_range)
-        for steps, layer_range in zip((phase1_steps, phase2_steps), ranges, strict=True)
-        if steps
-    ]
-
-
-def _as_config(
-    steps: Sequence[int | None], modules: Sequence[str], layer_range: list[int] | None = None
-) -> dict[str, Any]:
-    if len(steps) != 2:
-        raise ValueError(f"The steps of a phase are a pair (first step, end step or None). Got {steps!r}.")
-    start, end = steps
-    names = list(modules)
-    return {"start_step": start, "end_step": end, "active_modules": names, "layer_range": layer_range}
-
-
-def _strategy(
-    strategy: str | None, phase1_end: int | None, phase2_end: int | None, *, has_phases: bool
-) -> tuple[str, list[int]]:
-    """The strategy and the steps at which its phases end; "" where phases are given instead."""
-    given = {"strategy": strategy, "phase1_end": phase1_end, "phase2_end": phase2_end}
-    if has_phases:
-        extra = [name for name, value in given.items() if value is not None]
-        if extra:
-            raise ValueError(f"phases says what trains when; {', '.join(extra)} would too. Give one of them.")
-        return "", []
-    if strategy is None or strategy not in STRATEGIES:
-        close, known = closest_names(str(strategy), STRATEGIES, 1)[0], ", ".join(STRATEGIES)
-        raise ValueError(f"Unknown strategy {strategy!r}. Closest: '{close}'. All: {known}. Or give phases.")
-    ends = [arguments.count(name, given[name]) for name in ("phase1_end", "phase2_end")]
-    wanted = len(STRATEGIES[strategy]) - 1
-    bounds = [end for end in ends[:wanted] if end]
-    if len(bounds) < wanted:
-        raise ValueError(
-            f"'{strategy}' has {wanted + 1} phases: give "
-            f"{' and '.join(['phase1_end', 'phase2_end'][:wanted])}, steps above 0."
-        )
-    if ends[wanted:] != [None] * (2 - wanted):
-        raise ValueError(f"'{strategy}' has two phases, the second lasts to the end: leave phase2_end out.")
-    if bounds != sorted(set(bounds)):
-        raise ValueError(f"phase1_end={bounds[0]} is not before phase2_end={bounds[1]}. Put it before.")
-    return strategy, bounds

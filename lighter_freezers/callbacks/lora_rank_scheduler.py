@@ -1,12 +1,14 @@
-"""The callback that gives LoRA layers other ranks while a model trains: what it is told, an act does."""
+"""The LoraRankScheduler callback: checks its arguments; an action of `lora/rank_action.py` sets the ranks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.trainer_clock import moment
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.lora.rank_action import RankAction, RankOptions
 from lighter_freezers.lora.rank_schedule import parse_rank_schedule
 from lighter_freezers.lora.ranks import OnZero, Shrink
@@ -17,9 +19,9 @@ __all__ = ["LoraRankScheduler"]
 class LoraRankScheduler(EngineCallback):
     """Change the LoRA rank of layers at a step, an epoch, or when a loss is low enough.
 
-    The layers are those of PEFT (`apply_lora`). Growth keeps the function of the model, shrinking loses as
-    little of the update as a lower rank can. Optimizers keep their groups and what they know of the
-    components that stay, LR schedulers notice nothing, and frozen adapters stay frozen.
+    The layers are those of PEFT (`apply_lora`). Growth keeps the function of the model; shrinking loses as
+    little of the update as the lower rank allows. Optimizers keep their groups and the state of the
+    components that stay, LR schedulers are unaffected, and frozen adapters stay frozen.
 
     | entry of `schedule` | what it does |
     |---|---|
@@ -30,19 +32,19 @@ class LoraRankScheduler(EngineCallback):
 
     Args:
         schedule: Entries with a `rank_pattern` and one of `step` (optimizer steps, counted from 0), `epoch`
-            (from 0), or `trigger_loss` and/or `max_wait_iters`; `desc` is for you. A rank pattern maps
+            (from 0), or `trigger_loss` and/or `max_wait_iters`; `desc` is a comment. A rank pattern maps
             layers to ranks: `attn.N`, `mlp.N`, `block.N` (N may be `0-3` or `*`), `wte`, `lm_head` stand for
             all layers with LoRA in them, whatever the model calls these; any other key is a regular
             expression for the end of a layer's name, as in PEFT. Entries with `trigger_loss` are done in
             their order: `trigger_loss` is met by a value strictly below it, `.inf` at once, null never;
-            `max_wait_iters` counts optimizer steps since the one before, 0 is at once, null is no limit.
+            `max_wait_iters` counts optimizer steps since the previous entry, 0 means at once, null no limit.
         adapter_name: PEFT's name of the adapter.
-        monitor: The metric for `trigger_loss`, looked at where it is logged, as the mean over all ranks.
+        monitor: The metric for `trigger_loss`, read where it is logged, as the mean over all ranks.
             `training_loss` is a running mean of the training loss.
         on_zero: What rank 0 means: `drop` the update (a warning says how large it is), `merge` it into the
             base weight, or `freeze` the components as they are. `merge` refuses tied and quantised weights.
-        shrink: `svd` keeps the update as it is as far as it can, `kfac` the loss, for which it listens to
-            the training at the price of two small products per layer.
+        shrink: `svd` changes the update least, `kfac` the loss; `kfac` collects statistics during training,
+            at the cost of two small products per layer.
         average_over: Optimizer steps in one mean of `training_loss`.
         seed: Makes new components differ from run to run.
 
@@ -51,14 +53,14 @@ class LoraRankScheduler(EngineCallback):
         ValueError: An entry does not say what or when; in `setup`, a name without LoRA or an impossible rank.
         RuntimeError: In `setup`: strategy, optimizer, callback or layer cannot follow a change of rank.
 
-    Runs on: `setup`; everything else is done by the Trainer's engine, at `on_train_batch_start` between
-    two optimizer steps.
+    Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
+    optimizer steps.
 
-    Saves: which entries are done, since when the next one waits, the latest loss. The ranks themselves stand
-    in the weights; they are restored before these are loaded.
+    Saves: which entries are done, since when the next one waits, the latest loss. The ranks themselves follow
+    from the shapes of the saved weights, and are restored before the weights are loaded.
 
-    Logs: `lora/rank/<layer>`, `lora/parameters`, and `lora/discarded/<layer>` where something is lost.
-    `FreezeStateLogger` draws the ranks into its timeline.
+    Logs: `lora/rank/<layer>`, `lora/parameters`, and `lora/discarded/<layer>` where part of an update is
+    lost. `FreezeStateLogger` draws the ranks into its timeline.
 
     Example:
         ```yaml
@@ -73,7 +75,7 @@ class LoraRankScheduler(EngineCallback):
 
     def __init__(
         self,
-        schedule: Sequence[Mapping[str, Any]],
+        schedule: Sequence[Mapping[str, object]],
         adapter_name: str = "default",
         *,
         monitor: str = "val/loss",
@@ -101,12 +103,12 @@ class LoraRankScheduler(EngineCallback):
         self._action = RankAction(self._entries, self._options)
 
     def actions(self) -> list[Action]:
-        """The one act of this callback, anew for each fit."""
+        """The one action of this callback, new for each fit."""
         self._action = RankAction(self._entries, self._options)
         return [self._action]
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """End the curves at the last step."""
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Log the ranks at the last step, so that their curves end there."""
         self._action.finish(trainer, moment(trainer).optimizer_step)
 
     def __repr__(self) -> str:

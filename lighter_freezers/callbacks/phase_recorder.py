@@ -1,17 +1,20 @@
 """The callback that measures what a step of each phase costs, for `lighter-freezers report`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
 
 from lighter_freezers import arguments
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.planning.phase_meter import FILE, PhaseMeter
+from lighter_freezers.reports.whole_files import write_json
 
 __all__ = ["PhaseRecorder"]
 
@@ -19,10 +22,10 @@ __all__ = ["PhaseRecorder"]
 class PhaseRecorder(Callback):
     """Measure what a step costs in each phase of a run, and write it beside the run's other files.
 
-    A phase is a stretch between two changes of what trains. Its first step is traced: its floating-point
-    operations, gradients, optimizer state and saved activations are counted. The second is left alone, so
-    that what is new can settle. Some more are timed; from then on nothing is measured until the next change.
-    No number is read from a GPU before a phase is over.
+    A phase here is the time between two changes of what trains. Its first step is traced: its floating-point
+    operations, gradients, optimizer state and saved activations are counted. The second is a warm-up and not
+    measured. The next ones are timed; after them nothing is measured until the next change. No number is read
+    from a GPU before a phase has ended.
 
     | call | what is measured |
     |---|---|
@@ -30,21 +33,21 @@ class PhaseRecorder(Callback):
     | `PhaseRecorder(num_timed=5)` | the same with up to 5 |
     | `PhaseRecorder(num_timed=0)` | counts and bytes only |
 
-    The clock is the GPU's, or without one the CPU time of the process, so that other load on the machine does
-    not count. The file is `freeze_report.json` in the folder of the Trainer's logger, or in its
-    `default_root_dir` without one; it is written whenever a phase is over.
+    Times are those of the GPU, or without one the CPU time of the process, so that other load on the machine
+    does not count. The file is `freeze_report.json` in the folder of the Trainer's logger, or in its
+    `default_root_dir` without one; it is written at the end of each phase.
 
     Args:
         num_timed: Optimizer steps to time in each phase, at most.
 
     Raises:
-        TypeError: `num_timed` is no whole number.
-        RuntimeError: The Trainer has two of these.
+        TypeError: `num_timed` is not a whole number.
+        RuntimeError: The Trainer has two PhaseRecorders.
 
     Runs on: `setup`, the transitions that the package's other callbacks make, on_train_end; the batches of
     the first steps of a phase.
 
-    Saves: nothing. A resumed run writes a report of its own, which begins where it resumed.
+    Saves: nothing. A resumed run writes its own report, which starts where the run resumed.
 
     Example:
         ```yaml
@@ -65,35 +68,35 @@ class PhaseRecorder(Callback):
         self._meter = PhaseMeter(number)
         self._file: Path | None = None
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Listen to the changes of this fit."""
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
+        """Register with the engine for the transitions of this fit."""
         engine = Engine.of(trainer)
         if stage != "fit":
             return
-        if sum(isinstance(callback, PhaseRecorder) for callback in trainer.callbacks) > 1:
+        if sum(isinstance(callback, PhaseRecorder) for callback in callbacks_of(trainer)) > 1:
             raise RuntimeError(
                 "The Trainer has more than one PhaseRecorder, and both would write the same file."
             )
         engine.add_listener(self)
         self._meter = PhaseMeter(self._num_timed)
-        folder = trainer.log_dir  # asks the other processes, so every one of them has to
+        folder = trainer.log_dir  # a collective call, so every rank makes it
         self._file = Path(folder) / FILE if folder and trainer.is_global_zero else None
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
-        """A phase begins; called by the engine, between two optimizer steps."""
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
+        """Start the next phase; called by the engine, between two optimizer steps."""
         self._meter.begin(pl_module, transition)
         self._write({})
         self._listen()
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """The last phase is over."""
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """End the last phase, and write the report."""
         self._meter.end()
         self._write({"num_steps": trainer_clock.moment(trainer).optimizer_step})
         self._stop_listening()
         if self._file is not None:
             log.info("what each phase cost: lighter-freezers report %s", self._file.parent)
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:
         """Keep what is measured so far."""
         self._meter.break_off()
         self._stop_listening()
@@ -106,20 +109,20 @@ class PhaseRecorder(Callback):
     def _stop_listening(self) -> None:
         self.on_train_batch_start = self.on_before_optimizer_step = self.on_train_batch_end = None
 
-    def _start_batch(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def _start_batch(self, trainer: TrainerLike, pl_module: nn.Module, batch: object, batch_idx: int) -> None:
         self._meter.start_batch(trainer, pl_module, batch, batch_idx)
 
-    def _see_gradients(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    def _see_gradients(self, trainer: TrainerLike, pl_module: nn.Module, optimizer: Optimizer) -> None:
         self._meter.see_gradients(pl_module)
 
-    def _end_batch(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def _end_batch(
+        self, trainer: TrainerLike, pl_module: nn.Module, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         self._meter.end_batch(trainer, batch_idx)
         if self._meter.has_enough:
             self._stop_listening()
 
-    def _write(self, more: Mapping[str, Any]) -> None:
+    def _write(self, more: Mapping[str, object]) -> None:
         if self._file is None or not self._meter.records:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        content = {"phases": [record.as_dict() for record in self._meter.records], **more}
-        self._file.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(self._file, {"phases": [record.as_dict() for record in self._meter.records], **more})

@@ -1,22 +1,24 @@
-"""The callback that draws what the gradient-norm monitor wrote, when a run is over."""
+"""The callback that plots the files of the gradient-norm monitor when a run has ended."""
 
 import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+from torch import nn
 
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
 from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 
 __all__ = ["PlotsAtEnd"]
 
 
 class PlotsAtEnd(Callback):
-    """Draw gradient norms, layers and losses of a run when it ends, as `lighter-freezers plots` does.
+    """Plot gradient norms, layers and losses of a run when it ends, as `lighter-freezers plots` does.
 
-    A picture that cannot be drawn is a warning, for the run itself is done by then.
+    A plot that fails is a warning, not an error, because the run itself is complete by then.
 
     Runs on: setup, on_fit_end.
 
@@ -25,7 +27,7 @@ class PlotsAtEnd(Callback):
     `experiment_comparison.png` and `experiment_summary.json`.
 
     Args:
-        dirpath: Folder of the pictures. None for `plots` beside the files of the monitor.
+        dirpath: Folder of the plots. None for `plots` beside the files of the monitor.
 
     Raises:
         ImportError: In `setup`, matplotlib is not installed.
@@ -45,21 +47,21 @@ class PlotsAtEnd(Callback):
             raise TypeError(f"dirpath must be a string or null. Got {dirpath!r} ({type(dirpath).__name__}).")
         self.dirpath = dirpath
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Fail before training rather than after it."""
-        Engine.of(trainer)  # its place is behind the first callback of ours that has a `setup`
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
+        """Check for matplotlib and the monitor before training rather than after it."""
+        Engine.of(trainer)  # the engine is inserted after the first callback of ours with a `setup`
         if stage != "fit":
             return
         if find_spec("matplotlib") is None:
             raise ImportError('PlotsAtEnd needs matplotlib: pip install "lighter-freezers[plots]".')
-        if not any(hasattr(callback, "norms_file") for callback in trainer.callbacks):
+        if not any(hasattr(callback, "norms_file") for callback in callbacks_of(trainer)):
             raise RuntimeError(
-                "PlotsAtEnd draws what GradientNormMonitor writes, but the Trainer has none. Add "
+                "PlotsAtEnd plots the files of GradientNormMonitor, but the Trainer has none. Add "
                 "lighter_freezers.GradientNormMonitor to its callbacks."
             )
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Draw, on the first rank."""
+    def on_fit_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Draw the plots, on the first rank."""
         if not trainer.is_global_zero:
             return
         for file in _files(trainer):
@@ -76,8 +78,8 @@ class PlotsAtEnd(Callback):
         log.info("See the gradient norms: %s", folder)
 
 
-def _files(trainer: Any) -> Iterator[Path]:
-    for callback in trainer.callbacks:
+def _files(trainer: TrainerLike) -> Iterator[Path]:
+    for callback in callbacks_of(trainer):
         file = getattr(callback, "norms_file", None)
         if file is not None:
             yield file

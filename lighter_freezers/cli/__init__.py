@@ -1,1 +1,1 @@
-"""The commands of `lighter-freezers`: a file each, imported when it is asked for."""
+"""The commands of `lighter-freezers`: one file each, imported when the command is run."""

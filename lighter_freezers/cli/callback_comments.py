@@ -1,7 +1,6 @@
-"""Says in words what callbacks will do to one model, from the rules that they make for it."""
+"""Describes what callbacks will do to one model, from the rules that they make for it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -14,7 +13,7 @@ from lighter_freezers.selection.names import canonical_parameters
 __all__ = ["comments_on", "first_step"]
 
 
-def comments_on(config: Mapping[str, Any], model: nn.Module) -> list[str]:
+def comments_on(config: Mapping[str, object], model: nn.Module) -> list[str]:
     """A line for each rule of a callback: which parameters, how many, until when, at which rate.
 
     Args:
@@ -26,8 +25,8 @@ def comments_on(config: Mapping[str, Any], model: nn.Module) -> list[str]:
     return [_line(rule, sizes, summary, model) for rule in _rules(config, model)]
 
 
-def first_step(configs: Sequence[Mapping[str, Any]], model: nn.Module) -> str:
-    """What trains in the first step."""
+def first_step(configs: Sequence[Mapping[str, object]], model: nn.Module) -> str:
+    """A short phrase for what trains in the first step."""
     parameters = canonical_parameters(model)
     held = {
         name
@@ -41,9 +40,9 @@ def first_step(configs: Sequence[Mapping[str, Any]], model: nn.Module) -> str:
     return f"{NameSummary(list(sizes)).compress(names)} ({_amount(names, sizes)})"
 
 
-def _rules(config: Mapping[str, Any], model: nn.Module) -> list[FreezeRule]:
+def _rules(config: Mapping[str, object], model: nn.Module) -> list[FreezeRule]:
     arguments = {key: value for key, value in config.items() if key != "_target_"}
-    callback = getattr(lighter_freezers, config["_target_"].rpartition(".")[2])(**arguments)
+    callback = getattr(lighter_freezers, str(config["_target_"]).rpartition(".")[2])(**arguments)
     rules: list[FreezeRule] = callback.rules_for(model)
     return rules
 

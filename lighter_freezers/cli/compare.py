@@ -12,23 +12,23 @@ __all__ = ["SUMMARY", "add_arguments", "run"]
 SUMMARY = (
     "Print and plot finished runs side by side: the settings that differ, losses, gradient norms, scores."
 )
-WIDEST = 36  # letters of a cell; the end of a long setting tells runs apart
+WIDEST = 36  # characters of a cell; runs differ at the end of a long setting
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words behind `compare`."""
+    """The arguments of `compare`."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run")
     parser.add_argument(
         "--into",
         type=Path,
         metavar="FOLDER",
-        help="where the pictures go; left out: comparison/ in the folder around all runs",
+        help="folder for the plots; default: comparison/ in the common folder of all runs",
     )
     parser.add_argument("--no-plots", action="store_true", help="print the tables only")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the tables, then draw the curves of the runs that have measured some."""
+    """Print the tables, then plot the curves of the runs that have measured any."""
     runs = read_runs(arguments.runs)
     print(tables(runs))
     if not arguments.no_plots:
@@ -39,10 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _draw(folders: Sequence[Path], into: Path) -> list[Path]:
-    """Losses and gradient norms of all runs in one picture each."""
+    """Plot the losses of all runs in one figure, and their gradient norms in another."""
     measured = [folder for folder in folders if any(folder.glob("*.group_norms.csv"))]
     if not measured:
-        print("\nNo pictures: no run has *.group_norms.csv, which GradientNormMonitor writes.")
+        print("\nNo plots: no run has *.group_norms.csv, which GradientNormMonitor writes.")
         return []
     from lighter_freezers.reports.plots import find_runs, plot_gradient_norms, plot_training_loss
 

@@ -1,4 +1,4 @@
-"""Puts callbacks into the text of a config, and leaves the rest as it was written. Only text and YAML."""
+"""Adds callbacks to the text of a config, and leaves the rest as it was written. Only text and YAML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ class Commented:
     """An entry of a list in YAML, and the lines of comment above it."""
 
     comments: tuple[str, ...]
-    value: Mapping[str, Any]
+    value: Mapping[str, object]
 
 
 def add_callbacks(text: str, callbacks: Sequence[Commented]) -> str:
-    """Put callbacks before those that a config has below `trainer`.
+    """Add callbacks before those that a config has below `trainer`.
 
     Args:
         text: A config with a `trainer`.
         callbacks: What to add, in this order.
 
     Raises:
-        ValueError: `trainer` or its `callbacks` is a reference, or not of the kind that a Trainer takes.
+        ValueError: `trainer` or its `callbacks` is a reference, or of the wrong type.
     """
     trainer = _child(yaml.compose(text, yaml.SafeLoader), "trainer")
     if not isinstance(trainer, yaml.MappingNode):
-        raise ValueError("trainer is no mapping in this file. Write it out: _target_, callbacks, ...")
+        raise ValueError("trainer is not a mapping in this file. Write it out: _target_, callbacks, ...")
     if trainer.flow_style:
         return add_callbacks(_in_block_style(text, trainer), callbacks)
     present = _child(trainer, "callbacks")
@@ -45,7 +45,7 @@ def add_callbacks(text: str, callbacks: Sequence[Commented]) -> str:
         entries = "\n" + as_list(callbacks, trainer.start_mark.column + 2).rstrip("\n")
         return text[: present.start_mark.index].rstrip(" ") + entries + text[present.end_mark.index :]
     raise ValueError(
-        "trainer::callbacks is not a list in this file. Write it as one, each callback behind a dash."
+        "trainer::callbacks is not a list in this file. Write it as one, each callback after a dash."
     )
 
 
@@ -60,24 +60,24 @@ def as_list(callbacks: Sequence[Commented], column: int) -> str:
 
 
 def _pair(key: str, value: object) -> list[str]:
-    """A key and its value: lists in brackets, cut into lines where they are long."""
+    """The lines for a key and its value: lists in brackets, broken into lines where they are long."""
     in_brackets = None if isinstance(value, list) else False
     return str(yaml.safe_dump({key: value}, default_flow_style=in_brackets, width=80)).splitlines()
 
 
 def indented(text: str, column: int) -> str:
-    """All lines moved to the right, with a line feed at the end."""
+    """All lines indented, with a line feed at the end."""
     return "".join(" " * column + line + "\n" if line.strip() else "\n" for line in text.splitlines())
 
 
-def _child(node: yaml.Node | None, key: str) -> Any:
+def _child(node: yaml.Node | None, key: str) -> Any:  # a node of any kind
     """The value of a key; None where there is none."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     return next((value for name, value in pairs if name.value == key), None)
 
 
 def _line_behind_target(trainer: yaml.MappingNode) -> int:
-    """The line behind `_target_`, or before the first key where there is no such line."""
+    """The line after `_target_`, or before the first key where there is none."""
     target = _child(trainer, "_target_")
     return trainer.start_mark.line if target is None else target.end_mark.line + 1
 
@@ -102,7 +102,7 @@ def _inserted(text: str, line: int, addition: str) -> str:
 
 
 def _in_block_style(text: str, node: yaml.Node) -> str:
-    """The same config, with a value on lines of its own that was written in brackets."""
+    """The same config, with a value in block style that was written in brackets."""
     start, end = node.start_mark.index, node.end_mark.index
     column = len(text[:start].splitlines()[-1]) - len(text[:start].splitlines()[-1].lstrip())
     value = yaml.safe_load(text[start:end])

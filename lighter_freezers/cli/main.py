@@ -1,7 +1,7 @@
-"""The command line `lighter-freezers COMMAND ...`: which commands there are, and how one is run.
+"""The command line `lighter-freezers COMMAND ...`: the list of commands, and how one is run.
 
 A command is a module of `lighter_freezers.cli` with `SUMMARY`, `add_arguments(parser)` and
-`run(arguments) -> exit status`; only the module of the command that was asked for is imported.
+`run(arguments) -> exit status`; only the module of the requested command is imported.
 """
 
 import argparse
@@ -29,16 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the entry point of `lighter-freezers` and `python -m lighter_freezers`.
 
     Args:
-        argv: The words after the program's name. None reads them from the command line.
+        argv: The arguments after the program's name. None reads them from the command line.
 
     Returns:
-        The exit status: 0, or 2 after a mistake in the words, the files or the config.
+        The exit status: 0, or 2 after a mistake in the arguments, the files or the config.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(arguments)
     try:
         parsed = parser.parse_args(arguments)
-    except SystemExit as stop:  # argparse has printed the help, the version or what is wrong
+    except SystemExit as stop:  # argparse has printed the help, the version or the error
         return int(stop.code or 0)
     try:
         return int(parsed.run(parsed))
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """All names of commands, with the arguments of the one asked for (its module is imported here)."""
+    """The parser: all command names, and the arguments of the requested one (imports its module)."""
     parser = argparse.ArgumentParser(
         prog="lighter-freezers", description="Freeze and thaw layers on a schedule: see it before, and after."
     )

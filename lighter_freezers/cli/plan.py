@@ -12,7 +12,7 @@ SUMMARY = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of this command."""
+    """The arguments of `plan`."""
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan, print and draw."""
+    """Make the plan, print it, and draw it if asked to."""
     from lighter_freezers.planning.from_config import plan_of_config
     from lighter_freezers.reports.timeline_svg import check_picture_path
 

@@ -1,4 +1,4 @@
-"""`lighter-freezers plots RUN_DIR...`: pictures of gradient norms and losses, and a summary of them."""
+"""`lighter-freezers plots RUN_DIR...`: plots of gradient norms and losses, and a summary of them."""
 
 import argparse
 import os
@@ -7,11 +7,11 @@ from pathlib import Path
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
-SUMMARY = "Draw what GradientNormMonitor wrote: one run in itself, several against each other."
+SUMMARY = "Plot the files of GradientNormMonitor: one run by itself, several in comparison."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words behind `plots`."""
+    """The arguments of `plots`."""
     parser.add_argument(
         "runs", nargs="+", metavar="RUN_DIR", help="folder of a run, or of several; or a *.group_norms.csv"
     )
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw, and print the path of each file."""
+    """Draw the plots, and print the path of each file."""
     from lighter_freezers.reports.plots import find_runs, plot_everything
 
     runs = find_runs(arguments.runs)

@@ -7,13 +7,13 @@ __all__ = ["SUMMARY", "add_arguments", "run"]
 
 SUMMARY = (
     "Set the plan of a run beside what its PhaseRecorder measured: FLOPs, memory and relative time of a step "
-    "in each phase. The plan is made anew from the config.yaml that `lighter fit` leaves in the folder, or "
+    "in each phase. The plan is made again from the config.yaml that `lighter fit` leaves in the folder, or "
     "read from --plan."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of this command."""
+    """The arguments of `report`."""
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run, with freeze_report.json")
     parser.add_argument(
         "--plan", metavar="FILE", help="a plan saved by `lighter-freezers plan ... --json > FILE`"
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read, plan if need be, compare and print."""
+    """Read the report, make a plan if none is given, compare and print."""
     from pathlib import Path
 
     from lighter_freezers.planning.comparison import compare, read_report

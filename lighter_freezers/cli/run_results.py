@@ -1,32 +1,34 @@
-"""What a run has left in its folder: its settings and its figures, read from its JSON files."""
+"""The settings and figures of a run, read from the JSON files in its folder."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 __all__ = ["RunResults", "differing", "read_runs"]
 
 SUMMARY = "results_summary.json"
 EVALUATIONS = "evaluation_results*.json"
 
+_Json: TypeAlias = dict[str, Any]  # a file that this package wrote; its keys say what is in them
+
 
 @dataclass(frozen=True)
 class RunResults:
-    """One run.
+    """The results of one run.
 
     Attributes:
-        title: What tells its folder from those of the other runs.
-        folder: Where it is.
-        settings: Every value of its config, by its place in it, such as `model::lora::r`.
+        title: The part of its path that distinguishes it from the other runs.
+        folder: Its folder.
+        settings: Every value of its config, by its path in the config, such as `model::lora::r`.
         figures: Name -> value: losses, gradient norms, cost and scores.
     """
 
     title: str
     folder: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     figures: Mapping[str, float]
 
 
@@ -37,7 +39,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunResults]:
         folders: Of the runs, each with `results_summary.json`, `evaluation_results.json` or both.
 
     Raises:
-        ValueError: A folder is given twice, or a file is no JSON.
+        ValueError: A folder is given twice, or a file is not JSON.
         FileNotFoundError: A folder has no results.
     """
     resolved = [folder.resolve() for folder in folders]
@@ -64,8 +66,8 @@ def _read_run(folder: Path, title: str) -> RunResults:
     return RunResults(title, folder, dict(_flat(summary.get("config") or {})), numbers)
 
 
-def _training_figures(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What a summary says of the training, in one row of names."""
+def _training_figures(summary: _Json) -> dict[str, object]:
+    """The training figures of a summary, under flat names."""
     figures = {name: summary.get(name) for name in ("optimizer_steps", "train_loss", "final_train_loss")}
     figures |= summary.get("metrics", {})
     figures |= {name: summary.get(name) for name in ("trainable_parameters", "parameters", "train_seconds")}
@@ -74,18 +76,18 @@ def _training_figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> _Json:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}. Was the run stopped while it wrote?") from error
+        raise ValueError(f"{path} is not JSON: {error}. Was the run stopped while it wrote?") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no results of a run.")
     return content
 
 
 def _number(path: Path) -> int:
-    """Which of several evaluations a file is, the first without a number."""
+    """The number of an evaluation file; the first has none."""
     digits = re.search(r"_(\d+)$", path.stem)
     return int(digits[1]) if digits else 0
 
@@ -104,7 +106,7 @@ def _nothing_in(folder: Path) -> str:
 
 
 def _titles(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ."""
+    """The shortest path suffixes that differ."""
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
         titles = ["/".join(folder.parts[-length:]) for folder in folders]
         if len(set(titles)) == len(titles):
@@ -112,8 +114,8 @@ def _titles(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a config with its place in it; what a list builds goes by its class."""
+def _flat(node: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Every leaf of a config by its path; objects in a list are named by their class."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _flat(value, f"{path}::{key}" if path else str(key))
@@ -126,6 +128,6 @@ def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, node
 
 
-def _class_of(node: Any) -> str | None:
+def _class_of(node: object) -> str | None:
     target = node.get("_target_") if isinstance(node, Mapping) else None
     return None if target is None else str(target).rpartition(".")[2]

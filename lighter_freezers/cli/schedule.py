@@ -10,6 +10,7 @@ from lighter_freezers.cli.callback_comments import comments_on, first_step
 from lighter_freezers.cli.config_text import Commented, add_callbacks, indented
 from lighter_freezers.cli.source_config import Source, read_source
 from lighter_freezers.cli.strategies import STRATEGIES, Options, callbacks_of
+from lighter_freezers.reports.whole_files import write_whole
 from lighter_freezers.selection.anatomy import anatomy_of
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
@@ -19,12 +20,12 @@ SUMMARY = (
     "comes back with callbacks added, and runs as it is; around a model alone, the rest is marked FILL IN."
 )
 _WHAT_IT_DOES = {
-    "gradual": "the head trains first, then the blocks join it one after another, from the top",
-    "top-down": "the same written out, to be changed by hand: a Freezer for each stage",
+    "gradual": "the head trains first, then the blocks thaw one after another, from the top",
+    "top-down": "the same written out for editing by hand: a Freezer for each stage",
     "lp-lora": "the lower blocks and the embeddings are frozen for the whole run",
     "discriminative": "nothing is frozen; the deeper a layer, the lower its learning rate",
 }
-_USED_BY = {  # option -> the strategies that look at it
+_USED_BY = {  # option -> the strategies that use it
     "freeze_ratio": ("lp-lora",),
     "train_embeddings": ("lp-lora",),
     "lr_decay": ("gradual", "top-down", "discriminative"),
@@ -44,11 +45,11 @@ model:
     params: "$@model::network.parameters()"
     lr: 1.0e-4                            # FILL IN
 """
-_EPOCHS = 10  # of a run that nobody has described yet
+_EPOCHS = 10  # for a model alone, whose run is not described yet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this command."""
+    """The arguments of `schedule`."""
     parser.add_argument(
         "config",
         type=Path,
@@ -60,22 +61,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="where to write; - for the terminal; without it, CONFIG_STRATEGY.yaml in this folder",
+        help="where to write; - for the terminal; default: CONFIG_STRATEGY.yaml in this folder",
     )
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--epochs", type=int, metavar="N", help="length of the run; without it, that of the config"
+        "--epochs", type=int, metavar="N", help="length of the run; default: that of the config"
     )
     length.add_argument("--steps", type=int, metavar="N", help="the same in optimizer steps")
     parser.add_argument(
         "--freeze-ratio",
         type=float,
         metavar="SHARE",
-        help="of the blocks that lp-lora freezes, from 0 to 1; without it, 0.5",
+        help="share of the blocks that lp-lora freezes, from 0 to 1; default: 0.5",
     )
     parser.add_argument(
-        "--train-embeddings", action="store_true", default=None, help="lp-lora leaves the embeddings alone"
+        "--train-embeddings", action="store_true", default=None, help="lp-lora does not freeze the embeddings"
     )
     parser.add_argument(
         "--lr-decay",
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     if output == "-":
         print(text, end="")
         return 0
-    Path(output).write_text(text)
+    write_whole(output, text)
     print(f"Wrote {output}. See what it does: lighter-freezers plan {output}")
     return 0
 
@@ -120,7 +121,7 @@ def _written(arguments: argparse.Namespace, output: str, source: Source) -> str:
             "The head is tied to an embedding and so frozen too; --train-embeddings lets both train."
         )
     if source.has_freezers:
-        about.append("The callbacks of ours that were here before still act: what either holds is frozen.")
+        about.append("Callbacks of ours that were here before still apply: what either holds is frozen.")
     commented[0] = Commented((*about, *commented[0].comments), commented[0].value)
     text = add_callbacks(_whole(source, options), commented)
     present = yaml.safe_load(text)["trainer"]["callbacks"]
@@ -129,7 +130,7 @@ def _written(arguments: argparse.Namespace, output: str, source: Source) -> str:
 
 
 def _whole(source: Source, options: Options) -> str:
-    """A config with a `trainer` and a `model`: the one there is, or one to fill in around the model."""
+    """A config with a `trainer` and a `model`: the given one, or one to fill in around the model."""
     if source.kind == "run":
         return source.text
     length = f"max_epochs: {options.epochs}" if options.epochs else f"max_steps: {options.steps}"
@@ -144,7 +145,7 @@ def _whole(source: Source, options: Options) -> str:
 
 
 def _header(arguments: argparse.Namespace, output: str, source: Source) -> str:
-    """What this file is, and the command that runs it."""
+    """The comment at the top: what this file is, and the command that runs it."""
     given = {name: getattr(arguments, name) for name in _USED_BY if getattr(arguments, name) is not None}
     options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in given.items())
     options = options.replace("--train-embeddings True", "--train-embeddings")

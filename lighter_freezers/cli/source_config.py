@@ -21,12 +21,12 @@ class Source:
     """A config and the model that it describes.
 
     Attributes:
-        text: The file as it is.
+        text: The text of the file.
         kind: `run` with a `trainer` and a `model`, `module` with a `model` alone, `network` where a
             `_target_` or a `network` is all there is.
         model: What it builds.
-        epochs: Length of the run; None where it says nothing or counts steps.
-        steps: Length of the run in optimizer steps; None where it says nothing of them.
+        epochs: Length of the run; None where the config has none or counts steps.
+        steps: Length of the run in optimizer steps; None where the config has none.
         has_freezers: Whether it already has callbacks of this package that change what trains.
     """
 
@@ -43,8 +43,8 @@ def read_source(path: Path) -> Source:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no config, or what it describes cannot be built.
-        TypeError: What it describes is no model.
+        ValueError: It is not a config, or what it describes cannot be built.
+        TypeError: What it describes is not a model.
     """
     from lighter.engine.runner import ConfigLoader, ProjectImporter
     from sparkwheel.utils.exceptions import BaseError
@@ -67,13 +67,13 @@ def read_source(path: Path) -> Source:
     return Source(text, kind, model, None if steps else epochs, steps, _has_freezers(keys))
 
 
-def _length(config: Any, name: str) -> int | None:
-    """How long the Trainer trains; None where that is no number above 0."""
+def _length(config: Any, name: str) -> int | None:  # sparkwheel has no types
+    """The length of the run; None where the config has no number above 0."""
     value = config.resolve(f"trainer::{name}") if config.get(f"trainer::{name}") is not None else None
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _has_freezers(keys: Any) -> bool:
+def _has_freezers(keys: dict[str, object]) -> bool:
     trainer = keys.get("trainer")
     callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
     targets = [str(each.get("_target_")) for each in callbacks or [] if isinstance(each, dict)]
@@ -83,8 +83,8 @@ def _has_freezers(keys: Any) -> bool:
     return any(issubclass(getattr(lighter_freezers, name, object), EngineCallback) for name in names)
 
 
-def _kind(keys: Any, path: Path) -> tuple[Kind, str]:
-    """What a config is about, and where in it the model stands."""
+def _kind(keys: object, path: Path) -> tuple[Kind, str]:
+    """The kind of a config, and the path of the model in it."""
     if isinstance(keys, dict):
         if "model" in keys:
             return ("run" if "trainer" in keys else "module"), "model"

@@ -1,10 +1,9 @@
-"""Four ways to freeze a model, as callbacks in a config would name them. Writes no text."""
+"""Four ways to freeze a model, as callbacks for a config. Writes no text."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -16,12 +15,12 @@ from lighter_freezers.selection.select import ParameterSelector
 __all__ = ["STRATEGIES", "Options", "callbacks_of"]
 
 GRADUAL = "lighter_freezers.GradualUnfreezing"
-Callbacks = list[dict[str, Any]]
+Callbacks = list[dict[str, object]]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a strategy is adjusted by.
+    """The options of a strategy.
 
     Attributes:
         epochs: Length of the run; None where it is counted in steps.
@@ -74,7 +73,7 @@ def _top_down(model: nn.Module, layers: Layers, options: Options) -> Callbacks:
     if layers.embeddings is not None:
         until.setdefault(max(until, default=1), []).append(layers.embeddings)
     if not until:
-        raise ValueError("There is one layer only in which anything can train, so none can thaw later.")
+        raise ValueError("Only one layer has anything that can train, so none can thaw later.")
     return [
         _freezer(model, {name for layer in group for name in layer.names}, {f"until_{unit}": begin, **rate})
         for begin, held in until.items()
@@ -83,7 +82,7 @@ def _top_down(model: nn.Module, layers: Layers, options: Options) -> Callbacks:
 
 
 def _by_rate(held: Sequence[Layer], decay: float | None) -> list[tuple[Sequence[Layer], dict[str, float]]]:
-    """Layers that can share a Freezer, and what it says about their learning rate."""
+    """Groups of layers that can share a Freezer, with its learning-rate argument."""
     if decay is None:
         return [(held, {})]
     return [([layer], {"unfreeze_lr_factor": float(f"{decay**-layer.depth:.4g}")}) for layer in held]
@@ -126,7 +125,7 @@ def _refuse_short(length: int | None, unit: str) -> int:
     return length
 
 
-def _freezer(model: nn.Module, held: Set[str], rest: Mapping[str, Any]) -> dict[str, Any]:
+def _freezer(model: nn.Module, held: Set[str], rest: Mapping[str, object]) -> dict[str, object]:
     names = [name for name in canonical_parameters(model) if name in held]
     return {"_target_": "lighter_freezers.Freezer", **_selection(model, names), **rest}
 

@@ -1,21 +1,29 @@
-"""Acts: what callbacks bring besides freezing rules, to change a model between two optimizer steps.
+"""Actions: changes other than freezing rules that callbacks make to a model between two optimizer steps.
 
-An act knows when it is due and what it does then; everything that has to follow is the engine's work.
+An action decides when it is due and applies its change; the engine then updates everything that depends on
+it.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.checkpoint_identity import (
+    changed_entries,
+    find_states,
+    has_condition,
+    list_key,
+    numbered,
+)
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.metric_watch import TRAINING_LOSS
+from lighter_freezers.engine.trainer_like import SavedState, SchedulerLike, TrainerLike
 from lighter_freezers.engine.training_loss import TrainingLoss
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.selection.names import canonical_name
@@ -25,11 +33,11 @@ __all__ = ["Action", "Actions", "ActionResult", "StepContext"]
 
 @dataclass(frozen=True)
 class ActionResult:
-    """What acts have done. Which parameters froze or thawed is not said here: the flags show it.
+    """What the actions of one moment changed; the flags show which parameters froze or thawed.
 
     Attributes:
         is_reshaped: Whether parameters have other shapes, other names, or are other objects than before.
-        notes: One sentence for each thing done, as it stands in the log behind the step.
+        notes: One sentence for each change, as logged after the step number.
         ranks: LoRA rank after it, for the components whose rank changed.
         frozen: What stopped training; filled in by the engine.
         thawed: What trains from now on; filled in by the engine.
@@ -44,51 +52,55 @@ class ActionResult:
 
 @dataclass
 class StepContext:
-    """What an act works on, at one moment of one fit.
+    """What an action works on, at one moment of one fit.
 
     Attributes:
         trainer: The Trainer.
         model: The LightningModule.
         moment: Between which steps, and in which epoch.
-        is_freed: Whether the DDP wrapper was taken off.
+        is_freed: Whether the DDP wrapper has been removed.
     """
 
-    trainer: Any
+    trainer: TrainerLike
     model: nn.Module
     moment: Moment
     is_freed: bool = False
 
     @property
-    def optimizers(self) -> list[Any]:
+    def optimizers(self) -> list[Optimizer]:
         """The Trainer's optimizers."""
         return list(self.trainer.optimizers)
 
     @property
-    def schedulers(self) -> list[Any]:
+    def schedulers(self) -> list[SchedulerLike]:
         """The Trainer's LR schedulers."""
         return [config.scheduler for config in self.trainer.lr_scheduler_configs]
 
     def free_parameters(self) -> None:
-        """Take the DDP wrapper off, so that nothing but module and optimizer knows the parameters.
+        """Remove the DDP wrapper, so that only the module and the optimizer refer to the parameters.
 
-        To be called by an act right before it gives a parameter another shape. The wrapper is put on again
-        after the last act of this moment.
+        An action calls this right before it changes the shape of a parameter. The module is wrapped again
+        after the last action of this moment.
         """
         if not self.is_freed:
             self.is_freed = ddp_wrapper.take_off(self.trainer.strategy)
 
 
 class Action:
-    """Something that changes the model at optimizer-step boundaries. To be subclassed once per callback.
+    """A change of the model at optimizer-step boundaries. Each kind of callback has its own subclass.
 
     Attributes:
-        title: Names it in logs, errors and checkpoints; the same in a resumed run.
+        title: Names it in logs and errors.
+        kind: Names it in checkpoints: what the state of another with the same kind may be taken over by.
+        entries: Key -> title of all that it does, each once.
         reshapes: Whether it may give parameters other shapes.
         monitor_argument: What the user calls the argument that names the metrics, for errors.
-        on_intrusion: What the holds it makes shall watch with; set by the engine before `setup`.
+        on_intrusion: The function its holds pass to `Hold.watch`; set by the engine before `setup`.
     """
 
     title: str
+    kind: str
+    entries: Mapping[str, str]
     reshapes: bool = False
     monitor_argument: str = "monitor"
 
@@ -97,7 +109,7 @@ class Action:
 
     @property
     def monitors(self) -> frozenset[str]:
-        """The metrics it waits for now; empty where it waits for none. May only lose members in a fit."""
+        """The metrics it waits for now, possibly none. During a fit the set may only shrink."""
         return frozenset()
 
     @property
@@ -117,7 +129,7 @@ class Action:
 
     @property
     def ranks(self) -> Mapping[str, int]:
-        """LoRA rank of each component it knows, for the record of the first moment."""
+        """LoRA rank of each component it manages, for the record of the first moment."""
         return {}
 
     @property
@@ -125,75 +137,72 @@ class Action:
         """Whether `before_optimizer_step` has to be called at the next optimizer step."""
         return False
 
-    def setup(self, trainer: Any, model: nn.Module, stage: str) -> None:
-        """Check what only the model can tell, and install what loading a checkpoint needs; in every stage.
+    def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
+        """Check the arguments against the model, and install what loading a checkpoint needs; in every stage.
 
         Called before any rule selects its parameters, and once more in `on_fit_start` where the model is
         built in `configure_model`.
         """
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
-        """Canonical name -> parameter of what it may let train, so that an optimizer gets to know it."""
+        """Canonical name -> parameter of what it may thaw later, so that an optimizer can include it."""
         return {}
 
     def freezable(self, model: nn.Module) -> list[Parameter]:
-        """What it may freeze: norm layers of which all is held stand still."""
+        """What it may freeze: a norm layer stops updating once all its parameters are held."""
         return []
 
     def start(self, context: StepContext) -> None:
-        """The fit begins: optimizers and schedulers are as they were built; a checkpoint comes later."""
+        """Called when a fit starts: optimizers and schedulers are as built; a checkpoint is loaded later."""
 
     def resume(self, context: StepContext) -> None:
-        """Training begins, a checkpoint is loaded. Hold again what was held; replay nothing."""
+        """Called when training starts, with the checkpoint loaded: hold what was held; replay no change."""
 
     def next_step(self, moment: Moment) -> int | None:
-        """The next optimizer step at which it may act by itself; None if there is none."""
+        """The next optimizer step at which it may be due without a new metric value, or None."""
         return None
 
     def is_due(self, moment: Moment) -> bool:
-        """Whether there is something to do now."""
+        """Whether a change is due at this moment."""
         raise NotImplementedError
 
     def apply(self, context: StepContext) -> ActionResult:
-        """Do all that is due. To raise is to stop the run."""
+        """Apply all that is due. An exception stops the run."""
         raise NotImplementedError
 
     def observe(self, monitor: str, value: float) -> bool:
-        """Take note of a fresh value of one of `monitors`, reduced over ranks; whether it may be due now."""
+        """Record a value of one of `monitors`, reduced over ranks; whether the action may be due now."""
         raise NotImplementedError
 
-    def before_optimizer_step(self, optimizer: Any) -> None:
-        """Look at the accumulated, unscaled gradients; called while `wants_gradients`."""
+    def before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Read the accumulated, unscaled gradients; called while `wants_gradients` is true."""
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint has to remember, in plain types."""
-        return {}
+    def state(self) -> dict[str, object]:
+        """The state for a checkpoint, in plain types; `done`: key -> title of finished entries."""
+        raise NotImplementedError
 
-    def remember(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave; called after the weights are loaded and before `resume`."""
+    def remember(self, state: SavedState) -> None:
+        """Restore what `state` returned; called after the weights are loaded and before `resume`."""
 
-    def end(self, trainer: Any) -> None:
-        """Training ended by itself."""
+    def end(self, trainer: TrainerLike) -> None:
+        """Called when training ended without an error."""
 
     def leave(self) -> None:
-        """The fit is over, or broke off."""
+        """Called when the fit has ended or failed."""
 
 
 class Actions:
-    """All acts of one fit.
+    """All actions of one fit.
 
     Args:
-        actions: In the order of their callbacks, which is the order they act in at one moment.
+        actions: In the order of their callbacks; at one moment they are applied in this order.
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
-        counts: Counter[str] = Counter()
-        self._actions: dict[str, Action] = {}
-        for action in actions:
-            counts[action.title] += 1
-            self._actions[f"{action.title}#{counts[action.title]}"] = action
-        self._losses: dict[str, TrainingLoss] = {}  # by the key of the act that waits for it
-        self._saved_losses: Mapping[str, Any] = {}
+        keys = numbered(list_key(action.kind, action.entries) for action in actions)
+        self._actions: dict[str, Action] = dict(zip(keys, actions, strict=True))
+        self._losses: dict[str, TrainingLoss] = {}  # by the key of the action that waits for it
+        self._saved_losses: dict[str, SavedState] = {}
 
     def __iter__(self) -> Iterator[Action]:
         return iter(self._actions.values())
@@ -202,12 +211,12 @@ class Actions:
         return len(self._actions)
 
     def start(self, context: StepContext) -> None:
-        """Begin a fit."""
+        """Start every action, with optimizers and schedulers as they were built."""
         for action in self:
             action.start(context)
 
     def resume(self, context: StepContext, num_batches_per_step: int) -> None:
-        """Begin to train; the losses of acts that wait for them are averaged from now on."""
+        """Resume every action, and start averaging the training loss for those that wait for it."""
         for key, action in self._actions.items():
             action.resume(context)
             if TRAINING_LOSS in action.monitors:
@@ -216,18 +225,18 @@ class Actions:
                     self._losses[key].remember(self._saved_losses[key])
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
-        """What any of them may let train."""
+        """What any of them may thaw later."""
         return {
             name: parameter for action in self for name, parameter in action.trainable_later(model).items()
         }
 
     @property
     def listens_to_loss(self) -> bool:
-        """Whether one of them waits for the training loss."""
+        """Whether any action waits for the training loss."""
         return bool(self._losses)
 
-    def note_loss(self, trainer: Any, outputs: Any) -> bool:
-        """Take note of the loss of one batch.
+    def note_loss(self, trainer: TrainerLike, outputs: object) -> bool:
+        """Record the loss of one batch.
 
         Returns:
             Whether an average is complete: it can be read one optimizer step later.
@@ -240,46 +249,76 @@ class Actions:
         return is_complete
 
     def perform(self, context: StepContext) -> ActionResult | None:
-        """Read the averages that are there, and do all that is due; None if that is nothing."""
+        """Read the averages that are ready and apply all that is due; None if nothing is due."""
         self._read_losses(context.moment)
         due = [action for action in self if action.is_due(context.moment)]
         if not due:
             return None
-        before = _flags(context.model)
+        flags = {name: parameter.requires_grad for name, parameter in _named(context.model)}
         outcomes = [action.apply(context) for action in due]
-        after = _flags(context.model)
+        # by name, since an action may have replaced a parameter by one of another shape
         changed = [
-            name for name, (_, flag) in after.items() if name in before and before[name][1] is not flag
+            p for name, p in _named(context.model) if flags.get(name, p.requires_grad) != p.requires_grad
         ]
         self._losses = {
             key: loss for key, loss in self._losses.items() if TRAINING_LOSS in self._actions[key].monitors
         }
         return dataclasses.replace(
             _joined(outcomes),
-            frozen=tuple(after[name][0] for name in changed if not after[name][1]),
-            thawed=tuple(after[name][0] for name in changed if after[name][1]),
+            frozen=tuple(parameter for parameter in changed if not parameter.requires_grad),
+            thawed=tuple(parameter for parameter in changed if parameter.requires_grad),
         )
 
     def next_steps(self, moment: Moment) -> list[int]:
-        """The next optimizer steps at which one of them may act or read an average."""
+        """The next optimizer steps at which an action may be due or an average can be read."""
         steps = [action.next_step(moment) for action in self]
         steps += [loss.ready_step for loss in self._losses.values()]
         return [step for step in steps if step is not None and step > moment.optimizer_step]
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint has to remember, in plain types."""
+    def state(self) -> dict[str, object]:
+        """The state for a checkpoint, in plain types."""
         losses = {key: loss.state() for key, loss in self._losses.items()}
-        return {"acts": {key: action.state() for key, action in self._actions.items()}, "losses": losses}
+        return {
+            key: {
+                "kind": action.kind,
+                "title": action.title,
+                "training_loss": losses.get(key),
+                **action.state(),
+            }
+            for key, action in self._actions.items()
+        }
 
-    def remember(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
-        self._saved_losses = state.get("losses", {})
-        for key, action in self._actions.items():
-            if key in state.get("acts", {}):  # a checkpoint of version 0.1 has none
-                action.remember(state["acts"][key])
+    def remember(self, states: Mapping[str, SavedState]) -> tuple[list[str], list[str]]:
+        """Restore what `state` returned.
+
+        Returns:
+            Titles of what finds no state and loses by it, and of what was done and is there no more.
+        """
+        owned = find_states(
+            {key: (action.kind, action.entries) for key, action in self._actions.items()}, states
+        )
+        without_state = [
+            action.title
+            for key, action in self._actions.items()
+            if key not in owned and any(map(has_condition, action.entries))
+        ]
+        without_owner = [
+            state["title"]
+            for key, state in states.items()
+            if key not in owned.values() and any(map(has_condition, state["done"]))
+        ]
+        for key, saved_key in owned.items():
+            action, state = self._actions[key], states[saved_key]
+            action.remember(state)
+            if state["training_loss"] is not None:
+                self._saved_losses[key] = state["training_loss"]
+            skipped, gone = changed_entries(action.entries, state["done"])
+            without_state += [f"{action.title}: '{title}'" for title in skipped]
+            without_owner += [f"{action.title}: '{title}'" for title in gone]
+        return without_state, without_owner
 
     def leave(self) -> None:
-        """End of the fit."""
+        """Tell every action that the fit has ended."""
         for action in self:
             action.leave()
         self._losses = {}
@@ -291,9 +330,8 @@ class Actions:
                 self._actions[key].observe(TRAINING_LOSS, value)
 
 
-def _flags(model: nn.Module) -> dict[str, tuple[Parameter, bool]]:
-    named = model.named_parameters()
-    return {canonical_name(name): (parameter, parameter.requires_grad) for name, parameter in named}
+def _named(model: nn.Module) -> list[tuple[str, Parameter]]:
+    return [(canonical_name(name), parameter) for name, parameter in model.named_parameters()]
 
 
 def _joined(outcomes: Sequence[ActionResult]) -> ActionResult:

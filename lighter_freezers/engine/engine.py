@@ -1,29 +1,36 @@
-"""One engine per Trainer: it hears the clock for all rules and acts, and makes one transition of them.
+"""One engine per Trainer: tracks steps and epochs for every rule and action, applies all changes together.
 
-It adds itself to `trainer.callbacks` during `setup`, next to the first callback of ours. The callbacks that
-bring them have no per-step hook at all, so ten of them cost no more than one.
+It adds itself to `trainer.callbacks` during `setup`, next to the first callback of ours. Callbacks that bring
+rules or actions have no per-step hook of their own, so ten of them cost no more than one.
 """
 
-from typing import Any
-
 from torch import nn
+from torch.optim import Optimizer
 
-from lighter_freezers._lightning import Callback
-from lighter_freezers.engine import idle_schedules, ledger, trainer_clock
+from lighter_freezers._lightning import Callback, LightningModule
+from lighter_freezers.engine import (
+    checkpoint_identity,
+    checkpoint_state,
+    idle_schedules,
+    ledger,
+    trainer_clock,
+)
 from lighter_freezers.engine.actions import Action, ActionResult, Actions, StepContext
 from lighter_freezers.engine.effects import ddp_wrapper
-from lighter_freezers.engine.followers import Change, Followers, TransitionListener
+from lighter_freezers.engine.followers import Followers, TransitionListener
 from lighter_freezers.engine.metric_watch import MetricWatch
-from lighter_freezers.engine.rules import ActiveRule, FreezeRule, active_rules_of, refuse_overlap
+from lighter_freezers.engine.rules import ActiveRule, Change, FreezeRule, active_rules_of, refuse_overlap
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
+from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["EngineCallback", "Engine"]
 
-_NEVER = 2**29  # batches: after these it looks again; a small int counts down faster than a large one
+_NEVER = 2**29  # batches to the next check at the latest; a small int counts down faster
 
 
 class EngineCallback(Callback):
-    """A callback that brings freezing rules or acts; the engine of its Trainer plays them."""
+    """A callback that brings freezing rules or actions, which the engine of its Trainer applies."""
 
     def rules(self) -> list[FreezeRule]:
         """The rules, made from the arguments alone."""
@@ -34,21 +41,23 @@ class EngineCallback(Callback):
         return self.rules()
 
     def actions(self) -> list[Action]:
-        """The acts, made anew from the arguments alone: one fit, or one validation, asks once for them."""
+        """New actions, made from the arguments alone; called once per fit or validation."""
         return []
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Make sure that the Trainer has an engine."""
+    def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
+        """Add an engine to the Trainer if it has none."""
         Engine.of(trainer)
 
 
 class Engine(Callback):
-    """Plays the rules and acts of all `EngineCallback` callbacks of one Trainer.
+    """Applies the rules and actions of all `EngineCallback` callbacks of one Trainer.
 
     Runs on: `setup` (hold what the first step holds, before the optimizer, the sanity check and the DDP
     wrapper), `on_fit_start` (optimizer groups), `on_train_start` (after a resume, hold what the checkpoint
     held), `on_train_batch_start` (transitions, between optimizer steps only).
     """
+
+    state_key = checkpoint_identity.STATE_KEY  # no property, because Lightning reads it at every hook
 
     def __init__(self) -> None:
         self._active_rules: list[ActiveRule] = []
@@ -57,44 +66,46 @@ class Engine(Callback):
         self._followers = Followers([], self._actions)
         self._metrics = MetricWatch([])
         self._wait = 1  # batches until something may change
-        self._builds_late = self._is_set_up = False
-        self._loaded_state: dict[str, Any] = {}
-        self._has_resumed = False
-        self._is_intruded = False
-        self._has_warned = False
-        self._last_state: dict[str, Any] = {}
+        self._builds_late = self._is_set_up = self._is_fit = False
+        self._loaded_state: SavedState = {}
+        self._unmatched: tuple[list[str], list[str]] = ([], [])  # actions without state, state without owner
+        self._has_resumed = self._is_intruded = self._has_warned = False
+        self._last_state: SavedState = {}
 
     @classmethod
-    def of(cls, trainer: Any) -> "Engine":
+    def of(cls, trainer: TrainerLike) -> "Engine":
         """The engine of a Trainer, added next to the first callback of ours if there is none yet."""
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             if isinstance(callback, cls):
                 return callback
         engine = cls()
-        ours = [index for index, callback in enumerate(trainer.callbacks) if _asks_in_setup(callback)]
-        # behind the callback whose `setup` runs now, since Lightning is iterating over this list
-        trainer.callbacks.insert(ours[0] + 1, engine)
+        callbacks = callbacks_of(trainer)
+        is_ours = [
+            isinstance(each, Callback) and type(each).setup is not Callback.setup for each in callbacks
+        ]
+        # after the first of ours with a `setup`: it runs now, and Lightning is iterating over this list
+        callbacks.insert(is_ours.index(True) + 1, engine)
         return engine
 
     def add_listener(self, listener: TransitionListener) -> None:
-        """Tell a callback of the transitions of this fit. To be called in its `setup`."""
+        """Notify a callback of the transitions of this fit. It calls this in its `setup`."""
         self._listeners.append(listener)
 
     @property
     def active_rules(self) -> list[ActiveRule]:
-        """The rules of this fit, at work."""
+        """The rules of this fit, bound to the model."""
         return self._active_rules
 
     @property
     def actions(self) -> list[Action]:
-        """The acts of this fit."""
+        """The actions of this fit."""
         return list(self._actions)
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Select and hold what the first step holds."""
+    def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
+        """Select the parameters of every rule, and hold what the first step holds."""
+        self._is_fit = stage == "fit"
         self._builds_late = "core.hooks" not in type(pl_module).configure_model.__module__
-        engine_callbacks = _engine_callbacks(trainer)
-        self._actions = Actions([action for callback in engine_callbacks for action in callback.actions()])
+        self._actions = Actions([each for ours in _engine_callbacks(trainer) for each in ours.actions()])
         self._is_set_up = False
         try:
             for action in self._actions:
@@ -103,12 +114,14 @@ class Engine(Callback):
             if stage == "fit":
                 self._set_up_fit(trainer, pl_module)
         except ValueError:
+            # a selector or an operation that names nothing is a ValueError: final for a finished model, but
+            # expected where `configure_model` has yet to build layers; `on_fit_start` then checks again
             if not self._builds_late:
                 raise
 
-    def _set_up_fit(self, trainer: Any, pl_module: Any) -> None:
+    def _set_up_fit(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         rules = [rule for callback in _engine_callbacks(trainer) for rule in callback.rules_for(pl_module)]
-        ddp_wrapper.refuse_unsupported_strategy(
+        refuse_unsupported_strategy(
             trainer.strategy,
             is_static=all(rule.is_static for rule in rules) and not len(self._actions),
             reshapes=any(action.reshapes for action in self._actions),
@@ -119,37 +132,43 @@ class Engine(Callback):
         self._is_set_up = True
         self._bind(trainer, pl_module)
 
-    def _set_up_late(self, trainer: Any, pl_module: Any) -> None:
-        """Once more, now that the module is built."""
+    def _set_up_late(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Set up again in `on_fit_start`, after `configure_model` has built the module."""
         for action in self._actions:
             action.setup(trainer, pl_module, "fit")
         if self._is_set_up:
             self._bind(trainer, pl_module)
             return
-        self._set_up_fit(trainer, pl_module)  # the rules could not be made before
+        self._set_up_fit(trainer, pl_module)  # in `setup` the rules could not be made yet
         if self._loaded_state:
-            self.load_state_dict(self._loaded_state)
+            self._restore(self._loaded_state)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Latches and release steps of all rules, and what acts have done, in plain types."""
+    def state_dict(self) -> dict[str, object]:
+        """Latches and release steps of all rules, and the state of all actions, in plain types."""
         if not self._active_rules and not len(self._actions):
-            return self._last_state  # `trainer.save_checkpoint` after the fit
-        active_rules = {active.key: active.state() for active in self._active_rules}
-        validated_at = self._metrics.validated_at
-        return {"players": active_rules, "validated_at": validated_at, **self._actions.state()}
+            return dict(self._last_state)  # `trainer.save_checkpoint` after the fit
+        return checkpoint_state.save(self._active_rules, self._actions, self._metrics)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Give every rule its latches back; `on_train_start` lets it hold accordingly."""
-        for active in self._active_rules:
-            if active.key in state_dict["players"]:
-                active.remember(state_dict["players"][active.key])
-        self._actions.remember(state_dict)
-        self._metrics.validated_at = state_dict["validated_at"]
-        self._has_resumed = True
-        self._loaded_state = state_dict
+    def on_load_checkpoint(self, trainer: object, pl_module: object, checkpoint: SavedState) -> None:
+        """Refuse state of an older version; without any state, everything starts from the schedule."""
+        states = checkpoint["callbacks"]
+        if self._is_fit and self.state_key not in states:
+            checkpoint_identity.refuse_state_of_old_key(states)
+            self._restore(checkpoint_state.EMPTY)
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Put every parameter that may thaw into an optimizer; catch up with modules built since `setup`."""
+    def load_state_dict(self, state_dict: SavedState) -> None:
+        """Restore the latches of every rule; `on_train_start` then holds accordingly."""
+        if self._is_fit:
+            checkpoint_identity.refuse_other_format(state_dict)
+            self._restore(state_dict)
+            self._has_resumed = True
+
+    def _restore(self, state: SavedState) -> None:
+        self._loaded_state = state
+        self._unmatched = checkpoint_state.restore(self._active_rules, self._actions, self._metrics, state)
+
+    def on_fit_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Put every parameter that may thaw into an optimizer; set up modules built after `setup`."""
         if self._builds_late:
             before = _flags(pl_module)
             self._set_up_late(trainer, pl_module)
@@ -159,11 +178,11 @@ class Engine(Callback):
             StepContext(trainer, pl_module, trainer_clock.moment(trainer)), self._listeners
         )
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Resume: hold what the checkpoint held. Stop the norm layers of what is held, and report.
+    def on_train_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """On a resume, hold what the checkpoint held. Stop the norm layers of what is held, and log it.
 
         Not earlier, because an optimizer that is built from what is trainable must be the same as when the
-        run began, or the state in the checkpoint would not fit it.
+        run started, or the state in the checkpoint would not fit it.
         """
         self._wait = 1
         context, before = StepContext(trainer, pl_module, trainer_clock.moment(trainer)), _flags(pl_module)
@@ -171,66 +190,72 @@ class Engine(Callback):
             active.resume(context.moment)
         self._actions.resume(context, trainer_clock.window_length(trainer))
         self._arm()
+        if self._loaded_state and trainer.is_global_zero:
+            checkpoint_state.warn(self._active_rules, self._unmatched, context.moment)
         self._followers.begin(context, has_changed=before != _flags(pl_module))
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Look at the schedules again, for epochs count."""
+    def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Check the schedules at the next batch, since some count epochs."""
         self._wait = 1
         self._reassert()
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: TrainerLike, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
         """Count down to the next step at which something may change."""
         self._wait -= 1
         if self._wait <= 0:
             self._play(trainer, pl_module, batch_idx)
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Remember which metrics there were before."""
+    def on_validation_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Remember which metrics were logged before validation."""
         self._metrics.note_validation_start(trainer)
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Show the metrics to the rules that wait for one."""
+    def on_validation_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Pass the metrics to the rules and actions that wait for one."""
         if trainer.sanity_checking:
             self._metrics.refuse_misspelt(trainer)
         elif self._metrics.observe_validation(trainer):
             self._wait = 1
         self._reassert()
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Show the training metrics to the rules that wait for one; an unknown name is an error by now."""
+    def on_train_epoch_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Pass the training metrics to what waits for one; a name that is still unknown is an error."""
         if self._metrics.observe_epoch(trainer):
             self._wait = 1
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Let the acts say what is left of them."""
+    def on_train_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Let the actions log what they did not get to."""
         for action in self._actions:
             action.end(trainer)
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the model in order when a run breaks off."""
+    def on_exception(
+        self, trainer: TrainerLike, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Restore the model when a run fails."""
         self._disband()
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the model in order when a run is over."""
+    def teardown(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
+        """Restore the model when a run has ended."""
         self._disband()
 
-    def _bind(self, trainer: Any, pl_module: Any) -> None:
-        """Find the parameters, and hold what this moment holds."""
+    def _bind(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Find the parameters of every rule, and hold what the current moment requires."""
         for active in self._active_rules:
             if active.bind(pl_module):
                 active.hold.watch(self._on_intrusion)
         refuse_overlap(self._active_rules)
         self._follow(trainer_clock.moment(trainer))
-        if self._active_rules and not len(self._actions):  # an act may thaw something in time
+        if self._active_rules and not len(self._actions):  # an action may thaw something before that
             idle_schedules.refuse_idle_phase(self._active_rules, pl_module)
 
     def _follow(self, moment: Moment) -> list[Change]:
-        """Let every rule do what it says for this moment; returns who froze and thawed what."""
-        changes = ((active, *active.follow(moment)) for active in self._active_rules)
-        return [(active, frozen, thawed) for active, frozen, thawed in changes if frozen or thawed]
+        """Apply every rule at this moment; returns the rules that changed something, and what."""
+        changes = [Change(active, *active.follow(moment)) for active in self._active_rules]
+        return [change for change in changes if change.frozen or change.thawed]
 
-    def _play(self, trainer: Any, pl_module: Any, batch_idx: int) -> None:
-        """Between two optimizer steps: change what has to change, and see when to look again."""
+    def _play(self, trainer: TrainerLike, pl_module: LightningModule, batch_idx: int) -> None:
+        """Apply what is due between two optimizer steps, and compute when to check again."""
         if self._has_resumed:
             self._has_resumed = False
             self._metrics.warn_of_lost_validation(trainer, batch_idx)
@@ -250,27 +275,36 @@ class Engine(Callback):
         ]
         steps += self._actions.next_steps(moment)
         if self._followers.optimizers.sets_learning_rates or (steps and not pl_module.automatic_optimization):
-            self._wait = 1  # under manual optimisation a batch may be any number of optimizer steps
+            self._wait = 1  # under manual optimization a batch may take any number of optimizer steps
         else:
             num_steps = min(steps, default=_NEVER) - moment.optimizer_step
             self._wait = min(num_steps * window, _NEVER)
 
     def _arm(self) -> None:
-        """Have the per-step hooks that somebody needs now, and no others."""
+        """Install the per-step hooks that are needed now, and no others.
+
+        Lightning looks a hook up on the instance at every call and skips what is not callable. Setting the
+        attribute to None turns the hook off, profiler entry included; a method that returns at once would
+        still cost a call at every step.
+        """
         has_ending = self._followers.optimizers.sets_learning_rates or self._actions.listens_to_loss
         self.on_train_batch_end = self._end_batch if has_ending else None
         wants_gradients = self._is_intruded or any(action.wants_gradients for action in self._actions)
         self.on_before_optimizer_step = self._look_at_gradients if wants_gradients else None
 
-    def _end_batch(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        """Keep the loss for the acts that wait for it, and the learning rates in force."""
+    def _end_batch(
+        self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, *_: object
+    ) -> None:
+        """Record the loss for the actions that wait for it, and set the learning rates again."""
         if self._actions.note_loss(trainer, outputs):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
         if self._followers.optimizers.sets_learning_rates:
             self._followers.optimizers.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
 
-    def _look_at_gradients(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Undo an intrusion, and show the gradients to the acts that want to see them."""
+    def _look_at_gradients(
+        self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Undo an intrusion, and pass the gradients to the actions that want them."""
         self._reassert()
         for action in self._actions:
             if action.wants_gradients:
@@ -278,12 +312,12 @@ class Engine(Callback):
         self._arm()
 
     def _on_intrusion(self) -> None:
-        """A held parameter got a gradient: undo it before the optimizer sees it."""
+        """A held parameter received a gradient: have it frozen again before the optimizer steps."""
         self._is_intruded = True
         self._arm()
 
     def _reassert(self) -> None:
-        """Freeze again what somebody else switched on, and warn once."""
+        """Freeze again what other code switched on, and warn once."""
         if self._is_intruded:
             self._is_intruded = False
             self._arm()
@@ -303,19 +337,13 @@ class Engine(Callback):
         self._actions.leave()
         self._followers.release()
         self.on_before_optimizer_step = self.on_train_batch_end = None
-        self._active_rules, self._listeners, self._actions = [], [], Actions([])
+        self._active_rules, self._listeners, self._actions, self._loaded_state = [], [], Actions([]), {}
         self._followers = Followers([], self._actions)
         self._has_warned = self._has_resumed = self._is_intruded = False
-        self._loaded_state = {}
 
 
-def _asks_in_setup(callback: Any) -> bool:
-    """Whether it is one of ours with a `setup`: each of these asks for the engine there."""
-    return isinstance(callback, Callback) and type(callback).setup is not Callback.setup
-
-
-def _engine_callbacks(trainer: Any) -> list[EngineCallback]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, EngineCallback)]
+def _engine_callbacks(trainer: TrainerLike) -> list[EngineCallback]:
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, EngineCallback)]
 
 
 def _flags(model: nn.Module) -> list[bool]:

@@ -1,8 +1,8 @@
 """What follows a change of flags or shapes: optimizers, norm layers, DDP wrapper, log, listeners."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 from torch.nn import Parameter
@@ -15,28 +15,28 @@ from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs
 from lighter_freezers.engine.effects.norm_layers import FrozenNorms
 from lighter_freezers.engine.log_lines import Announcer
 from lighter_freezers.engine.optimizers import OptimizerFollower
-from lighter_freezers.engine.rules import ActiveRule, num_transitions
+from lighter_freezers.engine.rules import ActiveRule, Change, num_transitions
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.element_counts import distinct
 
-__all__ = ["Change", "Followers", "TransitionListener"]
-
-Change = tuple[ActiveRule, list[Parameter], list[Parameter]]  # who froze and thawed what
+__all__ = ["Followers", "TransitionListener"]
 
 
 class TransitionListener(Protocol):
-    """A callback that wants to be told of transitions."""
+    """A callback that is notified of transitions."""
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Called on every rank after each transition, and once when training starts."""
 
 
 class Followers:
-    """All that is brought in line with what the rules and acts of one fit have changed.
+    """Updates all that depends on what the rules and actions of one fit have changed.
 
     Args:
         active_rules: The rules.
-        actions: The acts.
+        actions: The actions.
     """
 
     def __init__(self, active_rules: Sequence[ActiveRule], actions: Actions) -> None:
@@ -50,7 +50,7 @@ class Followers:
         self.announcer = Announcer(nn.Module(), [])
 
     def prepare(self, context: StepContext, listeners: Sequence[TransitionListener]) -> None:
-        """The fit begins: groups in the optimizers, and the norm layers that may have to stand still."""
+        """Prepare a fit: groups in the optimizers, and the norm layers that may have to stop."""
         self._listeners = list(listeners)
         self.optimizers = OptimizerFollower(self._active_rules)
         self.optimizers.prepare(context.trainer, context.model, self._actions.trainable_later(context.model))
@@ -65,7 +65,7 @@ class Followers:
             self._graphs.warn_of_schedule(num_transitions([active.rule for active in self._active_rules]))
 
     def begin(self, context: StepContext, *, has_changed: bool) -> None:
-        """Training begins, everything is loaded: follow what is held now, and report it."""
+        """At the start of training, all loaded: update what depends on what is held now, and log it."""
         if has_changed:
             ddp_wrapper.rebuild(context.trainer.strategy)
         self._norms.follow()
@@ -79,7 +79,7 @@ class Followers:
         )
 
     def follow(self, context: StepContext, changes: Sequence[Change], outcome: ActionResult) -> None:
-        """Bring everything in line, once for all rules and acts."""
+        """Update everything, once for all rules and actions."""
         if outcome.is_reshaped:
             for active in self._active_rules:
                 active.bind(context.model)
@@ -99,7 +99,7 @@ class Followers:
         self._announce(context, self.announcer.transition(context.moment, frozen, thawed, False, outcome))
 
     def release(self) -> None:
-        """The fit is over."""
+        """Restore norm layers and optimizers when the fit has ended."""
         self._norms.resume()
         self._boundary.remove()
         self.optimizers.release()
@@ -118,15 +118,11 @@ class Followers:
 
 
 def _net_changes(changes: Sequence[Change], outcome: ActionResult) -> tuple[list[Parameter], list[Parameter]]:
-    """What froze and what thawed after all, each once: a rule may hold what another has just let go."""
-    frozen = [parameters for _, parameters, _ in changes if parameters]
-    thawed = [parameters for _, _, parameters in changes if parameters]
+    """The net changes, each parameter once: a rule may hold what another has just released."""
+    frozen = [change.frozen for change in changes if change.frozen]
+    thawed = [change.thawed for change in changes if change.thawed]
     if len(frozen) + len(thawed) == 1 and not (outcome.frozen or outcome.thawed):
-        return list(chain(*frozen)), list(chain(*thawed))  # nobody else touched them
+        return list(chain(*frozen)), list(chain(*thawed))  # only one rule changed something
     still_frozen = [parameter for parameter in chain(*frozen) if not parameter.requires_grad]
     still_thawed = [parameter for parameter in chain(*thawed) if parameter.requires_grad]
-    return _distinct([*still_frozen, *outcome.frozen]), _distinct([*still_thawed, *outcome.thawed])
-
-
-def _distinct(parameters: Iterable[Parameter]) -> list[Parameter]:
-    return list({id(parameter): parameter for parameter in parameters}.values())
+    return distinct([*still_frozen, *outcome.frozen]), distinct([*still_thawed, *outcome.thawed])

@@ -1,4 +1,4 @@
-"""Refuses schedules under which nothing would train, before the first batch where that can be known."""
+"""Refuses schedules under which nothing would train, before the first batch where that is certain."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["refuse_idle_now", "refuse_idle_phase"]
 
-_WAY_OUT = "Let one of them go earlier, or exclude something (except_names, except_name_starts_with)."
+_WAY_OUT = "End one of them earlier, or exclude something (except_names, except_name_starts_with)."
 
 
 def refuse_idle_phase(active_rules: Sequence[ActiveRule], model: nn.Module) -> None:
-    """Raise if some moment of the schedules leaves nothing to train.
+    """Raise if the schedules leave nothing to train at some moment.
 
     Only moments that are certain count: steps while no epoch matters, or epochs while no step does, and no
     rule whose end depends on a metric.
@@ -47,7 +47,7 @@ def refuse_idle_now(model: nn.Module, moment: Moment | None) -> None:
 
     Args:
         model: What is trained.
-        moment: When it is; None before the first step.
+        moment: The current moment; None before the first step.
 
     Raises:
         RuntimeError: No parameter is trainable; the message says who holds them.

@@ -1,7 +1,7 @@
 """Who holds which parameter frozen: the only room that writes `requires_grad` and clears `.grad`.
 
 There is one ledger per process, keyed by parameter identity, so it does not matter which model, callback or
-method a hold comes from. A parameter trains while its baseline is trainable and nobody holds it.
+method a hold comes from. A parameter trains while its baseline is trainable and it has no holder.
 """
 
 import weakref
@@ -25,18 +25,18 @@ __all__ = [
     "unobserved",
 ]
 
-_WATCHED_PER_HOLD = 64  # a bound, so that watching costs the same in a model of 150 or 15,000 tensors
+_WATCHED_PER_HOLD = 64  # at most so many, so that watching costs the same in a model of 150 or 15,000 tensors
 
 
 class _Record:
-    """What the ledger knows of one parameter."""
+    """What the ledger records of one parameter."""
 
     __slots__ = ("__weakref__", "baseline", "count", "holds", "is_left", "parameter", "standing")
 
     def __init__(self, parameter: Parameter) -> None:
         self.parameter: Callable[[], Parameter | None] = _observed(parameter)
         self.baseline = parameter.requires_grad
-        self.count = 0  # how many hold it now
+        self.count = 0  # number of holders now
         self.holds: list[weakref.ref[Hold]] = []
         self.standing: set[str] = set()  # holders that came through `hold()`
         self.is_left = False  # frozen by us and left so when its last hold was abandoned
@@ -66,7 +66,7 @@ def _record_of(parameter: Parameter) -> _Record:
 
 
 def _grip(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
-    """Count one more holder of each; freeze what trained until now."""
+    """Add one holder to each; freeze those that trained until now."""
     frozen = []
     for parameter, record in pairs:
         record.count += 1
@@ -82,7 +82,7 @@ def _grip(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
 
 
 def _loosen(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
-    """Count one holder less of each; thaw what nobody holds any more and what trained before."""
+    """Remove one holder from each; thaw those that have no holder left and trained before."""
     thawed = []
     for parameter, record in pairs:
         record.count -= 1
@@ -94,7 +94,7 @@ def _loosen(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
 
 
 class Hold:
-    """One holder's grip on a fixed set of parameters: taken and let go as often as its schedule says.
+    """One holder's hold on a fixed set of parameters, taken and released as often as its schedule requires.
 
     Args:
         parameters: The parameters it can freeze. One that cannot train anyway (frozen by the user, an
@@ -131,7 +131,7 @@ class Hold:
         return _grip(self._grips)
 
     def let_go(self) -> list[Parameter]:
-        """Thaw what nobody else holds and what trained before.
+        """Release: thaw what has no other holder and trained before.
 
         Returns:
             The parameters that train from now on.
@@ -145,7 +145,7 @@ class Hold:
     def abandon(self) -> None:
         """Stop holding, but leave the flags as they are: a run ended with the layers still frozen.
 
-        A later hold on the same parameters remembers that they trained before, and gives that back.
+        A later hold on the same parameters knows that they trained before, and restores that on release.
         """
         self._unwatch()
         for _, record in self._grips:
@@ -177,10 +177,10 @@ class Hold:
         self._grips = [(new if parameter is old else parameter, record) for parameter, record in self._grips]
 
     def watch(self, on_intrusion: Callable[[], None]) -> None:
-        """Call `on_intrusion` when a held parameter gets a gradient, because somebody else switched it on.
+        """Call `on_intrusion` when a held parameter gets a gradient because other code switched it on.
 
         An evenly spread sample of at most 64 parameters is watched, by autograd hooks that never run while
-        the flags are as the ledger left them. To be called before `take`.
+        the flags are as the ledger left them. Call it before `take`.
         """
         self._on_intrusion = on_intrusion
 
@@ -206,7 +206,7 @@ class Hold:
 
 
 def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
-    """Freeze parameters until the same holder releases them. To hold twice is to hold once.
+    """Freeze parameters until the same holder releases them. Holding twice has no further effect.
 
     Args:
         parameters: What to freeze.
@@ -223,10 +223,10 @@ def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
 
 
 def release(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
-    """Let go what `hold` took under this name.
+    """Release what `hold` took under this name.
 
     Returns:
-        The parameters that train from now on: nobody else holds them and they trained before.
+        The parameters that train from now on: they have no other holder and trained before.
     """
     pairs = [(parameter, _record_of(parameter)) for parameter in parameters]
     pairs = [(parameter, record) for parameter, record in pairs if holder in record.standing]
@@ -238,8 +238,8 @@ def release(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
 def thaw(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
     """Make parameters trainable also where the user froze them, and release this holder's own hold.
 
-    A parameter that somebody else holds stays frozen until they let go; its baseline is trainable from now
-    on.
+    A parameter with another holder stays frozen until that holder releases it; its baseline is trainable from
+    now on.
 
     Returns:
         The parameters that train from now on.
@@ -259,9 +259,9 @@ def thaw(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
 
 
 def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Parameter]:
-    """Freeze until `thaw`, also when every holder lets go before: what a user does by hand.
+    """Freeze until `thaw`, also when every holder releases before: a freeze by the user.
 
-    Who says `is_left` comes back to thaw them: they do not count as frozen by the user.
+    With `is_left` the caller will thaw them later: they do not count as frozen by the user.
 
     Returns:
         The parameters that trained until now.
@@ -275,7 +275,7 @@ def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Pa
 
 
 def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Freeze again what somebody else switched on while it was held; that flag is its baseline from now on.
+    """Freeze again what other code switched on while it was held; that flag is its baseline from now on.
 
     Returns:
         The parameters that had been switched on.
@@ -289,7 +289,7 @@ def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
             record.baseline = True
             parameter.requires_grad = False
             intruded.append(parameter)
-        if parameter.grad is not None:  # also when the flag went on and off again since
+        if parameter.grad is not None:  # also when the flag was switched on and off again since
             parameter.grad = None
     return intruded
 
@@ -309,7 +309,7 @@ def unobserved(parameter: Parameter) -> Iterator[None]:
 
 
 def succeed(old: Parameter, new: Parameter) -> None:
-    """Let a new parameter take the place of an old one: its baseline and everybody who holds it.
+    """Transfer the baseline and the holders of a parameter to its successor.
 
     Args:
         old: Not to be used any more.
@@ -326,7 +326,7 @@ def succeed(old: Parameter, new: Parameter) -> None:
 
 
 def holders(parameter: Parameter) -> tuple[str, ...]:
-    """Who holds a parameter now, in alphabetical order; empty when nobody does."""
+    """Who holds a parameter now, in alphabetical order; empty when it has no holder."""
     record = _records.get(id(parameter))
     if record is None or record.parameter() is not parameter:
         return ()
@@ -335,13 +335,13 @@ def holders(parameter: Parameter) -> tuple[str, ...]:
 
 
 def is_held(parameter: Parameter) -> bool:
-    """Whether anybody holds a parameter now."""
+    """Whether a parameter has a holder now."""
     record = _records.get(id(parameter))
     return record is not None and record.parameter() is parameter and record.count > 0
 
 
 def is_user_frozen(parameter: Parameter) -> bool:
-    """Whether a parameter would stay frozen if every holder let go."""
+    """Whether a parameter would stay frozen if every holder released it."""
     record = _records.get(id(parameter))
     if record is None or record.parameter() is not parameter:
         return not parameter.requires_grad

@@ -1,4 +1,4 @@
-"""What is said about a transition: the record for listeners, and one sentence for the log."""
+"""Describes a transition: the record for listeners, and one line for the log."""
 
 import logging
 import warnings
@@ -15,19 +15,20 @@ from lighter_freezers.engine.actions import Action, ActionResult
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
-from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.element_counts import frozen_share, num_elements
+from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import canonical_name
 
 __all__ = ["Announcer"]
 
 
 class Announcer:
-    """Says what transitions do to one model. Names and sizes are looked up here, and not at each transition.
+    """Logs what transitions change in one model. Names and sizes are looked up once, not at each transition.
 
     Args:
         model: The module that trains.
-        active_rules: The rules at work. What each of them can freeze or thaw is put into words in advance.
-        actions: The acts at work.
+        active_rules: The rules. The text for what each can freeze or thaw is built in advance.
+        actions: The actions.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Announcer:
         is_initial: bool,
         outcome: ActionResult | None = None,
     ) -> Transition:
-        """The record of a transition that has just happened."""
+        """The record of a transition that was just made."""
         holding = [active.rule.title for active in self._active_rules if active.hold.is_active]
         holding += [hold.holder for action in self._actions for hold in action.holds if hold.is_active]
         done = outcome or ActionResult()
@@ -71,7 +72,7 @@ class Announcer:
         )
 
     def log_lines(self, transition: Transition) -> None:
-        """Log a sentence for each act, and one: what changed, how much is frozen now, and who holds it."""
+        """Log a line for each action, and one for the flags: what changed, the share frozen, who holds it."""
         if not log.isEnabledFor(logging.INFO):
             return
         for note in transition.notes:
@@ -79,12 +80,12 @@ class Announcer:
         if not (transition.frozen or transition.thawed or transition.is_initial):
             return
         flags = map(attrgetter("requires_grad"), self._parameters)
-        num_frozen = self._num_elements - sum(compress(self._sizes, flags))
+        share = frozen_share(sum(compress(self._sizes, flags)), self._num_elements)
         frozen_verb = "starts with frozen" if transition.is_initial else "froze"
         parts = [
             f"{frozen_verb} {self._texts[transition.frozen]}" if transition.frozen else "",
             f"thawed {self._texts[transition.thawed]}" if transition.thawed else "",
-            f"{100 * num_frozen / max(1, self._num_elements):.3g} % frozen",
+            f"{100 * share:.3g} % frozen",
             f"held by {', '.join(transition.holders)}" if transition.holders else "",
         ]
         step = transition.optimizer_step
@@ -92,22 +93,21 @@ class Announcer:
         log.debug("step %d: froze %s, thawed %s", step, transition.frozen, transition.thawed)
 
     def warn_of_intrusion(self, intruded: Sequence[Parameter]) -> None:
-        """Say that something else switched held parameters on, and what becomes of it."""
+        """Warn that other code switched held parameters on, and state what happens to them."""
         names = self._named(intruded)
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         holders = ", ".join(ledger.holders(intruded[0]))
         warnings.warn(
-            f"Something else set requires_grad=True on {shown}, held frozen by {holders}. "
-            "They stay frozen while they are held and train afterwards. This is said once per run.",
+            f"Something else set requires_grad=True on {first_few(names)}, held frozen by {holders}. "
+            "They stay frozen while they are held and train afterwards. This warning appears once per run.",
             stacklevel=2,
         )
 
     def _named(self, parameters: Sequence[Parameter]) -> tuple[str, ...]:
-        """The names of parameters that change together; they are put into words the first time."""
+        """The names of parameters that change together; their text is built the first time."""
         key = tuple(map(id, parameters))
         if key not in self._groups:
             names = tuple(self._names[each] for each in key)
-            amount = _amount(sum(parameter.numel() for parameter in parameters))
+            amount = _amount(num_elements(parameters))
             self._groups[key] = names
             self._texts[names] = f"{self._summary.compress(names)} ({amount} parameters)"
         return self._groups[key]

@@ -1,22 +1,23 @@
-"""Shows logged metrics to the rules and acts that wait for one, each value once, the same on every rank."""
+"""Passes logged metrics to rules and actions that wait for one: each value once, equal on every rank."""
 
-import difflib
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.selection.names import closest_names
 
 __all__ = ["TRAINING_LOSS", "MetricWatch", "Watcher"]
 
-TRAINING_LOSS = "training_loss"  # stands for what `training_step` returns, and is looked at elsewhere
+TRAINING_LOSS = "training_loss"  # the loss that `training_step` returns; `training_loss.py` averages it
 
 
 class Watcher(Protocol):
-    """Something that may wait for metrics."""
+    """A rule or an action that may wait for metrics."""
 
     @property
     def title(self) -> str:
@@ -31,52 +32,54 @@ class Watcher(Protocol):
         """The metrics it waits for now."""
 
     def observe(self, monitor: str, value: float) -> bool:
-        """Take note of a value; whether something may change now."""
+        """Record a value; returns whether a change may be due now."""
 
 
 class MetricWatch:
-    """The metrics that are waited for in one fit.
+    """The metrics that rules and actions of one fit wait for.
 
     Args:
-        watchers: All rules and acts; those that wait for nothing are passed over.
+        watchers: All rules and actions; those that wait for nothing are skipped.
     """
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
         self._watchers = watchers
         self._before_validation: dict[str, torch.Tensor] = {}
-        self._of_validation: set[str] = set()  # metrics that validation logs
+        self._of_validation: set[str] = set()  # the metrics logged by validation
         self._has_validated = False
-        self.validated_at: int | None = None  # optimizer step of the last validation that was looked at
+        self.validated_at: int | None = None  # optimizer step of the last validation that was read
 
     @property
     def _waiting(self) -> list[tuple[Watcher, str]]:
-        """Who waits for which logged metric now."""
+        """The watchers that wait for each logged metric now."""
         waiting = [(watcher, monitor) for watcher in self._watchers for monitor in sorted(watcher.monitors)]
         return [(watcher, monitor) for watcher, monitor in waiting if monitor != TRAINING_LOSS]
 
-    def note_validation_start(self, trainer: Any) -> None:
-        """Remember what was logged before, to know afterwards which metrics validation logs."""
+    def note_validation_start(self, trainer: TrainerLike) -> None:
+        """Remember what was logged before, to tell afterwards which metrics validation logs."""
         if self._waiting:
             self._before_validation = trainer_clock.metrics(trainer)
 
-    def observe_validation(self, trainer: Any) -> bool:
-        """Show the metrics of a validation that has just ended.
+    def observe_validation(self, trainer: TrainerLike) -> bool:
+        """Pass on the metrics of a validation that has just ended.
 
         Returns:
             Whether a trigger fired.
         """
+        self.validated_at = trainer_clock.moment(
+            trainer
+        ).optimizer_step  # a resumed run may wait for something else
         if not self._waiting:
             return False
         self._has_validated = True
-        self.validated_at = trainer_clock.moment(trainer).optimizer_step
         before, now = self._before_validation, trainer_clock.metrics(trainer)
         self._of_validation |= {name for name, value in now.items() if value is not before.get(name)}
         return self._observe(
             trainer, {name: value for name, value in now.items() if name in self._of_validation}
         )
 
-    def observe_epoch(self, trainer: Any) -> bool:
-        """Show the training metrics of an epoch that has just ended.
+    def observe_epoch(self, trainer: TrainerLike) -> bool:
+        """Pass on the training metrics of an epoch that has just ended.
 
         Returns:
             Whether a trigger fired.
@@ -93,23 +96,24 @@ class MetricWatch:
             trainer, {name: value for name, value in now.items() if name not in self._of_validation}
         )
 
-    def warn_of_lost_validation(self, trainer: Any, batch_idx: int) -> None:
-        """Say so where a checkpoint from right before a validation makes the resumed run go without it.
+    def warn_of_lost_validation(self, trainer: TrainerLike, batch_idx: int) -> None:
+        """Warn if a checkpoint saved right before a validation makes the resumed run skip that validation.
 
-        Lightning goes on with the next batch then: the rules miss a value that an uninterrupted run has seen.
+        Lightning then continues with the next batch: the rules miss a value that an uninterrupted run has
+        seen.
         """
         step = trainer_clock.moment(trainer).optimizer_step
         was_due = trainer_clock.validation_was_due(trainer, batch_idx)
         if self._waiting and was_due and self.validated_at != step:
             waiting = ", ".join(dict.fromkeys(watcher.title for watcher, _ in self._waiting))
             warnings.warn(
-                f"The checkpoint was saved at step {step}, right before a validation, and Lightning does not "
-                f"make up for it: {waiting} goes without this value. Save checkpoints after validation "
+                f"The checkpoint was saved at step {step}, right before a validation, which Lightning does "
+                f"not repeat: {waiting} misses this value. Save checkpoints after validation "
                 "(ModelCheckpoint without every_n_train_steps) to resume exactly.",
                 stacklevel=2,
             )
 
-    def _observe(self, trainer: Any, fresh: dict[str, torch.Tensor]) -> bool:
+    def _observe(self, trainer: TrainerLike, fresh: dict[str, torch.Tensor]) -> bool:
         waiting = self._waiting
         monitors = dict.fromkeys(monitor for _, monitor in waiting)
         values = {name: trainer_clock.reduced(trainer, fresh[name]) for name in monitors if name in fresh}
@@ -118,8 +122,8 @@ class MetricWatch:
         ]
         return any(fired)
 
-    def refuse_misspelt(self, trainer: Any) -> None:
-        """After the sanity check: a monitor that begins like a validation metric must be one of them.
+    def refuse_misspelt(self, trainer: TrainerLike) -> None:
+        """After the sanity check: a monitor that is named like a validation metric must be one.
 
         Raises:
             RuntimeError: It is none of them.
@@ -142,9 +146,9 @@ def _family(name: str) -> str:
 
 
 def _unknown(watcher: Watcher, monitor: str, names: list[str]) -> str:
-    closest = difflib.get_close_matches(monitor, names, n=3, cutoff=0.0)
+    closest = closest_names(monitor, names, 3)
     return (
-        f"{watcher.title} waits for the metric '{monitor}', but nobody logged it. "
+        f"{watcher.title} waits for the metric '{monitor}', but it was never logged. "
         f"Closest: {', '.join(closest) or 'none'}. Logged: {', '.join(sorted(names)) or 'nothing'}. "
         f"Correct {watcher.monitor_argument}, or call self.log('{monitor}', ...) in the validation step."
     )

@@ -1,18 +1,22 @@
-"""Keeps a Trainer's optimizers in step with the rules: groups at the start, learning rates, lost state."""
+"""Updates a Trainer's optimizers for the rules: groups at the start, learning rates, dropped state."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.effects import optimizer_groups
-from lighter_freezers.engine.effects.lean_groups import LeanGroups, refuse_lean_groups
+from lighter_freezers.engine.effects.lean_groups import LeanGroups
 from lighter_freezers.engine.effects.learning_rates import ThawedGroup
-from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
+from lighter_freezers.engine.rules import ActiveRule, Change
+from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
+from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
+from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_name, canonical_parameters
 
 __all__ = ["OptimizerFollower"]
@@ -29,24 +33,24 @@ class OptimizerFollower:
         self._active_rules = active_rules
         self._groups: list[ThawedGroup] = []
         self._hooks: list[RemovableHandle] = []
-        self._optimizers: list[Any] = []
+        self._optimizers: list[Optimizer] = []
         self._lean = LeanGroups([])
         self._named: dict[str, Parameter] = {}
 
     @property
     def sets_learning_rates(self) -> bool:
-        """Whether some rule asks for a learning rate."""
+        """Whether any rule requests a learning rate."""
         return bool(self._groups)
 
     def prepare(
-        self, trainer: Any, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
+        self, trainer: TrainerLike, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
     ) -> None:
-        """Give every parameter that may thaw a group, and those with a learning rate of their own another.
+        """Put every parameter that may thaw into a group, those with a rate of their own into another.
 
         Args:
             trainer: The Trainer.
             model: The module that trains.
-            trainable_later: Name -> what acts, not rules, may thaw.
+            trainable_later: Name -> parameter that actions, not rules, may thaw.
         """
         self._optimizers = trainer.optimizers
         if self._frees:
@@ -64,18 +68,18 @@ class OptimizerFollower:
         self.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
 
     def set_learning_rates(self, optimizer_step: int) -> None:
-        """Put the learning rates asked for in force."""
+        """Write the requested learning rates into the groups."""
         for group in self._groups:
             group.set_learning_rate(optimizer_step)
 
-    def forget(self, changes: Sequence[tuple[ActiveRule, list[Parameter], list[Parameter]]]) -> None:
-        """Drop the state of what froze, for the rules that want it."""
-        for active, frozen, _ in changes:
-            if active.rule.optimizer_state == "reset":
-                optimizer_groups.forget_state(frozen, self._optimizers)
+    def forget(self, changes: Sequence[Change]) -> None:
+        """Drop the optimizer state of what froze, for the rules that ask for it."""
+        for change in changes:
+            if change.active.rule.optimizer_state == "reset":
+                optimizer_groups.forget_state(change.frozen, self._optimizers)
 
     def follow(self, model: nn.Module, *, is_reshaped: bool = False) -> None:
-        """Keep out of the groups what rules with `optimizer_state: free` hold now.
+        """Remove from the groups what rules with `optimizer_state: free` hold now.
 
         Args:
             model: The module that trains.
@@ -95,19 +99,21 @@ class OptimizerFollower:
         return any(active.rule.optimizer_state == "free" for active in self._active_rules)
 
     def release(self) -> None:
-        """Leave the optimizers alone from now on."""
+        """Put everything back into the groups, and stop managing the optimizers."""
         self._lean.release()
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._groups, self._optimizers = [], [], []
 
     def _add_missing(
-        self, model: nn.Module, schedulers: Sequence[Any], trainable_later: Mapping[str, Parameter]
+        self, model: nn.Module, schedulers: Sequence[SchedulerLike], trainable_later: Mapping[str, Parameter]
     ) -> None:
         known = optimizer_groups.parameters_in(self._optimizers)
         missing = {name: p for name, p in trainable_later.items() if id(p) not in known}
+        asked: dict[str, int | str] = {}
         for active in self._active_rules:
             absent = _absent(active, known)
+            _ask(active, absent, asked)
             if absent and active.rule.optimizer_params == "error":
                 shown = ", ".join(list(absent)[:3])
                 raise RuntimeError(
@@ -119,12 +125,25 @@ class OptimizerFollower:
         if not missing:
             return
         names = {id(parameter): canonical_name(name) for name, parameter in model.named_parameters()}
-        added = optimizer_groups.add_missing(missing, names, self._optimizers, schedulers)
-        for group_name, members in added.items():
-            log.info("optimizer group '%s': added %d parameters that will thaw", group_name, len(members))
+        added = optimizer_groups.add_missing(
+            missing, names, self._optimizers, schedulers, asked=asked, sparse=sparse_parameters(model)
+        )
+        summary = NameSummary(list(names.values()))
+        for index, group_name, members in added:
+            log.info(
+                "optimizer %d (%s) takes %s (%d parameters) that will thaw, in its group '%s'",
+                index,
+                type(self._optimizers[index]).__name__,
+                summary.compress(members),
+                len(members),
+                group_name,
+            )
 
     def _split_off(
-        self, freezers: Sequence[ActiveRule], parameters: dict[str, Parameter], schedulers: Sequence[Any]
+        self,
+        freezers: Sequence[ActiveRule],
+        parameters: dict[str, Parameter],
+        schedulers: Sequence[SchedulerLike],
     ) -> None:
         title = " + ".join(dict.fromkeys(active.rule.title for active in freezers if active.learning_rate))
         num_before = len(self._groups)
@@ -137,7 +156,7 @@ class OptimizerFollower:
 def _selected_alike(
     active_rules: Sequence[ActiveRule],
 ) -> list[tuple[Sequence[ActiveRule], dict[str, Parameter]]]:
-    """The parameters that the same players select, where one of these asks for a learning rate."""
+    """Parameters that the same rules select, where at least one of these requests a learning rate."""
     active_rules_of: dict[int, list[int]] = {}
     named = {}
     for index, active in enumerate(active_rules):
@@ -153,8 +172,23 @@ def _selected_alike(
     ]
 
 
+def _ask(active: ActiveRule, absent: Mapping[str, Parameter], asked: dict[str, int | str]) -> None:
+    """Note which optimizer a rule wants for what is absent.
+
+    Raises:
+        ValueError: Another rule wants another one for the same parameter.
+    """
+    wanted = active.rule.optimizer
+    for name in absent if wanted is not None else ():
+        if asked.setdefault(name, wanted) != wanted:  # type: ignore[arg-type]
+            raise ValueError(
+                f"{active.rule.title} gives {name} to optimizer={wanted!r}, and another rule gives it to "
+                f"optimizer={asked[name]!r}. Write the same in both, or in one only."
+            )
+
+
 def _absent(active: ActiveRule, known: set[int]) -> dict[str, Parameter]:
-    """What the rule will thaw and no optimizer knows."""
+    """What the rule will thaw and no optimizer contains."""
     if active.rule.is_static:
         return {}
     return {

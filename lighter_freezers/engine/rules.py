@@ -1,37 +1,46 @@
-"""One freezing rule and its part in a run: what it selects, whether it holds now, what it remembers."""
+"""One freezing rule and its state in a run: what it selects, whether it holds now, what it remembers."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.nn import Parameter
 
+from lighter_freezers.engine.checkpoint_identity import numbered, rule_key
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.effects.norm_layers import NormMode
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Schedule
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["FreezeRule", "ActiveRule", "num_transitions", "active_rules_of", "refuse_overlap"]
+__all__ = [
+    "ActiveRule",
+    "Change",
+    "FreezeRule",
+    "active_rules_of",
+    "num_transitions",
+    "refuse_overlap",
+]
 
 
 @dataclass(frozen=True)
 class FreezeRule:
-    """What to freeze, when, and what else has to happen then; made from a callback's arguments alone.
+    """What to freeze, when, and what else to change then; made from a callback's arguments alone.
 
     Attributes:
-        title: Names the rule in logs, errors and checkpoints.
+        title: Names the rule in logs and errors.
         selector: Which parameters.
         schedule: When to hold them.
         trigger: Ends the rule for good when it fires; None for the schedule alone.
-        learning_rate: Asked for what thaws; None to leave learning rates alone.
+        learning_rate: Requested for what thaws; None to leave learning rates alone.
         frozen_norms: What norm layers do while all their parameters are held.
-        optimizer_state: Whether optimizers forget what they know of a parameter when it freezes, or the
-            parameter itself while it is frozen.
-        optimizer_params: Whether a parameter that no optimizer knows gets a group, or is an error.
+        optimizer_state: Whether optimizers keep the state of a parameter when it freezes, drop it, or remove
+            the parameter itself while it is frozen.
+        optimizer_params: Whether a parameter that is in no optimizer gets a group, or is an error.
+        optimizer: Which optimizer takes such a parameter: its index, its class, or a module it trains.
         on_overlap: Whether other rules may select the same parameters.
         on_missing: Whether a name that matches nothing is an error.
         restore_on_end: Whether to thaw when the run ends.
@@ -50,8 +59,9 @@ class FreezeRule:
     on_overlap: Literal["compose", "error"] = "compose"
     on_missing: Literal["error", "warn"] = "error"
     restore_on_end: bool = False
-    cut_gradient: Literal["auto", "never"] = field(default="auto", repr=False)
-    monitor_argument: str = field(default="until_metric.monitor", repr=False)
+    cut_gradient: Literal["auto", "never"] = "auto"
+    optimizer: int | str | None = None
+    monitor_argument: str = "until_metric.monitor"
 
     @property
     def is_static(self) -> bool:
@@ -60,11 +70,11 @@ class FreezeRule:
 
 
 class ActiveRule:
-    """A rule at work on a model.
+    """A rule bound to a model, with its state.
 
     Args:
-        rule: What to play.
-        key: Under which name its state stands in a checkpoint.
+        rule: The rule.
+        key: The name of its state in a checkpoint.
     """
 
     def __init__(self, rule: FreezeRule, key: str) -> None:
@@ -74,8 +84,9 @@ class ActiveRule:
         self.hold = Hold([], rule.title)
         self.history = History()
         is_over = 0 in (rule.schedule.until_step, rule.schedule.until_epoch)
-        self.released_at: int | None = 0 if is_over else None  # let go before the first step
-        self._was_holding: bool | None = None  # when the checkpoint was saved that this run goes on from
+        self.released_at: int | None = 0 if is_over else None  # released before the first step
+        self._is_restored = False
+        self._was_holding: bool | None = None  # when the checkpoint of this resumed run was saved
 
     @property
     def title(self) -> str:
@@ -95,7 +106,7 @@ class ActiveRule:
 
     @property
     def learning_rate(self) -> LearningRateRequest | None:
-        """What it asks for the parameters it lets go."""
+        """The rate it requests for the parameters it releases."""
         return self.rule.learning_rate
 
     def bind(self, model: nn.Module) -> bool:
@@ -116,7 +127,7 @@ class ActiveRule:
         return True
 
     def follow(self, moment: Moment) -> tuple[list[Parameter], list[Parameter]]:
-        """Hold or let go, as the rule says for this moment.
+        """Hold or release, as the schedule requires at this moment.
 
         Returns:
             The parameters that froze, and those that thawed.
@@ -129,11 +140,11 @@ class ActiveRule:
         return [], self.hold.let_go()
 
     def next_step(self, moment: Moment) -> int | None:
-        """The next optimizer step at which the rule may act by itself; None if there is none."""
+        """The next optimizer step at which the schedule may change something; None if there is none."""
         return None if self.history.has_fired else self.rule.schedule.next_step(moment)
 
     def observe(self, monitor: str, value: float) -> bool:
-        """Show the metric trigger a new value.
+        """Pass a new value to the metric trigger.
 
         Returns:
             Whether it fired just now.
@@ -144,14 +155,15 @@ class ActiveRule:
         return self.history.has_fired and not had_fired
 
     def leave(self) -> None:
-        """End of the run: thaw if the rule says so, else leave the flags as they are."""
+        """At the end of the run: thaw if `restore_on_end` is set, else leave the flags as they are."""
         if self.rule.restore_on_end:
             self.hold.let_go()
         self.hold.abandon()
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint has to remember, in plain types; the rest follows from step and epoch."""
+    def state(self) -> dict[str, object]:
+        """The state for a checkpoint, in plain types; the rest follows from step and epoch."""
         return {
+            "title": self.title,
             "is_holding": self.hold.is_active,
             "released_at": self.released_at,
             "best": self.history.best,
@@ -159,35 +171,54 @@ class ActiveRule:
             "has_fired": self.history.has_fired,
         }
 
-    def remember(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave when the checkpoint was saved; `resume` acts on it."""
+    def remember(self, state: SavedState) -> None:
+        """Restore what `state` returned when the checkpoint was saved; `resume` then applies it."""
         self.history = History(state["best"], state["num_without_progress"], state["has_fired"])
         self.released_at = state["released_at"]
         self._was_holding = state["is_holding"]
+        self._is_restored = True
 
     def resume(self, moment: Moment) -> None:
-        """Hold what it held when the checkpoint was saved, or what the rule says if that is not known."""
+        """Hold what it held when the checkpoint was saved, or if unknown what the schedule requires."""
         if self._was_holding is None:
             self.follow(moment)
+            end = self.rule.schedule.last_end(moment)
+            if end is not None and not self.hold.is_active:
+                self.released_at = end
         elif self._was_holding:
             self.hold.take()
         else:
             self.hold.let_go()
         self._was_holding = None
 
+    def misses_state(self, moment: Moment) -> bool:
+        """Whether it goes on without state and loses by it: what its metric was, or when a warm-up began."""
+        schedule, rate = self.rule.schedule, self.rule.learning_rate
+        if self._is_restored:
+            return False
+        if self.rule.trigger is not None and not schedule.has_ended(moment):
+            return True
+        was_released_now = self.released_at == moment.optimizer_step != schedule.last_end(moment)
+        return rate is not None and rate.warmup_steps > 0 and was_released_now
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a rule did at one moment: the parameters that it froze, and those that it thawed."""
+
+    active: ActiveRule
+    frozen: list[Parameter]
+    thawed: list[Parameter]
+
 
 def active_rules_of(rules: Sequence[FreezeRule]) -> list[ActiveRule]:
-    """One player per rule; equal rules get keys of their own, in their order."""
-    seen: Counter[str] = Counter()
-    active_rules = []
-    for rule in rules:
-        seen[repr(rule)] += 1
-        active_rules.append(ActiveRule(rule, f"{rule!r}#{seen[repr(rule)]}"))
-    return active_rules
+    """One active rule per rule; rules that agree in what and when get distinct keys, in their order."""
+    keys = numbered(rule_key(rule.selector, rule.schedule, rule.trigger) for rule in rules)
+    return [ActiveRule(rule, key) for rule, key in zip(rules, keys, strict=True)]
 
 
 def num_transitions(rules: Iterable[FreezeRule]) -> int:
-    """How many changes schedules announce; changes at one step or epoch, or by equal conditions, are one."""
+    """Count the changes in the schedules; those at one step or epoch, or by equal conditions, are one."""
     return len({change for rule in rules for change in _changes(rule)})
 
 
@@ -200,7 +231,7 @@ def _changes(rule: FreezeRule) -> set[tuple[str, object]]:
 
 
 def refuse_overlap(active_rules: Sequence[ActiveRule]) -> None:
-    """Raise where two rules select a parameter and one of them does not want that.
+    """Raise if two rules select the same parameter and one of them forbids it.
 
     Raises:
         ValueError: There is such a parameter; the message names it and both rules.

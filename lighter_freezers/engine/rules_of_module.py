@@ -1,10 +1,12 @@
-"""Lets a module bring freezing rules of its own, without pushing the user's Freezers aside."""
+"""Lets a LightningModule bring freezing rules of its own, without replacing the user's Freezers."""
 
 from collections.abc import Callable
-from typing import Any
+
+from torch import nn
 
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.trainer_like import TrainerLike
 
 __all__ = ["FromModule"]
 
@@ -16,9 +18,9 @@ class FromModule(EngineCallback):
     from the module, or a type above it.
 
     Args:
-        rules: The rules; empty where this run has none, for then what an earlier run of the same Trainer has
-            left behind is replaced.
-        at_end: Called when the run is over or breaks off.
+        rules: The rules; empty where this run has none, so that rules of an earlier run of the same Trainer
+            are replaced.
+        at_end: Called when the run has ended or failed.
     """
 
     def __init__(self, rules: list[FreezeRule], at_end: Callable[[], None]) -> None:
@@ -27,13 +29,13 @@ class FromModule(EngineCallback):
         self._at_end = at_end
 
     def rules(self) -> list[FreezeRule]:
-        """Those that it was given."""
+        """The rules from the module."""
         return self._rules
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Tell the module, for which Lightning has no such hook."""
+    def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:
+        """Call `at_end`: a LightningModule has no such hook."""
         self._at_end()
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Tell the module."""
+    def teardown(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
+        """Call `at_end`."""
         self._at_end()

@@ -1,4 +1,4 @@
-"""What the engine tells its listeners: which parameters changed, when, and who holds them."""
+"""What the engine passes to its listeners: which parameters changed, when, and who holds them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Transition:
         thawed: What trains from now on.
         holders: Who holds something frozen from now on.
         is_initial: Sent once when a fit starts, also after a resume; `frozen` is then all that is frozen.
-        notes: What acts did, one sentence each.
+        notes: What actions changed, one sentence each.
         ranks: LoRA rank from now on, for the components whose rank changed; all of them when it is initial.
         is_reshaped: Whether parameters have other shapes or names than before, so that sizes have to be
             looked up again.

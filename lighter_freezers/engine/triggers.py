@@ -1,11 +1,11 @@
 """When something happens: moments of a run, schedules over them, and conditions on a metric.
 
-Everything here is a value: what a trigger remembers is a `History` that the caller keeps and saves.
+Everything here is immutable: what a trigger has seen is a `History` that the caller keeps and saves.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lighter_freezers.arguments import count, number
@@ -61,6 +61,19 @@ class Schedule:
         )
         return has_begun and not _reached(moment, self.until_step, self.until_epoch)
 
+    def has_ended(self, moment: Moment) -> bool:
+        """Whether it is never active from this moment on."""
+        if self.windows:
+            return moment.optimizer_step >= self.windows[-1][1]
+        return _reached(moment, self.until_step, self.until_epoch)
+
+    def last_end(self, moment: Moment) -> int | None:
+        """The step at which it ended last, as far as steps alone tell; None if there is none."""
+        counts_epochs = self.from_epoch is not None or self.until_epoch is not None
+        bound = None if counts_epochs else self.until_step
+        ends = [end for _, end in self.windows] or ([] if bound is None else [bound])
+        return max((end for end in ends if end <= moment.optimizer_step), default=None)
+
     @property
     def steps(self) -> list[int]:
         """The optimizer steps at which it may change."""
@@ -101,9 +114,9 @@ class History:
 
     Attributes:
         best: The best value so far; None before the first.
-        num_without_progress: Checks in a row that brought no new best; where several plateaus are waited for,
-            behind `patience` checks for each plateau that is over.
-        has_fired: Latched: stays true once the condition was met.
+        num_without_progress: Consecutive checks without a new best; where several plateaus are waited for,
+            plus `patience` checks for each plateau that is over.
+        has_fired: Latched: true for good once the condition was met.
     """
 
     best: float | None = None
@@ -134,16 +147,16 @@ class MetricBelow:
 
 @dataclass(frozen=True)
 class Plateau:
-    """Fires when a metric brought no new best by more than `min_delta` in `patience` checks in a row.
+    """Fires when a metric has had no new best by more than `min_delta` in `patience` consecutive checks.
 
-    With a `number` above 1 it fires at the plateau of this number: the checks are counted anew after each.
+    With a `number` above 1 it fires at that plateau: the checks are counted from 0 again after each.
     """
 
     monitor: str
     patience: int
     min_delta: float = 0.0
     mode: Literal["min", "max"] = "min"
-    number: int = field(default=1, repr=False)  # names in checkpoints are made from the rest
+    number: int = 1
 
     def observe(self, value: float, history: History) -> History:
         """The history after one more value; a NaN is no progress."""
@@ -200,7 +213,7 @@ def parse_metric_trigger(argument: str, config: object) -> MetricTrigger:
 
 
 def parse_plateau(argument: str, config: object) -> Plateau:
-    """Read a plateau as it stands in YAML, where nothing but a plateau makes sense.
+    """Read a plateau as it stands in YAML, for arguments that accept only a plateau.
 
     Args:
         argument: The argument's name, for errors.
@@ -251,14 +264,14 @@ def _known_keys(argument: str, config: Mapping[str, object], known: Sequence[str
 
 @dataclass(frozen=True)
 class LossOrWait:
-    """Fires when a loss is low enough, or when it was waited for long enough; in a queue, one after another.
+    """Fires when a loss is low enough or after a maximum wait; used for queues, one entry after another.
 
     Attributes:
-        monitor: The loss, by the name it is logged under.
-        trigger_loss: Fires once the latest value is strictly below it; `math.inf` at once, without a value;
-            None never by a value.
-        max_wait: Fires this many optimizer steps after the one before it, whatever the loss; 0 at once; None
-            never by waiting.
+        monitor: The name under which the loss is logged.
+        trigger_loss: Fires once the latest value is strictly below it; `math.inf` fires at once, without a
+            value; with None the value never matters.
+        max_wait: Fires this many optimizer steps after the previous entry, whatever the loss; 0 fires at
+            once; None sets no limit.
     """
 
     monitor: str
@@ -267,20 +280,20 @@ class LossOrWait:
 
     @property
     def is_immediate(self) -> bool:
-        """Whether it waits for nothing but its turn."""
+        """Whether it only waits for its turn."""
         return self.trigger_loss == math.inf or self.max_wait == 0
 
     @property
     def looks_at_loss(self) -> bool:
-        """Whether the value of the loss decides anything."""
+        """Whether the value of the loss matters."""
         return self.trigger_loss is not None and not self.is_immediate
 
     def reason(self, value: float | None, num_steps: int) -> str | None:
-        """Why it fires, in words; None while it does not.
+        """Why it fires, for the log; None while it does not.
 
         Args:
             value: The latest value of the loss; None before the first. A NaN meets no condition.
-            num_steps: Optimizer steps since the one before it.
+            num_steps: Optimizer steps since the previous entry.
         """
         if self.is_immediate:
             return "at once"
@@ -291,7 +304,7 @@ class LossOrWait:
         return None
 
     def deadline(self, since: int) -> int | None:
-        """The optimizer step at which it fires at the latest; None if it may wait for ever."""
+        """The optimizer step at which it fires at the latest; None without such a limit."""
         return None if self.max_wait is None else since + self.max_wait
 
     def __str__(self) -> str:
@@ -307,9 +320,8 @@ def parse_loss_or_wait(argument: str, config: Mapping[str, object], monitor: str
 
     Args:
         argument: The entry's name, for errors.
-        config: The entry; a key that is missing and one that is null are the same. Other keys are not looked
-            at.
-        monitor: The metric that the loss is compared as.
+        config: The entry; a missing key and one that is null mean the same. Other keys are ignored.
+        monitor: The metric to compare with `trigger_loss`.
 
     Raises:
         TypeError: A value has the wrong type.

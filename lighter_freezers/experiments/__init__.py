@@ -1,1 +1,1 @@
-"""Everything that runs an experiment: text, tasks, metrics, data modules, LightningModules."""
+"""Experiments: text, tasks, metrics, data modules, LightningModules."""

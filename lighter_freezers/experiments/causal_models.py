@@ -1,13 +1,13 @@
 """Causal language models of transformers: loaded from a folder or the hub, and their tokenizers.
 
-Nothing here trains or generates. The only module that knows what transformers calls all this, and since when.
+Nothing here trains or generates. The only module that depends on names in transformers and their versions.
 """
 
 import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -23,21 +23,27 @@ __all__ = [
     "load_causal_model",
     "load_evaluated",
     "load_tokenizer",
+    "CausalModel",
+    "Tokenizer",
 ]
+
+Tokenizer: TypeAlias = Any  # of transformers, an optional package whose types change with its version
+CausalModel: TypeAlias = Any  # starts of the names: a module with `generate`, `config` and the like
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def load_causal_model(
-    path: str | os.PathLike[str], dtype: str = "float32", options: Mapping[str, Any] | None = None
-) -> Any:
-    """A causal language model of transformers, ready to train: in train mode, with dropout if it has any.
+    path: str | os.PathLike[str], dtype: str = "float32", options: Mapping[str, object] | None = None
+) -> CausalModel:
+    """Load a causal language model of transformers in train mode, with dropout if it has any.
 
     Args:
         path: A folder with `config.json` and weights, or an id on the Hugging Face hub.
-        dtype: Of the weights: `float32`, `bfloat16`, `float16`, or `auto`, what they were saved in.
-        options: More for `AutoModelForCausalLM.from_pretrained`, such as `attn_implementation` or `revision`.
+        dtype: Of the weights: `float32`, `bfloat16`, `float16`, or `auto` for the saved dtype.
+        options: Further arguments of `AutoModelForCausalLM.from_pretrained`, such as `attn_implementation` or
+            `revision`.
 
     Raises:
         ImportError: transformers is not installed.
@@ -60,22 +66,22 @@ def load_causal_model(
         ) from error
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Any:
-    """The tokenizer that was saved with a model.
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Load the tokenizer that was saved with a model.
 
     Raises:
         ImportError: transformers is not installed.
-        OSError: There is none; transformers says where it looked.
+        OSError: There is none; the message of transformers lists where it searched.
     """
     return _transformers().AutoTokenizer.from_pretrained(str(path))
 
 
-def load_evaluated(path: str | os.PathLike[str], base: str | None = None) -> tuple[nn.Module, Any]:
-    """A model and its tokenizer from what a run has left, in the dtype it was saved in.
+def load_evaluated(path: str | os.PathLike[str], base: str | None = None) -> tuple[nn.Module, Tokenizer]:
+    """Load a model and its tokenizer from the output of a run, in the saved dtype.
 
     Args:
-        path: The folder of an adapter of PEFT, whatever ranks its layers have, or of a whole model, or an id.
-        base: What the adapter is for. None: the model that it names.
+        path: The folder of a PEFT adapter, with any ranks, or of a whole model, or an id.
+        base: The base model of the adapter. None: the one named in the adapter.
 
     Raises:
         ValueError: The adapter names no model, or a whole model comes with a base.
@@ -92,7 +98,7 @@ def load_evaluated(path: str | os.PathLike[str], base: str | None = None) -> tup
 
     of_adapter = base or PeftConfig.from_pretrained(str(path)).base_model_name_or_path
     if not of_adapter:
-        raise ValueError(f"The adapter in {path} does not say what it is for: give the base model, too.")
+        raise ValueError(f"The adapter in {path} does not name its base model: give it, too.")
     has_tokenizer = (Path(path) / "tokenizer_config.json").is_file()
     whole = load_causal_model(of_adapter, "auto")
     with warnings.catch_warnings():
@@ -102,7 +108,7 @@ def load_evaluated(path: str | os.PathLike[str], base: str | None = None) -> tup
 
 
 def check_causal(network: object) -> nn.Module:
-    """Check that something is a causal language model of transformers, or a `PeftModel` around one.
+    """Check that a module is a causal language model of transformers, or a `PeftModel` around one.
 
     Raises:
         TypeError: It is not.
@@ -117,21 +123,22 @@ def check_causal(network: object) -> nn.Module:
     return network
 
 
-def base_of(network: nn.Module) -> Any:
+def base_of(network: nn.Module) -> CausalModel:
     """The model of transformers inside a `PeftModel` and other wrappers."""
-    inner: Any = unwrapped(network, at_root=True)
+    inner: CausalModel = unwrapped(network, at_root=True)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """Compute activations of blocks again in the backward pass instead of keeping them.
+    """Recompute activations of blocks in the backward pass instead of keeping them.
 
-    It is the non-reentrant way, in which frozen blocks below everything that trains cost nothing in the
-    backward pass. transformers lets the embeddings' output require a gradient along with it, which the other
-    way needs and which would make every frozen block take part: that is undone here.
+    This is the non-reentrant variant, in which frozen blocks below everything that trains cost nothing in the
+    backward pass. transformers also makes the embeddings' output require a gradient, which only the
+    re-entrant variant needs and which would run the backward pass through every frozen block: that is undone
+    here.
 
     Raises:
-        ValueError: The model cannot do it.
+        ValueError: The model does not support it.
     """
     model = base_of(network)
     how = {"use_reentrant": False}
@@ -143,7 +150,7 @@ def checkpoint_activations(network: nn.Module) -> None:
         model.disable_input_require_grads()
 
 
-def _transformers() -> Any:
+def _transformers() -> Any:  # the package, which may be missing
     try:
         import transformers
     except ImportError as error:

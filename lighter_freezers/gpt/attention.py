@@ -1,7 +1,7 @@
-"""Attention of a GPT: who looks at whom, rotary positions, and which kernel computes it.
+"""Attention of a GPT: causal or bidirectional, rotary positions, and the choice of kernel.
 
-Shapes: B batch, T time, C channels (`n_embd`), H heads, D = C / H channels of a head, Q positions that look:
-T, or 1 where only the first is wanted.
+Shapes: B batch, T time, C channels (`n_embd`), H heads, D = C / H channels of a head, Q query positions: T,
+or 1 where only the first is needed.
 """
 
 import math
@@ -15,11 +15,11 @@ from lighter_freezers.gpt.config import GPTConfig
 
 __all__ = ["SelfAttention", "attended", "rotated"]
 
-LONGEST_FOR_MATRICES = 512  # up to here, on a CPU in bfloat16, matrix products beat torch's fused attention
+LONGEST_FOR_MATRICES = 512  # up to this T, on a CPU in bfloat16, matrix products beat torch's fused attention
 
 
 class SelfAttention(nn.Module):
-    """Every position looks at itself and what came before; with bidirectional attention also at the rest."""
+    """Multi-head attention: each position attends to itself and earlier ones; bidirectional, to all."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -33,12 +33,13 @@ class SelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, is_first_only: bool = False) -> Tensor:
-        """Mix what the positions hold.
+        """Apply attention.
 
         Args:
             x: (B, T, C).
-            mask: Which positions may be looked at, (B, 1, 1, T). None: all, or all before.
-            is_first_only: Whether only the first position looks.
+            mask: True for positions that may be attended to, (B, 1, 1, T). None: all, or with causal
+                attention all earlier ones.
+            is_first_only: Whether only the first position is a query.
 
         Returns:
             (B, Q, C).
@@ -52,14 +53,14 @@ class SelfAttention(nn.Module):
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
     def _heads(self, x: Tensor, num_parts: int) -> tuple[Tensor, ...]:
-        """Cut channels into parts and heads: (B, T, parts * C) -> (B, H, T, D) each."""
+        """Split channels into parts and heads: (B, T, parts * C) -> (B, H, T, D) each."""
         heads = (*x.shape[:2], self.n_head, -1)
         return tuple(part.view(heads).transpose(1, 2) for part in x.chunk(num_parts, dim=-1))
 
     def _first_query(self, x: Tensor) -> tuple[Tensor, ...]:
         """The query of the first position, and all keys and values."""
         C = x.shape[-1]
-        if not is_bare(self.c_attn):  # somebody added to it, such as LoRA: no part of it can be left out
+        if not is_bare(self.c_attn):  # it is modified, for example by LoRA, so no part of it can be skipped
             q, k, v = self._heads(self.c_attn(x), 3)
             return q[:, :, :1], k, v
         weight, bias = self.c_attn.weight, self.c_attn.bias  # (3C, C), (3C)
@@ -70,7 +71,7 @@ class SelfAttention(nn.Module):
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout: float) -> Tensor:
-    """Softmax attention, by the faster of two ways.
+    """Softmax attention, by the faster of two implementations.
 
     On a CPU in bfloat16, two batched matrix products around a softmax take 0.2 (T = 32) to 0.7 (T = 512) of
     the time of torch's fused attention, forward and backward; in float32 and for longer sequences the fused
@@ -80,7 +81,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bo
         q: Queries, (B, H, Q, D).
         k: Keys, (B, H, T, D).
         v: Values, (B, H, T, D).
-        mask: Which keys may be looked at, (B, 1, 1, T); not together with `is_causal`. None: all.
+        mask: True for keys that may be attended to, (B, 1, 1, T); not together with `is_causal`. None: all.
         is_causal: Whether query i sees keys 0 to i only.
         dropout: Probability of dropping a weight.
 
@@ -99,7 +100,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bo
 
 
 def _log_of_allowed(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """0 where a query may look and -inf where not, to be added to the scores."""
+    """The mask as a term for the scores: 0 where attention is allowed, -inf elsewhere."""
     H, Q, T = q.shape[1], q.shape[2], k.shape[2]
     if is_causal:
         return q.new_full((1, Q, T), -math.inf).triu_(1)
@@ -110,7 +111,7 @@ def _log_of_allowed(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) 
 
 
 def rotated(x: Tensor) -> Tensor:
-    """Turn pairs of channels by an angle that grows with the position (RoPE, arXiv 2104.09864).
+    """Rotate pairs of channels by an angle that grows with the position (RoPE, arXiv 2104.09864).
 
     The product of a rotated query and a rotated key depends on the distance between their positions only.
 

@@ -1,4 +1,4 @@
-"""Whether a linear layer may be computed from its weight, without a call of the module."""
+"""Whether a linear layer may be computed from its weight, without calling the module."""
 
 from typing import TypeGuard
 
@@ -8,7 +8,7 @@ __all__ = ["is_bare"]
 
 
 def is_bare(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module is a plain `nn.Linear` without hooks: no LoRA, no sharding, nobody who listens."""
+    """Whether a module is a plain `nn.Linear` without hooks, LoRA or sharding."""
     if type(module) is not nn.Linear:
         return False
     hooks = (

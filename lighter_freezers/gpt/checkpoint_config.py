@@ -1,4 +1,4 @@
-"""The GPTConfig that a checkpoint needs: from its shapes, and from what stands beside the weights."""
+"""The GPTConfig that a checkpoint needs: from its shapes, and from the config stored with the weights."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -24,9 +24,9 @@ STATED = {
     **dict.fromkeys(("n_layer", "n_head", "n_embd", "vocab_size", "block_size"), int),
     **dict.fromkeys(("bias", "use_rotary_embeddings", "exact_gelu", "tie_weights"), bool),
 }
-INVISIBLE = ("n_head", "exact_gelu")  # no shape shows them
+INVISIBLE = ("n_head", "exact_gelu")  # shapes do not show them
 TANH_GELUS, EXACT_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu"
-COMPUTED_ALIKE: dict[str, tuple[Any, ...]] = {  # of a GPT-2's config.json: what this GPT computes, too
+COMPUTED_ALIKE: dict[str, tuple[object, ...]] = {  # values in a GPT-2's config.json that this GPT supports
     "model_type": ("gpt2",),
     "activation_function": (*TANH_GELUS, EXACT_GELU),
     "layer_norm_epsilon": (1e-5,),
@@ -36,20 +36,26 @@ COMPUTED_ALIKE: dict[str, tuple[Any, ...]] = {  # of a GPT-2's config.json: what
 }
 
 
-def config_of_model_args(model_args: Mapping[str, Any]) -> dict[str, int | bool]:
-    """What nanoGPT's `model_args` say about the model, under `GPTConfig`'s names; the rest is left out."""
-    return {name: model_args[name] for name, kind in STATED.items() if type(model_args.get(name)) is kind}
+def config_of_model_args(model_args: Mapping[str, object]) -> dict[str, int | bool]:
+    """The values of nanoGPT's `model_args` under `GPTConfig`'s names; others are left out."""
+    stated = {name: model_args.get(name) for name in STATED}
+    return {
+        name: value
+        for name, value in stated.items()
+        if isinstance(value, int) and type(value) is STATED[name]
+    }
 
 
+# Any: a value is only compared with those that this GPT can have.
 def config_of_transformers(config: Mapping[str, Any], source: str) -> dict[str, int | bool]:
-    """What a GPT-2's `config.json` says about the model, under `GPTConfig`'s names.
+    """The values of a GPT-2's `config.json` under `GPTConfig`'s names.
 
     Args:
         config: Its content.
-        source: Where it lies, for messages.
+        source: Its location, for messages.
 
     Raises:
-        ValueError: The model computes something else than a `GPT` does.
+        ValueError: The model computes something that a `GPT` does not.
     """
     others = [name for name, alike in COMPUTED_ALIKE.items() if config.get(name, alike[0]) not in alike]
     if config.get("n_inner") not in (None, 4 * config.get("n_embd", 0)):
@@ -69,8 +75,8 @@ def needed_config(tensors: Mapping[str, Tensor], stated: Mapping[str, int | bool
 
     Args:
         tensors: Its tensors, under the names of our GPT.
-        stated: What stands beside them; the shapes are believed first. Only this can tell `n_head` and
-            `exact_gelu`.
+        stated: Values stored with them; shapes take precedence. `n_head` and `exact_gelu` are only found
+            here.
 
     Returns:
         The values that are known, `n_layer` first.
@@ -97,12 +103,12 @@ def unmet_needs(needed: Mapping[str, int | bool], config: GPTConfig, has_lm_head
     """Names of the values without which a checkpoint cannot be loaded.
 
     Args:
-        needed: As `needed_config` gives them.
+        needed: The result of `needed_config`.
         config: That of the model.
         has_lm_head: Whether the model has the head that can be tied to the token embedding.
     """
     exceptions = {
-        "vocab_size": config.vocab_size >= needed.get("vocab_size", 0),  # it may grow
+        "vocab_size": config.vocab_size >= needed.get("vocab_size", 0),  # it may be larger
         "block_size": config.use_rotary_embeddings or config.block_size <= needed.get("block_size", 0),
         "tie_weights": not (config.tie_weights and has_lm_head) or needed.get("tie_weights", True),
     }
@@ -110,15 +116,15 @@ def unmet_needs(needed: Mapping[str, int | bool], config: GPTConfig, has_lm_head
 
 
 def needs_in_words(needed: Mapping[str, int | bool], unmet: Collection[str], config: GPTConfig) -> str:
-    """What a checkpoint needs, with the model's own values where these stand against it.
+    """What a checkpoint needs, with the model's own values where they differ.
 
     Args:
-        needed: As `needed_config` gives them.
-        unmet: As `unmet_needs` gives them.
+        needed: The result of `needed_config`.
+        unmet: The result of `unmet_needs`.
         config: That of the model.
 
     Returns:
-        Such as `n_layer=12 (here 4), n_embd=128, vocab_size=1000 or more`.
+        A text such as `n_layer=12 (here 4), n_embd=128, vocab_size=1000 or more`.
     """
     room = {"vocab_size": " or more", "block_size": " or less"}
     return ", ".join(

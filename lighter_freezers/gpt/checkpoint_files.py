@@ -1,10 +1,8 @@
-"""Checkpoints where they lie: reads tensors from a file, a folder or the hub, and never runs a pickle's code.
+"""Reads the tensors of a checkpoint from a file, a folder or the hub, and never runs a pickle's code.
 
-What the tensors are called in a GPT is in `checkpoint_names.py`, what model they need in
-`checkpoint_config.py`.
+`checkpoint_names.py` maps their names to those of a GPT, `checkpoint_config.py` derives the config they need.
 """
 
-import difflib
 import json
 import re
 import warnings
@@ -19,22 +17,23 @@ import torch
 from torch import Tensor
 
 from lighter_freezers.gpt.checkpoint_config import config_of_model_args, config_of_transformers
+from lighter_freezers.selection.names import closest_names
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 
-WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")  # of a transformers folder, best first
-INDEX_FILES = tuple(f"{name}.index.json" for name in WHOLE_FILES)  # the same in several files
+WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")  # in a transformers folder, in order of preference
+INDEX_FILES = tuple(f"{name}.index.json" for name in WHOLE_FILES)  # the index of weights in several files
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")  # nanoGPT's, Lightning's, a habit of many
+STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")  # nanoGPT, Lightning, and common ones
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors, and what their file says about the model they are of.
+    """Tensors, and what their file states about the model.
 
     Attributes:
-        source: What was asked for, for messages.
+        source: The requested source, for messages.
         tensors: Name in the file -> tensor on the CPU.
         stated: `GPTConfig` values that the file itself states; often empty.
     """
@@ -49,11 +48,11 @@ def read_checkpoint(source: str | PathLike[str]) -> Checkpoint:
 
     Args:
         source: A file of torch or Lightning, a `.safetensors` file, a transformers folder, or a model's id
-            on the Hugging Face hub, which is fetched if nothing here is called so.
+            on the Hugging Face hub, which is fetched if no local path has this name.
 
     Raises:
         TypeError: It is not a path.
-        FileNotFoundError: It is not here, nor could it be fetched.
+        FileNotFoundError: It is not on this machine and could not be fetched.
         ValueError: It holds no weights, is damaged, or is a pickle that would have to run code.
     """
     if not isinstance(source, (str, PathLike)) or not str(source):
@@ -106,21 +105,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _unpickled(path: Path) -> Any:
-    """What torch.save wrote, if it is tensors and plain values only."""
+def _unpickled(path: Path) -> object:
+    """Load what torch.save wrote, if it is tensors and plain values only."""
     is_archive = zipfile.is_zipfile(path)  # torch's own format; only what is used of it is read from disk
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused anyway
+            warnings.simplefilter("ignore")  # about the protocol of files refused anyway
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # damaged pickles raise anything: KeyError, IndexError, RuntimeError, ...
+    except Exception as error:  # damaged pickles raise many types: KeyError, IndexError, RuntimeError, ...
         raise _refusal(path, is_archive, error) from error
 
 
 def _refusal(path: Path, is_archive: bool, error: Exception) -> ValueError:
-    """Say why a file was not read: it holds objects, or it is no checkpoint."""
+    """The error for a file that was not read: it holds objects, or it is not a checkpoint."""
     objects = _objects_in(path, is_archive, str(error))
     if objects:
         return ValueError(
@@ -149,9 +148,9 @@ def _objects_in(path: Path, is_archive: bool, message: str) -> list[str]:
     if is_archive:
         try:
             return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except (RuntimeError, ValueError):  # an archive of something else
+        except (RuntimeError, ValueError):  # another kind of archive
             return []
-    return re.findall(r"GLOBAL ([\w.]*\w)", message)[:1]  # torch reads the older format up to the first
+    return re.findall(r"GLOBAL ([\w.]*\w)", message)[:1]  # the older format: up to the first
 
 
 def _read_folder(folder: Path, source: str) -> Checkpoint:
@@ -178,7 +177,7 @@ def _config_in(folder: Path) -> dict[str, int | bool]:
     return config_of_transformers(_read_json(file), str(file)) if file.is_file() else {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:  # as Hugging Face writes it
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -189,7 +188,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _fetched(hub_id: str) -> Path:
-    """The folder of a model of the hub, from the cache or the network; never a pickle if it can be helped."""
+    """The folder of a hub model, from the cache or the network; a pickle only if nothing else exists."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -199,7 +198,7 @@ def _fetched(hub_id: str) -> Path:
             folder = Path(snapshot_download(hub_id, allow_patterns=patterns))
             if any((folder / known).is_file() for known in (*WHOLE_FILES, *INDEX_FILES)):
                 break
-    except (OSError, ValueError) as error:  # everything the hub raises is one of these
+    except (OSError, ValueError) as error:  # the hub raises only these
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise FileNotFoundError(
             f"'{hub_id}' is neither a file nor a folder here, and could not be fetched from the Hugging Face "
@@ -210,17 +209,17 @@ def _fetched(hub_id: str) -> Path:
 
 
 def _closest_files(path: Path) -> str:
-    """What is there instead of a path that is not."""
+    """A hint for a missing path: the closest existing names."""
     while not path.parent.is_dir():
         path = path.parent
     names = [child.name for child in path.parent.iterdir()]
-    close = difflib.get_close_matches(path.name, names, n=4)
+    close = closest_names(path.name, names, cutoff=0.6)
     alike = f"; the closest names are {', '.join(close)}" if close else ", nor anything with a name like it"
     return f"'{path.parent.absolute()}' has no '{path.name}'{alike}."
 
 
 def _files_in(folder: Path) -> str:
-    """What a folder without weights has."""
+    """A hint for a folder without weights: the files in it."""
     names = sorted(child.name for child in folder.iterdir())
     loadable = [name for name in names if Path(name).suffix in SUFFIXES]
     if loadable:

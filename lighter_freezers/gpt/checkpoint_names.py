@@ -1,4 +1,4 @@
-"""The names and layouts of others, turned into those of our GPT: prefixes, Conv1D, masks, tied embeddings."""
+"""Converts names and layouts of other GPT-2 code to our GPT's: prefixes, Conv1D, masks, tied weights."""
 
 from collections.abc import Mapping
 
@@ -23,9 +23,9 @@ def is_of_trunk(name: str) -> bool:
 def with_gpt_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of any GPT-2 checkpoint under our names and in our layout.
 
-    `_orig_mod.`, `module.`, `model.` and `network.` are dropped from the front in any nesting, masks are left
-    out, the transposed weights of transformers' Conv1D are turned, and where the token embedding was left out
-    because the head is the same tensor, it is put back.
+    Leading `_orig_mod.`, `module.`, `model.` and `network.` are removed in any nesting, masks are dropped,
+    the weights of transformers' Conv1D are transposed, and a token embedding that was left out because the
+    head is the same tensor is restored.
 
     Raises:
         ValueError: Two tensors with different values get the same name.
@@ -55,7 +55,7 @@ def _gpt_name(name: str) -> str:
 
 
 def _turned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Conv1D keeps weights as (in, out): the projection to queries, keys and values shows which it is."""
+    """Transpose Conv1D weights, which are (in, out); the shape of the query-key-value projection shows it."""
     first = next((tensor for name, tensor in tensors.items() if name.endswith(LINEARS[0])), None)
     if first is None or first.ndim != 2 or first.shape[1] != 3 * first.shape[0]:
         return tensors

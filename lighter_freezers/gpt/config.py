@@ -1,4 +1,4 @@
-"""What a GPT is: its size, its mode and where its weights come from. Every value is checked here."""
+"""The config of a GPT: its size, its mode and where its weights come from. Every value is checked here."""
 
 import math
 import os
@@ -16,7 +16,7 @@ ATTENTION_TYPES = ("causal", "bidirectional")
 
 
 class ModelMode(str, Enum):
-    """What a GPT predicts; YAML writes the value."""
+    """What a GPT predicts; the value is what YAML has."""
 
     LANGUAGE_MODEL = "language_model"
     TOKEN_CLASSIFIER = "token_classifier"
@@ -28,15 +28,15 @@ class ModelMode(str, Enum):
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The size of a GPT, what it predicts, and where it begins.
+    """The size of a GPT, what it predicts, and its initial weights.
 
-    | `mode` | predicts | needs | looks |
+    | `mode` | predicts | needs | attention |
     |---|---|---|---|
-    | `language_model` | the next token at every position | | back: `causal` |
-    | `token_classifier` | a class for every token | `num_token_classes` | both ways: `bidirectional` |
-    | `sequence_scorer` | one score in (0, 1) for the sequence | `cls_token_id` | both ways: `bidirectional` |
+    | `language_model` | the next token at every position | | `causal` |
+    | `token_classifier` | a class for every token | `num_token_classes` | `bidirectional` |
+    | `sequence_scorer` | one score in (0, 1) for the sequence | `cls_token_id` | `bidirectional` |
 
-    Values are settled when it is made: `mode` is then a `ModelMode`, `attention_type` one of the two words.
+    Values are resolved at construction: `mode` is then a `ModelMode`, `attention_type` one of the two words.
 
     Raises:
         TypeError: A size is not a whole number, a switch not a truth value, a rate not a number.
@@ -58,17 +58,17 @@ class GPTConfig:
     n_embd: int = 128
     dropout: float = 0.0  # probability, in [0, 1)
     bias: bool = False  # in linear layers and layer norms of the trunk; GPT-2 has them
-    use_rotary_embeddings: bool = False  # positions by rotation of queries and keys, so there is no `wpe`
+    use_rotary_embeddings: bool = False  # rotate queries and keys instead of a `wpe`
     exact_gelu: bool = False  # by the error function, as in nanoGPT; else by tanh, as in GPT-2
     tie_weights: bool = True  # lm_head.weight and transformer.wte.weight are one parameter
     mode: ModelMode | str = ModelMode.LANGUAGE_MODEL
     num_token_classes: int | None = None  # of a token classifier
     class_weights: str | Sequence[float] | None = None  # of a token classifier: "balanced", or one per class
     cls_token_id: int | None = None  # of a sequence scorer: the token that every sequence begins with
-    attention_type: str | None = None  # None: as the mode wants it
-    force_attention_type: bool = False  # keep "causal" also where the mode wants "bidirectional"
+    attention_type: str | None = None  # None: by mode
+    force_attention_type: bool = False  # keep "causal" in modes that default to "bidirectional"
     ignore_index: int = -100  # the target of positions without a loss
-    head_on_supervised_only: bool | None = None  # see GPT.loss; None: where it costs no host read
+    head_on_supervised_only: bool | None = None  # see GPT.loss; None: where it needs no read of the device
     init_from_checkpoint: str | None = None  # see gpt.pretrained.load_pretrained
     freeze_transformer: bool = False  # all but the head, and the [CLS] embedding
     unfreeze_at_iteration: int | None = None  # optimizer steps of a GPTModule's run; None: never
@@ -88,8 +88,11 @@ class GPTConfig:
         self._check_transfer()
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> "GPTConfig":
-        """The same from a dictionary, as YAML has it.
+    def from_mapping(
+        cls,
+        values: Mapping[str, Any],  # each is checked
+    ) -> "GPTConfig":
+        """Make a config from a mapping, as in YAML.
 
         Raises:
             ValueError: A key is unknown.
@@ -120,7 +123,7 @@ class GPTConfig:
             )
         if self.use_rotary_embeddings and self.n_embd // self.n_head % 2:
             raise ValueError(
-                f"Rotary embeddings turn pairs of channels, but a head has {self.n_embd // self.n_head}. "
+                f"Rotary embeddings rotate pairs of channels, but a head has {self.n_embd // self.n_head}. "
                 "Choose n_embd and n_head so that n_embd / n_head is even."
             )
 
@@ -135,7 +138,7 @@ class GPTConfig:
             return attention_type
         if not self.force_attention_type:
             warnings.warn(
-                f"A {self.mode} looks both ways: attention_type is bidirectional now, not causal. "
+                f"A {self.mode} attends both ways: attention_type is bidirectional now, not causal. "
                 "To keep it causal, set force_attention_type: true.",
                 stacklevel=4,
             )

@@ -1,6 +1,6 @@
 """Mean cross-entropies that are 0, with a gradient of zeros, when no position has a target.
 
-Shapes: N positions, K classes. No function here makes the host wait for a GPU.
+Shapes: N positions, K classes. No function here synchronizes with a GPU.
 """
 
 import torch
@@ -19,16 +19,16 @@ def mean_cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Te
         ignore_index: The target of positions that do not count.
 
     Returns:
-        A scalar: torch's to the last bit, but 0 and not NaN where no position counts.
+        A scalar: equal to torch's bit for bit, but 0 and not NaN where no position counts.
     """
     is_any = (targets != ignore_index).any()
-    stand_in = 1 if ignore_index == 0 else 0  # any class that counts
+    stand_in = 1 if ignore_index == 0 else 0  # any valid class
     loss = F.cross_entropy(logits, torch.where(is_any, targets, stand_in), ignore_index=ignore_index)
     return loss * is_any  # times 1; or, where no position counts, a finite loss times 0
 
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, ignore_index: int) -> Tensor:
-    """The mean in which a position counts as much as the weight of its class: `sum w c / sum w`.
+    """The mean weighted by the classes of the targets: `sum w c / sum w`.
 
     Args:
         logits: (N, K).
@@ -46,8 +46,8 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, ign
 def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """The mean over positions with a target; the same as for classes when targets are one-hot.
 
-    A position n costs `sum_k -w_k t_nk ln p_nk`. Without weights it counts as 1, with them as
-    `sum_k w_k t_nk`.
+    The loss of position n is `sum_k -w_k t_nk ln p_nk`. Its weight in the mean is 1 without class weights,
+    else `sum_k w_k t_nk`.
 
     Args:
         logits: (N, K).
@@ -62,7 +62,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None) 
 
 
 def balanced_weights(targets: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Weights that let each class of a batch count the same: `w_k = N / (K count_k)`, 0 for absent classes.
+    """Weights that give each class of a batch the same total: `w_k = N / (K count_k)`, 0 for absent classes.
 
     Args:
         targets: Classes (N), or probabilities (N, K) whose rows that do not count sum to 0.

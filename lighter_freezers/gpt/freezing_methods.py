@@ -1,4 +1,4 @@
-"""The methods of a GPT that freeze, thaw and count layers: thin, the ledger and `layer_names` do the work."""
+"""The methods of a GPT that freeze, thaw and count layers; the ledger and `layer_names` do the work."""
 
 import warnings
 from collections.abc import Iterable
@@ -6,18 +6,19 @@ from collections.abc import Iterable
 from torch import nn
 
 from lighter_freezers.gpt.config import GPTConfig, ModelMode
+from lighter_freezers.selection.element_counts import num_elements
 
 __all__ = ["FreezingMethods"]
 
 
 class FreezingMethods(nn.Module):
-    """To be inherited by a model with a `config` and a trunk called `transformer`."""
+    """Mixin for a model with a `config` and a trunk called `transformer`."""
 
     config: GPTConfig
     transformer: nn.Module
 
     def freeze_layer(self, layer: str) -> int:
-        """Hold a layer frozen until `unfreeze_layer`: it composes with every Freezer.
+        """Hold a layer frozen until `unfreeze_layer`; it composes with every Freezer.
 
         Args:
             layer: `attn.N`, `mlp.N`, `ln_1.N`, `ln_2.N`, `wte`, `wpe`, `ln_f`, the head as `lm_head`,
@@ -25,41 +26,41 @@ class FreezingMethods(nn.Module):
                 and `lm_head` are one parameter.
 
         Returns:
-            How many elements trained until now.
+            The number of elements that trained until now.
 
         Raises:
-            ValueError: There is no such layer; the message says what there is.
+            ValueError: There is no such layer; the message lists the layers.
         """
         from lighter_freezers.engine import ledger
         from lighter_freezers.selection import layer_names
 
         parameters = layer_names.parameters_of_layer(self, layer)
-        return _num_elements(ledger.hold(parameters.values(), "freeze_layer"))
+        return num_elements(ledger.hold(parameters.values(), "freeze_layer"))
 
     def unfreeze_layer(self, layer: str) -> int:
-        """Let a layer train, also one that the user froze; what a Freezer holds has to wait for that.
+        """Let a layer train, also one that the user froze; what a Freezer holds trains once it is released.
 
         Args:
             layer: As for `freeze_layer`.
 
         Returns:
-            How many elements train from now on.
+            The number of elements that train from now on.
 
         Raises:
-            ValueError: There is no such layer; the message says what there is.
+            ValueError: There is no such layer; the message lists the layers.
         """
         from lighter_freezers.selection import layer_names
 
         return _let_train(layer_names.parameters_of_layer(self, layer).values())
 
     def freeze_transformer_weights(self) -> int:
-        """Hold the trunk frozen until `unfreeze_transformer_weights`; the head and [CLS] go on training.
+        """Hold the trunk frozen until `unfreeze_transformer_weights`; the head and [CLS] keep training.
 
-        A tied `lm_head` is a part of the trunk: it is frozen too, with a warning. The embedding of [CLS] goes
-        in before the first block, so while it trains, gradients go through the whole frozen trunk.
+        A tied `lm_head` is part of the trunk: it is frozen too, with a warning. The embedding of [CLS] enters
+        before the first block, so while it trains, gradients flow through the whole frozen trunk.
 
         Returns:
-            How many elements trained until now.
+            The number of elements that trained until now.
         """
         from lighter_freezers.engine import ledger
 
@@ -69,13 +70,13 @@ class FreezingMethods(nn.Module):
                 "trains. For a head of its own, set tie_weights: false.",
                 stacklevel=2,
             )
-        return _num_elements(ledger.hold(self.transformer.parameters(), "freeze_transformer"))
+        return num_elements(ledger.hold(self.transformer.parameters(), "freeze_transformer"))
 
     def unfreeze_transformer_weights(self) -> int:
-        """Let the whole trunk train, also layers that the user froze; what a Freezer holds has to wait.
+        """Let the whole trunk train, also layers the user froze; what a Freezer holds trains once released.
 
         Returns:
-            How many elements train from now on.
+            The number of elements that train from now on.
         """
         return _let_train(self.transformer.parameters())
 
@@ -101,19 +102,15 @@ class FreezingMethods(nn.Module):
 
 
 def _let_train(parameters: Iterable[nn.Parameter]) -> int:
-    """Undo both ways in which this model's methods freeze."""
+    """Undo both kinds of freezing by this model's methods."""
     from lighter_freezers.engine import ledger
 
     parameters = list(parameters)
     holders = ("freeze_layer", "freeze_transformer")
-    return sum(_num_elements(ledger.thaw(parameters, holder)) for holder in holders)
-
-
-def _num_elements(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+    return sum(num_elements(ledger.thaw(parameters, holder)) for holder in holders)
 
 
 def _count(parameters: list[nn.Parameter]) -> dict[str, int]:
-    trainable = _num_elements(parameter for parameter in parameters if parameter.requires_grad)
-    total = _num_elements(parameters)
+    trainable = num_elements(parameter for parameter in parameters if parameter.requires_grad)
+    total = num_elements(parameters)
     return {"total": total, "trainable": trainable, "frozen": total - trainable}

@@ -1,6 +1,6 @@
-"""Head and cross-entropy in one, a few positions at a time: the logits of all positions never exist together.
+"""Head and cross-entropy fused, a few positions at a time: the logits of all positions never exist at once.
 
-The gradients are made in the forward pass, while the logits of a chunk are at hand. The idea is that of
+The gradients are computed in the forward pass, while the logits of a chunk exist. The idea is that of
 "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009) and of the Liger kernels
 (arXiv 2410.10989), in plain torch.
 
@@ -17,13 +17,13 @@ from lighter_freezers.gpt.bare_linear import is_bare
 
 __all__ = ["fused_cross_entropy", "is_fusion_better"]
 
-FUSED_FROM = 2**21  # logits; below, all of them at once are as fast or faster, and small
+FUSED_FROM = 2**21  # logits; below this, all at once are as fast or faster, and small
 CHUNK_ON_CPU = 2**24  # logits of a chunk: 64 MiB in float32
 CHUNK_ELSEWHERE = 2**27
 
 
 def is_fusion_better(head: nn.Module, hidden: Tensor) -> TypeGuard[nn.Linear]:
-    """Whether `fused_cross_entropy` is the better way for this size, dtype and head.
+    """Whether `fused_cross_entropy` is faster or smaller for this size, dtype and head.
 
     | where | plain | fused |
     |---|---|---|
@@ -50,8 +50,8 @@ def fused_cross_entropy(
 ) -> Tensor:
     """The mean cross-entropy of `hidden @ weight.T`, 0 where no position counts.
 
-    Its backward pass hands out what the forward pass made, or a copy if the graph is retained. There are no
-    second derivatives.
+    Its backward pass returns the gradients computed in the forward pass, or a copy if the graph is retained.
+    There are no second derivatives.
 
     Args:
         hidden: (N, C).
@@ -74,7 +74,12 @@ def fused_cross_entropy(
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, num_rows: int
+        ctx: Any,  # torch declares nothing of what a function may keep in it
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        ignore_index: int,
+        num_rows: int,
     ) -> Tensor:
         dtype = _compute_dtype(hidden, weight)
         wide = torch.promote_types(dtype, torch.float32)
@@ -101,17 +106,20 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, loss_grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(
+        ctx: Any,  # as in `forward`
+        loss_grad: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "This loss went backward before, and its gradients are gone. To go backward through the same "
-                "graph again, call backward(retain_graph=True) the first time."
+                "The backward pass of this loss was run before, and its gradients are freed. To run it "
+                "again, call backward(retain_graph=True) the first time."
             )
         hidden_grad, weight_grad = ctx.gradients
         if torch._C._autograd._get_current_graph_task_keep_graph():
             hidden_grad, weight_grad = (part if part is None else part.clone() for part in ctx.gradients)
         else:
-            ctx.gradients = None  # scaled in place: they belong to the caller now
+            ctx.gradients = None  # scaled in place: the caller owns them now
         for gradient in (hidden_grad, weight_grad):
             if gradient is not None:
                 gradient.mul_(loss_grad)
@@ -128,8 +136,8 @@ class _Chunk:
         hidden: (n, C).
         weight: (V, C).
         targets: (n, 1).
-        share: Of each position in the mean, (n, 1).
-        buffer: Where the logits go, (n or more, V).
+        share: The weight of each position in the mean, (n, 1).
+        buffer: Memory for the logits, (n or more, V).
     """
 
     def __init__(
@@ -150,11 +158,11 @@ class _Chunk:
         self._unscaled = exponentials.scatter_add_(1, targets, -total).to(hidden.dtype)  # (n, V)
 
     def hidden_grad(self) -> Tensor:
-        """(n, C)."""
+        """The gradient of the hidden states, (n, C)."""
         return (self._unscaled @ self._weight) * self._scale
 
     def add_weight_grad(self, weight_grad: Tensor) -> None:
-        """Add to (V, C)."""
+        """Add the gradient of the weight to (V, C)."""
         scaled = (self._hidden * self._scale).to(self._hidden.dtype)  # (n, C)
         if weight_grad.dtype == scaled.dtype:
             weight_grad.addmm_(self._unscaled.T, scaled)
@@ -163,6 +171,6 @@ class _Chunk:
 
 
 def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """What the head computes in: autocast's dtype where it is on, else that of its weight."""
+    """The dtype the head computes in: autocast's where it is on, else that of its weight."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

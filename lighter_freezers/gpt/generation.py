@@ -1,4 +1,4 @@
-"""Continues sequences token by token: temperature, the k or the p most likely, greedy, end of text."""
+"""Continues sequences token by token: temperature, top-k, top-p, greedy, end of text."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ class Sampling:
 
     temperature: float = 1.0  # divides the logits; 0 always takes the most likely
     top_k: int | None = None  # draw among the k most likely only
-    top_p: float | None = None  # draw among the most likely that together reach this probability only
+    top_p: float | None = None  # draw among the most likely that together reach this probability
 
     def __post_init__(self) -> None:
         if not 0 <= number("temperature", self.temperature) < math.inf:
@@ -48,7 +48,7 @@ class Sampling:
 
 
 def _is_in_tail(logits: Tensor, top_p: float) -> Tensor:
-    """Whether more likely tokens reach the probability already, (B, V); never so for the most likely."""
+    """Whether the more likely tokens already reach the probability, (B, V); never for the most likely."""
     probabilities, order = logits.float().softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before = probabilities.cumsum(dim=-1) - probabilities
     is_in_tail = before >= top_p
@@ -65,15 +65,15 @@ def continued(
     eos_token_id: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Sequences with their continuations.
+    """Continue sequences.
 
     Args:
         next_logits: Sequences (B, T) -> logits of the token after them, (B, V).
-        input_ids: How they begin, (B, T).
+        input_ids: Their beginnings, (B, T).
         max_new_tokens: How many tokens to add.
         sampling: How to draw them.
-        eos_token_id: Ends a sequence: what follows it is filled with it.
-        generator: Randomness. None is torch's own.
+        eos_token_id: Ends a sequence, which is then filled up with it.
+        generator: The random-number generator. None is torch's own.
 
     Returns:
         (B, T + max_new_tokens).
@@ -94,7 +94,7 @@ def continued(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout in a `with` block; each module gets back the state it had."""
+    """Switch a module to eval mode in a `with` block; each submodule gets its own mode back."""
     before = {module: module.training for module in model.modules()}
     model.eval()
     try:

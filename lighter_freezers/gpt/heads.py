@@ -1,4 +1,4 @@
-"""What a mode does with hidden states: its head, the shape of what it predicts, and its loss.
+"""What each mode does with hidden states: its head, the shape of its predictions, and its loss.
 
 Shapes: B batch, T time, C channels, V vocabulary, K classes.
 """
@@ -23,7 +23,7 @@ __all__ = ["LossModifiers", "Objective", "objective_of"]
 
 
 class LossModifiers(Protocol):
-    """What the model asks of a pipeline of loss modifiers; `lighter_freezers.gpt.losses` has one."""
+    """What the model requires of a pipeline of loss modifiers; `lighter_freezers.gpt.losses` has one."""
 
     def is_active(self, mode: str) -> bool:
         """Whether it changes the loss of this mode now."""
@@ -44,10 +44,10 @@ class LossModifiers(Protocol):
 
 
 class Objective(nn.Module, ABC):
-    """One mode: which head, what it predicts, and how far that is from the targets. It has no parameters.
+    """One mode: its head, its predictions, and its loss. It has no parameters.
 
     Attributes:
-        head_name: What the head is called in the model.
+        head_name: The name of the head in the model.
     """
 
     head_name: str
@@ -76,12 +76,12 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
-        """A scalar."""
+        """The loss, a scalar."""
 
     def loss_of_hidden(
         self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: LossModifiers | None
     ) -> Tensor:
-        """The same loss, where nobody asks for the predictions."""
+        """The same loss, from hidden states, where the predictions are not needed."""
         return self.loss(self.predictions(head, hidden), targets, modifiers)
 
 
@@ -91,15 +91,15 @@ class LanguageModelling(Objective):
     head_name = "lm_head"
 
     def new_head(self) -> nn.Linear:
-        """(C) -> (V), no bias, so that it can be tied to the token embedding."""
+        """A linear layer (C) -> (V) without bias, so that it can be tied to the token embedding."""
         return nn.Linear(self.config.n_embd, self.config.vocab_size, bias=False)
 
     def checked_targets(self, targets: Tensor, input_ids: Tensor, is_real: Tensor | None) -> Tensor:
-        """Token numbers, (B, T)."""
+        """Check that targets are token numbers, (B, T)."""
         return _checked_classes(targets, input_ids, is_real, self.config.ignore_index)
 
     def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
-        """Nats per token."""
+        """The cross-entropy in nats per token."""
         ignore_index = self.config.ignore_index
         if modifiers is not None and modifiers.is_active(self.mode):
             return modifiers.token_loss(predictions, targets, mode=self.mode, ignore_index=ignore_index)
@@ -108,7 +108,7 @@ class LanguageModelling(Objective):
     def loss_of_hidden(
         self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: LossModifiers | None
     ) -> Tensor:
-        """Nats per token: the head sees the positions that have a target, and not all at once if many."""
+        """The same loss; only positions with a target go through the head, in chunks if there are many."""
         if modifiers is not None and modifiers.is_active(self.mode):
             return super().loss_of_hidden(head, hidden, targets, modifiers)
         hidden, targets = hidden.flatten(0, 1), targets.flatten()  # (N, C), (N)
@@ -140,12 +140,12 @@ class TokenClassification(Objective):
         self.register_buffer("class_weights", fixed, persistent=False)
 
     def new_head(self) -> nn.Linear:
-        """(C) -> (K)."""
+        """A linear layer (C) -> (K)."""
         assert self.config.num_token_classes is not None
         return nn.Linear(self.config.n_embd, self.config.num_token_classes)
 
     def checked_targets(self, targets: Tensor, input_ids: Tensor, is_real: Tensor | None) -> Tensor:
-        """Classes (B, T), or probabilities (B, T, K)."""
+        """Check that targets are classes (B, T), or probabilities (B, T, K)."""
         if targets.ndim != 3:
             return _checked_classes(targets, input_ids, is_real, self.config.ignore_index)
         expected = (*input_ids.shape, self.config.num_token_classes)
@@ -157,7 +157,7 @@ class TokenClassification(Objective):
         return targets if is_real is None else targets * is_real[:, :, None]
 
     def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
-        """Nats per token, weighted as `class_weights` says."""
+        """The cross-entropy in nats per token, weighted by `class_weights`."""
         ignore_index = self.config.ignore_index
         flat_targets = targets.flatten(0, 1)  # (N) or (N, K)
         weights = self._weights(flat_targets)
@@ -185,11 +185,11 @@ class SequenceScoring(Objective):
     head_name = "sequence_head"
 
     def new_head(self) -> nn.Linear:
-        """(C) -> (1)."""
+        """A linear layer (C) -> (1)."""
         return nn.Linear(self.config.n_embd, 1)
 
     def checked_targets(self, targets: Tensor, input_ids: Tensor, is_real: Tensor | None) -> Tensor:
-        """Scores, (B)."""
+        """Check that targets are scores, (B)."""
         if targets.shape != input_ids.shape[:1]:
             raise ValueError(
                 f"A sequence_scorer has one target per sequence, here {len(input_ids)}. "
@@ -198,11 +198,11 @@ class SequenceScoring(Objective):
         return targets
 
     def predictions(self, head: nn.Module, hidden: Tensor) -> Tensor:
-        """(B, 1, C) -> (B)."""
+        """Scores: (B, 1, C) -> (B)."""
         return _at_least_float32(head(hidden)).sigmoid().flatten()
 
     def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
-        """Mean squared error."""
+        """The mean squared error."""
         targets = targets.to(predictions.dtype)
         if modifiers is not None and modifiers.is_active(self.mode):
             return modifiers.score_loss(predictions, targets)
@@ -210,7 +210,7 @@ class SequenceScoring(Objective):
 
 
 def _supervised(hidden: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """The positions that have a target, or one if none has; the host has to know how many they are."""
+    """The positions that have a target, or one if none has; synchronizes with the device."""
     positions = (targets != ignore_index).nonzero().flatten()
     if len(positions) == len(targets):
         return hidden, targets

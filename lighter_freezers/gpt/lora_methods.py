@@ -1,4 +1,4 @@
-"""The methods of a GPT that set LoRA ranks: thin, `lighter_freezers.lora` does the work."""
+"""The methods of a GPT that set LoRA ranks; `lighter_freezers.lora` does the work."""
 
 import warnings
 
@@ -13,16 +13,16 @@ EMBEDDINGS = ("wte", "wpe")
 
 
 class LoraMethods(FreezingMethods):
-    """To be inherited by a model with a `config` and a trunk called `transformer`."""
+    """Mixin for a model with a `config` and a trunk called `transformer`."""
 
     config: GPTConfig
     transformer: nn.Module
 
     def set_layer_lora_rank(self, layer: str, rank: int) -> None:
-        """Set the LoRA rank of a layer, which gets LoRA if it has none; rank 0 merges and takes it away.
+        """Set the LoRA rank of a layer, which gets LoRA if it has none; rank 0 merges and removes it.
 
-        An optimizer that exists already does not know the new factors. In a run, `LayerOperations` and
-        `LoraRankScheduler` see to that, and to the optimizer's state.
+        An existing optimizer does not contain the new factors. In a run, `LayerOperations` and
+        `LoraRankScheduler` take care of that and of the optimizer's state.
 
         Args:
             layer: `attn.N`, `mlp.N` or `wte`, N from 0.

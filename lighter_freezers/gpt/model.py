@@ -1,11 +1,10 @@
-"""A GPT: one trunk, and the head of its mode.
+"""The GPT: one trunk, and the head of its mode.
 
 Shapes: B batch, T time, V vocabulary, C channels (`n_embd`), K classes.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,7 @@ from lighter_freezers.gpt.config import GPTConfig, ModelMode
 from lighter_freezers.gpt.generation import Sampling, continued, evaluating
 from lighter_freezers.gpt.heads import LossModifiers, objective_of
 from lighter_freezers.gpt.lora_methods import LoraMethods
-from lighter_freezers.gpt.on_device import require
-from lighter_freezers.gpt.padding import checked_attention_mask, mask_of_padding
+from lighter_freezers.gpt.padding import checked_attention_mask, mask_of_padding, require
 from lighter_freezers.gpt.trunk import Trunk
 
 __all__ = ["GPT"]
@@ -35,7 +33,7 @@ class GPT(LoraMethods):
     | `token_classifier` | `classifier_head` | logits (B, T, K) | classes (B, T), soft (B, T, K) | the same |
     | `sequence_scorer` | `sequence_head` | scores (B) in (0, 1) | scores (B) in [0, 1] | squared error |
 
-    A scorer has a `cls_embedding` too: it stands at the first position in place of the token's embedding.
+    A scorer also has a `cls_embedding`, which replaces the token embedding at the first position.
 
     | initial value | of |
     |---|---|
@@ -47,7 +45,7 @@ class GPT(LoraMethods):
     of your own, call `unfreeze_transformer_weights` at that step.
 
     Args:
-        config: What it is: a `GPTConfig`, or a mapping with the same keys.
+        config: A `GPTConfig`, or a mapping with the same keys.
 
     Example:
         ```python
@@ -64,7 +62,7 @@ class GPT(LoraMethods):
     classifier_head: nn.Linear
     sequence_head: nn.Linear
 
-    def __init__(self, config: GPTConfig | Mapping[str, Any]) -> None:
+    def __init__(self, config: GPTConfig | Mapping[str, object]) -> None:
         super().__init__()
         self.config = config if isinstance(config, GPTConfig) else GPTConfig.from_mapping(config)
         config = self.config
@@ -105,16 +103,17 @@ class GPT(LoraMethods):
         attention_mask: Tensor | None = None,
         with_logits: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """Predict what the mode predicts.
+        """Predict, and compute the loss if targets are given.
 
         Args:
-            input_ids: Token numbers, (B, T), T at most `block_size`. A sequence scorer's begin with [CLS].
+            input_ids: Token numbers, (B, T), T at most `block_size`. Those of a sequence scorer begin with
+                [CLS].
             targets: As in the table of the class; positions whose target is `ignore_index`, or whose soft
                 target sums to 0, have no loss. None to get no loss.
             loss_modifiers: A `LossModifierPipeline`. None for the plain loss.
-            attention_mask: True where a token is real, (B, T); padding comes after it, has no loss and is not
-                looked at. None: no row is padded. Causal attention needs it for the loss only.
-            with_logits: False to get an empty tensor in place of the predictions; `loss` says why.
+            attention_mask: True for real tokens, (B, T); padding comes after them, has no loss and is not
+                attended to. None: no row is padded. Causal attention needs it for the loss only.
+            with_logits: False to get an empty tensor in place of the predictions; see `loss`.
 
         Returns:
             The predictions, and the loss or None: nats per token, or the squared error. It is 0 where no
@@ -146,25 +145,26 @@ class GPT(LoraMethods):
         loss_modifiers: LossModifiers | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """The loss alone, as training needs it, for less.
+        """The loss without the predictions, which is cheaper.
 
-        A language model computes no logits that nobody looks at:
+        A language model skips logits that the loss does not need:
 
         - Positions without a target do not go through the head: on a CPU always, on a GPU if
-          `head_on_supervised_only` is true, as the host then waits once a step for the number of targets.
-        - From 2**21 logits on, head and cross-entropy are one, a few positions at a time, where that is
+          `head_on_supervised_only` is true, because the host then waits once per step for the number of
+          targets.
+        - From 2**21 logits on, head and cross-entropy are fused, a few positions at a time, where that is
           faster for the dtype; such a loss has no second derivatives.
 
-        Active loss modifiers look at all logits.
+        Active loss modifiers need all logits.
 
         Args:
-            input_ids: As for `forward`, and so are the others.
+            input_ids: As for `forward`, like the other arguments.
             targets: Not None.
             loss_modifiers: None for the plain loss.
             attention_mask: None where no row is padded.
 
         Returns:
-            The loss that `forward` returns, a scalar; summed in another order where something was left out.
+            The loss that `forward` returns, a scalar; summed in another order where something was skipped.
         """
         _, loss = self(
             input_ids,
@@ -205,14 +205,15 @@ class GPT(LoraMethods):
         """Continue sequences, one token at a time, without dropout.
 
         Args:
-            input_ids: How they begin, (B, T) with T at least 1; only the last `block_size` tokens are seen.
+            input_ids: Their beginnings, (B, T) with T at least 1; only the last `block_size` tokens are used.
             max_new_tokens: How many tokens to add.
-            temperature: Divides the logits: below 1 is bolder, 0 always takes the most likely token.
+            temperature: Divides the logits: below 1 the distribution is sharper, 0 always takes the most
+                likely token.
             top_k: Draw among the k most likely tokens only. None draws among all.
             top_p: Draw among the most likely tokens that together reach this probability. None draws among
                 all. With `top_k`, among those of the k.
-            eos_token_id: The token that ends a sequence: it is filled up with it. None never ends one.
-            generator: Randomness, on the device of the model. None is torch's own.
+            eos_token_id: The token that ends a sequence, which is then filled up with it. None: no end.
+            generator: The random-number generator, on the device of the model. None is torch's own.
 
         Returns:
             The sequences with their continuations, (B, T + max_new_tokens).

@@ -1,15 +1,16 @@
-"""When padding needs a mask, and what an attention mask may look like. B batch, T time."""
+"""Attention masks for padding, their check, and a check of tensors that does not synchronize with a GPU.
+
+B batch, T time.
+"""
 
 import torch
 from torch import Tensor
 
-from lighter_freezers.gpt.on_device import require
-
-__all__ = ["checked_attention_mask", "mask_of_padding"]
+__all__ = ["checked_attention_mask", "mask_of_padding", "require"]
 
 
 def checked_attention_mask(attention_mask: Tensor, input_ids: Tensor) -> Tensor:
-    """Check that an attention mask says which tokens are real, and that padding comes after them.
+    """Check that an attention mask marks real tokens, and that padding comes after them.
 
     Args:
         attention_mask: True or 1 where a token is real, (B, T).
@@ -40,17 +41,17 @@ def checked_attention_mask(attention_mask: Tensor, input_ids: Tensor) -> Tensor:
 
 
 def mask_of_padding(is_real: Tensor | None, is_causal: bool) -> Tensor | None:
-    """The mask that attention needs so that nobody looks at padding.
+    """The mask that attention needs so that no position attends to padding.
 
-    Causal attention needs none: what comes after is not seen, and padding comes after. On a CPU none is made
-    where no row is padded; on a GPU and in compiled code, looking would make the host wait.
+    Causal attention needs none: padding comes after all real tokens, where it is not attended to. On a CPU
+    there is none where no row is padded; on a GPU and in compiled code that check would make the host wait.
 
     Args:
         is_real: True where a token is real, (B, T). None: there is no padding.
-        is_causal: Whether positions look back only.
+        is_causal: Whether attention is causal.
 
     Returns:
-        True where a key may be looked at, (B, 1, 1, T), or None.
+        True where a key may be attended to, (B, 1, 1, T), or None.
     """
     if is_real is None or is_causal:
         return None
@@ -58,3 +59,24 @@ def mask_of_padding(is_real: Tensor | None, is_causal: bool) -> Tensor | None:
     if can_look and bool(is_real.all()):
         return None
     return is_real[:, None, None, :]  # (B, 1, 1, T)
+
+
+def require(is_true: Tensor, message: str) -> None:
+    """Raise if a condition on tensor values does not hold.
+
+    On a GPU the host does not wait for the result: the process fails some operations later, with the message
+    in the device's error. The same holds in compiled code.
+
+    Args:
+        is_true: A scalar of bool.
+        message: What is wrong and what to do.
+
+    Raises:
+        ValueError: It does not hold; on a CPU.
+    """
+    if is_true.is_meta:
+        return
+    if is_true.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(is_true, message)
+    elif not is_true:
+        raise ValueError(message)

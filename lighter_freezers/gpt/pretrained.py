@@ -1,12 +1,11 @@
-"""Starts a GPT from pretrained weights: all of the trunk or an error, and of the heads what fits.
+"""Loads pretrained weights into a GPT: the whole trunk or an error, and of the heads what fits.
 
-Files are read in `checkpoint_files.py`, names are turned into ours in `checkpoint_names.py`.
+`checkpoint_files.py` reads files, `checkpoint_names.py` converts names.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +15,26 @@ from lighter_freezers.gpt.checkpoint_config import INVISIBLE, needed_config, nee
 from lighter_freezers.gpt.checkpoint_files import read_checkpoint
 from lighter_freezers.gpt.checkpoint_names import HEAD, POSITIONS, TOKENS, is_of_trunk, with_gpt_names
 from lighter_freezers.gpt.config import GPTConfig
-from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import named_aliases, unwrapped
 
 __all__ = ["LoadReport", "config_from_checkpoint", "load_pretrained"]
 
-OTHER_HEADS = ("classifier_head.weight", "sequence_head.weight")  # a checkpoint with one has no lm_head
+OTHER_HEADS = ("classifier_head.weight", "sequence_head.weight")  # with one of these, no lm_head
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a checkpoint and of the parameters of a model.
+    """What was loaded from a checkpoint, and what was not.
 
     Attributes:
-        source: The checkpoint, as it was asked for.
-        loaded: Parameters of the model that have values of the checkpoint now.
-        missing: Parameters of heads that it does not have; they keep their initial values.
-        left_over: Tensors of the checkpoint that the model has no place for.
-        mismatched: Parameters of heads that it has in another shape; they keep their initial values.
+        source: The checkpoint, as requested.
+        loaded: Parameters of the model that now have values from the checkpoint.
+        missing: Parameters of heads that it lacks; they keep their initial values.
+        left_over: Tensors of the checkpoint that the model does not have.
+        mismatched: Parameters of heads with another shape in it; they keep their initial values.
         grown: New rows, which keep their initial values: `transformer.wte.weight[1024:1025]`.
-        cropped: What was taken where the checkpoint has more: `transformer.wpe.weight[:128]`.
+        cropped: The part that was used where the checkpoint has more: `transformer.wpe.weight[:128]`.
     """
 
     source: str
@@ -55,7 +54,7 @@ class LoadReport:
             "left_over": "not used",
         }
         details = [
-            f"; {title}: {_shortened(getattr(self, key))}"
+            f"; {title}: {first_few(getattr(self, key), 4)}"
             for key, title in titles.items()
             if getattr(self, key)
         ]
@@ -65,13 +64,13 @@ class LoadReport:
 def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> LoadReport:
     """Copy the weights of a checkpoint into a GPT: the whole trunk, and the heads that fit.
 
-    Parameters keep their identity, dtype, device and flags. Nothing is copied if there is an error.
+    Parameters keep their identity, dtype, device and flags. After an error nothing has been copied.
 
     | in the checkpoint | |
     |---|---|
     | fewer tokens | its rows are copied, the new rows keep their initial values |
     | more positions | the first `block_size` are copied |
-    | no `lm_head` and no other head | an untied `lm_head` gets the token embedding, as GPT-2 has it |
+    | no `lm_head` and no other head | an untied `lm_head` gets the token embedding, as in GPT-2 |
     | a head that the model has, in another shape | the model's keeps its initial values |
     | a head that the model does not have | left over |
 
@@ -84,8 +83,8 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> LoadRep
         What was loaded and what was not; the same is logged in one line.
 
     Raises:
-        TypeError: The model is no GPT, or the source no path.
-        FileNotFoundError: The source is not here, nor could it be fetched.
+        TypeError: The model is not a GPT, or the source not a path.
+        FileNotFoundError: The source is not on this machine and could not be fetched.
         ValueError: The source holds no weights, is damaged, is a pickle that would have to run code, or the
             weights are of another architecture; the message lists what is missing, left over and mismatched,
             and the `GPTConfig` values that would fit.
@@ -127,12 +126,12 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> LoadRep
     return report
 
 
-def config_from_checkpoint(source: str | os.PathLike[str], *, n_head: int | None = None) -> dict[str, Any]:
+def config_from_checkpoint(source: str | os.PathLike[str], *, n_head: int | None = None) -> dict[str, object]:
     """The sizes of a checkpoint's model: `GPTConfig(**config_from_checkpoint(path))`.
 
     Args:
         source: As for `load_pretrained`.
-        n_head: The number of heads, which shapes do not show; to be given if the file does not state it.
+        n_head: The number of heads, which shapes do not show; required if the file does not state it.
             nanoGPT's files and transformers' folders do.
 
     Returns:
@@ -141,7 +140,7 @@ def config_from_checkpoint(source: str | os.PathLike[str], *, n_head: int | None
 
     Raises:
         FileNotFoundError: As for `load_pretrained`.
-        ValueError: The same, or `n_head` is not known, or is not what the file says.
+        ValueError: The same, or `n_head` is unknown, or differs from the file's.
     """
     tensors, needed, origin = _read(source)
     if TOKENS not in tensors:
@@ -153,19 +152,19 @@ def config_from_checkpoint(source: str | os.PathLike[str], *, n_head: int | None
             "was trained with: config_from_checkpoint(source, n_head=...)."
         )
     if stated is not None and n_head not in (None, stated):
-        raise ValueError(f"'{origin}' has n_head={stated}, not {n_head}. Leave n_head away.")
+        raise ValueError(f"'{origin}' has n_head={stated}, not {n_head}. Leave n_head out.")
     return {**needed, "n_head": n_head if stated is None else stated}
 
 
 def _read(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, int | bool], str]:
-    """Tensors under our names, the GPTConfig values they need, and where they are from."""
+    """Tensors under our names, the GPTConfig values they need, and their source."""
     checkpoint = read_checkpoint(source)
     tensors = with_gpt_names(checkpoint.tensors)
     if not any(map(is_of_trunk, tensors)):
         names = list(checkpoint.tensors)
         raise ValueError(
             f"'{checkpoint.source}' has nothing of a GPT, so nothing was loaded. It has tensors "
-            f"called {_shortened(names)}; those of a GPT are called {TOKENS}, "
+            f"called {first_few(names, 4)}; those of a GPT are called {TOKENS}, "
             "transformer.h.0.attn.c_attn.weight and so on, also after _orig_mod., module., model. or network."
         )
     return tensors, needed_config(tensors, checkpoint.stated), checkpoint.source
@@ -174,7 +173,7 @@ def _read(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, 
 def _compare(
     parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], source: str
 ) -> LoadReport:
-    """Find out which tensor goes where; a tied parameter has several names."""
+    """Match tensors with parameters; a tied parameter has several names."""
     common = [name for name in parameters if name in tensors]
     loaded = [name for name in common if _fits(name, parameters[name], tensors)]
     filled = {id(parameters[name]): name for name in reversed(loaded)}  # under its first name
@@ -223,7 +222,7 @@ def _refuse_a_misfit(
         f"'{report.source}' does not fit this GPT, so nothing was loaded. "
         + (f"Missing in it: {NameSummary(list(parameters)).compress(missing)}. " if missing else "")
         + (f"Left over: {NameSummary(list(tensors)).compress(left_over)}. " if left_over else "")
-        + (f"Mismatched: {_shortened(shapes, 3)}. " if mismatched else "")
+        + (f"Mismatched: {first_few(shapes, 3)}. " if mismatched else "")
         + f"It needs a GPTConfig with {needs}."
     )
 
@@ -232,12 +231,7 @@ def _form(tensor: Tensor) -> str:
     return str(tuple(tensor.shape)) + ("" if tensor.is_floating_point() else f" {tensor.dtype}")
 
 
-def _shortened(items: Sequence[str], num_items: int = 4) -> str:
-    more = len(items) - num_items
-    return ", ".join([*items[:num_items], *([f"... and {more} more"] if more > 0 else [])])
-
-
 def _is_first_process() -> bool:
-    """Launchers number their processes; models are built before torch.distributed knows of them."""
+    """Whether this is the first process; by the launcher's variables, as torch.distributed starts later."""
     ranks = (os.environ.get(key) for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next(filter(None, ranks), "0") == "0"

@@ -1,6 +1,6 @@
 """The trunk of a GPT: embeddings and pre-norm blocks, with the parameter names of nanoGPT.
 
-Shapes: B batch, T time, C channels (`n_embd`), Q positions that are wanted: T, or only the first.
+Shapes: B batch, T time, C channels (`n_embd`), Q output positions: T, or only the first.
 """
 
 import torch
@@ -19,7 +19,7 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.gelu = "none" if config.exact_gelu else "tanh"  # the approximation
+        self.gelu = "none" if config.exact_gelu else "tanh"  # the tanh approximation
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
@@ -29,7 +29,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each behind a norm and around a residual path."""
+    """Attention, then MLP, each after a norm and with a residual connection."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -59,13 +59,14 @@ class Trunk(nn.Module):
     def forward(
         self, input_ids: Tensor, mask: Tensor | None = None, *, cls_embedding: Tensor | None = None
     ) -> Tensor:
-        """Hidden states.
+        """Compute hidden states.
 
         Args:
             input_ids: Token numbers, (B, T).
-            mask: Which positions may be looked at, (B, 1, 1, T). None: all that the attention allows.
-            cls_embedding: Takes the place of the first token's embedding, (C); then only the first position
-                goes through the query, the projection and the MLP of the last block. None for all positions.
+            mask: True for positions that may be attended to, (B, 1, 1, T). None: all that the attention type
+                allows.
+            cls_embedding: Replaces the first token's embedding, (C); then only the first position goes
+                through the query, the projection and the MLP of the last block. None for all positions.
 
         Returns:
             (B, T, C), or (B, 1, C).

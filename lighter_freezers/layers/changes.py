@@ -1,7 +1,7 @@
-"""What all verbs of this room share: names become parameters, the ledger acts, one line says what changed."""
+"""Shared by all functions of this package: look parameters up by name, change the ledger, log one line."""
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from torch import distributed, nn
 from torch.nn import Parameter
@@ -9,27 +9,28 @@ from torch.nn import Parameter
 from lighter_freezers._log import log
 from lighter_freezers.arguments import count
 from lighter_freezers.engine import ledger
+from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["adapters", "checked_count", "freeze", "num_elements", "say", "thaw", "thaw_layers"]
+__all__ = ["checked_count", "freeze", "lora_factors", "say", "thaw", "thaw_layers"]
 
-_NOBODY = "the layer verbs"  # they hold nothing: what they do is the user's own doing
+_NOBODY = "the layer verbs"  # these functions hold nothing: their changes count as made by the user
 
 
 def freeze(model: nn.Module, names: Iterable[str], deed: str) -> int:
-    """Freeze parameters until somebody thaws them.
+    """Freeze parameters until they are thawed by another call.
 
     Args:
-        model: Where they are.
+        model: The module that has them.
         names: Their canonical names.
-        deed: What was asked, to begin the log line with.
+        deed: What was requested; the log line starts with it.
 
     Returns:
         The number of elements that trained until now.
     """
     named = canonical_parameters(model)
     frozen = num_elements(ledger.freeze([named[name] for name in names]))
-    say(f"{deed}: " + (f"{frozen:,} parameters are frozen now." if frozen else "all was frozen already."))
+    say(f"{deed}: " + (f"{frozen:,} parameters are frozen now." if frozen else "all were frozen already."))
     return frozen
 
 
@@ -42,34 +43,36 @@ def thaw(model: nn.Module, names: Iterable[str], deed: str) -> int:
     named = canonical_parameters(model)
     asked = [named[name] for name in names]
     thawed = num_elements(ledger.thaw(asked, _NOBODY))
-    say(f"{deed}: " + (f"{thawed:,} parameters train now." if thawed else "what can train does already."))
+    say(f"{deed}: " + (f"{thawed:,} parameters train now." if thawed else "all that can train already do."))
     _explain([parameter for parameter in asked if not parameter.requires_grad], deed)
     return thawed
 
 
 def thaw_layers(model: nn.Module, layers: Iterable[Iterable[str]], deed: str) -> int:
-    """Let layers train; of a layer with LoRA only the factors, since what they adapt stays as it is.
+    """Let layers train; of a layer with LoRA only the factors, since the base weight stays as it is.
 
     Args:
-        model: Where they are.
-        layers: Of each layer the canonical names of its parameters.
-        deed: What was asked, to begin the log line with.
+        model: The module that has them.
+        layers: For each layer the canonical names of its parameters.
+        deed: What was requested; the log line starts with it.
 
     Returns:
         The number of elements that train from now on.
     """
-    factors = adapters(model)
+    factors = lora_factors(model)
     free = [[name for name in names if name in factors] or list(names) for names in map(list, layers)]
     return thaw(model, [name for names in free for name in names], deed)
 
 
-def adapters(model: nn.Module) -> Collection[str]:
-    """The canonical names of the LoRA factors of a model."""
+def lora_factors(model: nn.Module, *, in_use: bool = True) -> dict[str, Parameter]:
+    """Canonical name -> LoRA factor; those of rank 0 only where `in_use` is false."""
     if "peft" not in sys.modules:
-        return ()
-    from lighter_freezers.layers.operations.layer_holds import adapters_of
+        return {}
+    from lighter_freezers.lora.sites import find_lora_sites
 
-    return adapters_of(model)
+    factors = [site.factors for site in find_lora_sites(model).values()]
+    ids = {id(p) for each in factors if each.rank or not in_use for p in each.parameters}
+    return {name: p for name, p in canonical_parameters(model).items() if id(p) in ids}
 
 
 def _explain(frozen: Iterable[Parameter], deed: str) -> None:
@@ -77,14 +80,9 @@ def _explain(frozen: Iterable[Parameter], deed: str) -> None:
     if held:
         holders = sorted({holder for parameter in held for holder in ledger.holders(parameter)})
         log.warning(
-            "%s: %s parameters stay frozen until %s lets them go.",
+            "%s: %s parameters stay frozen until %s releases them.",
             *(deed, f"{num_elements(held):,}", " and ".join(holders)),
         )
-
-
-def num_elements(parameters: Iterable[Parameter]) -> int:
-    """How many numbers there are in parameters."""
-    return sum(parameter.numel() for parameter in parameters)
 
 
 def say(sentence: str) -> None:
@@ -94,7 +92,7 @@ def say(sentence: str) -> None:
 
 
 def checked_count(n: object, num_layers: int, deed: str) -> int:
-    """Check a number of layers; more than there are means all, with a warning.
+    """Check a number of layers; a number above that of the model means all, with a warning.
 
     Raises:
         TypeError: It is not a whole number.

@@ -1,7 +1,6 @@
-"""`torch.compile`, block by block: a layer that freezes or thaws then costs no graph of the whole model."""
+"""`torch.compile`, block by block: freezing or thawing a layer then needs no new graph of the whole model."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -15,24 +14,23 @@ __all__ = ["compile_blocks"]
 def compile_blocks(
     model: nn.Module,
     *,
-    backend: str | Callable[..., Any] = "inductor",
+    backend: str | Callable[..., object] = "inductor",
     mode: str | None = None,
     fullgraph: bool = False,
     dynamic: bool | None = None,
 ) -> nn.Module:
     """Compile each block of a model in place; the rest runs as it is.
 
-    A graph belongs to what is frozen in it. A model that is compiled as a whole needs a new graph, and
-    seconds to minutes, for each state of a freezing schedule; after 8 of them torch gives up and runs it
-    uncompiled for good. Blocks are alike: one that trains, one that does not, and one that only passes the
-    gradient on are three graphs, whatever the depth and the schedule. What is around the blocks is not
-    compiled.
+    A graph is valid for one set of frozen parameters. A model that is compiled as a whole needs a new graph,
+    and seconds to minutes, for each state of a freezing schedule; after 8 of them torch runs it uncompiled
+    for good. Blocks are alike: one that trains, one that is frozen, and one that only passes the gradient on
+    need three graphs, whatever the depth and the schedule. Modules outside the blocks are not compiled.
 
     Args:
         model: A model with repeated blocks, found by structure. Names of parameters and of modules stay, and
             so do checkpoints.
-        backend: As for `torch.compile`, and so are the others.
-        mode: None for the default; "reduce-overhead" and "max-autotune" are others.
+        backend: As for `torch.compile`, like the other options.
+        mode: None for the default, "reduce-overhead" or "max-autotune".
         fullgraph: Whether a block that needs more than one graph is an error.
         dynamic: Whether sizes may change without a new graph. None: from the second size on.
 

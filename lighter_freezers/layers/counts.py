@@ -3,6 +3,7 @@
 from torch import nn
 
 from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.element_counts import frozen_share, num_elements, num_trainable
 
 __all__ = [
     "get_frozen_params",
@@ -15,30 +16,29 @@ __all__ = [
 
 def get_trainable_params(model: nn.Module) -> int:
     """The number of elements that train; a tied weight counts once."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return num_trainable(model.parameters())
 
 
 def get_frozen_params(model: nn.Module) -> int:
     """The number of elements that are frozen; a tied weight counts once."""
-    return sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    return get_total_params(model) - get_trainable_params(model)
 
 
 def get_total_params(model: nn.Module) -> int:
     """The number of elements of all parameters; a tied weight counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return num_elements(model.parameters())
 
 
 def get_frozen_percentage(model: nn.Module) -> float:
     """The frozen share of all elements, from 0 to 100; 0 for a model without parameters."""
-    total = get_total_params(model)
-    return 100 * get_frozen_params(model) / total if total else 0.0
+    return 100 * frozen_share(get_trainable_params(model), get_total_params(model))
 
 
 def get_num_layers(model: nn.Module) -> int:
     """The number of layers: blocks with weights of their own, of all stacks.
 
-    An encoder-decoder has those of both, a Swin or a ResNet those of all stages. Layers that share their
-    weights are one: an ALBERT has one, however often it runs through it.
+    For an encoder-decoder both count, for a Swin or a ResNet all stages. Layers that share their weights
+    count once: an ALBERT has one layer, however often it is applied.
 
     Args:
         model: Any module; 0 for one without blocks.

@@ -1,4 +1,4 @@
-"""Freeze and thaw the first or the last layers of any model: a layer is a block of its trunk."""
+"""Freezes and thaws the first or the last layers of any model: a layer is a block of its trunk."""
 
 from torch import nn
 
@@ -20,12 +20,12 @@ __all__ = [
 def freeze_first_n_layers(model: nn.Module, n: int) -> int:
     """Freeze the first n layers, those next to the input.
 
-    What is frozen at the bottom needs no backward pass, as long as nothing below it trains: call
-    `freeze_embeddings` too. A warning says what is lost where the embeddings still train.
+    Frozen layers at the input need no backward pass as long as nothing below them trains: call
+    `freeze_embeddings` too. A warning states the loss where the embeddings still train.
 
     Args:
         model: Any module with blocks. The layers of an encoder come before those of its decoder.
-        n: Number of layers; more than there are means all, with a warning.
+        n: Number of layers; a number above that of the model means all, with a warning.
 
     Returns:
         The number of elements that trained until now.
@@ -47,7 +47,7 @@ def freeze_last_n_layers(model: nn.Module, n: int) -> int:
 
     Args:
         model: Any module with blocks. The layers of a decoder come after those of its encoder.
-        n: Number of layers; more than there are means all, with a warning.
+        n: Number of layers; a number above that of the model means all, with a warning.
 
     Returns:
         The number of elements that trained until now.
@@ -62,14 +62,15 @@ def freeze_last_n_layers(model: nn.Module, n: int) -> int:
 
 
 def freeze_except_last_n(model: nn.Module, n: int) -> int:
-    """Train the last n layers, the norm behind them and the head, and freeze all the rest.
+    """Train the last n layers, the norm after them and the head, and freeze everything else.
 
     Layers among the last n that were frozen before are thawed; of layers with LoRA only the factors. An
-    embedding whose weight the head shares trains along with the head.
+    embedding whose weight the head shares trains with the head.
 
     Args:
         model: Any module with blocks.
-        n: Number of layers that train; 0 for the head alone. More than there are means all, with a warning.
+        n: Number of layers that train; 0 for the head alone. A number above that of the model means all, with
+            a warning.
 
     Returns:
         The number of elements that trained until now and do no longer.
@@ -93,10 +94,11 @@ def unfreeze_first_n_layers(model: nn.Module, n: int) -> int:
 
     Args:
         model: Any module with blocks.
-        n: Number of layers; more than there are means all, with a warning.
+        n: Number of layers; a number above that of the model means all, with a warning.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+        The number of elements that train from now on. What a running Freezer holds trains once it is
+        released.
 
     Raises:
         TypeError: n is not a whole number.
@@ -112,10 +114,11 @@ def unfreeze_last_n_layers(model: nn.Module, n: int) -> int:
 
     Args:
         model: Any module with blocks.
-        n: Number of layers; more than there are means all, with a warning.
+        n: Number of layers; a number above that of the model means all, with a warning.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+        The number of elements that train from now on. What a running Freezer holds trains once it is
+        released.
 
     Raises:
         TypeError: n is not a whole number.
@@ -135,7 +138,7 @@ def _layers_of(anatomy: Anatomy, n: int) -> list[tuple[str, ...]]:
 
 
 def _warn_of_lost_gain(model: nn.Module, anatomy: Anatomy, n: int) -> None:
-    """Say what a frozen prefix costs while the embeddings below it train."""
+    """Warn what a frozen prefix costs while the embeddings below it train."""
     parameters = canonical_parameters(model)
     training = [name for name in anatomy.embeddings if parameters[name].requires_grad]
     if not n or not training:

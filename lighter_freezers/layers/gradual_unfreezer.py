@@ -1,10 +1,9 @@
-"""Thaw a model from the head down while a training loop of your own counts the epochs.
+"""Thaws a model from the head downwards, for a training loop of your own that counts the epochs.
 
-In a Trainer the callback `GradualUnfreezing` does this; both share the schedule in `unfreezing_order.py`.
+In a Trainer the callback `GradualUnfreezing` does this; both share the schedule in `thaw_pace.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
@@ -14,9 +13,11 @@ from lighter_freezers._log import log
 from lighter_freezers.arguments import count, flag
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.optimizer_groups import add_missing, parameters_in
-from lighter_freezers.layers.changes import num_elements, say
-from lighter_freezers.layers.unfreezing_order import num_unfrozen_layers
+from lighter_freezers.engine.trainer_like import SchedulerLike
+from lighter_freezers.layers.changes import say
+from lighter_freezers.layers.thaw_pace import num_unfrozen_layers
 from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["GradualUnfreezer"]
@@ -31,14 +32,14 @@ class GradualUnfreezer:
     | `..., unfreeze_embeddings_at=7` | the same | the same | embeddings too, from `step(7)` on |
     | `..., freeze_embeddings=False` | head, embeddings | and half of the layers | everything |
 
-    The norm behind the last layer trains along with that layer. The head's weight trains from the beginning,
-    also where it is tied to an embedding. What neither head nor layer nor embedding is trains with the last
-    of the layers. A model without a head begins with its last layer.
+    The norm after the last layer trains with that layer. The head's weight trains from the start, also where
+    it is tied to an embedding. What is neither head nor layer nor embedding thaws with the last of the
+    layers. A model without a head starts with its last layer.
 
-    Only what trains when this is made is frozen and thawed: the base of a model with LoRA stays frozen. What
-    an earlier `GradualUnfreezer` of the model left frozen counts as trainable. It holds nothing: call
-    `unfreeze_model` to end it at any time. An optimizer may be made before, from all parameters: it leaves
-    those without gradients alone. One made later from the parameters that train gets the others by
+    Only what trains when the object is created is frozen and thawed: the base of a model with LoRA stays
+    frozen. What an earlier `GradualUnfreezer` of the model left frozen counts as trainable. It holds nothing:
+    call `unfreeze_model` to end it at any time. An optimizer may be created before, from all parameters: it
+    skips those without gradients. One created later from the parameters that train receives the others in
     `step(epoch, optimizer)`.
 
     The idea is from ULMFiT, https://arxiv.org/abs/1801.06146.
@@ -51,7 +52,7 @@ class GradualUnfreezer:
         verbose: Whether each change is logged.
 
     Raises:
-        TypeError: A number is not one.
+        TypeError: A number has another type.
         ValueError: The model has no blocks, nothing in it trains, or the arguments contradict each other.
 
     Example:
@@ -96,19 +97,21 @@ class GradualUnfreezer:
         self._layers = [i for i, block in enumerate(self._anatomy.blocks) if self._trained & {*block}]
         if not self._layers:
             raise ValueError(
-                "No layer of the model trains, so none can thaw. Call unfreeze_model(model) first, or make "
+                "No layer of the model trains, so none can thaw. Call unfreeze_model(model) first, or create "
                 "the GradualUnfreezer before you freeze."
             )
         self.step(0)
 
-    def step(self, epoch: int, optimizer: Optimizer | None = None, schedulers: Sequence[Any] = ()) -> int:
-        """Let train what trains in an epoch, and freeze the rest. To be called before the epoch.
+    def step(
+        self, epoch: int, optimizer: Optimizer | None = None, schedulers: Sequence[SchedulerLike] = ()
+    ) -> int:
+        """Thaw what trains in an epoch, and freeze the rest. Call it before the epoch.
 
         Args:
             epoch: Counted from 0. From `total_epochs - 1` on all layers train.
-            optimizer: Gets a parameter group with what trains and is in none of its groups, like the group
-                of the nearest name. None where it was made from all parameters.
-            schedulers: LR schedulers of the optimizer; they drive such a group too.
+            optimizer: Receives a parameter group with what trains and is in none of its groups, with the
+                options of the group of the nearest name. None where it was created from all parameters.
+            schedulers: LR schedulers of the optimizer; they then control such a group too.
 
         Returns:
             The number of elements that train from now on.
@@ -126,7 +129,7 @@ class GradualUnfreezer:
         return thawed
 
     def get_current_trainable_layers(self) -> list[int]:
-        """The indices of the layers of which something trains now, counted from 0 at the input."""
+        """The indices of the layers in which something trains now, counted from 0 at the input."""
         named = canonical_parameters(self._model)
         blocks = self._anatomy.blocks
         return [i for i, block in enumerate(blocks) if any(named[name].requires_grad for name in block)]
@@ -160,12 +163,12 @@ def _complete(
     optimizer: Optimizer,
     training: Mapping[str, Parameter],
     named: Mapping[str, Parameter],
-    schedulers: Sequence[Any],
+    schedulers: Sequence[SchedulerLike],
 ) -> None:
-    """Put what trains into an optimizer that does not know it."""
+    """Add what trains and is not in the optimizer to a new group."""
     known = parameters_in([optimizer])
     missing = {name: parameter for name, parameter in training.items() if id(parameter) not in known}
     if missing:
         names = {id(parameter): name for name, parameter in named.items()}
         add_missing(missing, names, [optimizer], schedulers)
-        log.info("GradualUnfreezer: %d tensors were put into the optimizer.", len(missing))
+        log.info("GradualUnfreezer: %d tensors were added to the optimizer.", len(missing))

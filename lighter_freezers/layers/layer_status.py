@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypedDict
 from torch import nn
 
 from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
+from lighter_freezers.selection.element_counts import num_elements, num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["LayerStatus", "get_layer_status", "print_layer_status"]
@@ -99,12 +100,12 @@ def print_layer_status(model: nn.Module, show_all: bool = False) -> None:
     ========================================
     ```
 
-    A layer that trains in part is PARTIAL. An encoder-decoder has lines for both, and so have the stages of a
-    Swin or a ResNet. A weight that head and embeddings share counts once, for the embeddings.
+    A layer that trains in part is PARTIAL. Encoder and decoder have their own lines, and so do the stages of
+    a Swin or a ResNet. A weight that head and embeddings share counts once, for the embeddings.
 
     Args:
-        model: Any module; one without blocks says so.
-        show_all: Whether each layer has a line of its own, with its number of parameters in full.
+        model: Any module; for one without blocks the table says that it has none.
+        show_all: Whether each layer has its own line, with the full number of parameters.
     """
     from rich.console import Console
     from rich.text import Text
@@ -125,8 +126,7 @@ class _Counts:
 
     def of(self, names: Iterable[str]) -> _Count:
         chosen = [self._parameters[name] for name in names]
-        trainable = sum(parameter.numel() for parameter in chosen if parameter.requires_grad)
-        return _Count(sum(parameter.numel() for parameter in chosen), trainable)
+        return _Count(num_elements(chosen), num_trainable(chosen))
 
     @property
     def total(self) -> _Count:

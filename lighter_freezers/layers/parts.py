@@ -1,4 +1,4 @@
-"""Freeze and thaw a whole model, its embeddings, its head, or what a pattern finds."""
+"""Freezes and thaws a whole model, its embeddings, its head, or what a pattern finds."""
 
 import re
 from collections.abc import Sequence
@@ -36,22 +36,23 @@ def freeze_model(model: nn.Module) -> int:
 
 
 def unfreeze_model(model: nn.Module) -> int:
-    """Let all parameters train, also what was frozen when the model was built.
+    """Let all parameters train, including those that were frozen when the model was built.
 
-    Among these are the weights below the adapters of a model with LoRA, and the fixed positions of a Whisper.
+    These include the base weights of a model with LoRA, and the fixed positions of a Whisper.
     To let only adapters train: `unfreeze_by_name(model, "lora_")`.
 
     Args:
         model: Any module. Integer tensors, such as quantised weights, cannot train and are left alone.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+        The number of elements that train from now on. What a running Freezer holds trains once it is
+        released.
     """
     return thaw(model, canonical_parameters(model), "The model")
 
 
 def freeze_embeddings(model: nn.Module) -> int:
-    """Freeze what the input goes through before the first layer: tables, positions, patches, a stem.
+    """Freeze everything before the first layer: embedding tables, positions, patches, a stem.
 
     Args:
         model: Any module. Where the head shares the weight of an embedding, the head is frozen too, with a
@@ -74,10 +75,11 @@ def unfreeze_embeddings(model: nn.Module) -> int:
     """Let the embeddings train, and with them a head that shares their weight.
 
     Args:
-        model: Any module. Of embeddings with LoRA only the factors begin to train.
+        model: Any module. Of embeddings with LoRA only the factors are thawed.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+        The number of elements that train from now on. What a running Freezer holds trains once it is
+        released.
 
     Raises:
         ValueError: The model has no embeddings.
@@ -86,7 +88,7 @@ def unfreeze_embeddings(model: nn.Module) -> int:
 
 
 def freeze_lm_head(model: nn.Module) -> int:
-    """Freeze the head: what comes behind the layers and the norm, such as an `lm_head` or a classifier.
+    """Freeze the head: what comes after the layers and the norm, such as an `lm_head` or a classifier.
 
     Args:
         model: Any module. Where the head shares the weight of an embedding, the embedding is frozen too, with
@@ -109,10 +111,11 @@ def unfreeze_lm_head(model: nn.Module) -> int:
     """Let the head train, and with it an embedding that shares its weight.
 
     Args:
-        model: Any module. Of a head with LoRA only the factors begin to train.
+        model: Any module. Of a head with LoRA only the factors are thawed.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+        The number of elements that train from now on. What a running Freezer holds trains once it is
+        released.
 
     Raises:
         ValueError: The model has no head.
@@ -121,19 +124,19 @@ def unfreeze_lm_head(model: nn.Module) -> int:
 
 
 def freeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool = True) -> int:
-    r"""Freeze the parameters in whose names a regular expression is found.
+    r"""Freeze the parameters whose names match a regular expression anywhere.
 
     | patterns | what is frozen |
     |---|---|
     | `"attn"` | every parameter with `attn` anywhere in its name |
-    | `[".*attention.*", ".*attn.*"]` | what any of these is found in |
+    | `[".*attention.*", ".*attn.*"]` | what any of these matches |
     | `r"\.bias$"` | all biases |
     | `"layernorm"`, `case_sensitive=False` | also a `LayerNorm` |
 
     Args:
         model: Any module. A tied weight is found by each of its names.
         patterns: One regular expression or several; they need not all match.
-        case_sensitive: False to take capital and small letters for the same.
+        case_sensitive: False to ignore case.
 
     Returns:
         The number of elements that trained until now.
@@ -146,15 +149,16 @@ def freeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensiti
 
 
 def unfreeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool = True) -> int:
-    """Let the parameters train in whose names a regular expression is found.
+    """Let the parameters train whose names match a regular expression anywhere.
 
     Args:
         model: Any module. A tied weight is found by each of its names.
         patterns: One regular expression or several; they need not all match.
-        case_sensitive: False to take capital and small letters for the same.
+        case_sensitive: False to ignore case.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds follows when it lets go.
+        The number of elements that train from now on. What a running Freezer holds trains once it is
+        released.
 
     Raises:
         TypeError: A pattern is not a string.
@@ -175,14 +179,14 @@ def _embeddings(anatomy: Anatomy) -> tuple[str, ...]:
 def _head(anatomy: Anatomy) -> tuple[str, ...]:
     if not anatomy.head_weights:
         raise ValueError(
-            f"{anatomy.model_class} has no head: nothing stands behind its layers. "
+            f"{anatomy.model_class} has no head: nothing comes after its layers. "
             f"Use freeze_by_name or unfreeze_by_name."
         )
     return anatomy.head_weights
 
 
 def _matches(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool) -> list[str]:
-    """Canonical names of the parameters that a pattern is found in, under any of their names."""
+    """Canonical names of the parameters that a pattern matches under any of their names."""
     ignored = re.RegexFlag(0) if flag("case_sensitive", case_sensitive) else re.IGNORECASE
     searches = [_compiled(pattern, ignored).search for pattern in _listed(patterns)]
     aliases = list(named_aliases(model))

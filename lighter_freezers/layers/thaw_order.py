@@ -1,4 +1,4 @@
-"""In which order the layers of a model thaw, from their place in it. When they do is not decided here."""
+"""The order in which the layers of a model thaw, from their place in it. `thaw_pace.py` decides when."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ Direction = Literal["top-down", "bottom-up"]
 
 @dataclass(frozen=True)
 class Layer:
-    """What thaws as one.
+    """Parameters that thaw together.
 
     Attributes:
-        title: What people call it: `head`, `h.3`, `embeddings`.
+        title: Its name in logs: `head`, `h.3`, `embeddings`.
         names: Canonical names of its parameters, in model order.
         depth: Layers above it in which anything can train: 0 for the head, 1 for the top block.
     """
@@ -32,12 +32,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers:
-    """A model, cut into layers: each parameter is in one of them.
+    """A model divided into layers: each parameter is in one of them.
 
     Attributes:
-        head: What stands above all blocks: heads, the last final norm, poolers, a tied embedding.
+        head: What is above all blocks: heads, the last final norm, poolers, a tied embedding.
         blocks: Those in which anything can train, from the top down; of an encoder-decoder the decoder first.
-        embeddings: What stands below all blocks; None where nothing in it can train.
+        embeddings: What is below all blocks; None where nothing in it can train.
         can_begin_with_head: Whether anything in the head can train.
     """
 
@@ -48,11 +48,11 @@ class Layers:
 
 
 def layers_of(model: nn.Module) -> Layers:
-    """Cut a model into head, blocks and embeddings.
+    """Divide a model into head, blocks and embeddings.
 
-    An embedding that is tied to the head goes with the head, and so do the norm behind the last block and
-    what has no place of its own, such as a temperature. The norm behind another stack, such as an encoder's,
-    goes with the last block of this stack. What the user has frozen is no layer to thaw.
+    An embedding that is tied to the head belongs to the head, and so do the norm after the last block and
+    what has no place of its own, such as a temperature. The norm after another stack, such as an encoder's,
+    belongs to the last block of that stack. What the user has frozen is not a layer to thaw.
 
     Raises:
         ValueError: The model has no blocks, or none in which anything can train.
@@ -75,7 +75,7 @@ def layers_of(model: nn.Module) -> Layers:
             "requires_grad is False there before any freezer holds them. Switch it on for what is to thaw."
         )
     can_begin = not trainable.isdisjoint(head.names)
-    depth = 1 if can_begin else 0  # of the block on top
+    depth = 1 if can_begin else 0  # of the top block
     return Layers(
         head=head,
         blocks=tuple(
@@ -88,7 +88,7 @@ def layers_of(model: nn.Module) -> Layers:
 
 
 def _blocks(anatomy: Anatomy) -> list[tuple[str, tuple[str, ...]]]:
-    """Title and names of each block in forward order, the last of an inner stack with the norm behind it."""
+    """Title and names of each block in forward order, the last of an inner stack with the norm after it."""
     blocks: list[tuple[str, ...]] = []
     for stack in anatomy.stacks:
         blocks += stack.blocks
@@ -103,17 +103,17 @@ def cut_into_stages(
     num_blocks: Sequence[int],
     embeddings: int | None,
 ) -> list[tuple[Layer, ...]]:
-    """What thaws at the beginning of each stage.
+    """The layers that thaw at the start of each stage.
 
     Args:
         layers: Of the model.
         direction: Whether the blocks thaw from the head downwards, or from the embeddings upwards.
-        num_blocks: How many blocks train in each stage, never less than in the one before.
+        num_blocks: How many blocks train in each stage, never fewer than in the previous one.
         embeddings: The stage in which the embeddings thaw; None for never.
 
     Returns:
-        For each stage the layers that thaw in it; a stage may have none. What thaws in the first is never
-        frozen.
+        For each stage the layers that thaw in it; a stage may have none. What thaws in the first stage is
+        never frozen.
     """
     order = layers.blocks if direction == "top-down" else layers.blocks[::-1]
     bounds = [0, *num_blocks]

@@ -1,26 +1,24 @@
-"""When the stages of a gradual unfreezing begin, as YAML says it. What is in a stage is not known here."""
+"""When the stages of a gradual unfreezing start, from YAML. `thaw_order.py` decides what is in a stage."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.triggers import MetricTrigger, Plateau, Schedule, parse_plateau
-from lighter_freezers.layers.unfreezing_order import num_unfrozen_layers
 
-__all__ = ["Pace", "parse_pace"]
+__all__ = ["Pace", "num_unfrozen_layers", "parse_pace"]
 
 
 @dataclass(frozen=True)
 class Pace:
-    """When stages begin: one of four ways, or none of them for a single stage.
+    """When stages start: one of four ways, or none of them for a single stage.
 
     Attributes:
-        every_n_epochs: Stage k begins at epoch `k * every_n_epochs`.
-        every_n_steps: Stage k begins at optimizer step `k * every_n_steps`.
-        total_epochs: Stage k begins at epoch k, and blocks are shared out evenly over so many epochs.
-        plateau: Stage k begins when a metric has come to rest k times.
+        every_n_epochs: Stage k starts at epoch `k * every_n_epochs`.
+        every_n_steps: Stage k starts at optimizer step `k * every_n_steps`.
+        total_epochs: Stage k starts at epoch k, and blocks are distributed evenly over this many epochs.
+        plateau: Stage k starts at the k-th plateau of a metric.
     """
 
     every_n_epochs: int | None = None
@@ -44,7 +42,7 @@ class Pace:
         return [min(stage * layers_per_stage, num_blocks) for stage in range(first, num_stages + 1)]
 
     def hold(self, stage: int) -> tuple[Schedule, MetricTrigger | None]:
-        """Until when that is held which thaws in a stage; what thaws in stage 0 is never held."""
+        """The schedule that holds a stage until it thaws; what thaws in stage 0 is never held."""
         if stage == 0:
             return Schedule(until_step=0), None
         if self.plateau is not None:
@@ -68,9 +66,9 @@ def parse_pace(
     every_n_epochs: int | None,
     every_n_steps: int | None,
     total_epochs: int | None,
-    plateau: Mapping[str, Any] | None,
+    plateau: Mapping[str, object] | None,
 ) -> Pace:
-    """Read the four arguments of which one says when; none of them is a single stage.
+    """Read the four arguments, of which one sets the pace; without any there is a single stage.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -88,3 +86,39 @@ def parse_pace(
         if arguments.count(name, value) == 0:
             raise ValueError(f"{name} must be at least 1. Got 0.")
     return Pace(**numbers, plateau=None if plateau is None else parse_plateau("plateau", plateau))
+
+
+def num_unfrozen_layers(epoch: int, num_layers: int, total_epochs: int) -> int:
+    """How many layers, counted from the head, train in an epoch.
+
+    None in the first epoch, where only the head trains; half of them in epoch `(total_epochs + 1) // 2`,
+    counted from 1; all in the last. In between the number grows linearly and is rounded down.
+
+    | epochs, counted from 1 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 10 |
+    |---|---|---|---|---|---|---|---|---|---|---|
+    | layers of 12 | 0 | 1 | 3 | 4 | 6 | 7 | 8 | 9 | 10 | 12 |
+
+    Args:
+        epoch: Counted from 0, as a training loop counts.
+        num_layers: Layers of the model, 0 or more.
+        total_epochs: Length of the schedule, at least 1. In a schedule of one epoch all layers train in it;
+            in one of two there is no epoch between the head alone and all.
+
+    Returns:
+        A number from 0 to `num_layers`; `num_layers` from the last epoch on.
+
+    Raises:
+        ValueError: A number is negative, or there is no epoch.
+    """
+    if epoch < 0 or num_layers < 0 or total_epochs < 1:
+        raise ValueError(
+            f"Epochs and layers count from 0 and a schedule has at least 1 epoch. Got epoch {epoch}, "
+            f"{num_layers} layers and {total_epochs} epochs."
+        )
+    last = total_epochs - 1
+    halfway = last // 2
+    if epoch >= last:
+        return num_layers
+    if epoch <= halfway:
+        return num_layers * epoch // (2 * halfway) if halfway else 0
+    return num_layers * (last + epoch - 2 * halfway) // (2 * (last - halfway))

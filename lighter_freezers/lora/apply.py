@@ -1,10 +1,10 @@
-"""LoRA from a config: the layers of PEFT, put into a network that keeps its class."""
+"""LoRA from a config: puts PEFT layers into a network, which keeps its class."""
 
 import copy
 import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -15,19 +15,25 @@ from lighter_freezers.lora.peft_configs import is_lora_config, peft_configs, ref
 from lighter_freezers.lora.peft_view import note_ranks
 from lighter_freezers.lora.ranks import resize_lora_layer
 from lighter_freezers.lora.restore import install_rank_restore
+from lighter_freezers.lora.sites import PeftModule
 from lighter_freezers.lora.target_groups import with_target_modules
 from lighter_freezers.selection.names import closest_names, walk
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 __all__ = ["apply_lora"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: str = "default") -> Network:
-    """Put LoRA layers of PEFT into a network, and freeze all the rest of it.
+def apply_lora(
+    network: Network, config: "Mapping[str, object] | LoraConfig", adapter_name: str = "default"
+) -> Network:
+    """Put LoRA layers of PEFT into a network, and freeze everything else in it.
 
-    The network is changed in place and keeps its class and the names of its parts, so it goes wherever it
-    went before: into `GPTModule`, into `generate`. Checkpoints of it load at whatever ranks they were saved.
+    The network is changed in place and keeps its class and the names of its parts, so it works as before, in
+    `GPTModule` or with `generate`. Checkpoints of it load with any ranks.
 
     | config | what gets LoRA |
     |---|---|
@@ -38,7 +44,7 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
     | `{r: 8, target: attention_only}` | queries and values, whatever the model calls them |
 
     Args:
-        network: Any module: a GPT of this package, a model of transformers, your own.
+        network: PeftModule module: a GPT of this package, a model of transformers, your own.
         config: What `peft.LoraConfig` takes, as a mapping; or a `LoraConfig`. A 0 in `rank_pattern` is
             allowed here: the layer can get a rank later. Keys of `rank_pattern` and `alpha_pattern` are
             PEFT's, of which the first that matches counts, or short names (`attn.3`, `mlp.*`, `wte`). In a
@@ -80,7 +86,7 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
         inject_adapter_in_model(peft_config, network, adapter_name)
     install_rank_restore(network)
     for name in without_lora:
-        layer: Any = network.get_submodule(name)
+        layer: PeftModule = network.get_submodule(name)
         resize_lora_layer(layer, 0, adapter_name)
         if name in weights:
             layer.get_base_layer().weight.data = weights[name]  # as it was, to the last bit
@@ -89,11 +95,11 @@ def apply_lora(network: Network, config: Mapping[str, Any] | Any, adapter_name: 
 
 
 def _weights_to_keep(network: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    modules: dict[str, Any] = {name: network.get_submodule(name) for name in names}
+    modules: dict[str, PeftModule] = {name: network.get_submodule(name) for name in names}
     return {name: module.weight.detach().clone() for name, module in modules.items()}
 
 
-def _peft_config(config: Mapping[str, Any] | Any) -> Any:
+def _peft_config(config: "Mapping[str, Any] | LoraConfig") -> "LoraConfig":
     """A `LoraConfig` of our own."""
     from peft import LoraConfig, PeftConfig
 
@@ -125,7 +131,7 @@ def _peft_config(config: Mapping[str, Any] | Any) -> Any:
     return LoraConfig(**config)
 
 
-def _check_targets(network: nn.Module, config: Any) -> None:
+def _check_targets(network: nn.Module, config: "LoraConfig") -> None:
     """Raise where a target is nowhere in the network, and where PEFT would tie factors."""
     if getattr(config, "ensure_weight_tying", False):
         raise ValueError(

@@ -1,8 +1,7 @@
-"""LoRA for a layer that has none: an adapter of PEFT without components, to be grown later."""
+"""Adds LoRA to a layer without it: a PEFT adapter of rank 0, to be grown later."""
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -11,7 +10,13 @@ from lighter_freezers.engine import ledger
 from lighter_freezers.lora.peft_configs import network_of, usual_adapter
 from lighter_freezers.lora.ranks import resize_lora_layer
 from lighter_freezers.lora.restore import install_rank_restore
-from lighter_freezers.lora.sites import find_lora_sites, refuse_unsupported, select_sites
+from lighter_freezers.lora.sites import (
+    LoraSite,
+    PeftModule,
+    find_lora_sites,
+    refuse_unsupported,
+    select_sites,
+)
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import walk
 
@@ -28,7 +33,7 @@ _ATTENTION_INPUTS = frozenset(
 
 
 def prepare_lora_layers(model: nn.Module, layers: Iterable[str], adapter_name: str | None = None) -> None:
-    """Put an adapter of rank 0 on every layer named that has none, so that optimizers can know it.
+    """Put an adapter of rank 0 on each named layer that has none, so that optimizers can include it.
 
     What the model computes and what trains stays as it is. The scaling of such an adapter is 1.
 
@@ -52,7 +57,7 @@ def prepare_lora_layers(model: nn.Module, layers: Iterable[str], adapter_name: s
     install_rank_restore(model)
 
 
-def targets_in(model: nn.Module, layer: str, adapter_name: str) -> list[Any]:
+def targets_in(model: nn.Module, layer: str, adapter_name: str) -> list[nn.Module]:
     """The modules of a layer that would get LoRA.
 
     Raises:
@@ -85,7 +90,7 @@ def single_layers(model: nn.Module, layer: str) -> list[str]:
         return [layer]
 
 
-def _has_sites(model: nn.Module, sites: Any, layer: str) -> bool:
+def _has_sites(model: nn.Module, sites: Mapping[str, LoraSite], layer: str) -> bool:
     try:
         return bool(select_sites(model, sites, layer))
     except ValueError:
@@ -98,7 +103,7 @@ def _preferred(home: str, paths: list[str]) -> list[str]:
     return inputs if inputs and home.partition(".")[0] == "attn" else paths
 
 
-def _plain_modules(model: nn.Module) -> dict[str, Any]:
+def _plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Canonical path to module of all that PEFT knows how to adapt, and has not adapted yet."""
     from peft.tuners.lora import LoraLayer
 
@@ -110,7 +115,7 @@ def _can_have_lora(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, nn.Embedding) or type(module).__name__ == "Conv1D"
 
 
-def _attach(model: nn.Module, target: Any, adapter_name: str) -> None:
+def _attach(model: nn.Module, target: nn.Module, adapter_name: str) -> None:
     """Put PEFT's layer around a module wherever the model has it, with an adapter of rank 0."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -119,12 +124,12 @@ def _attach(model: nn.Module, target: Any, adapter_name: str) -> None:
     is_transposed = type(target).__name__ == "Conv1D"
     config = LoraConfig(r=1, lora_alpha=1, target_modules=["target"], fan_in_fan_out=is_transposed)
     own = list(target.parameters(recurse=False))
-    ledger.hold(own, _HOLDER)  # PEFT freezes them; this way they are given back
+    ledger.hold(own, _HOLDER)  # PEFT freezes them; this restores their flags
     with torch.random.fork_rng():
         inject_adapter_in_model(config, box, adapter_name)
     ledger.release(own, _HOLDER)
-    layer: Any = box.target
-    layer.is_attached = True  # the weight below is held while there are components: see `hold_bases`
+    layer: PeftModule = box.target
+    layer.is_attached = True  # the base weight is held while the rank is above 0: see `hold_bases`
     resize_lora_layer(layer, 0, adapter_name)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -133,8 +138,8 @@ def _attach(model: nn.Module, target: Any, adapter_name: str) -> None:
     _note_target(network_of(model), layer, adapter_name)
 
 
-def _note_target(network: Any, layer: Any, adapter_name: str) -> None:
-    """Let the network's PEFT config name the layer, so that the adapter can be saved."""
+def _note_target(network: PeftModule, layer: PeftModule, adapter_name: str) -> None:
+    """Add the layer to the network's PEFT config, so that the adapter can be saved."""
     from peft import LoraConfig
 
     name = next(path for path, module in walk(network) if module is layer)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -10,10 +10,13 @@ from lighter_freezers.lora.sites import matches_pattern
 from lighter_freezers.selection.layer_names import expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import closest_names
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 __all__ = ["resolve_patterns"]
 
 
-def resolve_patterns(network: nn.Module, config: Any) -> list[str]:
+def resolve_patterns(network: nn.Module, config: "LoraConfig") -> list[str]:
     """Write short names out, as PEFT's own keys; of several keys that match a layer the first one counts.
 
     A key that PEFT would match with a layer keeps PEFT's meaning. Only others are short names.
@@ -29,8 +32,8 @@ def resolve_patterns(network: nn.Module, config: Any) -> list[str]:
         ValueError: A key matches no layer that gets LoRA, or the parameter of experts is to have rank 0.
     """
     targets = _targets(network, config)
-    ranks = _by_layer("rank_pattern", network, targets, config.rank_pattern)
-    alphas = _by_layer("alpha_pattern", network, targets, config.alpha_pattern)
+    ranks = _by_layer("rank_pattern", network, targets, config.rank_pattern or {})
+    alphas = _by_layer("alpha_pattern", network, targets, config.alpha_pattern or {})
     config.rank_pattern = {f"^{re.escape(name)}": rank or config.r for name, rank in ranks.items()}
     config.alpha_pattern = {f"^{re.escape(name)}": alpha for name, alpha in alphas.items()}
     zeros = [name for name, rank in ranks.items() if rank == 0]
@@ -43,7 +46,7 @@ def resolve_patterns(network: nn.Module, config: Any) -> list[str]:
     return zeros
 
 
-def _targets(network: nn.Module, config: Any) -> dict[str, Any]:
+def _targets(network: nn.Module, config: "LoraConfig") -> dict[str, Any]:
     """Name -> module or parameter that PEFT would put LoRA on; more where PEFT knows the model's type."""
     from peft.tuners.tuners_utils import check_target_module_exists
 

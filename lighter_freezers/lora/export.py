@@ -1,8 +1,8 @@
-"""An adapter on disk as stock PEFT reads it, whatever ranks its layers have."""
+"""Saves an adapter for stock PEFT, whatever ranks its layers have."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,15 @@ from lighter_freezers.engine import ledger
 from lighter_freezers.lora.initial_factors import initial_factors, note_initial_factors
 from lighter_freezers.lora.peft_configs import network_of, refuse_other_tuners, usual_adapter
 from lighter_freezers.lora.peft_view import base_model, config_of_ranks, without_initialisation
-from lighter_freezers.lora.sites import LoraFactors, find_lora_sites
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, find_lora_sites
+from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.names import canonical_name, named_aliases, unwrapped, walk
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 __all__ = ["save_adapter"]
 
@@ -46,7 +53,7 @@ def save_adapter(
 
     Raises:
         ValueError: The model has no such adapter.
-        RuntimeError: Base weights are not what they were, so the adapter alone would give something else.
+        RuntimeError: Base weights have changed, so the adapter alone would not reproduce the model.
 
     Example:
         ```python
@@ -88,7 +95,7 @@ def save_adapter(
     log.info("saved adapter '%s' of %d layers to %s", adapter_name, sum(map(bool, ranks.values())), folder)
 
 
-def _refuse_changed_base(root: nn.Module, config: Any, adapter_name: str) -> None:
+def _refuse_changed_base(root: nn.Module, config: "LoraConfig", adapter_name: str) -> None:
     """Raise where the base weights are not those that the adapter will be put on again."""
     from peft.tuners.lora import LoraLayer
 
@@ -109,21 +116,20 @@ def _refuse_changed_base(root: nn.Module, config: Any, adapter_name: str) -> Non
         (changed, "train or trained"),
     ):
         if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise RuntimeError(
-                f"Base weights {what}: {shown}. The adapter alone is not this model. Save the base weights "
-                "too, such as torch.save(model.state_dict(), ...), and call save_adapter(..., "
+                f"Base weights {what}: {first_few(names)}. The adapter alone is not this model. Save the "
+                "base weights too, such as torch.save(model.state_dict(), ...), and call save_adapter(..., "
                 "base_is_saved=True)."
             )
 
 
-def _is_convertible(module: Any, adapter_name: str) -> bool:
+def _is_convertible(module: PeftModule, adapter_name: str) -> bool:
     """Whether the base weight lacks at most what this adapter took from it, and that is known."""
     unknown = getattr(module, "unknown_initials", ())
     return not unknown and set(getattr(module, "initial_factors", ())) <= {adapter_name}
 
 
-def _own_parameters(layer: Any) -> list[Parameter]:
+def _own_parameters(layer: PeftModule) -> list[Parameter]:
     """What a LoRA layer adds to its base layer."""
     below = {id(parameter) for parameter in layer.get_base_layer().parameters()}
     return [parameter for parameter in layer.parameters() if id(parameter) not in below]
@@ -136,7 +142,7 @@ def _lacking(sites: Mapping[str, LoraFactors]) -> dict[str, tuple[Tensor, Tensor
 
 
 def _saved_ranks(
-    sites: Mapping[str, LoraFactors], lacking: Mapping[str, Any], *, trains_biases: bool
+    sites: Mapping[str, LoraFactors], lacking: Mapping[str, tuple[Tensor, Tensor]], *, trains_biases: bool
 ) -> dict[str, int]:
     """Name -> rank on disk, 0 for what is left out; what acts at rank 0 gets a component of zeros."""
     ranks = {}
@@ -148,7 +154,7 @@ def _saved_ranks(
 
 
 def _weights(
-    network: Any,
+    network: PeftModule,
     sites: Mapping[str, LoraFactors],
     lacking: Mapping[str, tuple[Tensor, Tensor]],
     ranks: Mapping[str, int],

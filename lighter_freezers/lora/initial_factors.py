@@ -5,13 +5,12 @@ W - s B0 A0. What an adapter has learnt is then s (B A - B0 A0), and W is known 
 """
 
 from collections.abc import MutableMapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lighter_freezers.lora.peft_configs import peft_configs
-from lighter_freezers.lora.sites import LoraFactors, is_tied, lora_layers
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, is_tied, lora_layers
 
 __all__ = [
     "fill_initial_factors",
@@ -31,7 +30,7 @@ def moves_base(init: object) -> bool:
     return str(init).lower().partition("_niter_")[0] in _MOVING
 
 
-def initial_factors(layer: Any, adapter_name: str) -> tuple[Tensor, Tensor] | None:
+def initial_factors(layer: PeftModule, adapter_name: str) -> tuple[Tensor, Tensor] | None:
     """A0 (r, n) and B0 (m, r) that an adapter took out of the base weight; None if it took nothing."""
     pair: tuple[Tensor, Tensor] | None = _noted(layer).get(adapter_name)
     return pair
@@ -52,7 +51,7 @@ def note_initial_factors(model: nn.Module) -> None:
         if not moves_base(init) and init != "loftq":
             continue
         for name, layer in lora_layers(model, adapter_name).items():
-            seen = getattr(layer, "noted_adapters", frozenset())
+            seen: frozenset[str] = getattr(layer, "noted_adapters", frozenset())
             if adapter_name not in layer.lora_A or adapter_name in seen:
                 continue  # PEFT initialises embeddings as ever
             layer.noted_adapters = seen | {adapter_name}
@@ -85,20 +84,20 @@ def give_back(factors: LoraFactors) -> None:
     forget_initial_factors(factors.layer, factors.adapter_name)
 
 
-def forget_initial_factors(layer: Any, adapter_name: str) -> None:
+def forget_initial_factors(layer: PeftModule, adapter_name: str) -> None:
     """The base weight of a layer lacks nothing any more."""
     if adapter_name in _noted(layer):
         layer.initial_factors = {name: pair for name, pair in _noted(layer).items() if name != adapter_name}
 
 
-def save_initial_factors(layer: Any, state_dict: MutableMapping[str, Tensor], prefix: str) -> None:
+def save_initial_factors(layer: PeftModule, state_dict: MutableMapping[str, Tensor], prefix: str) -> None:
     """Put them into a state dict."""
     for adapter_name, pair in _noted(layer).items():
         for side, factor in zip("AB", pair, strict=True):
             state_dict[f"{prefix}initial_{side}.{adapter_name}"] = factor
 
 
-def fill_initial_factors(layer: Any, state_dict: MutableMapping[str, Tensor], prefix: str) -> None:
+def fill_initial_factors(layer: PeftModule, state_dict: MutableMapping[str, Tensor], prefix: str) -> None:
     """Take them out of a state dict that has the base weight too."""
     found = {}
     for adapter_name in [*layer.lora_A]:
@@ -109,17 +108,17 @@ def fill_initial_factors(layer: Any, state_dict: MutableMapping[str, Tensor], pr
         layer.initial_factors = found
 
 
-def _noted(layer: Any) -> dict[str, tuple[Tensor, Tensor]]:
+def _noted(layer: PeftModule) -> dict[str, tuple[Tensor, Tensor]]:
     noted: dict[str, tuple[Tensor, Tensor]] = getattr(layer, "initial_factors", {})
     return noted
 
 
-def _takes_part(layer: Any, adapter_name: str) -> bool:
+def _takes_part(layer: PeftModule, adapter_name: str) -> bool:
     """Whether the adapter of a layer is other than zero: LoRA-GA without gradients begins as any LoRA."""
     return all(bool(factor.any()) for factor in LoraFactors(layer, adapter_name).parameters)
 
 
-def _is_fresh(layer: Any, adapter_name: str) -> bool:
+def _is_fresh(layer: PeftModule, adapter_name: str) -> bool:
     """Whether B is as PEFT made it. All four begin with orthogonal columns, and the first step ends that."""
     B = LoraFactors(layer, adapter_name).parameters[1].detach().double()
     gram = B.T @ B

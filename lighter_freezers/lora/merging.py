@@ -1,4 +1,4 @@
-"""Making a LoRA update part of the weight below it, and when that would be wrong."""
+"""Merges a LoRA update into the base weight, and refuses where that would be wrong."""
 
 import torch
 from torch import nn
@@ -23,12 +23,12 @@ def merge_into_base(factors: LoraFactors) -> None:
         name in layer.lora_magnitude_vector
     ):  # a negative one has become part of the weight, and its sign with it
         layer.lora_magnitude_vector[name].weight.abs_()
-    layer.base_is_changed = True  # `save_adapter` has to know
+    layer.base_is_changed = True  # for `save_adapter`
     forget_initial_factors(layer, name)  # the weight has all of it
 
 
 def check_merge(factors: LoraFactors, model: nn.Module | None) -> None:
-    """Raise where a merge would change more than this layer, or nothing well.
+    """Raise if a merge would change more than this layer, or is impossible.
 
     Args:
         factors: Those to merge.

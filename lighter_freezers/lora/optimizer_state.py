@@ -1,4 +1,4 @@
-"""What an optimizer remembers of LoRA factors, carried through a change of their rank.
+"""Carries the optimizer's state of LoRA factors through a change of their rank.
 
 Gradients are covectors: where the factors become A' = T A and B' = B P, their gradients become P^T G_A and
 G_B T^T, and so do running means of them. Running means of their squares have no exact image; they follow the
@@ -7,7 +7,6 @@ projection-aware rule of LDAdam (arXiv 2410.16103).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 
 from lighter_freezers.engine.effects.optimizer_groups import forget_state
 from lighter_freezers.engine.effects.parameter_swap import options_of
+from lighter_freezers.engine.trainer_like import ParameterGroup, SavedState
 from lighter_freezers.lora.sites import LoraSite
 
 __all__ = ["NewComponents", "Recombination", "carry_state"]
@@ -53,7 +53,8 @@ def carry_state(parameter: Parameter, change: Recombination, optimizer: Optimize
         optimizer: Its state for the parameter still has the old shape.
 
     Returns:
-        Whether it could be carried. State of an unknown kind is dropped, and the parameter starts afresh.
+        Whether it could be carried. State of an unknown kind is dropped, and the parameter starts without
+        state.
     """
     state = optimizer.state.get(parameter)
     options = options_of(parameter, optimizer)
@@ -103,7 +104,7 @@ class NewComponents:
             self._sites[site.name] = site
 
     def start(self, optimizer: Optimizer) -> None:
-        """Between the backward pass and the optimizer's step: give those that have a gradient their moments.
+        """Set the moments of components with a gradient; call it between backward pass and optimizer step.
 
         Args:
             optimizer: The one that steps now.
@@ -117,11 +118,11 @@ class NewComponents:
                 del self._waiting[name]
 
     def state(self) -> dict[str, dict[str, int]]:
-        """Who waits, in plain types."""
+        """The waiting components, in plain types."""
         return {name: dict(waiting) for name, waiting in self._waiting.items()}
 
     def remember(self, state: Mapping[str, Mapping[str, int]], sites: Mapping[str, LoraSite]) -> None:
-        """Take over what `state` gave; sites that are gone wait for nothing."""
+        """Restore what `state` returned; sites that no longer exist are dropped."""
         self._waiting = {name: dict(waiting) for name, waiting in state.items() if name in sites}
         self._sites = {name: sites[name] for name in self._waiting}
 
@@ -154,7 +155,7 @@ def _is_known(key: str, value: Tensor, parameter: Parameter, change: Recombinati
     return key in _MEANS | _SQUARES and list(value.shape) == shape
 
 
-def _bias_corrections(state: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[float, float]:
+def _bias_corrections(state: SavedState, options: ParameterGroup) -> tuple[float, float]:
     """1 - beta^t of Adam's two means; 1 for optimizers without."""
     step = float(state.get("step", 0.0))
     if "betas" not in options or not step:

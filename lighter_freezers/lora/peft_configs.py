@@ -1,14 +1,28 @@
 """The adapters that PEFT has put on a model, by their configs: which there are, and of which tuner."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
-__all__ = ["is_lora_config", "network_of", "peft_configs", "refuse_other_tuners", "usual_adapter"]
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+__all__ = [
+    "PeftModule",
+    "is_lora_config",
+    "network_of",
+    "peft_configs",
+    "refuse_other_tuners",
+    "usual_adapter",
+]
 
 
-def network_of(model: nn.Module) -> Any:
+# Modules and configs of PEFT: it sets attributes that no class of all of them declares.
+PeftModule: TypeAlias = Any
+
+
+def network_of(model: nn.Module) -> PeftModule:
     """What PEFT's config belongs to: the module that has one, else the network in a LightningModule."""
     for module in model.modules():
         if isinstance(getattr(module, "peft_config", None), dict):
@@ -18,7 +32,7 @@ def network_of(model: nn.Module) -> Any:
     return next((getattr(model, name) for name in ("network", "model") if hasattr(model, name)), model)
 
 
-def peft_configs(model: nn.Module) -> dict[str, Any]:
+def peft_configs(model: nn.Module) -> dict[str, PeftModule]:
     """PEFT's configs of a model by adapter, wherever in it they are."""
     every = (getattr(module, "peft_config", None) for module in model.modules())
     return next((configs for configs in every if isinstance(configs, dict)), {})
@@ -28,11 +42,11 @@ def usual_adapter(model: nn.Module) -> str:
     """The adapter that is meant where no name is given: `default`, else the only one, else the active one."""
     from peft.tuners.lora import LoraLayer
 
-    layers: Iterator[Any] = (module for module in model.modules() if isinstance(module, LoraLayer))
+    layers: Iterator[PeftModule] = (module for module in model.modules() if isinstance(module, LoraLayer))
     active = {name: name in layer.active_adapters for layer in layers for name in layer.r}
     if "default" in active or not active:
         return "default"
-    return max(active, key=lambda name: active[name])
+    return str(max(active, key=lambda name: active[name]))
 
 
 def refuse_other_tuners(model: nn.Module) -> None:
@@ -58,6 +72,6 @@ def refuse_other_tuners(model: nn.Module) -> None:
         )
 
 
-def is_lora_config(config: Any) -> bool:
+def is_lora_config(config: "PeftConfig") -> bool:
     """Whether a config of PEFT is one of LoRA; AdaLoRA's derives from it, but is another tuner."""
     return str(getattr(config.peft_type, "value", config.peft_type)) == "LORA"

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -11,8 +11,11 @@ from lighter_freezers.lora.initial_factors import moves_base
 from lighter_freezers.lora.peft_configs import is_lora_config, network_of, peft_configs
 from lighter_freezers.lora.rank_zero import shorten_forwards
 from lighter_freezers.lora.resize import alpha_for
-from lighter_freezers.lora.sites import lora_layers, why_unsupported
+from lighter_freezers.lora.sites import PeftModule, lora_layers, why_unsupported
 from lighter_freezers.selection.names import unwrapped
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 __all__ = ["base_model", "config_of_ranks", "note_ranks", "pattern_name", "without_initialisation"]
 
@@ -26,7 +29,7 @@ def note_ranks(model: nn.Module) -> None:
     A layer of rank 0 is one of `exclude_modules`, as PEFT knows no rank 0; its forward gets short.
     """
     shorten_forwards(model)
-    network = unwrapped(network_of(model), at_root=True)
+    network: PeftModule = unwrapped(network_of(model), at_root=True)
     for adapter_name, config in peft_configs(network).items():
         if not is_lora_config(config):
             continue
@@ -41,16 +44,18 @@ def note_ranks(model: nn.Module) -> None:
             network.peft_config[adapter_name] = config_of_ranks(config, root, adapter_name, ranks)
 
 
-def base_model(network: Any) -> nn.Module:
+def base_model(network: PeftModule) -> nn.Module:
     """The module that PEFT's names are relative to."""
     from peft import PeftModel
 
-    base: Any = network.base_model.model if isinstance(network, PeftModel) else network
+    base: PeftModule = network.base_model.model if isinstance(network, PeftModel) else network
     assert isinstance(base, nn.Module)
     return base
 
 
-def config_of_ranks(config: Any, root: nn.Module, adapter_name: str, ranks: Mapping[str, int]) -> Any:
+def config_of_ranks(
+    config: "LoraConfig", root: nn.Module, adapter_name: str, ranks: Mapping[str, int]
+) -> "LoraConfig":
     """An adapter's config with the ranks that there are; `r` and `lora_alpha` stay the defaults.
 
     Args:
@@ -81,7 +86,7 @@ def config_of_ranks(config: Any, root: nn.Module, adapter_name: str, ranks: Mapp
     return config
 
 
-def without_initialisation(config: Any) -> Any:
+def without_initialisation(config: "LoraConfig") -> "LoraConfig":
     """The config for factors that are loaded: no initialisation that changes the base, or minds the rank."""
     if moves_base(config.init_lora_weights) or config.init_lora_weights in ("eva", "loftq", "orthogonal"):
         config.init_lora_weights = True
@@ -90,7 +95,7 @@ def without_initialisation(config: Any) -> Any:
     return config
 
 
-def pattern_name(path: str, layer: Any) -> str:
+def pattern_name(path: str, layer: PeftModule) -> str:
     """What the keys of PEFT's patterns are matched with: for the parameter of experts, its own name."""
     if type(layer).__name__ != "ParamWrapper":
         return path

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.selection.layer_names import find_blocks
+from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.names import canonical_parameters, closest_names
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 KEYS = ("start_step", "end_step", "active_modules", "layer_range")
-PARTS: Mapping[str, str] = {"attn": "attention", "mlp": "mlp"}  # component -> what a phase calls it
+PARTS: Mapping[str, str] = {"attn": "attention", "mlp": "mlp"}  # component -> its name in phases
 STRATEGIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "both->mlp->attn": (("attention", "mlp"), ("mlp",), ("attention",)),
     "attn->mlp->both": (("attention",), ("mlp",), ("attention", "mlp")),
@@ -33,7 +33,7 @@ STRATEGIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run, and the adapters that train in it.
+    """A part of a run, and the adapters that train in it.
 
     Attributes:
         start_step: Its first optimizer step.
@@ -65,8 +65,8 @@ class Adapter:
     """What LoRA put on one layer.
 
     Attributes:
-        title: What logs call it, such as `attn.3`.
-        module: What a phase calls it: `attention`, `mlp`, or its component outside the blocks.
+        title: Its name in logs, such as `attn.3`.
+        module: Its name in phases: `attention`, `mlp`, or its component outside the blocks.
         block: In which block it is; None outside.
         names: Canonical names of its parameters.
     """
@@ -111,7 +111,7 @@ def _own_parameters(layer: nn.Module, adapter_name: str) -> Iterator[nn.Paramete
 
 
 def _place(layer: str) -> tuple[str, int | None]:
-    """What a phase calls a component, and in which block it is."""
+    """The name of a component in phases, and its block."""
     part, _, index = layer.rpartition(".")
     return (PARTS[part], int(index)) if part in PARTS and index.isdecimal() else (layer, None)
 
@@ -152,12 +152,12 @@ def parse_phases(argument: str, config: object) -> list[Phase]:
     phases = [_phase(f"{argument}[{index}]", entry) for index, entry in enumerate(config)]
     ends = [phase.start_step for phase in phases[1:]]
     if phases[0].start_step != 0:
-        raise ValueError(f"{argument}[0] must start at step 0, or nobody says what trains before it.")
+        raise ValueError(f"{argument}[0] must start at step 0, or nothing defines what trains before it.")
     for index, (phase, end) in enumerate(zip(phases, ends, strict=False)):
         _check_bounds(f"{argument}[{index}]", phase, end)
     if phases[-1].end_step is not None:
         raise ValueError(
-            f"{argument}[{len(phases) - 1}].end_step: nobody says what trains from step "
+            f"{argument}[{len(phases) - 1}].end_step: no phase defines what trains from step "
             f"{phases[-1].end_step} on. Leave it out: the last phase lasts until the run ends."
         )
     bounds = [*ends, None]
@@ -191,8 +191,9 @@ def check_phases(phases: Sequence[Phase], adapters: Sequence[Adapter], num_block
             )
     idle = [adapter.title for adapter in adapters if not any(phase.trains(adapter) for phase in phases)]
     if idle:
-        shown = ", ".join(idle[:4]) + (f" and {len(idle) - 4} more" if len(idle) > 4 else "")
-        log.warning("LoraPhases: LoRA on %s trains in no phase; name it in one, or take it away", shown)
+        log.warning(
+            "LoraPhases: LoRA on %s trains in no phase; name it in one, or remove it", first_few(idle, 4)
+        )
 
 
 def _check_bounds(argument: str, phase: Phase, next_start: int) -> None:
@@ -235,7 +236,7 @@ def _modules(argument: str, value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _range(argument: str, entry: Mapping[str, Any]) -> tuple[int, int] | None:
+def _range(argument: str, entry: Mapping[str, object]) -> tuple[int, int] | None:
     value = entry.get("layer_range")
     if value is None:
         return None

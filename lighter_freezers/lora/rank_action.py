@@ -1,18 +1,19 @@
-"""A schedule of LoRA ranks at work in one fit: it changes the model, and remembers how far it has come."""
+"""The action of a schedule of LoRA ranks in one fit: it changes the model, and tracks what is done."""
 
 import math
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.optimizer_state import NewComponents
 from lighter_freezers.lora.peft_configs import refuse_other_tuners
@@ -28,8 +29,8 @@ from lighter_freezers.lora.statistics import BottleneckStatistics
 
 __all__ = ["RankAction", "RankOptions"]
 
-# What the last fit of a Trainer left to its next, by the titles of acts.
-_left: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+# What the last fit of a Trainer leaves to the next, by the titles of actions.
+_left: weakref.WeakKeyDictionary[TrainerLike, dict[str, SavedState]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class RankOptions:
         shrink: How the components are chosen that stay.
         monitor: The metric that entries with `trigger_loss` wait for.
         average_over: Optimizer steps in one mean of the training loss, where that is the metric.
-        seed: Names the draws of new components.
+        seed: Of the initial values of new components.
     """
 
     adapter_name: str = "default"
@@ -67,6 +68,7 @@ class RankAction(Action):
         self.title = f"LoraRankScheduler[{options.adapter_name}]"
         self._options = options
         self._plan = RankPlan(entries)
+        self.kind, self.entries = f"ranks of {options.adapter_name}", self._plan.titles
         self._ranks: list[dict[str, int]] = []  # of each entry: name of a site -> its rank
         self._sites: dict[str, LoraSite] = {}
         self._frozen: set[str] = set()  # names of sites whose rank 0 is a hold
@@ -74,8 +76,8 @@ class RankAction(Action):
         self._new = NewComponents()
         self._statistics = BottleneckStatistics({})
         self._curves = RankCurves({})
-        self._fit: weakref.ref[Any] | None = None  # the Trainer, if this is a fit
-        self._saved: Mapping[str, Any] | None = None  # what there was to remember
+        self._fit: weakref.ref[TrainerLike] | None = None  # the Trainer, if this is a fit
+        self._saved: SavedState | None = None  # what there was to remember
 
     @property
     def monitors(self) -> frozenset[str]:
@@ -110,11 +112,11 @@ class RankAction(Action):
         """Whether new components wait for their first gradient."""
         return self._new.is_waiting
 
-    def before_optimizer_step(self, optimizer: Any) -> None:
-        """Give new components their moments."""
+    def before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Initialise the optimizer moments of new components."""
         self._new.start(optimizer)
 
-    def setup(self, trainer: Any, model: nn.Module, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
         """Find the layers and check every rank, before anything is trained or loaded."""
         options = self._options
         refuse_other_tuners(model)
@@ -129,7 +131,7 @@ class RankAction(Action):
             chosen = {name for ranks in self._ranks for name in ranks}
             self._statistics = BottleneckStatistics({n: s for n, s in self._sites.items() if n in chosen})
         if stage == "fit":
-            _refuse_weight_averaging(trainer.callbacks)
+            _refuse_weight_averaging(callbacks_of(trainer))
             self._fit = weakref.ref(trainer)
             saved = self._saved or _left.get(trainer, {}).get(self.title)
             if saved:  # by a checkpoint, where the model was built after it, or by the last fit
@@ -147,7 +149,7 @@ class RankAction(Action):
         }
 
     def start(self, context: StepContext) -> None:
-        """Refuse optimizers whose memory of a parameter cannot be carried."""
+        """Refuse optimizers whose state of a parameter cannot be carried."""
         for optimizer in context.optimizers:
             kind = type(optimizer).__name__
             if kind in ("LBFGS", "ZeroRedundancyOptimizer"):
@@ -168,11 +170,11 @@ class RankAction(Action):
         return self._plan.next_step(moment)
 
     def is_due(self, moment: Moment) -> bool:
-        """Whether some entry has its moment."""
+        """Whether any entry is due."""
         return bool(self._plan.due(moment))
 
     def observe(self, monitor: str, value: float) -> bool:
-        """Keep the loss; the next look tells whether it is low enough."""
+        """Record the loss; `is_due` then checks it."""
         self._plan.see(value)
         return True
 
@@ -190,11 +192,11 @@ class RankAction(Action):
             ranks={layer: rank for layer, rank in self.ranks.items() if layer in touched},
         )
 
-    def finish(self, trainer: Any, optimizer_step: int) -> None:
+    def finish(self, trainer: TrainerLike, optimizer_step: int) -> None:
         """End every curve at the last step."""
         self._curves.end(trainer, optimizer_step)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What is done and since when, what is frozen, what is new; the ranks are in the weights."""
         return {
             **self._plan.state(),
@@ -203,8 +205,8 @@ class RankAction(Action):
             "statistics": self._statistics.state(),
         }
 
-    def remember(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+    def remember(self, state: SavedState) -> None:
+        """Restore what `state` returned."""
         self._saved = state
         self._plan.remember(state)
         self._frozen = {name for name in state["frozen"] if name in self._sites}
@@ -212,7 +214,7 @@ class RankAction(Action):
         self._statistics.remember(state["statistics"])
 
     def leave(self) -> None:
-        """Listen no more, and leave to a further fit of this Trainer how far the schedule has come."""
+        """Remove the hooks, and keep the progress for another fit of this Trainer."""
         self._statistics.remove()
         for hold in self._holds.values():
             hold.abandon()  # at rank 0 they stay frozen, as `resize_lora_layer` leaves them
@@ -247,7 +249,7 @@ class RankAction(Action):
         return changes
 
     def _hold_frozen(self) -> None:
-        """Be seen as their holder, and watch over them."""
+        """Hold them in the ledger, and watch them."""
         for name in self._frozen - self._holds.keys():
             hold = self._holds[name] = Hold(self._sites[name].factors.parameters, "LoRA rank 0")
             hold.watch(lambda: self.on_intrusion())
@@ -256,7 +258,7 @@ class RankAction(Action):
     def _reduced_statistics(
         self, context: StepContext, ranks: Mapping[str, int]
     ) -> dict[str, tuple[Tensor, Tensor]] | None:
-        """What all ranks have seen together of the layers that shrink."""
+        """The statistics of the layers that shrink, reduced over ranks."""
         if self._options.shrink != "kfac":
             return None
         reduce = context.trainer.strategy.reduce
@@ -266,7 +268,7 @@ class RankAction(Action):
         }
 
 
-def _refuse_weight_averaging(callbacks: Iterable[Any]) -> None:
+def _refuse_weight_averaging(callbacks: Iterable[object]) -> None:
     for callback in callbacks:
         kinds = {base.__name__ for base in type(callback).__mro__}
         if kinds & {"WeightAveraging", "StochasticWeightAveraging"}:

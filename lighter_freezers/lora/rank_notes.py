@@ -1,12 +1,12 @@
-"""What is said about changes of LoRA ranks."""
+"""Log sentences about changes of LoRA ranks."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from lighter_freezers.lora.ranks import RankChange
 from lighter_freezers.lora.sites import LoraSite
+from lighter_freezers.selection.name_summary import first_few
 
 __all__ = ["in_words", "notes_of"]
 
@@ -34,7 +34,7 @@ def notes_of(changes: Iterable[tuple[LoraSite, RankChange]], reasons: Sequence[s
         changes: Layers, and what happened to them.
         reasons: Why, in words; none where a schedule said so.
     """
-    alike: dict[tuple[Any, ...], list[tuple[str, RankChange]]] = {}
+    alike: dict[tuple[object, ...], list[tuple[str, RankChange]]] = {}
     for site, change in changes:
         kind = (change.rank_before, change.rank_after, change.is_merged, bool(change.frozen))
         alike.setdefault(kind, []).append((site.title, change))
@@ -42,9 +42,8 @@ def notes_of(changes: Iterable[tuple[LoraSite, RankChange]], reasons: Sequence[s
     notes = []
     for group in alike.values():
         titles = [title for title, _ in group]
-        named = ", ".join(titles[:_SHOWN]) + (
-            f" and {len(titles) - _SHOWN} more" if len(titles) > _SHOWN else ""
-        )
         lost = math.hypot(*(change.discarded for _, change in group))
-        notes.append(in_words(named, dataclasses.replace(group[0][1], discarded=lost)) + why)
+        notes.append(
+            in_words(first_few(titles, _SHOWN), dataclasses.replace(group[0][1], discarded=lost)) + why
+        )
     return notes

@@ -1,10 +1,11 @@
 """A schedule of LoRA ranks on one model: which layers its entries mean, which are due, which are done."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
+from lighter_freezers.engine.checkpoint_identity import entry_key, match_done, numbered
+from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.merging import check_merge
 from lighter_freezers.lora.rank_schedule import RankEntry
@@ -17,8 +18,8 @@ __all__ = ["RankPlan", "resolved_ranks"]
 class RankPlan:
     """The entries of a schedule, and how far it has come.
 
-    Entries for a step or an epoch have their own time. Those that wait for a loss are a queue: only the first
-    that is left is looked at, and its wait counts from the one before it.
+    Entries for a step or an epoch have their own time. Those that wait for a loss form a queue: only the
+    first pending one is checked, and its wait counts from the previous one.
 
     Args:
         entries: From `parse_rank_schedule`.
@@ -26,6 +27,8 @@ class RankPlan:
 
     def __init__(self, entries: Sequence[RankEntry]) -> None:
         self.entries = entries
+        keys = numbered(_key(entry) for entry in entries)
+        self.titles = {key: str(entry) for key, entry in zip(keys, entries, strict=True)}
         self._done: set[int] = set()
         self._since = 0  # the optimizer step of the last entry of the queue
         self._value: float | None = None
@@ -42,7 +45,7 @@ class RankPlan:
         return condition if condition is not None and condition.looks_at_loss else None
 
     def see(self, value: float) -> None:
-        """Take note of a fresh value of the loss."""
+        """Record a new value of the loss."""
         self._value = value
 
     def due(self, moment: Moment) -> dict[int, str]:
@@ -73,19 +76,15 @@ class RankPlan:
             (step for step in steps if step is not None and step > moment.optimizer_step), default=None
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """How far it has come, in plain types."""
-        done = [str(self.entries[index]) for index in sorted(self._done)]
+        done = {key: title for index, (key, title) in enumerate(self.titles.items()) if index in self._done}
         return {"done": done, "since": self._since, "value": self._value}
 
-    def remember(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave; entries that have changed since have not been done."""
-        done = list(state["done"])
-        self._done = set()
-        for index, entry in enumerate(self.entries):
-            if str(entry) in done:
-                done.remove(str(entry))
-                self._done.add(index)
+    def remember(self, state: SavedState) -> None:
+        """Restore what `state` returned; entries that have changed since count as not done."""
+        done = match_done(state["done"], list(self.titles)).values()
+        self._done = {index for index, key in enumerate(self.titles) if key in done}
         self._since, self._value = state["since"], state["value"]
 
     @property
@@ -96,8 +95,17 @@ class RankPlan:
     def _queue(self) -> list[int]:
         return [index for index in self._left if self._condition(index) is not None]
 
-    def _condition(self, index: int) -> Any:
+    def _condition(self, index: int) -> LossOrWait | None:
         return self.entries[index].condition
+
+
+def _key(entry: RankEntry) -> str:
+    what: list[object] = [sorted(entry.rank_pattern)]
+    if entry.condition is None:
+        what += [entry.step, entry.epoch]
+    return entry_key(
+        ", ".join(f"{layer}: {rank}" for layer, rank in entry.rank_pattern), what, entry.condition
+    )
 
 
 def resolved_ranks(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lighter_freezers.lora.sites import LoraFactors, why_unsupported
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
 __all__ = ["shorten_forward", "shorten_forwards"]
 
@@ -24,7 +24,7 @@ def shorten_forwards(model: nn.Module) -> None:
             shorten_forward(layer, allowed=trains)
 
 
-def shorten_forward(layer: Any, *, allowed: bool = True) -> None:
+def shorten_forward(layer: PeftModule, *, allowed: bool = True) -> None:
     """Give a layer the short forward if its adapters have no components, else PEFT's own.
 
     The layer stays what it is and where it is: keys of state dicts, hooks and PEFT's view are untouched.
@@ -37,7 +37,7 @@ def shorten_forward(layer: Any, *, allowed: bool = True) -> None:
         del layer.forward
 
 
-def _is_empty(layer: Any) -> bool:
+def _is_empty(layer: PeftModule) -> bool:
     """Whether all adapters of a layer have rank 0 and nothing else that acts."""
     names = [*layer.lora_A, *layer.lora_embedding_A]
     return bool(names) and not any(
@@ -45,7 +45,7 @@ def _is_empty(layer: Any) -> bool:
     )
 
 
-def _forward_of_base(layer: Any, *args: Any, **kwargs: Any) -> Any:
+def _forward_of_base(layer: PeftModule, *args: Any, **kwargs: Any) -> Any:
     is_parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
     # DDP waits for gradients of empty parameters too; an adapter may have come since
     if is_parallel or kwargs or layer.merged_adapters or any(layer.r.values()):

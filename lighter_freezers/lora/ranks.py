@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from lighter_freezers.lora.optimizer_state import Recombination, carry_state
 from lighter_freezers.lora.peft_view import note_ranks
 from lighter_freezers.lora.rank_zero import shorten_forward
 from lighter_freezers.lora.resize import Truncation, alpha_for, new_components, truncated, truncated_by_loss
-from lighter_freezers.lora.sites import LoraFactors, why_unsupported
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
 __all__ = [
     "OnZero",
@@ -62,7 +62,7 @@ class RankChange:
     replaced: tuple[tuple[Parameter, Parameter], ...] = ()
 
 
-def check_rank(layer: Any, rank: object, adapter_name: str = "default") -> int:
+def check_rank(layer: PeftModule, rank: object, adapter_name: str = "default") -> int:
     """Check that a layer with LoRA can have a rank.
 
     Raises:
@@ -88,7 +88,7 @@ def check_rank(layer: Any, rank: object, adapter_name: str = "default") -> int:
 
 
 def resize_lora_layer(
-    layer: Any,
+    layer: PeftModule,
     r: int,
     adapter_name: str = "default",
     *,
@@ -200,7 +200,7 @@ def check_shrink(factors: LoraFactors, shrink: Shrink) -> None:
             "factors, such as PiSSA: use shrink='svd'."
         )
     if shrink == "kfac" and factors.adapter_name in factors.layer.lora_magnitude_vector:
-        raise ValueError("shrink='kfac' does not know DoRA: use shrink='svd'.")
+        raise ValueError("shrink='kfac' does not support DoRA: use shrink='svd'.")
 
 
 def _resize(
@@ -225,7 +225,7 @@ def _resize(
         change = Recombination(axis, mix, num_kept, r - num_kept)
         for optimizer in optimizers:
             if not carry_state(factors.parameters[axis], change, optimizer):
-                log.info("%s starts afresh for LoRA factors of a new rank", type(optimizer).__name__)
+                log.info("%s starts without state for LoRA factors of a new rank", type(optimizer).__name__)
     _note_rank(factors, r)
     lost = abs(scaling) * cut.discarded if cut else 0.0
     return RankChange(rank_before, r, num_kept, discarded=lost, replaced=tuple(replaced))
@@ -258,7 +258,7 @@ def _new_values(
 
 
 def _note_rank(factors: LoraFactors, r: int) -> None:
-    """Let PEFT's layer say what it is, so that alpha and rank still give its scaling."""
+    """Write the rank into PEFT's layer, so that alpha and rank still give its scaling."""
     layer, name = factors.layer, factors.adapter_name
     layer.r[name] = r
     if r:

@@ -1,4 +1,4 @@
-"""LoRA that is merged into the weights below and begins anew, at the same ranks."""
+"""Merges LoRA into the base weights and restarts it, at the same ranks."""
 
 from collections.abc import Iterable, Sequence
 
@@ -24,7 +24,7 @@ def merge_lora_weights(
     optimizers: Iterable[Optimizer] = (),
     seed: str | None = None,
 ) -> list[str]:
-    """Make LoRA updates part of the weights below, and begin anew at the same ranks.
+    """Merge LoRA updates into the base weights, and restart LoRA at the same ranks.
 
     It is the step of ReLoRA (arXiv 2307.05695).
 
@@ -32,8 +32,8 @@ def merge_lora_weights(
         model: A network, or a LightningModule around one.
         layers: Short names, as for `set_layer_lora_rank`. None for every layer with LoRA.
         adapter_name: PEFT's name of the adapter. None for `default`, or for the only one there is.
-        optimizers: They forget what they know of the factors.
-        seed: Names the draw of new components. None for torch's own generator.
+        optimizers: Their state of the factors is dropped.
+        seed: Of the initial values of new components. None for torch's own generator.
 
     Returns:
         The titles of the layers that were merged.

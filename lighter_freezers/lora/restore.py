@@ -1,15 +1,15 @@
-"""Checkpoints of models whose LoRA ranks have changed: the shapes are there before the values are loaded.
+"""Loads checkpoints of models whose LoRA ranks have changed: shapes are set before values are loaded.
 
 PyTorch Lightning loads weights before it gives callbacks their state, so the layers themselves take their
 ranks out of the checkpoint.
 """
 
 from collections.abc import MutableMapping
-from typing import Any
 
 import torch
 from torch import nn
 
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
 from lighter_freezers.lora.initial_factors import (
     fill_initial_factors,
     note_initial_factors,
@@ -18,7 +18,7 @@ from lighter_freezers.lora.initial_factors import (
 from lighter_freezers.lora.peft_configs import network_of, refuse_other_tuners
 from lighter_freezers.lora.peft_view import note_ranks
 from lighter_freezers.lora.ranks import fit_rank
-from lighter_freezers.lora.sites import LoraFactors, why_unsupported
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
 __all__ = ["install_rank_restore"]
 
@@ -33,7 +33,7 @@ def install_rank_restore(model: nn.Module) -> None:
     initialisation took a part of the base weight (PiSSA, OLoRA, CorDA, LoRA-GA), it notes that part.
 
     Args:
-        model: A network, or a LightningModule around one. To do it twice is to do it once.
+        model: A network, or a LightningModule around one. Calling it twice has no further effect.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -42,16 +42,18 @@ def install_rank_restore(model: nn.Module) -> None:
     network = network_of(model)
     if not getattr(network, "restores_ranks", False):
         network.restores_ranks = True
-        network.register_load_state_dict_post_hook(_note_loaded)
-    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+        network.register_load_state_dict_post_hook(NOTE_LOADED)
+    layers: list[PeftModule] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
-        if not getattr(layer, "restores_rank", False):
-            layer.restores_rank = True
-            layer.register_load_state_dict_pre_hook(_fit_ranks)
-            layer.register_state_dict_post_hook(_save_mark)
+        if not isinstance(getattr(layer, "rank_restore", None), ModuleHook):  # a pickled layer may lack it
+            layer.rank_restore = FIT_RANKS
+            layer.register_load_state_dict_pre_hook(layer.rank_restore)
+            layer.register_state_dict_post_hook(SAVE_MARK)
 
 
-def _fit_ranks(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
+def _fit_ranks(
+    layer: PeftModule, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: object
+) -> None:
     """Give every adapter of a layer the shapes that its factors have in a checkpoint."""
     for name in [*layer.lora_A, *layer.lora_embedding_A]:
         if why_unsupported(layer, name):
@@ -66,7 +68,7 @@ def _fit_ranks(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix
         fill_initial_factors(layer, state_dict, prefix)
 
 
-def _note_loaded(network: nn.Module, _: Any) -> None:
+def _note_loaded(network: nn.Module, _: object) -> None:
     """Let PEFT's configs know the ranks of a checkpoint."""
     note_ranks(network)
 
@@ -83,8 +85,15 @@ def _rank_in(state_dict: MutableMapping[str, torch.Tensor], prefix: str, adapter
     return 0 if is_empty_convolution else A.shape[0]
 
 
-def _save_mark(layer: Any, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
-    """Say in a checkpoint what the base weight has got or lacks."""
+def _save_mark(
+    layer: PeftModule, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *_: object
+) -> None:
+    """Mark in a checkpoint what was merged into the base weight, and what it lacks."""
     if getattr(layer, _MARK, False):
         state_dict[prefix + _MARK] = torch.tensor(True)
     save_initial_factors(layer, state_dict, prefix)
+
+
+FIT_RANKS = ModuleHook(_fit_ranks, constant="FIT_RANKS")
+SAVE_MARK = ModuleHook(_save_mark, constant="SAVE_MARK")
+NOTE_LOADED = ModuleHook(_note_loaded, constant="NOTE_LOADED")

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -151,7 +150,7 @@ def check_layer_lora_rank(
 def _check_plain_rank(model: nn.Module, layer: str, rank: object, adapter_name: str) -> None:
     """The same for a layer without LoRA."""
     for target in targets_in(model, layer, adapter_name):
-        sizes = target.weight.shape
+        sizes = target.get_parameter("weight").shape
         if isinstance(rank, bool) or not isinstance(rank, int):
             raise TypeError(f"A LoRA rank must be a whole number. Got {rank!r} ({type(rank).__name__}).")
         if not 0 <= rank <= min(sizes):
@@ -184,7 +183,7 @@ def resize_sites(
         statistics: Name of a site -> what `kfac` needs.
         optimizers: Those that know the factors.
         new_components: Notes new components.
-        seed: Names the draw of new components. None for torch's own generator.
+        seed: Of the initial values of new components. None for torch's own generator.
 
     Returns:
         Each of them, and what happened to it.
@@ -231,8 +230,8 @@ def _sites_in(model: nn.Module, layer: str, adapter_name: str) -> list[LoraSite]
         return []
 
 
-def _forget_compiled(model: Any) -> None:
-    """Drop compiled code: torch would keep it for every rank, until it gives up and compiles no more."""
+def _forget_compiled(model: nn.Module) -> None:
+    """Drop compiled code: torch would keep one graph per rank, and stop compiling at its limit."""
     is_compiled = getattr(model, "_compiler_ctx", None) or any(
         module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
         for module in model.modules()

@@ -5,13 +5,12 @@ import re
 from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.conv import _ConvNd
 
-from lighter_freezers.lora.peft_configs import refuse_other_tuners, usual_adapter
+from lighter_freezers.lora.peft_configs import PeftModule, refuse_other_tuners, usual_adapter
 from lighter_freezers.lora.resize import ZeroFactor
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters, closest_names, named_aliases, walk
@@ -19,6 +18,7 @@ from lighter_freezers.selection.names import canonical_parameters, closest_names
 __all__ = [
     "LoraFactors",
     "LoraSite",
+    "PeftModule",
     "find_lora_sites",
     "is_tied",
     "lora_layers",
@@ -43,7 +43,7 @@ class LoraFactors:
         adapter_name: PEFT's name of the adapter.
     """
 
-    layer: Any
+    layer: PeftModule
     adapter_name: str = "default"
 
     @property
@@ -191,7 +191,7 @@ def select_sites(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str) 
     return chosen
 
 
-def why_unsupported(layer: Any, adapter_name: str) -> str:
+def why_unsupported(layer: PeftModule, adapter_name: str) -> str:
     """Why the rank of a PEFT layer cannot change; empty if it can."""
     kind = type(layer).__name__
     if "adalora" in type(layer).__module__:
@@ -248,12 +248,12 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
     return pointers[0] == pointers[1] != 0
 
 
-def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, Any]:
+def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, PeftModule]:
     """Every layer of PEFT with this adapter by its canonical path, also those whose rank cannot change."""
     from peft.tuners.adalora import AdaLoraLayer
     from peft.tuners.lora import LoraLayer
 
-    layers: dict[str, Any] = {}
+    layers: dict[str, PeftModule] = {}
     seen: set[int] = set()
     for path, module in walk(model):
         if isinstance(module, AdaLoraLayer):  # a subclass, with factors of another kind
@@ -265,7 +265,7 @@ def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, Any]:
     return layers
 
 
-def _homes(model: nn.Module, layers: Mapping[str, Any], adapter_name: str) -> dict[str, str]:
+def _homes(model: nn.Module, layers: Mapping[str, PeftModule], adapter_name: str) -> dict[str, str]:
     """The component that each layer is in."""
     parameters = canonical_parameters(model)
     homes = {

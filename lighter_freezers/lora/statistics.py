@@ -4,13 +4,14 @@ Shapes: N positions of a batch, r rank; z (N, r) what passes the bottleneck, g (
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
+from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.lora.sites import LoraFactors, LoraSite
 
 __all__ = ["BottleneckStatistics"]
@@ -33,12 +34,13 @@ class BottleneckStatistics:
         self._handles: list[RemovableHandle] = []
 
     def install(self) -> None:
-        """Listen from now on."""
+        """Install the hooks."""
         for name, factors in self._factors.items():
-            self._handles.append(factors.layer.register_forward_hook(self._listener(name, factors)))
+            hook = ModuleHook(self._listener(name, factors))
+            self._handles.append(factors.layer.register_forward_hook(hook))
 
     def remove(self) -> None:
-        """Listen no more."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -55,12 +57,14 @@ class BottleneckStatistics:
         """The running means, on the CPU."""
         return {name: [mean.cpu() for mean in means] for name, means in self._means.items()}
 
-    def remember(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+    def remember(self, state: SavedState) -> None:
+        """Restore what `state` returned."""
         self._means = {name: (means[0], means[1]) for name, means in state.items()}
 
-    def _listener(self, name: str, factors: LoraFactors) -> Any:
-        def listen(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def _listener(
+        self, name: str, factors: LoraFactors
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def listen(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if not (layer.training and torch.is_grad_enabled() and output.requires_grad and factors.rank):
                 return
             z = _bottleneck(factors, inputs[0])

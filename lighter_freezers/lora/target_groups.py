@@ -1,7 +1,6 @@
 """Named groups of layers to put LoRA on, found in the structure of a model, whatever it calls its parts."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from torch import nn
 
@@ -53,7 +52,7 @@ def target_modules_of(network: nn.Module, group: str) -> list[str]:
     return _shortest_ends(chosen, [path for path, _ in walk(network) if path])
 
 
-def with_target_modules(network: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+def with_target_modules(network: nn.Module, config: Mapping[str, object]) -> dict[str, object]:
     """A LoRA config in which `target`, the name of a group, is written out as `target_modules`.
 
     Args:
@@ -71,7 +70,7 @@ def with_target_modules(network: nn.Module, config: Mapping[str, Any]) -> dict[s
         raise ValueError(
             f"target: {group} and target_modules both say where LoRA goes. Leave one of them out."
         )
-    ends = target_modules_of(network, group)
+    ends = target_modules_of(network, str(group))
     chosen = [m for path, m in walk(network) if any(f".{path}".endswith(f".{end}") for end in ends)]
     if all(_is_transposed(module) for module in chosen):
         written_out.setdefault("fan_in_fan_out", True)  # else PEFT warns, and does so anyway

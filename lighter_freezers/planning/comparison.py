@@ -1,4 +1,4 @@
-"""A plan beside what a finished run measured: phase by phase, and how far they are apart."""
+"""Compares a plan with what a finished run measured, phase by phase."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from lighter_freezers.planning.values import Plan, PlannedPhase, amount, columns
 
 __all__ = ["Comparison", "Line", "compare", "read_report"]
 
-_COUNTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # field -> what it is called, how it is shown
+_COUNTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # field -> its label, its format
     "flops": ("FLOPs/step", amount),
     "gradient_bytes": ("gradients", num_bytes),
     "optimizer_bytes": ("optimizer", num_bytes),
@@ -27,14 +27,14 @@ _HEADING = ("phase", "what", "planned", "measured", "off")
 
 @dataclass(frozen=True)
 class Line:
-    """One number of one phase. None stands for what is not known.
+    """One number of one phase. None means unknown.
 
     Attributes:
         phase: When the phase began in the run.
         what: The number: `flops`, `gradient_bytes`, `optimizer_bytes`, `activation_bytes`, `peak_bytes`, or
             `relative_time`.
-        planned: As the plan has it.
-        measured: As the run had it.
+        planned: Its value in the plan.
+        measured: Its value in the run.
     """
 
     phase: str
@@ -44,7 +44,7 @@ class Line:
 
     @property
     def off(self) -> float | None:
-        """Planned in relation to measured, minus 1: 0.02 is 2 % too much."""
+        """Planned divided by measured, minus 1: 0.02 means the plan is 2 % too high."""
         if self.planned is None or self.measured is None:
             return None
         if self.planned == self.measured:
@@ -54,18 +54,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A plan beside a run.
+    """The numbers of a plan and of a run.
 
     Attributes:
-        lines: Phase by phase in the order of the run.
-        missing: Phases of the plan that the run did not have, and phases of the run that no plan has.
+        lines: By phase, in the order of the run.
+        missing: Phases of the plan that the run did not have, and phases of the run that are not in the plan.
     """
 
     lines: tuple[Line, ...]
     missing: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """In plain types."""
+    def as_dict(self) -> dict[str, object]:
+        """The comparison in plain types."""
         return {
             "lines": [{**asdict(line), "off": line.off} for line in self.lines],
             "missing": list(self.missing),
@@ -76,7 +76,7 @@ class Comparison:
 
 
 def read_report(folder: Path) -> list[PhaseRecord]:
-    """What `PhaseRecorder` wrote into the folder of a run.
+    """Read what `PhaseRecorder` wrote into the folder of a run.
 
     Raises:
         ValueError: There is no such file, or it is empty.
@@ -90,10 +90,10 @@ def read_report(folder: Path) -> list[PhaseRecord]:
 
 
 def compare(plan: Plan, records: Sequence[PhaseRecord]) -> Comparison:
-    """Set a plan beside a run. Phases belong together if the same parameters train in them.
+    """Compare a plan with a run. Phases correspond if the same parameters train in them.
 
     Args:
-        plan: What was planned.
+        plan: The plan.
         records: What was measured, in the order of the run.
     """
     left = [*plan.phases, *plan.undated]
@@ -121,7 +121,7 @@ def compare(plan: Plan, records: Sequence[PhaseRecord]) -> Comparison:
 def _relative_times(
     pairs: Sequence[tuple[PlannedPhase, PhaseRecord]],
 ) -> list[tuple[float | None, float | None]]:
-    """Both in relation to the phase that measured the most FLOPs of those that were timed."""
+    """Planned and measured times, relative to the timed phase with the most measured FLOPs."""
     timed = [(p, r) for p, r in pairs if p.relative_time is not None and r.step_seconds is not None]
     if not timed:
         return [(None, None)] * len(pairs)

@@ -1,4 +1,4 @@
-"""Conditions on a metric, which have no date: who waits for one, and a value that would meet it."""
+"""Conditions on a metric, which have no known step: what waits for one, and a value that would meet it."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ __all__ = ["Awaited", "awaited_now"]
 
 @dataclass(frozen=True)
 class Awaited:
-    """A condition that something waits for.
+    """A condition that a rule or an action waits for.
 
     Attributes:
         monitor: The metric.
         text: The condition in words.
         value: A value that meets it.
-        num_values: How often it has to be seen.
-        order: Of several conditions on one metric that with the smallest is met first.
+        num_values: How many times that value has to be logged.
+        order: Of several conditions on one metric, the one with the smallest is met first.
     """
 
     monitor: str
@@ -31,7 +31,7 @@ class Awaited:
 
 
 def awaited_now(active_rules: Sequence[ActiveRule], actions: Sequence[Action]) -> list[Awaited]:
-    """What the rules and acts of a run wait for now; of each metric, what is met first comes first."""
+    """What the rules and actions of a run wait for now; for each metric, what is met first comes first."""
     triggers: list[MetricTrigger | LossOrWait | None] = [
         active.rule.trigger for active in active_rules if active.hold.is_active and active.monitors
     ]

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from lighter_freezers._lightning import Callback
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.planning.rehearsal import Rehearsal
 
 __all__ = ["hushed", "rehearse", "untouched_randomness"]
@@ -24,9 +26,13 @@ _OWN = str(Path(__file__).parents[1])
 
 
 def rehearse(
-    trainer: Any, model: nn.Module, datamodule: Any, train_dataloaders: Any, num_timed: int
+    trainer: TrainerLike,
+    model: nn.Module,
+    datamodule: Any,  # of either namespace, or None
+    train_dataloaders: object,
+    num_timed: int,
 ) -> Rehearsal:
-    """Play the run of a Trainer once, on a copy of the model.
+    """Rehearse the run of a Trainer once, on a copy of the model.
 
     Args:
         trainer: The user's. It is only read.
@@ -40,7 +46,9 @@ def rehearse(
     for original, twin in zip(model.parameters(), copied.parameters(), strict=True):
         _hold_alike(original, twin)
     _keep_own_callbacks(copied)
-    engine_callbacks = [copy.deepcopy(each) for each in trainer.callbacks if isinstance(each, EngineCallback)]
+    engine_callbacks = [
+        copy.deepcopy(each) for each in callbacks_of(trainer) if isinstance(each, EngineCallback)
+    ]
     staged = _staged(trainer, [rehearsal, *engine_callbacks])
     owner = getattr(datamodule, "trainer", None)
     try:
@@ -55,7 +63,7 @@ def rehearse(
 
 
 def _hold_alike(original: nn.Parameter, twin: nn.Parameter) -> None:
-    """Let the ledger know why a copied parameter is frozen, if not by the user: a holder, or a run before."""
+    """Record in the ledger why a copied parameter is frozen if not by the user: a hold or an earlier run."""
     if original.requires_grad or ledger.is_user_frozen(original):
         return
     ledger.thaw([twin], _HOLDER)
@@ -67,11 +75,11 @@ def _hold_alike(original: nn.Parameter, twin: nn.Parameter) -> None:
         left.abandon()
 
 
-def _keep_own_callbacks(model: Any) -> None:
-    """Of the callbacks that a module brings, those that write files and stop runs have no part in it."""
+def _keep_own_callbacks(model: Any) -> None:  # a method is replaced
+    """Keep the module's own callbacks, except those that write files or stop runs."""
     configure = model.configure_callbacks
 
-    def configure_callbacks() -> list[Any]:
+    def configure_callbacks() -> list[EngineCallback]:
         brought = configure()
         several = brought if isinstance(brought, Sequence) else [brought]
         return [callback for callback in several if isinstance(callback, EngineCallback)]
@@ -79,8 +87,8 @@ def _keep_own_callbacks(model: Any) -> None:
     model.configure_callbacks = configure_callbacks
 
 
-def _staged(trainer: Any, callbacks: Sequence[Any]) -> Any:
-    """A Trainer of the same namespace, on one device."""
+def _staged(trainer: TrainerLike, callbacks: Sequence[Callback]) -> Any:  # a Trainer to fit with
+    """The rehearsal's Trainer: of the same namespace, on one device."""
     kind = next(each for each in type(trainer).__mro__ if each.__name__ == "Trainer")
     device = trainer.strategy.root_device
     clip = trainer.gradient_clip_algorithm
@@ -91,7 +99,7 @@ def _staged(trainer: Any, callbacks: Sequence[Any]) -> Any:
         max_steps=trainer.max_steps,
         max_epochs=trainer.max_epochs,
         limit_train_batches=trainer.limit_train_batches,
-        overfit_batches=trainer.overfit_batches,
+        overfit_batches=getattr(trainer, "overfit_batches", 0.0),  # Lightning does not declare it
         accumulate_grad_batches=trainer.accumulate_grad_batches,
         gradient_clip_val=trainer.gradient_clip_val,
         gradient_clip_algorithm=None if clip is None else clip.value,
@@ -108,7 +116,7 @@ def _staged(trainer: Any, callbacks: Sequence[Any]) -> Any:
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """Give all random numbers back as they were; inside they are the same every time."""
+    """Restore all random-number generators at the end; inside, they are seeded the same every time."""
     states = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
@@ -124,7 +132,7 @@ def untouched_randomness() -> Iterator[None]:
 
 @contextmanager
 def hushed() -> Iterator[list[str]]:
-    """Let nobody talk about the rehearsal; what this package warns of is collected."""
+    """Silence logging and warnings during the rehearsal, and collect this package's own warnings."""
     said: list[str] = []
     ours = logging.getLogger("lighter_freezers")
     others = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning")]
@@ -148,7 +156,7 @@ def hushed() -> Iterator[list[str]]:
 
 
 class _Collector(logging.Handler):
-    """Keeps what is said."""
+    """Collects the messages of log records."""
 
     def __init__(self, said: list[str]) -> None:
         super().__init__(logging.WARNING)

@@ -1,8 +1,7 @@
-"""A plan of what `lighter fit` would run: trainer, model and data are built as lighter builds them."""
+"""Plans what `lighter fit` would run: trainer, model and data are built as lighter builds them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from lighter_freezers.planning.copied_trainer import hushed
 from lighter_freezers.planning.plan import plan
@@ -11,7 +10,7 @@ from lighter_freezers.planning.values import Plan
 __all__ = ["plan_of_config"]
 
 
-def plan_of_config(inputs: Sequence[Any], *, num_rounds: int, num_timed: int) -> Plan:
+def plan_of_config(inputs: Sequence[str], *, num_rounds: int, num_timed: int) -> Plan:
     """Plan what `lighter fit` would run with these inputs.
 
     Args:

@@ -1,9 +1,9 @@
-"""What looks wrong with a schedule: a rule without effect, a thaw too late, parameters that nobody trains."""
+"""Warnings about a schedule: a rule without effect, a thaw too late, parameters that no optimizer trains."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action
@@ -19,14 +19,14 @@ _ALWAYS = 2**62
 
 
 def notices_at_the_start(
-    active_rules: Sequence[ActiveRule], optimizers: Iterable[Any], model: nn.Module
+    active_rules: Sequence[ActiveRule], optimizers: Iterable[Optimizer], model: nn.Module
 ) -> list[str]:
-    """Said before the first step.
+    """The warnings before the first step.
 
     Args:
         active_rules: The rules, which hold what the first step holds.
-        optimizers: Of the Trainer.
-        model: What trains.
+        optimizers: Those of the Trainer.
+        model: The module that trains.
     """
     said = [
         f"{active.title} has nothing to freeze: all that it matches was frozen before, and stays so"
@@ -38,18 +38,18 @@ def notices_at_the_start(
     unknown = [name for name, p in named.items() if p.requires_grad and id(p) not in known]
     if unknown:
         words = NameSummary(list(named)).compress(unknown)
-        said.append(f"{words}: no optimizer knows them, so they get gradients and never train")
+        said.append(f"{words}: they are in no optimizer, so they get gradients and never train")
     return said
 
 
 def notices_at_the_end(
     active_rules: Sequence[ActiveRule], actions: Sequence[Action], has_held: Iterable[str], end: Moment
 ) -> list[str]:
-    """Said when the last step is done, before any metric is looked at.
+    """The warnings after the last step, before any metric is considered.
 
     Args:
         active_rules: The rules.
-        actions: The acts.
+        actions: The actions.
         has_held: Titles of the rules that held something at some time.
         end: The optimizer steps of the run, and its last epoch.
     """
@@ -57,17 +57,17 @@ def notices_at_the_end(
     over = f"the run ends at step {end.optimizer_step}, in epoch {end.epoch}"
     for active in active_rules:
         if active.title not in held:
-            said.append(f"{active.title} never acts: {over}")
+            said.append(f"{active.title} never holds: {over}")
         elif active.hold.is_active and _ends(active) and not active.monitors:
             said.append(f"{active.title} never thaws: {over}")
     for action in actions:
         if action.is_due(Moment(_ALWAYS, _ALWAYS)):
             step = action.next_step(end)
-            due = f"is due at step {step}" if step is not None else "has something left to do"
+            due = f"is due at step {step}" if step is not None else "has changes left to make"
             said.append(f"{action.title} {due}, but {over}")
     return said
 
 
 def _ends(active: ActiveRule) -> bool:
-    """Whether its schedule lets go at some time."""
+    """Whether its schedule ever ends."""
     return not active.rule.schedule.is_active(Moment(_ALWAYS, _ALWAYS))

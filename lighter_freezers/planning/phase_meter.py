@@ -1,52 +1,52 @@
-"""What a training step costs in each phase: one step is traced, some are timed, the others run untouched.
+"""Measures a training step in each phase: one step is traced, some are timed, the others are not touched.
 
-A phase is a stretch between two transitions. A run that is recorded and a plan that rehearses it measure with
-this same meter. Nothing here reads the device before a phase is over.
+A phase is the time between two transitions. `PhaseRecorder` in a run and the rehearsal of a plan use this
+same meter. Nothing here reads the device before a phase has ended.
 """
 
 import hashlib
 import statistics
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from lighter_freezers.engine.trainer_clock import window_length
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.transition import Transition
-from lighter_freezers.planning.costs.step_cost import SavedBytes
+from lighter_freezers.planning.costs.step_cost import StepMeter, tensors_in
+from lighter_freezers.selection.element_counts import num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["FILE", "PhaseMeter", "PhaseRecord", "trainable_key"]
 
 FILE = "freeze_report.json"  # what `PhaseRecorder` writes and `lighter-freezers report` reads
-_UNTIMED = (
-    2  # steps at the start of a phase: one is traced, in one the new state settles (compile, allocator)
-)
+_UNTIMED = 2  # steps at the start of a phase: one is traced, one is a warm-up (compilation, allocator)
+
+
+_Reading: TypeAlias = Any  # seconds, or an event of a GPU, for which torch has no types
 
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """What was measured in one phase. None stands for what was not.
+    """What was measured in one phase. None means not measured.
 
     Attributes:
         optimizer_step: Its first step.
-        epoch: The epoch it began in.
+        epoch: The epoch in which it started.
         trains: A short name of what trains in it, the same for the same parameters in the same shapes.
         num_trainable: Elements that train.
         flops: Of one optimizer step: matrix products and attention, forward and backward.
         gradient_bytes: Of all gradients, before the optimizer's step.
-        optimizer_bytes: What the optimizers remember after the step.
+        optimizer_bytes: Of the optimizers' state after the step.
         activation_bytes: The most that is kept for a backward pass.
         peak_bytes: The most that the device had allocated in a step; None without a GPU.
-        step_seconds: Median over the timed steps, from the start of a batch to its end: of the GPU's clock,
-            or of the CPU time of the process without one.
-        num_timed: How many steps that is.
+        step_seconds: Median over the timed steps, from the start of a batch to its end: GPU time, or without
+            a GPU the CPU time of the process.
+        num_timed: The number of timed steps.
     """
 
     optimizer_step: int
@@ -61,8 +61,8 @@ class PhaseRecord:
     step_seconds: float | None = None
     num_timed: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """In plain types."""
+    def as_dict(self) -> dict[str, object]:
+        """The record in plain types."""
         return asdict(self)
 
 
@@ -73,7 +73,7 @@ def trainable_key(model: nn.Module) -> str:
 
 
 class PhaseMeter:
-    """Measures phase after phase. A step is a window of batches between two optimizer steps.
+    """Measures one phase after another. A step is the batches of one accumulation window.
 
     Args:
         num_timed: Steps to time in a phase, at most.
@@ -90,50 +90,50 @@ class PhaseMeter:
         return self._open is None or self._open.num_steps >= _UNTIMED + self._num_timed
 
     def begin(self, model: nn.Module, transition: Transition) -> None:
-        """A phase begins, and with it ends the one before."""
+        """Start a phase, and end the previous one."""
         self.end()
         self._open = _OpenPhase(
             PhaseRecord(
                 transition.optimizer_step,
                 transition.epoch,
                 trainable_key(model),
-                sum(p.numel() for p in model.parameters() if p.requires_grad),
+                num_trainable(model.parameters()),
             )
         )
 
     def end(self) -> None:
-        """Close the phase that runs; one without a step is none."""
+        """End the current phase; one without a step is dropped."""
         if self._open is not None and self._open.num_steps:
             self.records.append(self._open.record())
         self.break_off()
 
     def break_off(self) -> None:
-        """Forget the phase that runs."""
+        """Drop the current phase."""
         if self._open is not None:
             self._open.untrace()
         self._open = None
 
-    def start_batch(self, trainer: Any, model: nn.Module, batch: Any, batch_idx: int) -> None:
-        """Before a batch, and after whatever changed before it."""
+    def start_batch(self, trainer: TrainerLike, model: nn.Module, batch: object, batch_idx: int) -> None:
+        """Call it before a batch, after all changes for it."""
         if not self.has_enough:
             assert self._open is not None
             self._open.start_batch(trainer, model, batch, is_first=batch_idx % _window(trainer) == 0)
 
     def see_gradients(self, model: nn.Module) -> None:
-        """Before the optimizer's step."""
+        """Call it before the optimizer's step."""
         if self._open is not None and self._open.is_tracing:
             now = _nbytes(parameter.grad for parameter in model.parameters())
             self._open.gradient_bytes = max(now, self._open.gradient_bytes or 0)
 
-    def end_batch(self, trainer: Any, batch_idx: int) -> None:
-        """After a batch, and after the optimizer's step if it made one."""
+    def end_batch(self, trainer: TrainerLike, batch_idx: int) -> None:
+        """Call it after a batch, and after the optimizer step if it made one."""
         if not self.has_enough:
             assert self._open is not None
             self._open.end_batch(trainer, is_last=(batch_idx + 1) % _window(trainer) == 0)
 
 
 class _OpenPhase:
-    """The phase that runs."""
+    """The current phase and its measurements."""
 
     def __init__(self, record: PhaseRecord) -> None:
         self._record = record
@@ -141,26 +141,29 @@ class _OpenPhase:
         self.gradient_bytes: int | None = None
         self._optimizer_bytes: int | None = None
         self._peak_bytes: int | None = None
-        self._trace: _Trace | None = None
+        self._trace: StepMeter | None = None
         self._flops = self._activation_bytes = 0
-        self._marks: list[list[Any]] = []  # of each timed step, clock readings: start, end, start, end, ...
+        self._marks: list[
+            list[_Reading]
+        ] = []  # of each timed step, clock readings: start, end, start, end, ...
         self._is_running = False  # a batch of a whole window
 
     @property
     def is_tracing(self) -> bool:
         return self._is_running and not self.num_steps
 
-    def start_batch(self, trainer: Any, model: nn.Module, batch: Any, *, is_first: bool) -> None:
+    def start_batch(self, trainer: TrainerLike, model: nn.Module, batch: object, *, is_first: bool) -> None:
         if is_first:
             self._is_running = True
             if not self.num_steps:
                 self._flops = self._activation_bytes = 0
-        if not self._is_running:  # it joined in the middle of a window
+        if not self._is_running:  # the phase started in the middle of a window
             return
         device = trainer.strategy.root_device
         if not self.num_steps:
             self.untrace()
-            self._trace = _Trace(model, batch)
+            self._trace = StepMeter(model, batch)
+            self._trace.__enter__()
         elif self.num_steps == 1 and device.type == "cuda" and is_first:
             torch.cuda.reset_peak_memory_stats(device)
         elif self.num_steps >= _UNTIMED:
@@ -168,22 +171,25 @@ class _OpenPhase:
                 self._marks = [*self._marks[: self.num_steps - _UNTIMED], []]
             self._marks[-1].append(_reading(device))
 
-    def end_batch(self, trainer: Any, *, is_last: bool) -> None:
+    def end_batch(self, trainer: TrainerLike, *, is_last: bool) -> None:
         if not self._is_running:
             return
         device = trainer.strategy.root_device
         if self._trace is not None:
-            self._flops += self._trace.flops
-            self._activation_bytes = max(self._activation_bytes, self._trace.saved_bytes)
+            cost = self._trace.cost()
+            self._flops += cost.flops
+            self._activation_bytes = max(self._activation_bytes, cost.saved_bytes)
             self.untrace()
         elif self.num_steps >= _UNTIMED:
             self._marks[-1].append(_reading(device))
         if is_last:
             self._end_step(trainer, device)
 
-    def _end_step(self, trainer: Any, device: torch.device) -> None:
+    def _end_step(self, trainer: TrainerLike, device: torch.device) -> None:
         if not self.num_steps:
-            self._optimizer_bytes = _nbytes(_state_tensors(trainer.optimizers))
+            self._optimizer_bytes = _nbytes(
+                list(optimizer.state.values()) for optimizer in trainer.optimizers
+            )
         elif self.num_steps == 1 and device.type == "cuda":
             self._peak_bytes = torch.cuda.max_memory_allocated(device)
         self.num_steps += 1
@@ -191,7 +197,7 @@ class _OpenPhase:
 
     def untrace(self) -> None:
         if self._trace is not None:
-            self._trace.close()
+            self._trace.__exit__()
             self._trace = None
 
     def record(self) -> PhaseRecord:
@@ -208,35 +214,13 @@ class _OpenPhase:
         )
 
 
-class _Trace:
-    """Counts one batch from one hook to another, as `measure_step` counts a function."""
-
-    def __init__(self, model: nn.Module, batch: Any) -> None:
-        tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
-        self._saved = SavedBytes([*model.parameters(), *model.buffers(), *tensors])
-        self._stack = ExitStack()
-        self._counter = self._stack.enter_context(FlopCounterMode(display=False))
-        self._stack.enter_context(self._saved.counting())
-
-    @property
-    def flops(self) -> int:
-        return int(self._counter.get_total_flops())
-
-    @property
-    def saved_bytes(self) -> int:
-        return self._saved.peak
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-def _window(trainer: Any) -> int:
+def _window(trainer: TrainerLike) -> int:
     """Batches of one optimizer step; an epoch may have fewer."""
     return int(min(window_length(trainer), trainer.num_training_batches))
 
 
-def _reading(device: torch.device) -> Any:
-    """The clock now; on a GPU an event that the GPU passes when it gets there."""
+def _reading(device: torch.device) -> _Reading:
+    """The time now; on a GPU a recorded event."""
     if device.type == "cuda":
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
@@ -244,8 +228,8 @@ def _reading(device: torch.device) -> Any:
     return time.process_time() if device.type == "cpu" else time.perf_counter()
 
 
-def _seconds(marks: list[Any]) -> float:
-    """What passed between each start and its end; waits for a GPU that has not come so far."""
+def _seconds(marks: list[_Reading]) -> float:
+    """Seconds between each start and its end; waits for the GPU if needed."""
     spans = zip(marks[::2], marks[1::2], strict=True)
     if isinstance(marks[0], float):
         return float(sum(end - start for start, end in spans))
@@ -253,21 +237,7 @@ def _seconds(marks: list[Any]) -> float:
     return sum(float(start.elapsed_time(end)) for start, end in spans) / 1000
 
 
-def _state_tensors(optimizers: Iterable[Any]) -> list[Any]:
-    return [
-        value for optimizer in optimizers for state in optimizer.state.values() for value in _leaves(state)
-    ]
-
-
-def _leaves(state: Any) -> list[Any]:
-    if isinstance(state, dict):
-        return [leaf for value in state.values() for leaf in _leaves(value)]
-    return (
-        [leaf for value in state for leaf in _leaves(value)] if isinstance(state, (list, tuple)) else [state]
-    )
-
-
-def _nbytes(values: Iterable[Any]) -> int:
+def _nbytes(values: Iterable[object]) -> int:
     """Bytes of the tensors among some values, each storage once."""
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    tensors = tensors_in(list(values))
     return sum({tensor.data_ptr() or id(tensor): tensor.nbytes for tensor in tensors}.values())

@@ -1,33 +1,34 @@
-"""`plan(trainer, model)`: rehearse a run a few times on copies, and put together what was seen."""
+"""`plan(trainer, model)`: rehearse a run a few times on copies, and combine the measurements."""
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
 from lighter_freezers import arguments
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.planning.copied_trainer import hushed, rehearse, untouched_randomness
 from lighter_freezers.planning.rehearsal import Rehearsal, RehearsedPhase
 from lighter_freezers.planning.values import Plan, PlannedPhase
+from lighter_freezers.selection.element_counts import num_elements
 
 __all__ = ["plan"]
 
 
 def plan(
-    trainer: Any,
+    trainer: TrainerLike,
     model: nn.Module,
-    datamodule: Any = None,
+    datamodule: object = None,
     *,
-    train_dataloaders: Any = None,
+    train_dataloaders: object = None,
     num_rounds: int = 3,
     num_timed: int = 4,
 ) -> Plan:
-    """See what a run will freeze, when, and what that costs, before its first step.
+    """Predict what a run will freeze, when, and what that costs, before its first step.
 
-    The schedule is played from the first step to the last on a copy of the model, by the engine that plays it
-    in training. In each phase a few real steps are made, with real batches, through `training_step`, backward
-    pass and optimizer. Model, Trainer and files stay as they are; no logger or checkpoint writes.
+    The same engine that runs the schedule in training runs it here, from the first step to the last, on a
+    copy of the model. In each phase a few real steps are taken, with real batches, through `training_step`,
+    backward pass and optimizer. Model, Trainer and files are not changed; no logger or checkpoint writes.
 
     | call | what it does |
     |---|---|
@@ -41,7 +42,8 @@ def plan(
         model: Its LightningModule.
         datamodule: Its data.
         train_dataloaders: Its data, as `trainer.fit` takes them.
-        num_rounds: How often to play the whole schedule, at least 1; ratios of times are medians over rounds.
+        num_rounds: How many times to run the whole schedule, at least 1; ratios of times are medians over
+            rounds.
         num_timed: Steps to time in each phase of a round.
 
     Returns:
@@ -91,10 +93,12 @@ def plan(
     return _summed_up(trainer, model, rehearsals, said)
 
 
-def _summed_up(trainer: Any, model: nn.Module, rehearsals: Sequence[Rehearsal], said: Sequence[str]) -> Plan:
+def _summed_up(
+    trainer: TrainerLike, model: nn.Module, rehearsals: Sequence[Rehearsal], said: Sequence[str]
+) -> Plan:
     first = rehearsals[0]
     if first.length is None:
-        raise RuntimeError("This run makes no step: it has no batches, or max_steps or max_epochs is 0.")
+        raise RuntimeError("This run takes no step: it has no batches, or max_steps or max_epochs is 0.")
     rehearsed_phases = [rehearsed for rehearsed in first.rehearsed_phases if rehearsed.record is not None]
     times = _times(rehearsals, len(rehearsed_phases))
     ends = [rehearsed.transition.optimizer_step for rehearsed in rehearsed_phases[1:] if not rehearsed.when]
@@ -108,7 +112,7 @@ def _summed_up(trainer: Any, model: nn.Module, rehearsals: Sequence[Rehearsal], 
     windows = first.length.windows_per_epoch
     return Plan(
         model=type(model).__name__,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=num_elements(model.parameters()),
         num_steps=num_steps,
         steps_per_epoch=None if windows is None else windows * first.clock.steps_per_window,
         device=str(trainer.strategy.root_device),
@@ -149,7 +153,7 @@ def _phase(
 
 
 def _times(rehearsals: Sequence[Rehearsal], num_phases: int) -> list[tuple[float | None, float | None]]:
-    """Of each phase the median time, and the median ratio to the phase with the most FLOPs in a round."""
+    """For each phase the median time, and the median ratio to the phase with the most FLOPs in a round."""
     rounds = [
         [rehearsed.record for rehearsed in each.rehearsed_phases if rehearsed.record is not None]
         for each in rehearsals

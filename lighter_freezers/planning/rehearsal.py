@@ -1,7 +1,7 @@
-"""A rehearsal: the schedule of a whole run, played by its own engine, with a few real steps in each phase.
+"""A rehearsal: the engine runs the schedule of a whole run, with a few real steps in each phase.
 
-It is a callback of a Trainer that trains a copy. Between the steps of two phases the clock runs ahead to the
-next change; the engine sees that clock in place of the Trainer's counters.
+It is a callback of a Trainer that trains a copy. Between the steps of two phases the clock jumps to the next
+change; the engine reads that clock in place of the Trainer's counters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
-from lighter_freezers._lightning import Callback
+from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
 from lighter_freezers.planning.conditions import Awaited, awaited_now
@@ -22,26 +24,27 @@ from lighter_freezers.planning.phase_meter import PhaseMeter, PhaseRecord
 from lighter_freezers.planning.run_clock import RunClock, RunLength, run_length
 from lighter_freezers.planning.values import PlannedRule
 from lighter_freezers.reports.state_tables import Census
+from lighter_freezers.selection.element_counts import distinct, num_elements
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["Rehearsal", "RehearsedPhase"]
 
-_SELDOM = 2**40  # LR schedulers step every so many optimizer steps: never
+_SELDOM = 2**40  # optimizer steps between two steps of LR schedulers: never
 
 
 @dataclass(frozen=True)
 class RehearsedPhase:
-    """One phase as it was rehearsed: when, what changed, and what it cost.
+    """One rehearsed phase: when it starts, what changes, and what a step costs.
 
     Attributes:
-        when: Why it began, where a metric decided; "" where it has a date.
-        or_when: Conditions that would have ended the phase before it earlier.
-        transition: The change.
-        changes: The same in words.
+        when: Why it started, where a metric decided; "" where its step is known.
+        or_when: Conditions that would have ended the previous phase earlier.
+        transition: The transition that starts it.
+        changes: The same as sentences.
         states: Component -> its state.
-        share: Of all elements, what trains.
-        record: What was measured; None until it is over.
+        share: The share of all elements that trains.
+        record: What was measured; None until it has ended.
     """
 
     when: str
@@ -54,12 +57,12 @@ class RehearsedPhase:
 
 
 class _SeenTrainer:
-    """A Trainer as the engine sees it: everything but the counters is the Trainer's."""
+    """The Trainer for the engine: all attributes of the real one, but the counters of the run clock."""
 
-    def __init__(self, trainer: Any, clock: RunClock) -> None:
+    def __init__(self, trainer: TrainerLike, clock: RunClock) -> None:
         self._trainer, self._clock = trainer, clock
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # whatever the Trainer has
         return getattr(self._trainer, name)
 
     @property
@@ -72,14 +75,14 @@ class _SeenTrainer:
 
 
 class Rehearsal(Callback):
-    """Plays the schedule of one run on the model of the Trainer that it is in, as the first of its callbacks.
+    """Runs the schedule of one run on its Trainer's model; it is the first callback of that Trainer.
 
     Args:
-        user_trainer: Whose run it is.
+        user_trainer: The Trainer whose run is rehearsed.
         num_timed: Steps to time in each phase.
     """
 
-    def __init__(self, user_trainer: Any, num_timed: int) -> None:
+    def __init__(self, user_trainer: TrainerLike, num_timed: int) -> None:
         self._user_trainer = user_trainer
         self.clock = RunClock()
         self.rehearsed_phases: list[RehearsedPhase] = []
@@ -96,16 +99,18 @@ class Rehearsal(Callback):
         self._num_optimizer_steps = 0  # in this accumulation window
         self._summary = NameSummary([])
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Hear of the changes."""
+    def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
+        """Register with the engine for its transitions."""
         Engine.of(trainer).add_listener(self)
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the engine over, and begin: all hooks that a run has before its first step are done."""
+    def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Take the engine out of the Trainer, and start: all hooks before the first step have run."""
         if self.length is not None:
             return
         self._engine = Engine.of(trainer)
-        trainer.callbacks = [each for each in trainer.callbacks if each is not self._engine]
+        trainer.callbacks = [  # type: ignore[attr-defined]  # a list of its own: Lightning iterates over the other
+            each for each in callbacks_of(trainer) if each is not self._engine
+        ]
         self.length = run_length(self._user_trainer, trainer.num_training_batches, trainer.train_dataloader)
         trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
         trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = 0
@@ -117,23 +122,27 @@ class Rehearsal(Callback):
         self._script = self._play(seen, pl_module, self.length)
         self._attempt(lambda: self._look(seen, pl_module, is_new_epoch=True), trainer)
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """A real batch of the phase that is being measured."""
+    def on_train_batch_start(
+        self, trainer: TrainerLike, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Measure a real batch of the current phase."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._num_optimizer_steps = 0
         self._meter.start_batch(trainer, pl_module, batch, batch_idx)
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """What the engine does here, too."""
+    def on_before_optimizer_step(
+        self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Do what the engine does in this hook, and measure the gradients."""
         self._num_optimizer_steps += 1
         if callable(self._engine.on_before_optimizer_step):
             self._engine.on_before_optimizer_step(trainer, pl_module, optimizer)
         self._meter.see_gradients(pl_module)
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Go on to the next phase when this one is measured, and end after the last."""
+        """Continue with the next phase when this one is measured, and end after the last."""
         self._meter.end_batch(trainer, batch_idx)
         if not self._meter.has_enough:
             return
@@ -141,12 +150,12 @@ class Rehearsal(Callback):
         self._close()
         self._attempt(lambda: next(self._script), trainer)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Give the engine back, which leaves the model in order."""
-        trainer.callbacks.append(self._engine)
+    def on_train_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Put the engine back into the Trainer; its teardown then restores the model."""
+        callbacks_of(trainer).append(self._engine)
 
-    def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
-        """Something changed; called by the engine."""
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
+        """Start the next phase; called by the engine."""
         self._changed = True
         named = canonical_parameters(pl_module)
         if transition.is_initial or transition.is_reshaped:
@@ -177,8 +186,8 @@ class Rehearsal(Callback):
             said.append("starts with nothing frozen")
         return said
 
-    def _attempt(self, go_on: Callable[[], object], trainer: Any) -> None:
-        """Go on; the run is over when there is nothing left, or when it would break off."""
+    def _attempt(self, go_on: Callable[[], object], trainer: TrainerLike) -> None:
+        """Continue the schedule; the run ends when nothing is left, or when it would fail."""
         try:
             go_on()
         except StopIteration:
@@ -186,16 +195,16 @@ class Rehearsal(Callback):
         except (RuntimeError, ValueError) as error:
             trainer.should_stop = True
             where = self._when or f"at step {self.clock.step}"
-            self.warnings.append(f"{where}, the run breaks off: {error}")
+            self.warnings.append(f"{where}, the run fails: {error}")
 
     def _close(self) -> None:
-        """The phase is measured."""
+        """End the current phase, and keep its record."""
         self._meter.end()
         if self._meter.records and self.rehearsed_phases[-1].record is None:
             self.rehearsed_phases[-1] = replace(self.rehearsed_phases[-1], record=self._meter.records[-1])
 
-    def _play(self, trainer: Any, model: nn.Module, length: RunLength) -> Iterator[None]:
-        """First what has a date, then what waits for a metric; it stops at each change."""
+    def _play(self, trainer: TrainerLike, model: LightningModule, length: RunLength) -> Iterator[None]:
+        """Run first what has a known step, then what waits for a metric; stop at each change."""
         for is_new_epoch in self.clock.batches(length):
             if self._look(trainer, model, is_new_epoch=is_new_epoch):
                 yield
@@ -210,8 +219,8 @@ class Rehearsal(Callback):
             if self._look(trainer, model, is_new_epoch=True):
                 yield
 
-    def _look(self, trainer: Any, model: nn.Module, *, is_new_epoch: bool) -> bool:
-        """Let the engine look at the clock; whether something changed."""
+    def _look(self, trainer: TrainerLike, model: LightningModule, *, is_new_epoch: bool) -> bool:
+        """Let the engine check the clock; returns whether something changed."""
         self._changed = False
         if self.num_steps is None and is_new_epoch:
             self._or_when = self._conditions()
@@ -226,7 +235,7 @@ class Rehearsal(Callback):
         return tuple(each.text for each in awaited_now(self._engine.active_rules, self._engine.actions))
 
     def _wait_for_metrics(self) -> Iterator[None]:
-        """Show the engine's rules and acts one value after another that they wait for."""
+        """Pass the engine's rules and actions the values that they wait for, one after another."""
         self.clock.batch_idx = 0
         self._or_when = ()
         shown: set[tuple[Awaited, int]] = set()
@@ -248,7 +257,7 @@ class Rehearsal(Callback):
                 return
 
     def _goes_on_by_itself(self, begin: int) -> bool:
-        """Run ahead to what an act does a while after a metric has set it going."""
+        """Advance to what an action does some steps after a metric triggered it."""
         if not self._when:
             return False
         now = Moment(self.clock.step, self.clock.epoch)
@@ -267,7 +276,7 @@ class Rehearsal(Callback):
 def _rules(
     active_rules: Sequence[ActiveRule], actions: Sequence[Action], model: nn.Module
 ) -> list[PlannedRule]:
-    """What each rule matches, and what each act may change."""
+    """What each rule matches, and what each action may change."""
     named = canonical_parameters(model)
     names = {id(parameter): name for name, parameter in named.items()}
     summary = NameSummary(list(named))
@@ -278,8 +287,7 @@ def _rules(
     ]
     rules = []
     for title, parameters in matched:
-        distinct = {id(parameter): parameter for parameter in parameters}
-        chosen = tuple(names[each] for each in distinct if each in names)
-        size = sum(parameter.numel() for parameter in distinct.values())
-        rules.append(PlannedRule(title, chosen, summary.compress(chosen), size))
+        matches = distinct(parameters)
+        chosen = tuple(names[id(each)] for each in matches if id(each) in names)
+        rules.append(PlannedRule(title, chosen, summary.compress(chosen), num_elements(matches)))
     return rules

@@ -1,9 +1,11 @@
-"""The clock of a rehearsal: it counts through all batches of a run, of which hardly one is trained."""
+"""The clock of a rehearsal: it counts all batches of a run, few of which are trained."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from lighter_freezers.engine.trainer_like import TrainerLike
 
 __all__ = ["RunClock", "RunLength", "run_length"]
 
@@ -13,7 +15,7 @@ class RunLength:
     """How long a run is.
 
     Attributes:
-        batches_per_epoch: Of one process; None where the loader does not say.
+        batches_per_epoch: Of one process; None where the loader has no length.
         window: Batches in one accumulation window.
         max_steps: Optimizer steps, or -1 for no limit.
         max_epochs: Epochs, or -1 for no limit.
@@ -30,16 +32,16 @@ class RunLength:
         return None if self.batches_per_epoch is None else math.ceil(self.batches_per_epoch / self.window)
 
 
-def run_length(trainer: Any, num_batches: float, loader: object) -> RunLength:
+def run_length(trainer: TrainerLike, num_batches: float, loader: object) -> RunLength:
     """How long a Trainer would train.
 
     Args:
         trainer: The user's Trainer.
-        num_batches: What one process alone would train on in an epoch.
-        loader: Where they come from.
+        num_batches: Batches of an epoch with a single process.
+        loader: The loader of these batches.
 
     Raises:
-        ValueError: It would train for ever.
+        ValueError: The run has no end.
     """
     if trainer.world_size > 1:
         num_batches = _share(loader, trainer.world_size, trainer.limit_train_batches)
@@ -52,18 +54,18 @@ def run_length(trainer: Any, num_batches: float, loader: object) -> RunLength:
     return RunLength(per_epoch, int(trainer.accumulate_grad_batches), int(trainer.max_steps), max_epochs)
 
 
-def _share(loader: Any, world_size: int, limit: float) -> float:
-    """Batches of one of several processes: a distributed sampler deals them out, and repeats some."""
+def _share(loader: Any, world_size: int, limit: float) -> float:  # a loader of any kind
+    """Batches of one of several processes: a distributed sampler divides them, and repeats some."""
     try:
         share = float(math.ceil(len(loader) / world_size))
-    except TypeError:  # a stream
+    except TypeError:  # an iterable dataset
         share = math.inf
     return min(share, limit) if isinstance(limit, int) else share * limit
 
 
 @dataclass
 class RunClock:
-    """Where the rehearsal stands.
+    """The position of the rehearsal in the run.
 
     Attributes:
         step: Optimizer steps done.
@@ -78,10 +80,10 @@ class RunClock:
     steps_per_window: int = field(default=1)
 
     def batches(self, length: RunLength) -> Iterator[bool]:
-        """Go on from batch to batch, to the end of the run.
+        """Count batch by batch to the end of the run.
 
         Yields:
-            Whether an epoch begins with this batch.
+            Whether an epoch starts with this batch.
         """
         per_epoch = math.inf if length.batches_per_epoch is None else length.batches_per_epoch
         while True:

@@ -1,11 +1,13 @@
-"""A plan as values, as text and as a picture: rules, phases, what they cost, warnings."""
+"""A plan as values, as text and as an image: rules, phases, their cost, warnings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from lighter_freezers.reports.timeline import Timeline
 from lighter_freezers.reports.timeline_svg import draw_to_file
+
+_Json: TypeAlias = Mapping[str, Any]  # what `as_dict` gave
 
 __all__ = ["Plan", "PlannedPhase", "PlannedRule", "amount", "columns", "num_bytes"]
 
@@ -17,10 +19,10 @@ class PlannedRule:
     """A rule, or a list of operations, and what it can change.
 
     Attributes:
-        title: As logs call it.
+        title: Its name in the logs.
         names: Canonical names of the parameters that it matches.
-        summary: The same in a few words.
-        num_parameters: Elements of these.
+        summary: The same as a short phrase.
+        num_parameters: Their number of elements.
     """
 
     title: str
@@ -31,14 +33,14 @@ class PlannedRule:
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A stretch of the run in which the same parameters train. None stands for what is not known.
+    """A part of the run in which the same parameters train. None means unknown.
 
     Attributes:
-        when: When it begins, in words.
+        when: When it starts, in words.
         step: Its first optimizer step; None where a metric decides, or a wait after one.
-        epoch: The epoch it begins in.
-        end_step: The first step after it; None without a date.
-        or_when: Conditions on a metric that would end the phase before it earlier.
+        epoch: The epoch in which it starts.
+        end_step: The first step after it; None where that is unknown.
+        or_when: Conditions on a metric that would end the previous phase earlier.
         changes: What freezes, thaws or gets another rank, one sentence each.
         holders: Who holds something frozen in it.
         trains: A short name of what trains, as `freeze_report.json` has it.
@@ -46,11 +48,11 @@ class PlannedPhase:
         trainable_share: Share of all elements that trains, from 0 to 1.
         flops: Of one optimizer step: matrix products and attention, forward and backward.
         gradient_bytes: Of all gradients.
-        optimizer_bytes: What the optimizers remember after the first step of the phase.
+        optimizer_bytes: Of the optimizers' state after the first step of the phase.
         activation_bytes: The most that is kept for a backward pass.
         peak_bytes: The most that the device has allocated in a step; None without a GPU.
         step_seconds: Of one optimizer step, as `PhaseRecorder` measures it.
-        relative_time: Time of a step in relation to the phase with the most FLOPs.
+        relative_time: Time of a step relative to the phase with the most FLOPs.
         states: Component -> frozen, trainable, partial or user-frozen.
         ranks: Component -> LoRA rank, where it changed.
     """
@@ -85,10 +87,10 @@ class Plan:
         num_parameters: Its elements.
         num_steps: Optimizer steps of the run.
         steps_per_epoch: Of one epoch.
-        device: Where it was measured.
+        device: The device it was measured on.
         rules: What each of them matches.
-        phases: Those that have a date, in their order. Where a metric could come first, as if it did not.
-        undated: Those that begin when a metric says so, as they would follow the last phase.
+        phases: Those with a known step, in order, assuming that no metric ends one earlier.
+        undated: Those that start on a metric, as if they followed the last phase.
         warnings: What looks wrong.
     """
 
@@ -102,13 +104,13 @@ class Plan:
     undated: tuple[PlannedPhase, ...]
     warnings: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """In plain types, as `--json` prints it."""
+    def as_dict(self) -> dict[str, object]:
+        """The plan in plain types, as `--json` prints it."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Plan":
-        """The plan that `as_dict` was called on, also after a journey through JSON."""
+    def from_dict(cls, content: _Json) -> "Plan":
+        """The plan from the result of `as_dict`, which may have been stored as JSON."""
         lists = {
             "rules": tuple(
                 PlannedRule(**{**rule, "names": tuple(rule["names"])}) for rule in content["rules"]
@@ -131,13 +133,13 @@ class Plan:
         draw_to_file(_timeline_of(self), self.num_steps, path)
 
 
-def _phase(content: Mapping[str, Any]) -> PlannedPhase:
+def _phase(content: _Json) -> PlannedPhase:
     tuples = {key: tuple(content[key]) for key in ("or_when", "changes", "holders")}
     return PlannedPhase(**{**content, **tuples})
 
 
 def _timeline_of(plan: Plan) -> Timeline:
-    """The states of all components over the phases that have a date."""
+    """The states of all components over the phases with a known step."""
     components = list(dict.fromkeys(name for phase in plan.phases for name in phase.states))
     timeline = Timeline(components)
     for phase in plan.phases:
@@ -164,7 +166,7 @@ def columns(rows: Sequence[Sequence[str]], num_left: int = 1) -> list[str]:
 
     Args:
         rows: The first is the heading.
-        num_left: How many columns begin at their left.
+        num_left: How many columns are left-aligned.
     """
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return [

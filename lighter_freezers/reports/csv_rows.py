@@ -1,15 +1,15 @@
-"""CSV files of rows by optimizer step, written row by row, in line with a run that stops, resumes or repeats.
+"""CSV files with one row per optimizer step, appended during a run, correct after stops and resumes.
 
-What the columns mean is the business of who writes them.
+The caller decides what the columns mean.
 """
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lighter_freezers._log import log
+from lighter_freezers.reports.whole_files import write_whole
 
 __all__ = ["StepRows", "free_name"]
 
@@ -17,9 +17,9 @@ Value = float | int | str | None
 
 
 def free_name(folder: Path, name: str, ending: str) -> str:
-    """A name of which the folder has no file yet: `name`, or `name-v1`, `name-v2` and so on.
+    """Reserve a name that has no file in the folder yet: `name`, or `name-v1`, `name-v2` and so on.
 
-    Its file `<name><ending>` is made at once, so that two runs that begin together get two names.
+    Its file `<name><ending>` is created at once, so that two runs that start together get two names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
@@ -34,10 +34,10 @@ def free_name(folder: Path, name: str, ending: str) -> str:
 
 
 class StepRows:
-    """One file. A row is on its way to the disk before the next step begins.
+    """One file. A row is handed to the operating system before the next step starts.
 
     Args:
-        path: Where it is.
+        path: The path of the file.
         header: Its columns; the first is `step`.
     """
 
@@ -47,10 +47,10 @@ class StepRows:
         self._last: list[str] = []
 
     def begin(self, source: Path | None = None, before_step: int = 0) -> None:
-        """Start the file with its header and the rows that an earlier part of the run has written.
+        """Start the file with its header and the rows from an earlier part of the run.
 
         Args:
-            source: The file with these rows: this one, or that of the run that goes on here. None for none.
+            source: The file with these rows: this one, or that of the run that is resumed. None for none.
             before_step: Rows from this step on are dropped, because this run writes them again.
 
         Raises:
@@ -58,14 +58,12 @@ class StepRows:
         """
         rows = self._earlier_rows(source, before_step) if source is not None and source.exists() else []
         self._last = rows[-1] if rows else []
-        beside = self.path.with_name(f"{self.path.name}.part")
-        beside.write_text(_lines([self.header, *rows]))
-        os.replace(beside, self.path)
+        write_whole(self.path, _lines([self.header, *rows]))
 
     def append(self, step: int, values: Iterable[Value]) -> None:
-        """Write one row, unless it is the last one once more; None becomes an empty cell."""
+        """Append one row, unless its step is already the last; None becomes an empty cell."""
         row = [str(step), *(_text(value) for value in values)]
-        if row == self._last:  # a resumed run comes by the same event
+        if row == self._last:  # a resumed run repeats this event
             return
         self._last = row
         with self.path.open("a") as file:
@@ -79,13 +77,13 @@ class StepRows:
 
     def _earlier_rows(self, source: Path, before_step: int) -> list[list[str]]:
         text = source.read_text()
-        rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))  # a torn last row is left out
+        rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))  # skips an incomplete last row
         if not rows:
             return []
         if tuple(rows[0]) != self.header:
             raise ValueError(
                 f"{source} has the columns {', '.join(rows[0][:6])}..., but this model gives "
-                f"{', '.join(self.header[:6])}...: it is of another model, or of other settings. Give the "
+                f"{', '.join(self.header[:6])}...: it belongs to another model or other settings. Give the "
                 "monitor another name or dirpath."
             )
         kept = [row for row in rows[1:] if int(row[0]) < before_step]

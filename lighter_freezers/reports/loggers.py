@@ -1,8 +1,11 @@
-"""How numbers, texts and pictures reach whatever loggers a Trainer has. Knows nothing of freezing."""
+"""Writes numbers, texts and images to all loggers of a Trainer. Independent of freezing."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+
+from lighter_freezers.engine.trainer_like import LoggerLike
+from lighter_freezers.reports.whole_files import write_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -11,16 +14,20 @@ __all__ = ["tensorboard_folders", "write_image", "write_layout", "write_metrics"
 
 _INDEX = re.compile(r"\\\.\d+(?=\\\.|$)")  # ".3" in an escaped name
 
-Loggers = Sequence[Any]  # of either Lightning namespace, or of the user's making
+Loggers = Sequence[LoggerLike]
 
 
-def _is_tensorboard(logger: Any) -> bool:
-    """TensorBoardLogger of either namespace, whichever SummaryWriter it uses, without an import of one."""
-    return callable(getattr(logger.experiment, "add_custom_scalars", None))
+class _TensorBoardLike(LoggerLike, Protocol):
+    experiment: Any  # a SummaryWriter, of torch or of another package
+
+
+def _is_tensorboard(logger: LoggerLike) -> TypeGuard[_TensorBoardLike]:
+    """Whether it is a TensorBoardLogger of either namespace, with any SummaryWriter; imports neither."""
+    return callable(getattr(getattr(logger, "experiment", None), "add_custom_scalars", None))
 
 
 def tensorboard_folders(loggers: Loggers) -> list[str]:
-    """Where TensorBoard finds the runs that these loggers write."""
+    """The folders in which TensorBoard finds the runs of these loggers."""
     return [str(logger.root_dir) for logger in loggers if _is_tensorboard(logger) and logger.root_dir]
 
 
@@ -31,7 +38,7 @@ def write_metrics(loggers: Loggers, metrics: Mapping[str, float], step: int) -> 
 
 
 def write_text(loggers: Loggers, key: str, markdown: str, step: int) -> None:
-    """Log a Markdown text to TensorBoard; other loggers have no place for one."""
+    """Log a Markdown text to TensorBoard; other loggers have no common way to show one."""
     for logger in loggers:
         if _is_tensorboard(logger):
             logger.experiment.add_text(key, markdown, step)
@@ -52,31 +59,35 @@ def write_layout(loggers: Loggers, category: str, charts: Mapping[str, Iterable[
 
 
 def _pattern(keys: Iterable[str]) -> str:
-    """One regular expression for a chart: the tab sends a request for each, and matches from the start."""
+    """One regular expression for a chart: the tab sends one request for each, and matches from the start."""
     stems = dict.fromkeys(_INDEX.sub(r"\\.\\d+", re.escape(key)) for key in keys)
     return f"(.*-)?({'|'.join(stems)})$"  # a logger's prefix ends in "-"
 
 
 def write_image(loggers: Loggers, key: str, image: "Image", step: int) -> None:
-    """Log a picture to every logger that shows one, and as a PNG into the folder of every other."""
+    """Log an image to every logger that shows one, and write a PNG into the folder of every other."""
     for logger in loggers:
         if _is_tensorboard(logger):
             import numpy as np
 
             logger.experiment.add_image(key, np.asarray(image), step, dataformats="HWC")
-        elif callable(getattr(logger, "log_image", None)):
-            logger.log_image(key=key, images=[image], step=step)
+        elif callable(log_image := getattr(logger, "log_image", None)):
+            log_image(key=key, images=[image], step=step)
         else:
             _write_png(logger, key, image)
 
 
-def _write_png(logger: Any, key: str, image: "Image") -> None:
+def _write_png(logger: LoggerLike, key: str, image: "Image") -> None:
     folder = getattr(logger, "log_dir", None) or logger.save_dir
-    if folder is None:  # a logger that keeps no files here
+    if folder is None:  # a logger without a local folder
         return
     from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+    from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-    files, path = url_to_fs(str(folder))
-    files.makedirs(path, exist_ok=True)
-    with files.open(f"{path}/{key.replace('/', '_')}.png", "wb") as file:
+    files, path = url_to_fs(f"{folder}/{key.replace('/', '_')}.png")
+    if isinstance(files, LocalFileSystem):
+        write_png(path, image)
+        return
+    files.makedirs(path.rpartition("/")[0], exist_ok=True)
+    with files.open(path, "wb") as file:
         image.save(file, "PNG")

@@ -1,4 +1,4 @@
-"""The LoRA rank of each component from step to step, and its marks in the picture. Needs no torch."""
+"""The LoRA rank of each component over the steps, and its marks in the timeline. Needs no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RankHistory", "RankHistoryState", "draw_ranks"]
 
-_SMALLEST_ROW = 14  # pixels that a mark needs
+_SMALLEST_ROW = 14  # pixels for a mark
 
 
 class RankHistoryState(TypedDict):
@@ -31,7 +31,7 @@ class RankHistory:
         return [step for step, _ in self._events]
 
     def record(self, optimizer_step: int, ranks: Mapping[str, int]) -> None:
-        """Note the ranks that components have from a step on; what was noted for later is dropped."""
+        """Record the ranks that components have from a step on; records of later steps are dropped."""
         noted = [changes for step, changes in self._events if step == optimizer_step]
         ranks = {name: rank for changes in (*noted, ranks) for name, rank in changes.items()}
         self._events = [event for event in self._events if event[0] < optimizer_step]
@@ -41,7 +41,7 @@ class RankHistory:
             self._events.append((optimizer_step, changes))
 
     def marks(self, members: Iterable[str]) -> list[tuple[int, str]]:
-        """What to write into the row that components share, and from which step on: "r 8", or "r 4-8"."""
+        """The texts for a row of components, and the steps they start at: "r 8", or "r 4-8"."""
         now = dict.fromkeys(members, -1)
         marks: list[tuple[int, str]] = []
         for step, changes in self._events:
@@ -61,7 +61,7 @@ class RankHistory:
 
     @classmethod
     def from_state(cls, state: RankHistoryState) -> "RankHistory":
-        """The history that `to_state` was called on."""
+        """The history from the result of `to_state`."""
         history = cls()
         history._events = [
             (step, dict(changes)) for step, changes in zip(state["steps"], state["ranks"], strict=True)
@@ -76,13 +76,13 @@ def draw_ranks(
     height: int,
     font: "FreeTypeFont | ImageFont",
 ) -> None:
-    """Write ranks into a row, each where it begins, where there is room.
+    """Write ranks into a row, each where it starts, if there is room.
 
     Args:
-        canvas: Where to draw.
+        canvas: The image to draw on.
         marks: Pixels from the left, and the text.
-        top: Where the row begins, in pixels.
-        height: Of the row, in pixels. Rows that are too thin stay without marks.
+        top: The upper edge of the row, in pixels.
+        height: Of the row, in pixels. Rows that are too thin get no marks.
         font: For the texts.
     """
     if height < _SMALLEST_ROW:

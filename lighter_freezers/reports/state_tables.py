@@ -1,13 +1,15 @@
-"""How much of a model trains, counted by component, and the tables that show it. Logs nothing."""
+"""Counts how much of a model trains, by component, and formats tables of it. Logs nothing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import sub
 from typing import TYPE_CHECKING, Literal
 
 from torch.nn import Module, Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.reports.timeline import rows_of
+from lighter_freezers.selection.element_counts import frozen_share
 from lighter_freezers.selection.layer_names import components
 from lighter_freezers.selection.names import named_aliases
 
@@ -35,7 +37,7 @@ class ComponentState:
         name: The component, as `layer_names.components` calls it, or a block of several.
         num_parameters: Elements of its tensors; of a sharded tensor all shards.
         num_trainable: Elements that get gradients.
-        num_held: Elements that would train if every holder let go.
+        num_held: Elements that would train if every holder released them.
         num_user_frozen: Elements that would stay frozen even then.
     """
 
@@ -46,8 +48,13 @@ class ComponentState:
     num_user_frozen: int
 
     @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """The four counts, in their order."""
+        return self.num_parameters, self.num_trainable, self.num_held, self.num_user_frozen
+
+    @property
     def state(self) -> Literal["frozen", "trainable", "partial", "user-frozen"]:
-        """All of it trains, some of it, or nothing; "user-frozen" if nothing of it ever would."""
+        """Whether all, some or none of it trains; "user-frozen" if none would without holders either."""
         if self.num_trainable == self.num_parameters:
             return "trainable"
         if self.num_trainable:
@@ -62,12 +69,11 @@ class ComponentState:
     @property
     def frozen_share(self) -> float:
         """The share that does not, from 0 to 1."""
-        num_frozen = self.num_parameters - self.num_trainable
-        return num_frozen / self.num_parameters if num_frozen else 0.0
+        return frozen_share(self.num_trainable, self.num_parameters)
 
 
 class Census:
-    """Counts a model by component. Names are looked up once; a recount reads only the flags that changed.
+    """Counts a model by component. Names are looked up once; a recount only reads the flags that changed.
 
     Args:
         model: What to count. A tensor with several names counts once, under its first.
@@ -95,17 +101,17 @@ class Census:
 
     @property
     def rows(self) -> list[ComponentState]:
-        """The last count for a table: up to 60 components as they are, more of them by block."""
+        """The last count for a table: up to 60 components one by one, more of them by block."""
         return list(self._rows.values())
 
     def recount(self, names: Iterable[str]) -> list[tuple[ComponentState, ComponentState]]:
-        """Count again where flags changed.
+        """Recount components whose flags changed.
 
         Args:
-            names: Canonical names of the parameters whose flags changed; any alias of a tied tensor will do.
+            names: Canonical names of the parameters whose flags changed; any alias of a tied tensor works.
 
         Returns:
-            Each component that differs from the last count: as it was, as it is.
+            Each component that differs from the last count: its old and its new state.
         """
         changes = []
         for component in dict.fromkeys(map(self._component_of.__getitem__, names)):
@@ -144,29 +150,18 @@ def component_states(model: Module) -> list[ComponentState]:
 
 
 def sum_of(name: str, states: Iterable[ComponentState]) -> ComponentState:
-    """Several components as one.
+    """Sum the counts of several components.
 
     Args:
-        name: What to call it.
+        name: The name of the sum.
         states: The components, none of them twice.
     """
-    num_parameters = num_trainable = num_held = num_user_frozen = 0
-    for state in states:
-        num_parameters += state.num_parameters
-        num_trainable += state.num_trainable
-        num_held += state.num_held
-        num_user_frozen += state.num_user_frozen
-    return ComponentState(name, num_parameters, num_trainable, num_held, num_user_frozen)
+    counts = [state.counts for state in states] or [(0, 0, 0, 0)]
+    return ComponentState(name, *map(sum, zip(*counts, strict=True)))
 
 
 def _difference(old: ComponentState, new: ComponentState) -> ComponentState:
-    return ComponentState(
-        new.name,
-        new.num_parameters - old.num_parameters,
-        new.num_trainable - old.num_trainable,
-        new.num_held - old.num_held,
-        new.num_user_frozen - old.num_user_frozen,
-    )
+    return ComponentState(new.name, *map(sub, new.counts, old.counts))
 
 
 def state_table_markdown(states: Sequence[ComponentState]) -> str:

@@ -1,4 +1,4 @@
-"""What was frozen at which optimizer step, and the picture of it: layers by steps. Needs no torch."""
+"""Records what was frozen at which optimizer step, and draws it: layers by steps. Needs no torch."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Timeline", "TimelineState", "draw_timeline", "rows_of"]
 
-# Apart for every kind of colour vision, and by lightness in print; "partial" is striped in the first two.
+# Distinct for every kind of colour vision, and by lightness in print; "partial" is striped in the first two.
 _COLOURS = {"frozen": "#2F6DAA", "trainable": "#F0A818", "user-frozen": "#CFCFCF"}
 _LEGEND = ("frozen", "trainable", "partial", "user-frozen")
 _INK, _FAINT = "#222222", "#8A8A8A"
@@ -32,7 +32,7 @@ class _Changes(TypedDict):
 class TimelineState(_Changes, total=False):
     """A timeline in plain types, as a checkpoint holds it."""
 
-    ranks: RankHistoryState  # of runs before LoRA there are none
+    ranks: RankHistoryState  # missing in checkpoints from before LoRA
 
 
 class Timeline:
@@ -54,14 +54,14 @@ class Timeline:
         return [step for step, _ in self._events]
 
     def record(self, optimizer_step: int, states: Mapping[str, str]) -> None:
-        """Note the states that components have from a step on.
+        """Record the states that components have from a step on.
 
-        What was noted for later steps is dropped: a run resumed from an earlier checkpoint sends its whole
-        state again and knows nothing of what came after. For this step, the new states come on top.
+        Records of later steps are dropped: a run resumed from an earlier checkpoint sends its whole state
+        again, without what came after. At this step, the new states are merged.
 
         Args:
             optimizer_step: The first step they hold for.
-            states: Component to "frozen", "trainable", "partial" or "user-frozen"; only what changed.
+            states: Component -> "frozen", "trainable", "partial" or "user-frozen"; only what changed.
         """
         if self._events and self._events[-1][0] >= optimizer_step:
             noted = [changes for step, changes in self._events if step == optimizer_step]
@@ -82,7 +82,7 @@ class Timeline:
         Args:
             members: Components that share a row. Together they have their common state, "frozen" if nothing
                 of them trains, else "partial".
-            last_step: Where the last span ends.
+            last_step: The end of the last span.
         """
         now: dict[str, str] = dict.fromkeys(members, "")
         bounds: list[tuple[int, str]] = []
@@ -105,7 +105,7 @@ class Timeline:
 
     @classmethod
     def from_state(cls, state: TimelineState) -> "Timeline":
-        """The timeline that `to_state` was called on."""
+        """The timeline from the result of `to_state`."""
         timeline = cls(state["components"])
         timeline._keep([(step, dict(c)) for step, c in zip(state["steps"], state["changes"], strict=True)])
         if "ranks" in state:
@@ -121,12 +121,12 @@ def _common(states: Iterable[str]) -> str:
 
 
 def rows_of(components: Sequence[str], max_rows: int = 60) -> dict[str, list[str]]:
-    """Which components share a row: each has its own, unless there are too many and blocks are merged.
+    """The components of each row: one per row, unless there are too many and blocks are merged.
 
     Args:
         components: In model order.
-        max_rows: Above this, "attn.3", "mlp.3" and whatever else ends in 3 become "h.3", and "layers.3.conv1"
-            and its like become "layers.3".
+        max_rows: Above this, "attn.3", "mlp.3" and all others that end in 3 become "h.3", and
+            "layers.3.conv1" and the like become "layers.3".
 
     Returns:
         Row name to its components, in model order.
@@ -209,7 +209,7 @@ def _fill(image: "Image", box: tuple[int, int, int, int], state: str) -> None:
 
 
 def _draw_row_name(canvas: "ImageDraw", name: str, index: int, left: int, top: int, height: int) -> None:
-    """Write a row's name to its left; where rows are thin only every second, third, ..."""
+    """Write a row's name to its left; where rows are thin, only every second, third, ... name."""
     size = _name_size(height)
     if index % -(-size // height) == 0:
         canvas.text((left - 12, top + height / 2 - 1), name, fill=_INK, font=_font(size), anchor="rm")
@@ -225,7 +225,7 @@ def _draw_heading(image: "Image", canvas: "ImageDraw", left: int) -> None:
 
 
 def _draw_axis(canvas: "ImageDraw", left: int, bottom: int, steps: tuple[int, int]) -> None:
-    """Draw round step numbers below the rows, and what they count."""
+    """Draw round step numbers below the rows, and the label of the axis."""
     first, last = steps
     canvas.line((left, bottom + 2, left + _PLOT_WIDTH, bottom + 2), fill=_INK, width=2)
     for tick in _round_numbers(first, last):
@@ -237,7 +237,7 @@ def _draw_axis(canvas: "ImageDraw", left: int, bottom: int, steps: tuple[int, in
 
 
 def _round_numbers(first: int, last: int) -> range:
-    """Up to eight or so multiples of 1, 2 or 5 times a power of ten."""
+    """About eight multiples of 1, 2 or 5 times a power of ten, at most."""
     span = max(last - first, 1)
     power = 10 ** max(len(str(span)) - 2, 0)
     stride = next(factor * power for factor in (1, 2, 5, 10, 20) if span / (factor * power) <= 8)
@@ -245,7 +245,7 @@ def _round_numbers(first: int, last: int) -> range:
 
 
 def _draw_changes(canvas: "ImageDraw", left: int, changes: Sequence[tuple[int, float]]) -> None:
-    """Mark above the rows where something changed, with the step number where there is room."""
+    """Mark the steps of changes above the rows, with the step number where there is room."""
     canvas.text((left - 12, _TOP - 12), "changes", fill=_FAINT, font=_font(18), anchor="rb")
     free_from = 0.0
     for step, x in changes:

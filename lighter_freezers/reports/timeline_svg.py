@@ -1,9 +1,10 @@
-"""A timeline in a file, layers by steps: a PNG as FreezeStateLogger draws it, or the same as SVG."""
+"""Draws a timeline to a file, layers by steps: a PNG like that of FreezeStateLogger, or an SVG."""
 
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 from lighter_freezers.reports.timeline import Timeline, draw_timeline, rows_of
+from lighter_freezers.reports.whole_files import write_png, write_whole
 
 __all__ = ["check_picture_path", "draw_to_file"]
 
@@ -12,10 +13,10 @@ _WIDTH, _LEFT, _TOP, _ROW = 1000, 160, 70, 22  # pixels
 
 
 def check_picture_path(path: str) -> Path:
-    """The file to draw to.
+    """Check the path of an image file, and return it.
 
     Raises:
-        ValueError: Its name says neither `.png` nor `.svg`.
+        ValueError: It ends neither in `.png` nor in `.svg`.
     """
     if Path(path).suffix not in (".png", ".svg"):
         raise ValueError(f"A picture is a .png or an .svg file. Got '{path}'.")
@@ -27,15 +28,14 @@ def draw_to_file(timeline: Timeline, last_step: int, path: str) -> None:
 
     Args:
         timeline: What to draw.
-        last_step: Where the steps end.
-        path: `.png` or `.svg`; its folder is made if need be.
+        last_step: The right end of the steps.
+        path: `.png` or `.svg`; its folder is created if needed.
     """
     file = check_picture_path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".png":
-        draw_timeline(timeline, last_step).save(file, "PNG")
+        write_png(file, draw_timeline(timeline, last_step))
     else:
-        file.write_text(_svg(timeline, last_step))
+        write_whole(file, _svg(timeline, last_step))
 
 
 def _svg(timeline: Timeline, last_step: int) -> str:

@@ -1,7 +1,7 @@
-"""What a parameter is in its network: `transformer.h.3.attn.c_attn.weight` is part of `attn.3`.
+"""Short layer names: `transformer.h.3.attn.c_attn.weight` is part of `attn.3`.
 
 The only room that knows how GPT-2, Llama, OPT, GPT-NeoX, BERT and their relatives call their parts.
-Which parameters a rule selects is in `selection.py`.
+`select.py` decides which parameters a rule selects.
 """
 
 import re

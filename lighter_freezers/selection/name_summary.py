@@ -1,15 +1,21 @@
-"""A set of parameter names in one short phrase for a log line."""
+"""Names in one short phrase for a log line or an error."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["NameSummary"]
+__all__ = ["NameSummary", "first_few"]
 
 TRUNKS = ("network", "model", "base_model", "transformer")  # leading segments a reader does not need
 
 
+def first_few(items: Sequence[str], num_items: int = 3) -> str:
+    """The first items of a list, and how many more there are: `wte, wpe, h.0 and 4 more`."""
+    num_more = len(items) - num_items
+    return ", ".join(items[:num_items]) + (f" and {num_more} more" if num_more > 0 else "")
+
+
 class NameSummary:
-    """Puts sets of names of one model into words. What all of them share is worked out once.
+    """Summarises sets of names of one model. What all of them share is computed once.
 
     Args:
         all_names: Canonical names of all parameters of the model, in model order.
@@ -21,7 +27,7 @@ class NameSummary:
         self._sizes = Counter(path for paths in self._enclosing.values() for path in paths)
 
     def compress(self, names: Iterable[str], num_items: int = 6) -> str:
-        """Name parameters as briefly as a log line needs: `wte, h.0-5, ln_f.weight, ... and 12 more`.
+        """Name parameters as briefly as a log line needs: `wte, h.0-5, ln_f.weight and 12 more`.
 
         A module stands for its parameters if all of them are in the set. Paths that differ in their first
         index only are joined: `h.0-5`, `h.0-5.attn`.
@@ -34,10 +40,7 @@ class NameSummary:
         if chosen and len(chosen) == len(self._position):
             return "all parameters"
         items = [_without_trunk(item) for item in _join_indices(self._whole_modules(chosen))]
-        left_out = len(items) - num_items
-        if left_out > 0:
-            items[num_items:] = [f"... and {left_out} more"]
-        return ", ".join(items) or "no parameters"
+        return first_few(items, num_items) or "no parameters"
 
     def _whole_modules(self, chosen: Sequence[str]) -> list[str]:
         """The outermost modules that are chosen as a whole, and the chosen parameters outside of these."""

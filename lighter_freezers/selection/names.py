@@ -1,6 +1,6 @@
 """Names of parameters and modules, free of the segments that compile, FSDP, DDP and checkpointing add.
 
-What a name stands for in a transformer is in `layer_names.py`, which names a rule selects in `selection.py`.
+`layer_names.py` maps names to layers of a transformer, `select.py` decides which names a rule selects.
 """
 
 import difflib
@@ -134,10 +134,10 @@ def unwrapped(module: nn.Module, at_root: bool = False) -> nn.Module:
     return module if inner is None else unwrapped(inner, at_root)
 
 
-def closest_names(asked: str, names: Iterable[str], count: int = 4) -> list[str]:
-    """The names most like the one asked for, wrappers left aside, best first."""
+def closest_names(asked: str, names: Iterable[str], count: int = 4, *, cutoff: float = 0.0) -> list[str]:
+    """The names closest to the requested one, ignoring wrappers, best first."""
     full_names: dict[str, str] = {}
     for name in names:
         full_names.setdefault(without_wrapper(name), name)
-    close = difflib.get_close_matches(without_wrapper(asked), full_names, n=count, cutoff=0.0)
+    close = difflib.get_close_matches(without_wrapper(asked), full_names, n=count, cutoff=cutoff)
     return [full_names[short] for short in close]

@@ -1,6 +1,6 @@
 """Which parameters: rules over names, resolved on a model. The only place that matches prefixes.
 
-How patterns match is in `patterns.py`; what becomes of the selected parameters is not decided here.
+`patterns.py` defines how patterns match; callers decide what to do with the selected parameters.
 """
 
 import warnings
@@ -45,7 +45,7 @@ ARGUMENTS: Mapping[str, str] = {  # field -> what YAML calls it
 
 @dataclass(frozen=True)
 class ParameterSelector:
-    """Says which parameters: what a name, prefix or pattern matches, without what an exception matches.
+    """Selects parameters: what a name, prefix or pattern matches, except what an exception matches.
 
     Names are canonical: what compile, FSDP, DDP and checkpointing add to them is dropped, from rules too. A
     rule is tried as it is, then behind `network.`, behind `model.`, without its own leading `network.` or
@@ -164,7 +164,7 @@ def _check_text(argument: str, text: object) -> None:
 
 
 class _Finder:
-    """Finds rules in one model, and spells out no names but those it has to."""
+    """Finds rules in one model, and builds as few names as possible."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -172,7 +172,7 @@ class _Finder:
         self._sorted_names: dict[str, list[str]] = {}
 
     def mark_names(self, field: str, names: Iterable[str], marks: Marks) -> Iterator[str]:
-        """Mark parameters by their full names; yield what to tell the user about those that do not exist."""
+        """Mark parameters by their full names; yield a message for each that does not exist."""
         for text in names:
             if not any(self._mark_name(spelling, marks) for spelling in _spellings(text)):
                 yield self._explain_name(field, text)
@@ -186,7 +186,7 @@ class _Finder:
         return True
 
     def mark_prefixes(self, field: str, prefixes: Iterable[str], marks: Marks) -> Iterator[str]:
-        """Mark what starts with a prefix; yield what to tell the user about prefixes without a match."""
+        """Mark what starts with a prefix; yield a message for each prefix without a match."""
         for text in prefixes:
             for spelling in _spellings(text):
                 parent, found = self._starting_with(spelling)
@@ -219,7 +219,7 @@ class _Finder:
         return parent, [name] if is_match else []
 
     def mark_patterns(self, field: str, patterns: Iterable[str], marks: Marks) -> Iterator[str]:
-        """Mark what matches a pattern; yield what to tell the user about patterns without a match."""
+        """Mark what matches a pattern; yield a message for each pattern without a match."""
         for text in patterns:
             try:
                 found = self._matching(text)
@@ -286,7 +286,7 @@ def _any_parameter(around: Layout, names: Iterable[str]) -> bool:
 
 
 def _has_parameters(module: nn.Module | None) -> bool:
-    """Whether there is a parameter in a module; `next(module.parameters())` would say so ten times slower."""
+    """Whether there is a parameter in a module; `next(module.parameters())` takes ten times as long."""
     if module is None:
         return False
     for parameter in module._parameters.values():
@@ -314,7 +314,7 @@ def _spellings(rule: str) -> Iterator[str]:
 
 
 def _warn_of_longer_index(argument: str, text: str, last: str, found: Sequence[str]) -> None:
-    """`layer1` takes `layer10` too: a literal prefix does, but few who write it mean it."""
+    """Warn that `layer1` takes `layer10` too, as a literal prefix does: it is rarely intended."""
     longer = next((name for name in found if name[len(last) :][:1].isdigit()), None)
     if longer is not None and last in found:
         warnings.warn(

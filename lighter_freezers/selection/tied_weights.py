@@ -1,6 +1,6 @@
-"""The parameters below marked paths, once the exceptions are taken out and tied weights are settled.
+"""The parameters below marked paths, without exceptions, with tied weights resolved.
 
-How a rule becomes paths is in `selection.py`.
+`select.py` converts rules to paths.
 """
 
 import warnings

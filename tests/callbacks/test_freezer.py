@@ -27,7 +27,7 @@ LONE = "pytorch_lightning"  # where the namespace does not matter
 @pytest.mark.parametrize("namespace", NAMESPACES)
 @pytest.mark.parametrize("is_reversed", [False, True])
 def test_freezers_compose_in_any_order(namespace: str, is_reversed: bool) -> None:
-    """Overlapping Freezers: each layer thaws when the last that holds it lets go."""
+    """Overlapping Freezers: each layer thaws once its last holder releases it."""
     freezers = [
         Freezer(name_starts_with=["layer1.", "layer2"], until_step=3),
         Freezer(name_starts_with="layer2", until_epoch=1),
@@ -114,7 +114,7 @@ def test_a_second_fit_with_the_same_instance_works() -> None:
 
 
 def test_a_run_that_ends_frozen_can_be_thawed_by_the_next() -> None:
-    """The flags stay as the last step had them, but the ledger remembers that the layer trained."""
+    """The flags stay as in the last step, but the ledger remembers that the layer trained."""
     module = regression(LONE)
     trainer(LONE, callbacks=[Freezer(name_starts_with="layer2")]).fit(module, batches(), batches())
     assert frozen_layers(module) == ["layer2"]
@@ -126,7 +126,7 @@ def test_a_run_that_ends_frozen_can_be_thawed_by_the_next() -> None:
 
 
 def test_restore_on_end_gives_the_flags_back() -> None:
-    """Also when the run breaks off."""
+    """Also when the run fails."""
     for steps in (None, RuntimeError("on purpose")):
         module = regression(LONE)
         if steps is not None:
@@ -183,7 +183,7 @@ def test_names_match_with_or_without_the_wrapper(wrapper: str) -> None:
 
 
 def test_a_transition_in_the_middle_of_an_accumulation_window_waits() -> None:
-    """A metric met after batch 1 of 3 acts at the next window: nothing half accumulated is applied."""
+    """A metric met after batch 1 of 3 takes effect at the next window: no partial accumulation is applied."""
     freezer = Freezer(name_starts_with="layer2", until_metric={"monitor": "val/loss", "below": 1e9})
     seen = frozen_at_each_step(LONE, [freezer], accumulate_grad_batches=3, val_check_interval=1)
 

@@ -101,7 +101,7 @@ def test_a_prefix_that_takes_layer10_for_layer1_warns() -> None:
 )
 def test_a_strategy_that_cannot_follow_is_refused_by_name(name: str, base: str) -> None:
     """DeepSpeed derives from DDP in Lightning; holding for the whole run is still possible."""
-    from lighter_freezers.engine.effects.ddp_wrapper import refuse_unsupported_strategy
+    from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 
     strategy = type(name, (type(base, (), {}),), {})()
     refuse_unsupported_strategy(strategy, is_static=True)
@@ -113,7 +113,7 @@ def test_flat_fsdp_is_refused() -> None:
     """The real strategy class, built with flat parameters."""
     from pytorch_lightning.strategies import FSDPStrategy
 
-    from lighter_freezers.engine.effects.ddp_wrapper import refuse_unsupported_strategy
+    from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 
     refuse_unsupported_strategy(FSDPStrategy(use_orig_params=True), is_static=False)
     with pytest.raises(RuntimeError, match=r"FSDPStrategy\(use_orig_params=False\) flattens"):

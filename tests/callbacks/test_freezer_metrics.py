@@ -1,4 +1,4 @@
-"""Freezers that wait for a metric: latched, and clear about names nobody logs."""
+"""Freezers that wait for a metric: latched, and with clear errors for metrics that are not logged."""
 
 from typing import Any
 

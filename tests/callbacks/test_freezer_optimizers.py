@@ -229,7 +229,7 @@ def test_a_learning_rate_monitor_names_the_group(tmp_path: Path) -> None:
 
 
 def test_a_foreign_thaw_is_undone_before_the_optimizer_sees_it() -> None:
-    """`LightningModule.unfreeze()` in mid-run: bit-equal, one warning, and it trains when let go."""
+    """`LightningModule.unfreeze()` in mid-run: bit-equal, one warning, and it trains once released."""
     module = regression(LONE)
     module.network.layer2.weight.requires_grad_(False)  # the user's own wish, before
     module.on_train_batch_start = lambda batch, batch_idx: module.unfreeze() if batch_idx == 1 else None

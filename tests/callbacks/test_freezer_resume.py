@@ -31,7 +31,7 @@ pytestmark = [
 NUM_STEPS = 12  # three epochs of four batches
 
 
-LOST = "saved at step ., right before a validation, and Lightning does not make up for it"
+LOST = "saved at step ., right before a validation, which Lightning does not repeat"
 
 
 def freezers() -> list[Freezer]:
@@ -213,7 +213,7 @@ def test_a_checkpoint_saved_after_the_fit_remembers_too(tmp_path: Path) -> None:
     fit.callbacks.append(states)
     fit.fit(regression(LONE), batches(), batches())
     fit.save_checkpoint(tmp_path / "end.ckpt")
-    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)["callbacks"]["Engine"]
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)["callbacks"]["lighter_freezers.engine"]
 
-    assert saved["players"].keys() == states.seen[-1]["players"].keys()
-    assert any(active["released_at"] == 3 for active in saved["players"].values())
+    assert saved["rules"].keys() == states.seen[-1]["rules"].keys()
+    assert any(rule["released_at"] == 3 for rule in saved["rules"].values())

@@ -117,7 +117,7 @@ def test_files_that_are_gone_are_a_warning(tmp_path: Path, caplog: pytest.LogCap
     fit(tmp_path / "two", max_epochs=2, ckpt_path=tmp_path / "one" / "half.ckpt")
 
     assert steps_in(tmp_path / "two") == [4, 5, 6, 7]
-    assert "begin at step 4" in caplog.text
+    assert "start at step 4" in caplog.text
 
 
 def test_a_run_that_fails_has_its_summary(tmp_path: Path) -> None:

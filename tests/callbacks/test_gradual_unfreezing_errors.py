@@ -28,9 +28,9 @@ PLATEAU = {"monitor": "val/loss", "patience": 1}
         ({"every_n_epochs": 1, "unfreeze_embeddings": "first"}, "must be one of last, never. Got 'first'."),
         (
             {"lr_decay": 2.6, "warmup_steps": 5},
-            "warmup_steps is about what thaws, but lr_decay alone freezes",
+            "warmup_steps concerns what thaws, but lr_decay alone freezes",
         ),
-        ({"lr_decay": 2.6, "unfreeze_embeddings": 3}, "unfreeze_embeddings is about what thaws"),
+        ({"lr_decay": 2.6, "unfreeze_embeddings": 3}, "unfreeze_embeddings concerns what thaws"),
         ({"plateau": {"patience": 2}}, "plateau needs 'monitor', the name of a logged metric"),
         ({"plateau": {"monitor": "val/loss"}}, "plateau needs 'patience', a number of checks"),
         ({"plateau": PLATEAU | {"below": 2}}, "plateau does not know 'below'. Keys: monitor, patience"),

@@ -73,7 +73,7 @@ def test_operations_are_done_in_their_order(namespace: str, log: pytest.LogCaptu
         "step 11: operation 4 of 5, unfreeze_layer layer10: waited 3 steps: thawed 72 parameters",
     ]
     assert log.records[-1].getMessage() == (
-        "LayerOperations: 1 of 5 operations had no turn; "
+        "LayerOperations: 1 of 5 operations were not reached; "
         "next was 'freeze_layer head', waits for val/loss < 0.5"
     )
 
@@ -123,7 +123,7 @@ def test_frozen_means_frozen() -> None:
 
 
 def test_learning_rates() -> None:
-    """Set, scaled, and begun anew; in force at the step at which they are changed."""
+    """Set, scaled and restarted; they apply at the step at which they are changed."""
     operations = [
         operation("set_lr", 0.2, max_wait_iters=2),
         operation("scale_lr", 0.5, max_wait_iters=2),
@@ -156,10 +156,12 @@ def test_what_fails_stops_the_run_or_is_skipped(
         with pytest.raises(RuntimeError, match=r"operations\[0\] \(set_lr 0.1\) failed at step 1: .* rate 0"):
             fitted.fit(module, batches(), batches())
         assert fitted.global_step == 1
-        assert states.seen[-1]["acts"]["LayerOperations#1"]["queue"]["records"] == []
+        (action,) = states.seen[-1]["actions"].values()
+        assert action["records"] == []
     else:
         fitted.fit(module, batches(), batches())
-        records = states.seen[-1]["acts"]["LayerOperations#1"]["queue"]["records"]
+        (action,) = states.seen[-1]["actions"].values()
+        records = action["records"]
         assert [record["status"] for record in records] == ["skipped", "done"]
         assert len(lines(log)) == 2
         assert "FAILED and skipped: a parameter group has the learning rate 0" in lines(log)[0]
@@ -175,7 +177,7 @@ def test_what_fails_stops_the_run_or_is_skipped(
             r"operations\[0\] \(freeze_layer layr2\).*'layer2'",
         ),
         ([operation("unfreeze_layer", "attn.0")], ValueError, "has no blocks"),
-        ([operation("reset_lr_schedule")], RuntimeError, "there is no LR scheduler to begin anew"),
+        ([operation("reset_lr_schedule")], RuntimeError, "there is no LR scheduler to restart"),
         ([operation("set_layer_lora_rank", ["layer2", 9])], ValueError, "LoRA rank 9 is impossible"),
     ],
 )
@@ -262,7 +264,7 @@ def test_somebody_who_switches_a_held_layer_on_is_corrected() -> None:
 
 
 def test_a_further_fit_goes_on(log: pytest.LogCaptureFixture) -> None:
-    """Of the same Trainer; a new Trainer begins anew."""
+    """Of the same Trainer; a new Trainer starts again."""
     operations = [
         operation("scale_lr", 0.5, max_wait_iters=2),
         operation("freeze_layer", "head", max_wait_iters=4),
@@ -290,7 +292,7 @@ def test_a_callback_travels_after_a_fit_too() -> None:
 
 
 def test_manual_optimisation_without_a_loss_is_an_error() -> None:
-    """Nobody could say what the training loss is; where it is returned, it counts."""
+    """Without a returned loss the training loss is unknown; where it is returned, it counts."""
     entry = operation("freeze_layer", "layer2", trigger_loss=1e9)
     for returns in (False, True):
         module = regression(LONE)

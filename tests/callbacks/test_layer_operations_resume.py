@@ -101,7 +101,7 @@ def run(
         "weights": {key: value.clone() for key, value in module.state_dict().items()},
         "optimizer": fit.optimizers[0].state_dict(),
         "scheduler": fit.lr_scheduler_configs[0].scheduler.state_dict()["_last_lr"],
-        "acts": state["callbacks"]["Engine"]["acts"],
+        "actions": state["callbacks"]["lighter_freezers.engine"]["actions"],
         "frozen": dict(frozen.seen),
     }
 
@@ -118,11 +118,11 @@ def same(one: Any, other: Any) -> bool:
 
 
 def steps_of(result: Any) -> list[list[int]]:
-    records = [action["queue"]["records"] for action in result["acts"].values()]
+    records = [action["records"] for action in result["actions"].values()]
     return [[record["optimizer_step"] for record in queue] for queue in records]
 
 
-KEYS = ("weights", "optimizer", "scheduler", "acts")
+KEYS = ("weights", "optimizer", "scheduler", "actions")
 
 
 @pytest.fixture(scope="module")

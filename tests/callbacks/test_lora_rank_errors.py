@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lighter_freezers import LoraRankScheduler
-from lighter_freezers.engine.effects.ddp_wrapper import refuse_unsupported_strategy
+from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 from lighter_freezers.lora.rank_action import RankAction
 from tests.lab import TinyNet, adamw, batches, regression, trainer
 from tests.lora.lora_lab import mixed

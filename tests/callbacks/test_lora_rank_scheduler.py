@@ -128,7 +128,7 @@ def test_optimizer_and_scheduler_notice_nothing() -> None:
 
 
 def test_a_frozen_adapter_stays_frozen_over_a_change() -> None:
-    """Held by a Freezer, by hand, or by nobody: growing, shrinking, rank 0 and back."""
+    """Held by a Freezer, frozen by hand, or neither: growing, shrinking, rank 0 and back."""
     module = regression(LONE, network=mixed, optimizer=adamw)
     by_hand = list(module.network.proj.lora_A.parameters())
     ledger.hold(by_hand, "me")

@@ -115,9 +115,9 @@ def test_real_runs_are_drawn_side_by_side(tmp_path: Path, capsys: pytest.Capture
 def test_runs_that_measured_nothing_are_not_drawn(
     runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command says so."""
+    """The command prints that there are none."""
     assert main(["compare", *runs]) == 0
-    assert "No pictures: no run has *.group_norms.csv" in capsys.readouterr().out
+    assert "No plots: no run has *.group_norms.csv" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_runs_that_measured_nothing_are_not_drawn(
         (["mlp"], "mlp is not the folder of one run. Runs in it: mlp/version_0"),
         (["empty"], "Add lighter_freezers.ResultsSummary"),
         (["mlp/version_0", "mlp/../mlp/version_0"], "given twice"),
-        (["broken"], "is no JSON"),
+        (["broken"], "is not JSON"),
     ],
 )
 def test_mistakes_are_answered(

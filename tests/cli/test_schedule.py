@@ -96,14 +96,14 @@ def test_the_config_is_left_as_it_was_but_for_the_callbacks(folder: Path) -> Non
 
 
 def test_freezers_that_were_there_before_compose(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What either holds is frozen, and the file says so."""
+    """What either holds is frozen, and a comment in the file states it."""
     freezer = "- _target_: lighter_freezers.Freezer\n      names: head.bias\n    - _target_: lighter"
     (folder / "two.yaml").write_text(small_run.CONFIG.replace("- _target_: lighter", freezer, 1))
     main(["schedule", "two.yaml", "--strategy", "top-down"])
     seen = fit(monkeypatch, "two_top-down.yaml")
 
     assert seen == STAGES
-    assert "that were here before still act" in (folder / "two_top-down.yaml").read_text()
+    assert "that were here before still apply" in (folder / "two_top-down.yaml").read_text()
 
 
 def test_a_model_alone_becomes_a_config_to_fill_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ ELSEWHERE = {
 
 
 def test_all_configs_are_known_here() -> None:
-    """A new config needs a test; a config that nobody runs is worth nothing."""
+    """A new config needs a test; a config that is never run is worth nothing."""
     assert {path.stem for path in CONFIGS} == {"quickstart", "pretrain", *MODES, *RECIPES, *ELSEWHERE}
 
 

@@ -163,7 +163,7 @@ def test_the_tree_of_the_readme_is_the_package() -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    """A page that nobody can reach is not documentation."""
+    """A page without a link to it is not documentation."""
     navigation = (ROOT / "mkdocs.yml").read_text()
     pages = [path.relative_to(ROOT / "docs").as_posix() for path in PAGES if (ROOT / "docs") in path.parents]
 

@@ -80,7 +80,7 @@ LINES_OF_PHASES: dict[str, list[str]] = {
 
 
 def test_all_configs_are_known_here() -> None:
-    """A config that nobody runs is worth nothing."""
+    """A config that is never run is worth nothing."""
     assert CONFIGS.keys() == OPERATIONS.keys()
     assert PHASES.keys() == LINES_OF_PHASES.keys()
 

@@ -40,7 +40,8 @@ def fit(monitor: str, num_ranks: int) -> dict[str, Any]:
     )
     torch.manual_seed(rank)  # the draws of new components must not depend on it
     fitted.fit(module, loader, loader)
-    records = fitted.callbacks[1].state_dict()["acts"]["LayerOperations#1"]["queue"]["records"]
+    (action,) = fitted.callbacks[1].state_dict()["actions"].values()
+    records = action["records"]
     optimizer = fitted.optimizers[0].state_dict()["state"]
     return {
         "weights": {key: value.clone() for key, value in module.state_dict().items()},

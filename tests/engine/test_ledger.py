@@ -1,4 +1,4 @@
-"""The ledger: who holds what, what comes back when they let go, and who else touched the flags."""
+"""The ledger: who holds what, what a release restores, and changes of flags by other code."""
 
 import gc
 
@@ -15,7 +15,7 @@ def parameters(number: int = 3, requires_grad: bool = True) -> list[nn.Parameter
 
 
 def test_a_parameter_is_frozen_while_anyone_holds_it() -> None:
-    """Two overlapping holds: it thaws when the last lets go, whichever that is."""
+    """Two overlapping holds: it thaws when the last is released, in any order."""
     (shared,) = parameters(1)
     first, second = Hold([shared], "first"), Hold([shared], "second")
     first.take()
@@ -60,7 +60,7 @@ def test_holding_clears_the_gradient() -> None:
 
 
 def test_holding_twice_is_holding_once() -> None:
-    """Take and let go are idempotent, and so are `hold` and `release`."""
+    """`take` and `let_go` are idempotent, and so are `hold` and `release`."""
     (parameter,) = parameters(1)
     hold = Hold([parameter], "freezer")
     assert hold.take() == [parameter]
@@ -128,7 +128,7 @@ def test_a_hold_follows_its_parameters_to_their_successors() -> None:
 
 
 def test_what_is_frozen_by_hand_outlasts_every_hold() -> None:
-    """Frozen by hand, before or during a hold, a parameter stays so when it is let go, until a thaw."""
+    """Frozen by hand, before or during a hold, a parameter stays so when it is released, until a thaw."""
     for is_held in (False, True):
         layer = nn.Linear(2, 2)
         layer(torch.ones(1, 2)).sum().backward()
@@ -167,7 +167,7 @@ def test_thaw_overrules_the_user_but_not_another_holder() -> None:
 
 @pytest.mark.parametrize("watched", [0, 63])
 def test_a_gradient_of_a_held_parameter_is_noticed(watched: int) -> None:
-    """Somebody switches a held parameter on and runs a backward pass."""
+    """Other code switches a held parameter on and runs a backward pass."""
     held = parameters(64)
     hold = Hold(held, "freezer")
     intrusions: list[int] = []
@@ -192,7 +192,7 @@ def test_watching_ends_with_the_hold() -> None:
 
 
 def test_the_ledger_keeps_no_parameter_alive() -> None:
-    """Records go with their parameters, so an id that is used again starts afresh."""
+    """Records are dropped with their parameters, so a reused id starts without one."""
     gc.collect()  # what other tests left behind
     before = len(ledger._records)
     hold = Hold(parameters(100), "freezer")

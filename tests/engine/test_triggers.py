@@ -117,10 +117,3 @@ def test_a_plateau_of_a_higher_number_counts_anew_after_each() -> None:
             fired[number] += not history.has_fired
 
     assert fired == {1: 2, 2: 7, 3: 9}
-
-
-def test_what_checkpoints_call_a_plateau_has_not_changed() -> None:
-    """State is found again by a name that is made from it."""
-    trigger = parse_plateau("plateau", {"monitor": "val/loss", "patience": 2})
-
-    assert repr(trigger) == "Plateau(monitor='val/loss', patience=2, min_delta=0.0, mode='min')"

@@ -1,5 +1,6 @@
 """Evaluations by one call: what they return and write, and that it is what a test of the module logs."""
 
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -20,8 +21,9 @@ from lighter_freezers import (
     evaluate_wikisql,
 )
 from lighter_freezers.experiments import evaluate
-from lighter_freezers.experiments.evaluation.exact_match import exact_match
-from lighter_freezers.reports.results_file import unused_path, versions, write_results
+from lighter_freezers.experiments.evaluation.text_metrics import exact_match
+from lighter_freezers.reports.results_file import versions, write_results
+from lighter_freezers.reports.whole_files import unused_path
 from tests.experiments.training.causal_lms import causal_lm, tokenizer
 from tests.lab import trainer
 
@@ -80,6 +82,17 @@ def test_a_call_gives_what_a_test_of_the_module_logs(task: str, model: str, tmp_
     assert settings in (None, {**FEW, "temperature": 0.0, "top_p": None, "top_k": None, "seed": 0})
     renamed = {NAMES.get(name, {"meteor": "meteor_nltk"}.get(name, name)): v for name, v in fields.items()}
     assert {f"test/{name}": value for name, value in renamed.items()} == pytest.approx(logged, rel=1e-4)
+
+
+@pytest.mark.parametrize("task", FUNCTIONS)
+def test_each_shows_the_arguments_of_all(task: str) -> None:
+    """In `help` and editors, with what it returns itself."""
+    shown, general = inspect.signature(FUNCTIONS[task]), inspect.signature(evaluate.evaluate)
+    returned = EvaluationResult if task in ("e2e_nlg", "samsum") else dict[str, float | int]
+
+    assert list(shown.parameters.values()) == list(general.parameters.values())[1:]
+    assert next(iter(shown.parameters)) == "model_path"
+    assert shown.return_annotation == returned
 
 
 def test_a_model_in_memory_needs_its_tokenizer(model: str, tmp_path: Path) -> None:
@@ -152,7 +165,7 @@ def test_a_model_that_knows_the_answers_is_right() -> None:
     ],
 )
 def test_mistakes_are_told(wrong: Any, error: type[Exception], message: str, model: str) -> None:
-    """By whoever the option is for."""
+    """By the code that uses the option."""
     with pytest.raises(error, match=message):
         evaluate_multi_nli(model, **{**SMALL, **wrong})
 

@@ -46,7 +46,7 @@ def test_another_architecture_is_refused_with_what_it_needs(
 def test_another_number_of_heads_is_refused_where_the_file_says_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Shapes do not show it, and the logits would be others; a bare state dict is trusted, and says so."""
+    """Shapes do not show it, and the logits would be others; a bare state dict is trusted, and logged."""
     _, content = nanogpt_checkpoint(bias=False)
     with pytest.raises(ValueError, match=r"n_head=2 \(here 4\)"):
         load_pretrained(small(n_head=4), saved(content, tmp_path / "ckpt.pt"))

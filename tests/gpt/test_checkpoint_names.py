@@ -67,7 +67,7 @@ def test_safetensors_that_keep_one_name_of_a_tied_weight(tmp_path: Path) -> None
 
 
 def test_two_models_in_one_file_are_not_mixed(tmp_path: Path) -> None:
-    """A student and its average, say: nobody knows which one is meant."""
+    """A student and its average, for example: it is unknown which one is meant."""
     weights = {f"network.{name}": tensor for name, tensor in small(seed=5).state_dict().items()}
     weights |= {f"model.{name}": tensor for name, tensor in small(seed=6).state_dict().items()}
 

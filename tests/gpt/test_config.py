@@ -40,7 +40,7 @@ def test_causal_attention_is_switched_with_a_warning(needs: dict[str, Any]) -> N
 
 
 def test_causal_attention_can_be_forced() -> None:
-    """A classifier may look back only; a scorer may, but hears that it sees nothing."""
+    """A classifier may look back only; a scorer may, with a warning that [CLS] sees nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kept = made(**CLASSIFIER, attention_type="causal", force_attention_type=True)

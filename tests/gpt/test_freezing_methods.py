@@ -55,7 +55,7 @@ def test_heads_freeze_by_name(model: Callable[[], GPT], layer: str, num_elements
     ],
 )
 def test_a_bad_layer_name_is_an_error(layer: str, message: str) -> None:
-    """Not a print that nobody reads."""
+    """Not a print."""
     with pytest.raises(ValueError, match=message):
         small().freeze_layer(layer)
 

@@ -80,7 +80,7 @@ def test_without_a_target_the_loss_is_zero() -> None:
 
 
 def test_a_retained_graph_goes_backward_again() -> None:
-    """With the same gradients, scaled once; a graph that is gone says so."""
+    """With the same gradients, scaled once; a freed graph is an error."""
     hidden, weight, targets = case()
     loss = fused_cross_entropy(hidden, weight, targets, ignored())
     first = torch.autograd.grad(2 * loss, (hidden, weight), retain_graph=True)

@@ -59,7 +59,7 @@ def test_a_head_of_the_same_shape_is_loaded(changes: dict[str, Any], tmp_path: P
 
 
 def test_a_head_for_other_classes_is_not_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Five classes there, three here: the model's own head stays, and the log says so."""
+    """Five classes there, three here: the model's own head stays, with a log line."""
     source, model = small(seed=5, **{**CLASSIFIER, "num_token_classes": 5}), small(**CLASSIFIER)
     before = weights_of(model)
     with caplog.at_level("INFO", logger="lighter_freezers"):
@@ -72,7 +72,7 @@ def test_a_head_for_other_classes_is_not_loaded(tmp_path: Path, caplog: pytest.L
 
 
 def test_a_classifier_can_become_a_language_model(tmp_path: Path) -> None:
-    """A tied head comes with the trunk; an untied one is new, for nobody knows what it was."""
+    """A tied head comes with the trunk; an untied one is new, because the checkpoint does not have it."""
     path = saved(small(seed=5, **CLASSIFIER).state_dict(), tmp_path / "w.pt")
     untied = small(tie_weights=False)
     before = weights_of(untied)

@@ -40,7 +40,7 @@ BLOCKS: dict[str, Callable[[nn.Module], list[nn.Module]]] = {
 
 @pytest.fixture(autouse=True)
 def log_reaches_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package's logger writes by itself where nobody has set logging up."""
+    """The package's logger prints where logging is not configured."""
     monkeypatch.setattr(logging.getLogger("lighter_freezers"), "propagate", True)
 
 
@@ -219,14 +219,14 @@ def test_layers_with_lora_thaw_their_factors_only() -> None:
 
 
 def test_a_held_layer_follows_when_it_is_let_go(caplog: pytest.LogCaptureFixture) -> None:
-    """What a Freezer holds is not thawed under it; what is frozen by hand stays so when it lets go."""
+    """What a Freezer holds is not thawed under it; what is frozen by hand stays so after a release."""
     model = ARCHITECTURES["llama"]()
     blocks = [*model.model.layers]
     hold = ledger.Hold([*blocks[0].parameters(), *blocks[1].parameters()], "Freezer 'trunk'")
     hold.take()
     with caplog.at_level(logging.WARNING, "lighter_freezers"):
         assert unfreeze_first_n_layers(model, 1) == 0
-    assert "stay frozen until Freezer 'trunk' lets them go" in caplog.text
+    assert "stay frozen until Freezer 'trunk' releases them" in caplog.text
     assert freeze_first_n_layers(model, 1) == 0  # by hand, while it is held
     hold.let_go()
 

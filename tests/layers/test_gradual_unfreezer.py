@@ -240,7 +240,7 @@ def test_it_can_be_ended_at_any_time() -> None:
 
 
 def test_beside_a_freezer() -> None:
-    """A held layer stays frozen when its epoch comes, and trains once it is let go."""
+    """A held layer stays frozen when its epoch comes, and trains once it is released."""
     model = Chain(2)
     hold = ledger.Hold(model.layers[1].parameters(), "Freezer")
     hold.take()

@@ -110,7 +110,7 @@ def test_models_of_several_parts(name: str, lines: list[str], capsys: pytest.Cap
 
 
 def test_a_model_without_blocks(capsys: pytest.CaptureFixture[str]) -> None:
-    """It says so, and counts what there is."""
+    """The table says that there are none, and counts all parameters."""
     text = printed(nn.Linear(2, 2), capsys)
 
     assert "Linear has no blocks" in text

@@ -22,7 +22,7 @@ from tests.architectures import ARCHITECTURES
 
 @pytest.fixture(autouse=True)
 def log_reaches_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package's logger writes by itself where nobody has set logging up."""
+    """The package's logger prints where logging is not configured."""
     monkeypatch.setattr(logging.getLogger("lighter_freezers"), "propagate", True)
 
 

@@ -190,7 +190,7 @@ def test_one_of_several_adapters(tmp_path: Path) -> None:
 
 
 def test_adapters_put_there_layer_by_layer(tmp_path: Path) -> None:
-    """Their names are in the config; the base trains, so somebody has to save it."""
+    """Their names are in the config; the base trains, so it has to be saved too."""
     model = GPT(SIZES)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     set_layer_lora_rank(model, "attn.1", 4)

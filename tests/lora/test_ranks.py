@@ -160,7 +160,7 @@ def test_another_adapter_of_the_layer_is_left_alone() -> None:
 
 
 def test_a_frozen_adapter_stays_frozen() -> None:
-    """Whoever holds it, and whatever torch allows: the flag is the ledger's."""
+    """With any holder, and whatever torch allows: the ledger sets the flag."""
     model = trained("Linear")
     hold = ledger.Hold(_factors(model.target), "Freezer")
     hold.take()
@@ -241,7 +241,7 @@ def test_a_merge_into_a_tied_or_quantised_weight_is_refused() -> None:
 
 
 def test_a_bias_of_the_adapter_outlives_its_components() -> None:
-    """`lora_bias` acts at rank 0 too, unless it was merged with them."""
+    """`lora_bias` has an effect at rank 0 too, unless it was merged with them."""
     x = inputs("Linear")
     for on_zero in ("drop", "merge"):
         model = trained("Linear", lora_bias=True)

@@ -60,9 +60,9 @@ def test_operations_are_planned_to_their_end() -> None:
 
 
 WARNINGS = {
-    "a rule that never acts": (
+    "a rule that never holds": (
         [Freezer(names="head.bias", from_step=50)],
-        "never acts: the run ends at step 4",
+        "never holds: the run ends at step 4",
     ),
     "a thaw after the last step": (
         [Freezer(names="head.bias", until_epoch=9)],
@@ -81,7 +81,7 @@ WARNINGS = {
                 ]
             )
         ],
-        "at step 4, the run breaks off: At step 4 every parameter is frozen, so nothing trains",
+        "at step 4, the run fails: At step 4 every parameter is frozen, so nothing trains",
     ),
 }
 
@@ -109,7 +109,7 @@ def test_a_lost_gain_and_an_unknown_parameter_are_said() -> None:
     assert any("layer10" in warning for warning in seen.warnings)
 
     (unknown,) = plan(trainer("pytorch_lightning"), model, train_dataloaders=batches(), **COUNTS).warnings
-    assert unknown == "layer1: no optimizer knows them, so they get gradients and never train"
+    assert unknown == "layer1: they are in no optimizer, so they get gradients and never train"
 
 
 def lora_network() -> nn.Module:

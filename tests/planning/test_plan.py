@@ -107,7 +107,7 @@ def test_nothing_of_the_user_is_touched(tmp_path: Any, monkeypatch: pytest.Monke
     ("options", "error", "match"),
     [
         ({"max_epochs": -1, "max_steps": -1}, ValueError, "This run has no end"),
-        ({"max_epochs": 1, "limit_train_batches": 0}, RuntimeError, "This run makes no step"),
+        ({"max_epochs": 1, "limit_train_batches": 0}, RuntimeError, "This run takes no step"),
         ({"callbacks": [Freezer(patterns="*")]}, RuntimeError, "nothing trains"),
         ({"callbacks": [Freezer(names="heed.bias")]}, ValueError, "head.bias"),
     ],

@@ -59,7 +59,7 @@ def test_ranks_are_written_into_the_rows() -> None:
 
 
 def test_several_changes_at_one_step_are_one() -> None:
-    """An act at step 0 comes right after the state that every run begins with, and does not replace it."""
+    """A change at step 0 comes right after the initial state of every run, and does not replace it."""
     timeline = Timeline(["wte", "attn.0"])
     timeline.record(0, {"wte": "user-frozen", "attn.0": "partial"})
     timeline.record(0, {"attn.0": "frozen"})

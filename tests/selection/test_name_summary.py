@@ -44,4 +44,4 @@ def test_the_order_of_the_names_does_not_matter() -> None:
 def test_a_long_list_ends_in_a_count() -> None:
     every = [f"part_{letter}.weight" for letter in "abcdefghijk"]
 
-    assert NameSummary(every).compress(every[:-1], num_items=2) == "part_a, part_b, ... and 8 more"
+    assert NameSummary(every).compress(every[:-1], num_items=2) == "part_a, part_b and 8 more"

@@ -1,1 +1,1 @@
-"""What has to follow a change of flags: norm layers, optimizer groups and state, the DDP wrapper."""
+"""What follows a change of flags: norm layers, optimizer groups and state, the DDP wrapper."""

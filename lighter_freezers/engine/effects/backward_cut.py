@@ -1,12 +1,13 @@
-"""Where the backward pass may end: below a frozen prefix of blocks that no gradient has to cross.
+"""Ends the backward pass above a frozen prefix of blocks that no gradient has to cross.
 
-Frozen blocks save their part of the backward pass only while nothing below them asks for a gradient. A tied
-head makes the embedding ask, `enable_input_require_grads` makes the embedding's output ask. A boundary in
-front of the first block ends the gradient there, if the graph shows that nobody below learns from it.
+Frozen blocks save their part of the backward pass only while nothing below them requires a gradient. With a
+tied head the embedding requires one; with `enable_input_require_grads` the embedding's output does. A
+boundary in front of the first block ends the gradient there if the graph shows that nothing below learns from
+it.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,29 +17,30 @@ from torch.utils.hooks import RemovableHandle
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.frozen_prefix import Surroundings
 from lighter_freezers.engine.effects.gradient_leaves import gradient_leaves
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
 from lighter_freezers.selection.anatomy import Stack
 from lighter_freezers.selection.anatomy.block_modules import block_modules
 
 __all__ = ["GradientBoundary"]
 
-_Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+_Call: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 
 _NOT_REENTRANT = "Turn it on with use_reentrant=False: {'use_reentrant': False}."
 
 
 class GradientBoundary:
-    """The places of one model at which the backward pass may end.
+    """The boundaries of one model at which the backward pass may end.
 
     Nothing is installed while no prefix is frozen. A gradient is cut only if all that it would reach below is
     one of these:
 
     - the output of an embedding that peft or transformers marked by `enable_input_require_grads`: nothing
       learns from it, so every other gradient stays what it was;
-    - the weight of an embedding that the head shares, while the ledger holds the prefix: it goes on learning
+    - the weight of an embedding that the head shares, while the ledger holds the prefix: it keeps learning
       through the head.
 
-    Where something else below trains, such as a position embedding, the gradient is let through and one
-    warning says what that costs.
+    Where something else below trains, such as a position embedding, the gradient passes, and one warning
+    states the cost.
 
     Args:
         model: Any module.
@@ -51,10 +53,11 @@ class GradientBoundary:
         self._gates: list[_Gate] | None = None
 
     def follow(self, refusing: Iterable[Parameter] = ()) -> None:
-        """Bring the boundaries in line with what is frozen now.
+        """Add or remove boundaries according to what is frozen now.
 
         Args:
-            refusing: Parameters whose blocks are to have no boundary, by the user's wish.
+            refusing: Parameters whose blocks get no boundary, because the user asked for `cut_gradient:
+                never`.
         """
         if self._gates is None:
             if all(parameter.requires_grad for parameter in self._model.parameters()):
@@ -65,18 +68,18 @@ class GradientBoundary:
             gate.follow(refused)
 
     def forget(self) -> None:
-        """Look at the model anew at the next `follow`: its parameters are others, or have other names."""
+        """Inspect the model again at the next `follow`: its parameters or their names have changed."""
         self.remove()
         self._gates = None
 
     def remove(self) -> None:
-        """Let every gradient through."""
+        """Remove all boundaries, so that every gradient passes."""
         for gate in self._gates or ():
             gate.open()
 
 
 class _Gate:
-    """The way into the first block of a stack: open, or with a look at each gradient that would come back."""
+    """The boundary before the first block of a stack: open, or checking the graph of each input."""
 
     def __init__(self, block: nn.Module, stack: Stack, around: Surroundings) -> None:
         self._block = block
@@ -84,11 +87,11 @@ class _Gate:
         self._around = around
         self._parameters = [around.parameters[name] for name in stack.blocks[0]]
         self._handle: RemovableHandle | None = None
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: Callable[..., object] | None = None
         self._is_held = self._was_cut = self._cuts_blindly = False
 
     def follow(self, refused: set[int]) -> None:
-        """Stand guard while nothing of the first block trains and nobody refuses."""
+        """Close while nothing of the first block trains and no rule refuses a boundary; open otherwise."""
         is_frozen = not any(parameter.requires_grad for parameter in self._parameters)
         if not is_frozen or any(id(parameter) in refused for parameter in self._parameters):
             self.open()
@@ -100,7 +103,7 @@ class _Gate:
             self._cuts_blindly = self._may_cut_blindly()
 
     def _may_cut_blindly(self) -> bool:
-        """What the names say, where a whole model is compiled and there is no graph to look at."""
+        """Whether names alone allow a cut: a model compiled as a whole has no autograd graph to inspect."""
         learning = self._around.trainable_below(self._stack)
         is_allowed = (
             self._is_held and learning <= self._around.tied if learning else self._around.marks_inputs
@@ -108,7 +111,7 @@ class _Gate:
         return is_allowed and not _is_reentrant(self._block)
 
     def open(self) -> None:
-        """Let everything through."""
+        """Remove the hook, so that every gradient passes."""
         if self._handle is not None:
             self._handle.remove()
         if self._compiled is not None:
@@ -118,18 +121,20 @@ class _Gate:
     def _close(self) -> None:
         compiled = self._block._compiled_call_impl
         if compiled is None:
-            self._handle = self._block.register_forward_pre_hook(self._look, with_kwargs=True)
+            self._handle = self._block.register_forward_pre_hook(ModuleHook(self._look), with_kwargs=True)
             return
-        self._compiled = compiled  # hooks would be inside the graph, whose guards do not look at hooks
+        self._compiled = compiled  # a hook would be compiled into the graph, whose guards ignore hooks
         self._block._compiled_call_impl = self._call_compiled
 
-    def _call_compiled(self, *arguments: Any, **keywords: Any) -> Any:
+    def _call_compiled(self, *arguments: object, **keywords: object) -> object:
         assert self._compiled is not None
         cut, named = self._look(self._block, arguments, keywords) or (arguments, keywords)
         return self._compiled(*cut, **named)
 
-    def _look(self, block: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> _Call | None:
-        """Cut the hidden states off from what is below, if nobody there learns from them."""
+    def _look(
+        self, block: nn.Module, arguments: tuple[object, ...], keywords: dict[str, object]
+    ) -> _Call | None:
+        """Detach the hidden states from what is below, if nothing there learns through them."""
         key = next((key for key, value in keywords.items() if isinstance(value, Tensor)), None)
         hidden = arguments[0] if arguments else keywords.get(key or "")
         if not isinstance(hidden, Tensor) or not self._cuts(hidden):
@@ -140,9 +145,9 @@ class _Gate:
         )
 
     def _cuts(self, hidden: Tensor) -> bool:
-        if torch.compiler.is_compiling():  # there is no graph to look at yet; flags that change compile anew
+        if torch.compiler.is_compiling():  # no autograd graph exists yet; changed flags cause a recompilation
             return self._cuts_blindly
-        if torch._C._current_graph_task_id() == -1:  # checkpointing that computes again has to do as before
+        if torch._C._current_graph_task_id() == -1:  # a recomputation repeats what was decided
             self._was_cut = torch.is_grad_enabled() and hidden.requires_grad and self._may_cut(hidden)
         return self._was_cut
 
@@ -156,7 +161,7 @@ class _Gate:
             if id(leaf) in self._around.tied and self._is_held:
                 is_tied = True
             elif not (self._around.marks_inputs and leaf is not None and not isinstance(leaf, Parameter)):
-                if not self._around.has_told_of_loss:  # else it would be put into words at every step
+                if not self._around.has_told_of_loss:  # else its text is built at every step
                     self._explain(hidden)
                 return False
         if is_tied:
@@ -164,27 +169,27 @@ class _Gate:
         return True
 
     def _explain(self, hidden: Tensor) -> None:
-        """Warn where it is embeddings and the like that learn; frozen blocks above others are a choice."""
+        """Warn if embeddings and the like learn below; trainable blocks below are the user's choice."""
         leaves = {id(leaf) for leaf in gradient_leaves(hidden)}
         learning = leaves & self._around.names.keys()
         if not learning or learning & self._around.in_blocks:
             return
         if self._is_held:
-            learning = learning - self._around.tied  # they would not stand in the way
+            learning = learning - self._around.tied  # a tied weight would not prevent the cut
         names = self._around.summary(self._around.names[key] for key in learning)
         why, way_out = f"{names} below trains", f"Freeze {names} too, unless it has to learn."
         self._around.warn_of_loss(self._stack, self._block, why, way_out)
 
 
 def _gates_of(model: nn.Module, is_silent: bool) -> list[_Gate]:
-    """A gate in front of the first block of each stack."""
+    """One gate for the first block of each stack."""
     around = Surroundings(model, is_silent)
     stacks = zip(around.anatomy.stacks, block_modules(model, around.anatomy), strict=True)
     return [_Gate(blocks[0], stack, around) for stack, blocks in stacks if blocks]
 
 
 def _is_reentrant(block: nn.Module) -> bool:
-    """Whether transformers checkpoints a block in the old way, which needs a gradient at its input."""
+    """Whether transformers uses re-entrant checkpointing for a block, which needs a gradient at its input."""
     if not getattr(block, "gradient_checkpointing", False):
         return False
     how = getattr(getattr(block, "_gradient_checkpointing_func", None), "keywords", {})

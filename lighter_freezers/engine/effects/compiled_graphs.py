@@ -1,11 +1,11 @@
-"""What `torch.compile` makes of a freezing schedule: how many graphs there will be, said before it hurts.
+"""Warns before a freezing schedule makes `torch.compile` exceed its limit of graphs.
 
-A graph belongs to the flags of its parameters. Torch keeps up to `torch._dynamo.config.recompile_limit`
-graphs of one function, and runs without compiling what needs another.
+A graph is valid for one set of `requires_grad` flags. Torch keeps up to
+`torch._dynamo.config.recompile_limit` graphs of one function, and runs it uncompiled when it would need
+another.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from lighter_freezers.selection.anatomy.block_modules import block_modules
 
 __all__ = ["CompiledGraphs", "is_compiled"]
 
-_MANY = 4  # transitions: from here on a graph of the whole model for each of them is worth a warning
+_MANY = 4  # transitions: from this number on, one graph of the whole model for each is worth a warning
 
 
 class CompiledGraphs:
@@ -29,7 +29,7 @@ class CompiledGraphs:
         compiled = [module for module in model.modules() if is_compiled(module)]
         self._stacks: list[list[nn.Module]] = []
         self._is_whole = False
-        self._variants: set[tuple[Any, ...]] = set()
+        self._variants: set[tuple[object, ...]] = set()
         self._has_warned = False
         if not compiled:
             return
@@ -40,7 +40,7 @@ class CompiledGraphs:
         self._is_whole = any(_num_inside(module, blocks) > 1 for module in compiled)
 
     def warn_of_schedule(self, num_transitions: int) -> None:
-        """Say what a schedule costs a model that is compiled as a whole.
+        """Warn how often a schedule recompiles a model that is compiled as a whole.
 
         Args:
             num_transitions: How often something will freeze or thaw.
@@ -61,7 +61,7 @@ class CompiledGraphs:
         )
 
     def follow(self, optimizer_step: int) -> None:
-        """Count the graphs of blocks, and say when torch will not make another."""
+        """Count the graphs of compiled blocks, and warn when torch will not compile another."""
         if not self._stacks or self._has_warned:
             return
         for stack in self._stacks:
@@ -79,8 +79,8 @@ class CompiledGraphs:
             )
 
 
-def _variants(stack: Sequence[nn.Module]) -> Iterator[tuple[Any, ...]]:
-    """What a graph depends on: the class, the flags, and whether a gradient comes out below."""
+def _variants(stack: Sequence[nn.Module]) -> Iterator[tuple[object, ...]]:
+    """What a graph depends on: the class, the flags, and whether the input needs a gradient."""
     has_gradient = False
     for block in stack:
         flags = tuple(parameter.requires_grad for parameter in block.parameters())
@@ -89,8 +89,8 @@ def _variants(stack: Sequence[nn.Module]) -> Iterator[tuple[Any, ...]]:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module was given to `torch.compile`, by itself and not inside another."""
-    is_wrapper = type(module).__name__ == "OptimizedModule"  # by name: the class costs an import of dynamo
+    """Whether a module itself, not a module around it, was given to `torch.compile`."""
+    is_wrapper = type(module).__name__ == "OptimizedModule"  # by name: the class imports dynamo
     is_compiled_module = getattr(module, "_compiler_ctx", None) is not None  # of a LightningModule
     return is_wrapper or module._compiled_call_impl is not None or is_compiled_module
 

@@ -1,4 +1,4 @@
-"""The model around a frozen prefix: what trains below it, and the sentences about that, each said once."""
+"""The model around a frozen prefix: what trains below it, and the messages about that, each logged once."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ _MARKS_INPUTS = ("make_inputs_require_grad", "make_inputs_require_grads")  # hoo
 
 
 class Surroundings:
-    """The model around the gates, and the sentences about it, each said once."""
+    """What the gates of one model share: its parameters, and the messages that are logged once."""
 
     def __init__(self, model: nn.Module, is_silent: bool) -> None:
         self.anatomy = anatomy_of(model)
@@ -28,7 +28,7 @@ class Surroundings:
         self.in_blocks = {id(self.parameters[name]) for name in blocks}
         self.is_compiled = any(map(is_compiled, model.modules()))
         hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
-        # the output of an embedding asks for a gradient that nobody learns from
+        # the output of an embedding requires a gradient that no parameter learns from
         self.marks_inputs = any(getattr(hook, "__name__", "") in _MARKS_INPUTS for hook in hooks)
         self._summary = NameSummary(list(self.parameters))
         self._said: set[str] = set() if not is_silent else {"cut", "lost"}
@@ -42,7 +42,7 @@ class Surroundings:
         return {id(self.parameters[name]) for name in trainable if name not in above}
 
     def tell_of_cut(self, stack: Stack) -> None:
-        """Say once that a tied weight learns through the head alone."""
+        """Log once that a tied weight learns through the head alone."""
         if "cut" in self._said:
             return
         self._said.add("cut")
@@ -55,11 +55,11 @@ class Surroundings:
 
     @property
     def has_told_of_loss(self) -> bool:
-        """Whether there is nothing more to say about a gradient through a frozen prefix."""
+        """Whether the warning about a gradient through a frozen prefix is already out."""
         return "lost" in self._said
 
     def warn_of_loss(self, stack: Stack, block: nn.Module, why: str, way_out: str) -> None:
-        """Say once what a gradient through a frozen prefix costs."""
+        """Warn once what a gradient through a frozen prefix costs."""
         if self.has_told_of_loss:
             return
         self._said.add("lost")
@@ -74,7 +74,7 @@ class Surroundings:
         )
 
     def summary(self, names: Iterable[str]) -> str:
-        """Names in few words."""
+        """Names, compressed to a short phrase."""
         return self._summary.compress(names)
 
     def _prefix(self, stack: Stack) -> str:

@@ -8,7 +8,7 @@ __all__ = ["gradient_leaves"]
 
 _HIDES_ITS_GRAPH = (
     "CheckpointFunctionBackward",
-)  # re-entrant checkpointing: its parameters are not in sight
+)  # re-entrant checkpointing: the graph does not show its parameters
 
 
 def gradient_leaves(tensor: Tensor) -> Iterator[Tensor | None]:
@@ -18,7 +18,7 @@ def gradient_leaves(tensor: Tensor) -> Iterator[Tensor | None]:
         tensor: One that requires a gradient.
 
     Yields:
-        Leaves, in no order of meaning; None for each part of the graph that does not show its leaves.
+        Leaves, in no particular order; None for each part of the graph that does not show its leaves.
     """
     if tensor.grad_fn is None:
         yield tensor

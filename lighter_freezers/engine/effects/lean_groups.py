@@ -1,44 +1,23 @@
 """Optimizer groups without what is frozen: its state is freed, and a step costs what trains.
 
-Groups stay where they are, so LR schedulers and learning rates go on with them. What leaves a group comes
-back to its old place. A checkpoint never sees any of it: while it is saved or loaded, groups have all their
-parameters, and parameters that are away have no state, as if they had never trained.
+The groups themselves stay, so LR schedulers and learning rates are unaffected. A parameter that was removed
+returns to its old place. Checkpoints do not depend on it: while one is saved or loaded, groups have all their
+parameters, and removed parameters have no state, as if they had never trained.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["LeanGroups", "refuse_lean_groups"]
+__all__ = ["LeanGroups"]
 
 _PER_PARAMETER = ("params", "param_names")
 
 
-def refuse_lean_groups(strategy: Any, optimizers: Iterable[Optimizer]) -> None:
-    """Fail before training where parameters cannot leave an optimizer.
-
-    Raises:
-        RuntimeError: The strategy or an optimizer counts on a fixed set of parameters.
-    """
-    name = type(strategy).__name__
-    if not {"SingleDeviceStrategy", "DDPStrategy"} & {base.__name__ for base in type(strategy).__mro__}:
-        raise RuntimeError(
-            f"optimizer_state='free' takes what is frozen out of the optimizer, and {name} does not follow "
-            "that when it saves a checkpoint. Use 'reset', one device or the strategy 'ddp'."
-        )
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
-        raise RuntimeError(
-            "optimizer_state='free' takes frozen parameters out of the optimizer, but LBFGS remembers all of "
-            "them together. Use another optimizer, or optimizer_state='keep'."
-        )
-
-
 class LeanGroups:
-    """The groups of some optimizers, and who is away from them.
+    """The groups of some optimizers, and the parameters removed from them.
 
     Args:
         optimizers: With all their parameters.
@@ -48,17 +27,17 @@ class LeanGroups:
         self._groups = [_LeanOptimizer(optimizer) for optimizer in optimizers]
 
     def leave_out(self, parameters: Iterable[Parameter]) -> None:
-        """Leave these out of all groups and free their state, and have all others back.
+        """Remove these from all groups and free their state, and put all others back.
 
         Args:
-            parameters: All that is to be away from now on.
+            parameters: All that the groups shall lack from now on.
         """
         away = {id(parameter) for parameter in parameters}
         for groups in self._groups:
             groups.leave_out(away)
 
     def replace(self, successors: Mapping[int, Parameter]) -> None:
-        """Put other parameters in the place of those that are away.
+        """Substitute parameters among those that were removed.
 
         Args:
             successors: Id of an old parameter -> the new one.
@@ -67,7 +46,7 @@ class LeanGroups:
             groups.replace(successors)
 
     def release(self) -> None:
-        """Have everything back, and leave the optimizers alone from now on."""
+        """Put everything back, and stop managing the optimizers."""
         for groups in self._groups:
             groups.release()
 
@@ -78,7 +57,7 @@ class _LeanOptimizer:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._away: set[int] = set()
-        self._full: list[dict[str, list[Any]]] = []  # while somebody is away: what belongs into each group
+        self._full: list[dict[str, list[object]]] = []  # while parameters are removed: the full groups
         self._hooks: list[RemovableHandle] = [
             optimizer.register_state_dict_pre_hook(lambda _: self._fill()),
             optimizer.register_state_dict_post_hook(lambda *_: self._empty()),
@@ -104,14 +83,14 @@ class _LeanOptimizer:
         self._away, self._hooks = set(), []
 
     def _fill(self) -> None:
-        """Have everybody back, at the old places."""
+        """Put all parameters back at their old places."""
         for group, full in zip(self._optimizer.param_groups, self._full, strict=False):
             for key, members in full.items():
                 group[key] = members
         self._full = []
 
     def _empty(self) -> None:
-        """Let them go, with all that the optimizer remembers of them."""
+        """Remove parameters from the groups and their state from the optimizer."""
         if not self._away:
             return
         for group in self._optimizer.param_groups:

@@ -1,39 +1,40 @@
-"""The whole curve of the learning rates, scaled or begun anew: the optimizers' groups and their schedulers.
+"""Scales or restarts the whole curve of the learning rates, in the optimizers' groups and their schedulers.
 
-A scheduler goes on as it is, on a curve of another height: what it computes from (`base_lrs`, `initial_lr`,
-`max_lr`, `eta_min`, ...) is scaled along with what is in force now, so nothing has to be done again at later
-steps, and a checkpoint of optimizer and scheduler holds all of it.
+A scheduler keeps its position, on a scaled curve: the values it computes from (`base_lrs`, `initial_lr`,
+`max_lr`, `eta_min`, ...) are scaled together with the current rates, so later steps need no further work, and
+a checkpoint of optimizer and scheduler contains everything.
 """
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lighter_freezers.engine.trainer_like import ParameterGroup, SchedulerLike
+
 __all__ = ["RateCurves"]
 
 _IN_GROUP = ("lr", "initial_lr", "max_lr", "min_lr")
-_PER_GROUP = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")  # lists that schedulers keep
-_FLOORS = ("eta_min", "default_min_lr")  # numbers that schedulers keep, for all groups alike
+_PER_GROUP = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")  # lists in schedulers, one entry per group
+_FLOORS = ("eta_min", "default_min_lr")  # numbers in schedulers, shared by all groups
 
 
 class RateCurves:
-    """The learning rates of one fit, remembered as they are when it begins.
+    """The learning rates of one fit, as they are when it starts.
 
-    To be made after all groups are, and before a checkpoint is loaded.
+    Create it after all groups exist and before a checkpoint is loaded.
 
     Args:
         optimizers: Those of the Trainer.
         schedulers: Its LR schedulers.
 
     Raises:
-        RuntimeError: A scheduler is none of torch's, so nobody knows what it computes from.
+        RuntimeError: A scheduler is not one of torch's, so its curve is unknown.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[SchedulerLike]) -> None:
         self._optimizers, self._schedulers = list(optimizers), list(schedulers)
         for scheduler in schedulers:
             if not isinstance(scheduler, LRScheduler):
@@ -54,17 +55,17 @@ class RateCurves:
 
     @property
     def has_schedule(self) -> bool:
-        """Whether anything drives the learning rates."""
+        """Whether a scheduler controls the learning rates."""
         return bool(self._schedulers)
 
     @property
     def heights(self) -> list[float]:
-        """What each group's curve is relative to; without a curve, or on a plateau, the rate in force."""
+        """The base rate of each group's curve; without a curve, or on a plateau, the current rate."""
         return [height for optimizer in self._optimizers for height in self._heights(optimizer)]
 
     @property
     def rates(self) -> list[float]:
-        """The learning rate in force in each group."""
+        """The current learning rate of each group."""
         return [float(group["lr"]) for group in self._groups]
 
     def set_height(self, rate: float) -> None:
@@ -74,7 +75,7 @@ class RateCurves:
             RuntimeError: A group has the height 0.
         """
         if 0.0 in self.heights:
-            raise RuntimeError("a parameter group has the learning rate 0, which no factor makes another.")
+            raise RuntimeError("a parameter group has the learning rate 0, which no factor can change.")
         for optimizer in self._optimizers:
             self._scale(optimizer, [rate / height for height in self._heights(optimizer)])
 
@@ -84,7 +85,7 @@ class RateCurves:
             self._scale(optimizer, [factor] * len(optimizer.param_groups))
 
     def restart(self) -> None:
-        """Begin every schedule anew, warm-up included, at the height it has now."""
+        """Restart every schedule, warm-up included, at its current height."""
         for scheduler, state in zip(self._schedulers, self._first_states, strict=True):
             scheduler.load_state_dict(copy.deepcopy(state))
         for optimizer, first_rates in zip(self._optimizers, self._first_rates, strict=True):
@@ -97,7 +98,7 @@ class RateCurves:
             self._scale(optimizer, factors)
 
     @property
-    def _groups(self) -> list[dict[str, Any]]:
+    def _groups(self) -> list[ParameterGroup]:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
     def _heights(self, optimizer: Optimizer) -> list[float]:
@@ -113,13 +114,13 @@ class RateCurves:
             _scale_scheduler(scheduler, optimizer, factors)
 
 
-def _drives(scheduler: Any, optimizer: Optimizer) -> bool:
-    """Whether a scheduler computes the rates of an optimizer from its step, and not from what is in force."""
+def _drives(scheduler: SchedulerLike, optimizer: Optimizer) -> bool:
+    """Whether a scheduler computes the rates of an optimizer from its step, not from the current rates."""
     return scheduler.optimizer is optimizer and not isinstance(scheduler, ReduceLROnPlateau)
 
 
-def _scale_scheduler(scheduler: Any, optimizer: Optimizer, factors: Sequence[float]) -> None:
-    """Scale what a scheduler, and those it is made of, compute from."""
+def _scale_scheduler(scheduler: SchedulerLike, optimizer: Optimizer, factors: Sequence[float]) -> None:
+    """Scale the values that a scheduler and its parts compute from."""
     for part in getattr(scheduler, "_schedulers", ()):
         _scale_scheduler(part, optimizer, factors)
     if getattr(scheduler, "optimizer", None) is not optimizer:
@@ -135,12 +136,12 @@ def _scale_scheduler(scheduler: Any, optimizer: Optimizer, factors: Sequence[flo
             setattr(scheduler, key, floor * min(factors))
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: float | torch.Tensor) -> float | torch.Tensor:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _put(group: dict[str, Any], key: str, value: Any) -> None:
-    """Keep a tensor the same tensor, as compiled optimizers need it."""
+def _put(group: ParameterGroup, key: str, value: float | torch.Tensor) -> None:
+    """Write a rate; a tensor is updated in place, as compiled optimizers need it."""
     if isinstance(group[key], torch.Tensor):
         group[key].copy_(torch.as_tensor(value))
     else:

@@ -1,8 +1,8 @@
-"""The learning rate of what thaws, in force at every step, whatever an LR scheduler writes.
+"""Sets the learning rate of thawed parameters at every step, whatever an LR scheduler writes.
 
-A group that somebody asked a rate for is set anew before each optimizer step: from the request alone, or
-relative to the group it was split off, which the LR scheduler goes on driving. Nothing accumulates, so a
-resumed run has the same rates.
+A group with a requested rate is set again before each optimizer step: from the request alone, or relative to
+the group it was split from, which the LR scheduler still controls. Nothing accumulates, so a resumed run has
+the same rates.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ __all__ = ["LearningRateRequest", "Releasing", "ThawedGroup"]
 
 @dataclass(frozen=True)
 class LearningRateRequest:
-    """What a freezer asks for the parameters it lets go.
+    """The learning rate that a freezer requests for the parameters it releases.
 
     Attributes:
         absolute: The learning rate itself; None to follow the LR scheduler.
         factor: Times the learning rate that the LR scheduler gives to the rest of the group; in [0, inf).
         warmup_steps: Optimizer steps over which the rate rises linearly from zero: the first step after the
-            thaw has 1/warmup_steps of it, and the one with this number all of it. 0 means at once.
+            thaw has 1/warmup_steps of it, step number `warmup_steps` the full rate. 0 means at once.
     """
 
     absolute: float | None = None
@@ -35,36 +35,36 @@ class LearningRateRequest:
         return scheduled * self.factor if self.absolute is None else self.absolute
 
     def ramp(self, steps_since_thaw: int) -> float:
-        """The share of the target in force, in (0, 1]."""
+        """The current share of the target, in (0, 1]."""
         if self.warmup_steps == 0:
             return 1.0
         return min(1.0, (steps_since_thaw + 1) / self.warmup_steps)
 
 
 class Releasing(Protocol):
-    """Somebody who holds parameters and lets them go."""
+    """A holder of parameters that can release them."""
 
     released_at: int | None  # the optimizer step of the last release; None before
 
     @property
     def learning_rate(self) -> LearningRateRequest | None:
-        """What it asks for; None where it leaves the rate alone."""
+        """The rate it requests; None where it leaves the rate alone."""
 
 
 @dataclass(frozen=True)
 class ThawedGroup:
     """An optimizer group whose parameters the same freezers select.
 
-    Where several of them ask for a rate, the last to let go is heard; on a tie, the lowest rate.
+    Where several of them request a rate, the one that released last counts; on a tie, the lowest rate.
     """
 
     optimizer: Optimizer
-    group_index: int  # not the group itself: loading a checkpoint puts new ones in its place
+    group_index: int  # not the group itself: loading a checkpoint replaces the group objects
     home_index: int
     freezers: Sequence[Releasing]
 
     def set_learning_rate(self, optimizer_step: int) -> None:
-        """Put the rate of this optimizer step into the group."""
+        """Write the rate of this optimizer step into the group."""
         value = self._learning_rate(optimizer_step)
         group = self.optimizer.param_groups[self.group_index]
         if isinstance(group["lr"], torch.Tensor):

@@ -10,7 +10,7 @@ __all__ = ["frozen_prefix", "lost_share"]
 
 
 def frozen_prefix(stack: Stack, parameters: Mapping[str, Parameter]) -> int:
-    """How many of the first blocks of a stack have nothing that trains.
+    """The number of leading blocks of a stack in which nothing trains.
 
     Args:
         stack: The blocks.
@@ -25,11 +25,12 @@ def frozen_prefix(stack: Stack, parameters: Mapping[str, Parameter]) -> int:
 def lost_share(
     anatomy: Anatomy, stack: Stack, parameters: Mapping[str, Parameter], *, is_checkpointed: bool = False
 ) -> float:
-    """The share of a step's matrix products that goes into a gradient for what is below a frozen prefix.
+    """The share of a step's matrix products spent on gradients for what is below a frozen prefix.
 
     Counted by the elements of weight matrices W: a layer that trains needs three products with W (output,
-    gradient of its input, gradient of W), a frozen one that a gradient flows through two, and one without a
-    gradient one. Checkpointing computes the output of a block again if a gradient flows through it.
+    gradient of its input, gradient of W), a frozen layer that a gradient flows through needs two, and one
+    without a gradient needs one. Checkpointing computes the output of a block again if a gradient flows
+    through it.
 
     Args:
         anatomy: Of the model.

@@ -1,4 +1,4 @@
-"""Batch-normalisation layers that stand still while all their parameters are held, and move again after.
+"""Stops batch-normalisation layers while all their parameters are held, and restores them after.
 
 Only layers with running statistics matter: the others have no state besides their parameters.
 """
@@ -11,6 +11,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
 
 __all__ = ["FrozenNorms", "NormMode", "StillNorm"]
 
@@ -18,7 +19,7 @@ NormMode = Literal["eval", "stats", "train"]
 
 
 class StillNorm:
-    """One norm layer, and what it was before it was made to stand still."""
+    """One norm layer, and its settings before it was stopped."""
 
     def __init__(self, norm: _NormBase, parameters: list[nn.Parameter]) -> None:
         self.norm = norm
@@ -34,21 +35,21 @@ class StillNorm:
         return all(map(ledger.is_held, self.parameters))
 
     def stop(self, mode: NormMode) -> None:
-        """Stand still: `eval` normalises with the running statistics, `stats` only keeps them from moving."""
+        """Stop updating: `eval` normalises with the running statistics, `stats` only keeps them constant."""
         if self._mode is not None:
             return
         self._mode = mode
         self._was_training = self.norm.training
         if mode == "eval":
             self.norm.eval()
-            self._guard = self.norm.register_forward_pre_hook(_stay_in_eval)
+            self._guard = self.norm.register_forward_pre_hook(STAY_IN_EVAL)
         elif mode == "stats" and isinstance(self.norm, _InstanceNorm):
             self._momentum, self.norm.momentum = self.norm.momentum, 0.0
         elif mode == "stats":
             self.norm.track_running_stats = False  # in training torch then neither reads nor updates them
 
     def resume(self) -> None:
-        """Be again what it was."""
+        """Restore the layer's settings."""
         if self._mode == "eval":
             assert self._guard is not None
             self._guard.remove()
@@ -61,17 +62,20 @@ class StillNorm:
 
 
 def _stay_in_eval(norm: nn.Module, _: object) -> None:
-    """Undo a `model.train()` that somebody called in between."""
+    """Undo a `model.train()` called in the meantime."""
     if norm.training:
         norm.eval()
+
+
+STAY_IN_EVAL = ModuleHook(_stay_in_eval, constant="STAY_IN_EVAL")
 
 
 class FrozenNorms:
     """The norm layers below a set of selections.
 
     Args:
-        model: Where the layers are looked for.
-        selections: Pairs of the parameters that one freezer selects, and what its norm layers shall do.
+        model: The module whose layers are searched.
+        selections: Pairs of the parameters that one freezer selects and the mode for their norm layers.
     """
 
     def __init__(self, model: nn.Module, selections: list[tuple[list[nn.Parameter], NormMode]]) -> None:
@@ -86,7 +90,7 @@ class FrozenNorms:
                 self._norms.append((StillNorm(norm, parameters), strictest))
 
     def follow(self) -> None:
-        """Bring every norm layer in line with who holds its parameters now."""
+        """Stop or restore every norm layer according to who holds its parameters now."""
         for norm, mode in self._norms:
             if norm.is_due:
                 norm.stop(mode)
@@ -94,13 +98,13 @@ class FrozenNorms:
                 norm.resume()
 
     def resume(self) -> None:
-        """Let every norm layer be what it was."""
+        """Restore every norm layer's settings."""
         for norm, _ in self._norms:
             norm.resume()
 
 
 def _norms_with_statistics(model: nn.Module) -> list[tuple[_NormBase, list[nn.Parameter]]]:
-    """Each norm layer with the parameters it goes with: its own, or its parent's where it has none."""
+    """Each norm layer with its parameters, or its parent's where it has none."""
     found = []
     seen: set[int] = set()
     for parent in model.modules():

@@ -4,23 +4,28 @@ Groups are only made at the start of a fit, in an order that depends on the argu
 run finds the groups that its checkpoint was saved with.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-__all__ = ["add_missing", "forget_state", "parameters_in", "split_off"]
+from lighter_freezers.engine.effects.optimizer_choice import (
+    accepting_groups,
+    choose_optimizer,
+    common_length,
+    described,
+)
+from lighter_freezers.engine.trainer_like import ParameterGroup, SchedulerLike
 
-_Group = dict[str, Any]
+__all__ = ["add_missing", "forget_state", "parameters_in", "split_off"]
 
 # What torch's LR schedulers keep as one entry per parameter group.
 _PER_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "lr_lambdas", "base_momentums", "max_momentums")
 
 
 def parameters_in(optimizers: Iterable[Optimizer]) -> set[int]:
-    """The ids of all parameters that an optimizer knows."""
+    """The ids of all parameters in an optimizer."""
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
@@ -28,44 +33,78 @@ def add_missing(
     missing: Mapping[str, Parameter],
     names: Mapping[int, str],
     optimizers: Sequence[Optimizer],
-    schedulers: Sequence[Any],
-) -> dict[str, list[str]]:
-    """Give parameters that no optimizer knows a group of their own, like that of their nearest relative.
+    schedulers: Sequence[SchedulerLike],
+    *,
+    asked: Mapping[str, int | str] | None = None,
+    sparse: Collection[int] = (),
+) -> list[tuple[int, str, list[str]]]:
+    """Put parameters that are in no optimizer into a new group, with the options of their nearest relative.
 
-    The nearest relative is the parameter with the longest common dotted name, preferably of the same number
-    of dimensions, so that biases and norm weights end up without weight decay where such a group exists.
+    The optimizer is the one that trains their neighbours, see `choose_optimizer`. The nearest relative in it
+    is the parameter with the longest common dotted name, preferably of the same number of dimensions, so that
+    biases and norm weights end up without weight decay where such a group exists.
 
     Args:
         missing: Name -> parameter.
         names: Id -> name of every parameter of the model.
         optimizers: The Trainer's optimizers.
-        schedulers: The Trainer's LR schedulers; those of a grown optimizer grow along.
+        schedulers: The Trainer's LR schedulers; those of an extended optimizer are extended too.
+        asked: Name -> the optimizer that the user wants for it.
+        sparse: Ids of parameters with sparse gradients.
 
     Returns:
-        Name of the new group -> names of the parameters in it.
+        Index of the optimizer, name of the new group, names of the parameters in it.
+
+    Raises:
+        ValueError: It is not clear which optimizer is meant, or none accepts a parameter.
     """
     homes: dict[tuple[int, int], dict[str, Parameter]] = {}
+    unclear = []
     for name, parameter in missing.items():
-        homes.setdefault(_nearest_group(name, parameter, names, optimizers), {})[name] = parameter
-    added = {}
+        groups = [accepting_groups(optimizer, parameter, id(parameter) in sparse) for optimizer in optimizers]
+        candidates = [index for index, accepting in enumerate(groups) if accepting]
+        if not candidates:
+            raise ValueError(
+                f"{name} (of shape {tuple(parameter.shape)}) will thaw, and no optimizer of the run accepts "
+                f"it: {described(optimizers, names)}. Add one that does to configure_optimizers, or keep it "
+                "frozen for the whole run."
+            )
+        chosen = choose_optimizer(name, names, optimizers, candidates, (asked or {}).get(name))
+        if chosen is None:
+            unclear.append(name)
+            continue
+        home = _nearest_group(name, parameter, names, optimizers[chosen], groups[chosen])
+        homes.setdefault((chosen, home), {})[name] = parameter
+    if unclear:
+        raise ValueError(_unclear(unclear, optimizers, names))
+    added = []
     for (optimizer_index, group_index), parameters in sorted(homes.items(), key=lambda item: item[0]):
         group_name = f"thawed-{group_index + 1}"
-        optimizer = optimizers[optimizer_index]
-        _add_group(optimizer, group_index, parameters, group_name, schedulers)
-        added[group_name] = list(parameters)
+        _add_group(optimizers[optimizer_index], group_index, parameters, group_name, schedulers)
+        added.append((optimizer_index, group_name, list(parameters)))
     return added
+
+
+def _unclear(missing: Sequence[str], optimizers: Sequence[Optimizer], names: Mapping[int, str]) -> str:
+    shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    return (
+        f"{shown} will thaw, but no optimizer knows them, and their nearest modules are trained by several: "
+        f"{described(optimizers, names)}. Say which optimizer takes them (`optimizer: 1`, the name of its "
+        "class or of a module it trains, in the callback that freezes them), or give it all of its "
+        "parameters in configure_optimizers, frozen ones too."
+    )
 
 
 def split_off(
     parameters: Mapping[str, Parameter],
     group_name: str,
     optimizers: Sequence[Optimizer],
-    schedulers: Sequence[Any],
+    schedulers: Sequence[SchedulerLike],
 ) -> list[tuple[Optimizer, int, int]]:
     """Move parameters into groups of their own, one for each group that had some of them.
 
-    The old group stays, even if it is empty now: LR schedulers go on driving it, and the new group can be set
-    relative to it.
+    The old group stays, even if it is empty now: LR schedulers still control it, and the new group's rate can
+    be set relative to it.
 
     Returns:
         Optimizer, index of the new group, index of the old group.
@@ -85,7 +124,7 @@ def split_off(
 
 
 def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> None:
-    """Drop what optimizers remember of parameters: memory is freed, and moments start afresh after a thaw."""
+    """Drop the optimizers' state of parameters: frees memory, and moments start from 0 after a thaw."""
     parameters = list(parameters)
     for optimizer in optimizers:
         for parameter in parameters:
@@ -93,30 +132,23 @@ def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer
 
 
 def _nearest_group(
-    name: str, parameter: Parameter, names: Mapping[int, str], optimizers: Sequence[Optimizer]
-) -> tuple[int, int]:
-    best, home = (-1, False), (0, 0)
-    parts = name.split(".")
-    for optimizer_index, optimizer in enumerate(optimizers):
-        for group_index, group in enumerate(optimizer.param_groups):
-            for other in group["params"]:
-                depth = _common_length(parts, names.get(id(other), "").split("."))
-                closeness = (depth, (other.ndim > 1) == (parameter.ndim > 1))
-                if closeness > best:
-                    best, home = closeness, (optimizer_index, group_index)
+    name: str,
+    parameter: Parameter,
+    names: Mapping[int, str],
+    optimizer: Optimizer,
+    accepting: Sequence[int],
+) -> int:
+    best, home = (-1, False), accepting[0]
+    for index in accepting:
+        for other in optimizer.param_groups[index]["params"]:
+            depth = common_length(name, names.get(id(other), ""))
+            closeness = (depth, (other.ndim > 1) == (parameter.ndim > 1))
+            if closeness > best:
+                best, home = closeness, index
     return home
 
 
-def _common_length(parts: Sequence[str], others: Sequence[str]) -> int:
-    length = 0
-    for part, other in zip(parts, others, strict=False):
-        if part != other:
-            break
-        length += 1
-    return length
-
-
-def _remove(group: _Group, leaving: Iterable[Parameter]) -> None:
+def _remove(group: ParameterGroup, leaving: Iterable[Parameter]) -> None:
     ids = {id(parameter) for parameter in leaving}
     keep = [index for index, parameter in enumerate(group["params"]) if id(parameter) not in ids]
     for key in ("params", "param_names"):
@@ -129,11 +161,11 @@ def _add_group(
     home_index: int,
     parameters: Mapping[str, Parameter],
     group_name: str,
-    schedulers: Sequence[Any],
+    schedulers: Sequence[SchedulerLike],
 ) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
-            "LBFGS knows one parameter group only. Put every parameter into it when you build it, "
+            "LBFGS supports one parameter group only. Put every parameter into it when you build it, "
             "and remove unfreeze_lr, unfreeze_lr_factor and warmup_steps."
         )
     home = optimizer.param_groups[home_index]
@@ -145,12 +177,12 @@ def _add_group(
         _extend(scheduler, optimizer, home_index)
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: object) -> object:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _extend(scheduler: Any, optimizer: Optimizer, home_index: int) -> None:
-    """Let a scheduler, and those it is made of, treat the newest group as it treats its home."""
+def _extend(scheduler: SchedulerLike, optimizer: Optimizer, home_index: int) -> None:
+    """Make a scheduler and its parts treat the newest group like the group it came from."""
     for part in getattr(scheduler, "_schedulers", ()):
         _extend(part, optimizer, home_index)
     if getattr(scheduler, "optimizer", None) is not optimizer:

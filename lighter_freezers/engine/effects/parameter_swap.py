@@ -1,10 +1,10 @@
-"""A parameter of another shape in the place of an old one: the same Python object wherever torch allows it.
+"""Changes the shape of a parameter: the same Python object is kept wherever torch allows it.
 
-Whoever knows the parameter, such as an optimizer built before the Trainer ran, then knows the new one.
+Whatever refers to the parameter, such as an optimizer built before the Trainer ran, then refers to the new
+one.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.engine.trainer_like import ParameterGroup
 
 __all__ = ["options_of", "reshape_parameter"]
 
@@ -19,9 +20,9 @@ __all__ = ["options_of", "reshape_parameter"]
 def reshape_parameter(
     owner: nn.Module, name: str, value: Tensor, optimizers: Iterable[Optimizer] = ()
 ) -> tuple[Parameter, Parameter] | None:
-    """Give a parameter a value of another shape; its gradient is gone, its flag and its holders stay.
+    """Give a parameter a value of another shape; its gradient is dropped, its flag and its holders stay.
 
-    Its `.data` is not set, because a graph or a DDP reducer would go on with the old shape. Torch refuses to
+    Its `.data` is not set, because a graph or a DDP reducer would keep using the old shape. Torch refuses to
     swap what a live graph, a DDP wrapper or a compiled function refers to. Then a new parameter takes the old
     one's place in the module, in the ledger and in the optimizers.
 
@@ -29,15 +30,15 @@ def reshape_parameter(
         owner: The module that owns it, a `ParameterDict` too.
         name: Its name there.
         value: The new value; it is cast to the parameter's dtype.
-        optimizers: Those that may know it. Their state for it is left to the caller.
+        optimizers: Those that may contain it. The caller takes care of their state for it.
 
     Returns:
-        None where it is the same object still, else the old and the new parameter.
+        None where it is still the same object, else the old and the new parameter.
     """
     old = owner._parameters[name]
     assert old is not None, "only parameters that exist are reshaped"
     new = Parameter(value.detach().to(old, copy=True).contiguous(), requires_grad=old.requires_grad)
-    new.__dict__.update(old.__dict__)  # marks that others left on it; a swap would take them away
+    new.__dict__.update(old.__dict__)  # attributes set by other code; a swap would remove them
     if _swapped(old, new):
         return None
     owner.register_parameter(name, new)
@@ -47,8 +48,8 @@ def reshape_parameter(
     return old, new
 
 
-def options_of(parameter: Parameter, optimizer: Optimizer) -> Mapping[str, Any] | None:
-    """The options of the group a parameter is in; None if the optimizer does not know it."""
+def options_of(parameter: Parameter, optimizer: Optimizer) -> ParameterGroup | None:
+    """The options of the group a parameter is in; None if it is in no group."""
     for group in optimizer.param_groups:
         if any(member is parameter for member in group["params"]):
             return group

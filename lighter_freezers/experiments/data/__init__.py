@@ -1,1 +1,1 @@
-"""Texts, labels and prompts: read, encoded, cut into batches."""
+"""Texts, labels and prompts: read, encoded, batched."""

@@ -1,8 +1,9 @@
-"""The folder where tokenizers and labels are kept: where it is, and how a file gets there whole."""
+"""The cache folder for tokenizers and labels, and atomic writes to it."""
 
 import os
-import tempfile
 from pathlib import Path
+
+from lighter_freezers.reports.whole_files import write_whole
 
 __all__ = ["cache_folder", "keep"]
 
@@ -16,16 +17,13 @@ def cache_folder(cache_dir: Path | None) -> Path:
 
 
 def keep(file: Path, content: bytes) -> None:
-    """Write a file so that no reader ever sees half of it.
+    """Write a file atomically, so that no reader sees half of it.
 
     Raises:
-        RuntimeError: The folder cannot be written.
+        RuntimeError: The folder is not writable.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=file.parent, suffix=".part", delete=False) as part:
-            part.write(content)
-        os.replace(part.name, file)
+        write_whole(file, content)
     except OSError as error:
         raise RuntimeError(
             f"{file.name} cannot be kept in {file.parent}: {error}. Give a folder that can be written: "

@@ -1,4 +1,4 @@
-"""What a corpus is: documents in three splits, and a digest of them. Nothing is read here."""
+"""A corpus: documents in three splits, and a digest of them. Reads no files."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts to learn from, to validate on and to test on.
+    """Documents for training, validation and test.
 
     Args:
-        train: Documents to learn from.
-        val: Documents to validate on while training.
-        test: Documents that are looked at once, at the end.
-        source: Where they come from, in words for a log line.
+        train: Documents for training.
+        val: Documents for validation during training.
+        test: Documents that are used once, at the end.
+        source: Their origin, for a log line.
     """
 
     train: tuple[str, ...]
@@ -30,12 +30,12 @@ class Corpus:
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     def num_bytes(self, name: str) -> int:
-        """How many UTF-8 bytes a split has."""
+        """The number of UTF-8 bytes of a split."""
         return sum(len(document.encode()) for document in self.split(name))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all text and of how it is split, in hexadecimal."""
+        """The SHA-256 of all text and of its split, in hexadecimal."""
         sha = hashlib.sha256()
         for name in SPLITS:
             for document in self.split(name):

@@ -1,4 +1,4 @@
-"""What the fields of a row must hold: a text, words with labels, a score. Everything else is an error."""
+"""Reads the fields of a row: a text, words with labels, a score. Anything else is an error."""
 
 from collections.abc import Sequence
 
@@ -20,16 +20,16 @@ def text_of(row: Row, field: str = "text") -> str:
     """The text of a row.
 
     Raises:
-        ValueError: It is no string, or blank, or no Unicode text.
+        ValueError: It is not a string, is blank, or is not valid Unicode.
     """
     return _text(row, field, row.values[field], "a text")
 
 
 def clean_text(row: Row, *names: str) -> str:
-    """The text of the first of these fields that a row has, no blanks around it, and one kind of line end.
+    """The text of the first of these fields that a row has, stripped, with uniform line ends.
 
     Raises:
-        ValueError: It has none of them, or what it has is no text.
+        ValueError: It has none of them, or the value is not a text.
     """
     return "\n".join(text_of(row, field_among(row, *names)).strip().splitlines())
 
@@ -52,12 +52,12 @@ def score_of(row: Row, field: str = "score") -> float:
     """The score of a row, in [0, 1].
 
     Raises:
-        ValueError: It is no number or out of range.
+        ValueError: It is not a number, or out of range.
     """
     found = row.values[field]
     value = _number_in(found) if isinstance(found, str) and row.is_text else found
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise row.error(field, "a number from 0 to 1", shown(found))  # NaN too: it compares false
+        raise row.error(field, "a number from 0 to 1", shown(found))  # NaN too, which compares false
     return float(value)
 
 
@@ -72,7 +72,7 @@ def words_of(row: Row, field: str = "tokens") -> tuple[str, ...]:
     """The words of a row, at least one.
 
     Raises:
-        ValueError: They are no list of words, or a word is blank.
+        ValueError: They are not a list of words, or a word is blank.
     """
     return _strings(row, field, "a word")
 
@@ -81,7 +81,7 @@ def labels_of(row: Row, num_words: int, field: str = "labels") -> tuple[str, ...
     """The names of the labels of a row, one for each word.
 
     Raises:
-        ValueError: They are no list of names, or not as many as there are words.
+        ValueError: They are not a list of names, or not as many as there are words.
     """
     labels = _strings(row, field, "the name of a class")
     if len(labels) != num_words:
@@ -124,13 +124,13 @@ def label_numbers(row: Row, labels: Sequence[str], class_names: Sequence[str], w
     """The number of each label among the names of the classes.
 
     Args:
-        row: The row that they are of.
+        row: The row of the labels.
         labels: Its labels.
-        class_names: What there is.
-        where_from: Where these names are from, in words for an error.
+        class_names: The names of all classes.
+        where_from: The origin of these names, for an error.
 
     Raises:
-        ValueError: A label is none of them.
+        ValueError: A label is not among them.
     """
     numbers = {name: index for index, name in enumerate(class_names)}
     for index, label in enumerate(labels):

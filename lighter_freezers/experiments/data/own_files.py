@@ -1,4 +1,4 @@
-"""The user's own rows: one file for each split, and a text of them for the tokenizer."""
+"""The user's own rows: one file for each split, and the training text for the tokenizer."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class RowFiles:
     """A JSONL or CSV file for each split.
 
     Args:
-        train: To learn from.
-        val: To validate on.
-        test: To test on, and to predict. None if there is none.
+        train: Rows to train on.
+        val: Rows to validate on.
+        test: Rows to test on and to predict. None if there are none.
     """
 
     train: Path
@@ -37,5 +37,5 @@ class RowFiles:
 
 
 def corpus_of_rows(texts: Iterable[str], files: RowFiles) -> Corpus:
-    """The texts of the training rows as a corpus; other splits are nothing a tokenizer may learn from."""
+    """The texts of the training rows as a corpus; a tokenizer must not learn from other splits."""
     return Corpus(train=tuple(texts), val=(), test=(), source=f"rows of {files.train}")

@@ -1,4 +1,4 @@
-"""Batches of prompts: with answers to learn, or alone to be answered. All is encoded beforehand."""
+"""Batches of prompts with answers for training, or of prompts alone for generation, encoded in advance."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lighter_freezers.experiments.data.batches import IGNORE_INDEX, padded
+from lighter_freezers.experiments.data.batches import IGNORE_INDEX, Batch, Sequences, padded, padded_inputs
 from lighter_freezers.experiments.data.prompt_encoding import (
     EncodedPrompt,
     NoRoom,
@@ -15,20 +15,19 @@ from lighter_freezers.experiments.data.prompt_encoding import (
 )
 from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer
 from lighter_freezers.experiments.data.prompts import PromptedRow
-from lighter_freezers.experiments.data.sequences import Batch, Sequences
 
 __all__ = ["AnswerSequences", "PromptSequences", "Room"]
 
-CHUNK = 1024  # rows that are encoded at a time: token ids as Python numbers need much memory
+CHUNK = 1024  # rows to encode at a time: token ids as Python integers need much memory
 
 
 @dataclass(frozen=True)
 class Room:
-    """How long sequences may be.
+    """The lengths that sequences may have.
 
     Args:
         max_length: Tokens of a prompt with its answer, at most.
-        max_new_tokens: Those of them that are kept free for an answer that is generated.
+        max_new_tokens: How many of them are reserved for a generated answer.
         drop_long: Leave out rows that are too long even without their context, instead of an error.
     """
 
@@ -38,17 +37,17 @@ class Room:
 
 
 class AnswerSequences(Sequences):
-    """Prompts with their answers, to learn from or to score.
+    """Prompts with their answers, for training or for the perplexity.
 
-    A batch is filled up on the right: `input_ids` (B, T), `attention_mask` (B, T), 1 for real tokens, and
-    `labels` (B, T), the same tokens where the answer and its end stand, and -100 elsewhere. They are not
-    shifted: transformers' models do that.
+    A batch is padded on the right: `input_ids` (B, T), `attention_mask` (B, T), 1 for real tokens, and
+    `labels` (B, T), equal to the tokens of the answer and its end, and -100 elsewhere. They are not shifted:
+    transformers' models do that.
 
     Args:
         rows: Prompts and answers.
-        tokenizer: Turns them into tokens.
-        room: How long they may be.
-        remark: What else was done to them, for the log line; empty if nothing was.
+        tokenizer: Encodes them.
+        room: Their length limits.
+        remark: How else they were changed, for the log line; empty if they were not.
 
     Raises:
         ValueError: A row is too long even without its context, or all were left out.
@@ -62,7 +61,7 @@ class AnswerSequences(Sequences):
         self._tally = _Tally(room)
         self._ids: list[Tensor] = []
         self._num_answer: list[int] = []
-        self.numbers: list[int] = []  # those of the rows that were not left out
+        self.numbers: list[int] = []  # of the rows that were kept
         for number, one in self._tally.those_with_room(rows, _in_chunks(rows, tokenizer, room.max_length)):
             self.numbers.append(number)
             self._ids.append(torch.tensor(one.ids, dtype=torch.int32))
@@ -78,8 +77,7 @@ class AnswerSequences(Sequences):
         for row, index in zip(labels, indices, strict=True):
             row[: len(row) - self._num_answer[index]] = IGNORE_INDEX
         return {
-            "input_ids": padded(ids, self._pad_id),  # (B, T)
-            "attention_mask": padded([torch.ones_like(row) for row in ids], 0),  # (B, T)
+            **padded_inputs(ids, self._pad_id),
             "labels": padded(labels, IGNORE_INDEX),  # (B, T)
         }
 
@@ -91,17 +89,17 @@ class AnswerSequences(Sequences):
 
 
 class PromptSequences(Sequences):
-    """Prompts alone, each question once, to be answered; with their references, and to be scored.
+    """Prompts alone, each question once, for generation; with references for scoring.
 
-    A batch is filled up on the left: `input_ids` (B, T) and `attention_mask` (B, T), 1 for real tokens. With
-    it come `prompts`, the B texts as they were encoded, `references`, for each all good answers, and
-    `answers`, a batch of `AnswerSequences` of all rows of these questions.
+    A batch is padded on the left: `input_ids` (B, T) and `attention_mask` (B, T), 1 for real tokens. It also
+    has `prompts`, the B encoded texts, `references`, all correct answers of each, and `answers`, a batch of
+    `AnswerSequences` of all rows of these questions.
 
     Args:
         groups: The rows of each question.
-        tokenizer: Turns them into tokens.
-        room: How long they may be. A prompt leaves room for the tokens that are generated.
-        remark: What else was done to them, for the log line; empty if nothing was.
+        tokenizer: Encodes them.
+        room: Their length limits. A prompt leaves room for the generated tokens.
+        remark: How else they were changed, for the log line; empty if they were not.
 
     Raises:
         ValueError: A prompt is too long even without its context, or all were left out.
@@ -122,7 +120,7 @@ class PromptSequences(Sequences):
         self._prompts: list[str] = []
         self._references: list[tuple[str, ...]] = []
         self._ids: list[Tensor] = []
-        self._answers: list[list[int]] = []  # the rows of the question among the scored ones
+        self._answers: list[list[int]] = []  # the rows of each question in `answers`
         rows = [group[0] for group in groups]
         encoded = _in_chunks(rows, tokenizer, room.max_length - room.max_new_tokens, alone=True)
         for number, one in self._tally.those_with_room(rows, encoded):
@@ -139,8 +137,7 @@ class PromptSequences(Sequences):
         """The batch of these B questions."""
         ids = [self._ids[index].long() for index in indices]
         return {
-            "input_ids": _left_padded(ids, self._pad_id),  # (B, T)
-            "attention_mask": _left_padded([torch.ones_like(row) for row in ids], 0),  # (B, T)
+            **padded_inputs(ids, self._pad_id, side="left"),
             "prompts": [self._prompts[index] for index in indices],
             "references": [self._references[index] for index in indices],
             "answers": self._scored[[number for index in indices for number in self._answers[index]]],
@@ -159,14 +156,14 @@ Encoded = Iterator[tuple[int, EncodedPrompt | NoRoom]]
 def _in_chunks(
     rows: Sequence[PromptedRow], tokenizer: PromptTokenizer, max_length: int, alone: bool = False
 ) -> Encoded:
-    """Encode all rows; each comes with its number."""
+    """Encode all rows in chunks; yields each with its index."""
     encode = encode_prompts if alone else encode_answers
     for first in range(0, len(rows), CHUNK):
         yield from enumerate(encode(rows[first : first + CHUNK], tokenizer, max_length), start=first)
 
 
 class _Tally:
-    """Counts rows that are cut and rows without room, and refuses these unless they may be left out."""
+    """Counts rows that are cut and rows that do not fit; refuses the latter unless they may be dropped."""
 
     def __init__(self, room: Room) -> None:
         self._room = room
@@ -176,7 +173,7 @@ class _Tally:
     def those_with_room(
         self, rows: Sequence[PromptedRow], encoded: Encoded
     ) -> Iterator[tuple[int, EncodedPrompt]]:
-        """What is encoded, without the rows that are too long."""
+        """The encoded rows, without those that are too long."""
         for number, one in encoded:
             if isinstance(one, EncodedPrompt):
                 self._num_cut += one.is_cut
@@ -190,9 +187,9 @@ class _Tally:
 
     def _too_long(self, one: NoRoom) -> str:
         return (
-            f"the row needs {one.num_needed} tokens even without its context, more than there is room for "
-            f"(max_length={self._room.max_length}, of which {self._room.max_new_tokens} are kept free for an "
-            "answer that is generated). Raise max_length, or leave such rows out with bad_rows: drop."
+            f"the row needs {one.num_needed} tokens even without its context, more than the limit "
+            f"(max_length={self._room.max_length}, of which {self._room.max_new_tokens} are reserved for a "
+            "generated answer). Raise max_length, or leave such rows out with bad_rows: drop."
         )
 
     def describe(self) -> str:
@@ -201,7 +198,7 @@ class _Tally:
 
 
 def _those_of_each(groups: Sequence[Sequence[PromptedRow]], numbers: Sequence[int]) -> list[list[int]]:
-    """For each group the positions among `numbers` of its rows, all rows counted through."""
+    """For each group the positions of its rows in `numbers`, with rows numbered across groups."""
     positions = {number: position for position, number in enumerate(numbers)}
     found, first = [], 0
     for group in groups:
@@ -211,12 +208,7 @@ def _those_of_each(groups: Sequence[Sequence[PromptedRow]], numbers: Sequence[in
     return found
 
 
-def _left_padded(rows: Sequence[Tensor], fill: int) -> Tensor:
-    """Rows of up to T numbers as one (B, T) tensor, filled up on the left."""
-    return padded([row.flip(0) for row in rows], fill).flip(1)
-
-
 def _range_of(numbers: Iterable[int]) -> str:
-    """As `4 to 40`, or `4` if all are equal."""
+    """A text such as `4 to 40`, or `4` if all are equal."""
     found = sorted(set(numbers))
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"

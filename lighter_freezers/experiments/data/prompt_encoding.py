@@ -1,4 +1,4 @@
-"""Prompts and answers as tokens: the answer and its end are learnt, the context is cut, the answer never."""
+"""Encodes prompts and answers; a row that is too long loses part of its context, never of its answer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from lighter_freezers.experiments.data.prompts import PromptedRow
 
 __all__ = ["EncodedPrompt", "NoRoom", "encode_answers", "encode_prompts"]
 
-SPARE = 2  # tokens that may stay free when a context is cut: filling them takes as many tries as all others
-MAX_GUESSES = 6  # then the search halves what is open, which ends soon whatever the text is
+SPARE = 2  # tokens that may stay unused after a cut: filling the last ones doubles the tries
+MAX_GUESSES = 6  # then it bisects, which ends after log2(characters) tries for any text
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class EncodedPrompt:
     """A prompt as tokens, with or without its answer.
 
     Args:
-        prompt: Its text, as it was encoded.
-        ids: Its tokens, those before every prompt first, and those of the answer and its end last.
-        num_answer: How many of them are the answer's, its end included; 0 for a prompt alone.
-        is_cut: Whether a part of the context was left out.
+        prompt: The text that was encoded.
+        ids: Its tokens: first those that precede every prompt, last those of the answer and its end.
+        num_answer: How many of them belong to the answer and its end; 0 for a prompt alone.
+        is_cut: Whether part of the context was removed.
     """
 
     prompt: str
@@ -34,7 +34,7 @@ class NoRoom:
     """A row that is too long even without its context.
 
     Args:
-        num_needed: Tokens that it would need without its context.
+        num_needed: The number of tokens that it needs without its context.
     """
 
     num_needed: int
@@ -45,15 +45,15 @@ def encode_answers(
 ) -> list[EncodedPrompt | NoRoom]:
     """Encode prompts with their answers: `begin prompt answer <eos>`, `max_length` tokens at most.
 
-    The prompt's tokens are those that `encode_prompts` gives for the same text, so that a model is asked as
-    it was taught. The answer's are those that the tokenizer gives after this prompt; Llama's would begin a
-    text of its own with a space. If a tokenizer joins the last characters of the prompt with the first of
-    the answer, the answer is encoded by itself.
+    The prompt's tokens are those of `encode_prompts` for the same text, so that training and generation
+    agree. The answer's tokens are those that the tokenizer gives after this prompt; alone, Llama's would
+    start with a space. If a tokenizer joins the last characters of the prompt with the first of the answer,
+    the answer is encoded separately.
 
     Args:
-        rows: What to encode.
-        tokenizer: Turns text into tokens.
-        max_length: Tokens at most; a longer row loses the end of its context.
+        rows: The rows to encode.
+        tokenizer: The tokenizer.
+        max_length: The most tokens of a row; a longer one loses the end of its context.
     """
 
     def encode(prompts: Sequence[str], chosen: Sequence[PromptedRow]) -> list[EncodedPrompt]:
@@ -103,7 +103,7 @@ def _cut_to(max_length: int, rows: Sequence[PromptedRow], encode: Encode) -> lis
         _Search(row, max_length, one, len(whole[index].ids))
         for index, row, one in zip(long, chosen, bare, strict=True)
     ]
-    while pending := [search for search in searches if search.goes_on()]:  # all in step: few large calls
+    while pending := [search for search in searches if search.goes_on()]:  # all at once: few large calls
         prompts = [search.next_prompt() for search in pending]
         for search, one in zip(pending, encode(prompts, [search.row for search in pending]), strict=True):
             search.learn(one)
@@ -113,14 +113,19 @@ def _cut_to(max_length: int, rows: Sequence[PromptedRow], encode: Encode) -> lis
 
 
 class _Search:
-    """How much of the context of a row that is too long fits, by guesses in proportion to tokens."""
+    """Finds how much of the context fits into a row that is too long, by interpolation search.
+
+    The number of tokens of a cut text is only known by encoding it, and a tokenizer may join tokens across
+    the cut, so the length cannot be computed. Tokens grow almost linearly with characters, so interpolation
+    needs fewer encodings than bisection; after MAX_GUESSES it bisects, which limits their number.
+    """
 
     def __init__(self, row: PromptedRow, max_length: int, bare: EncodedPrompt, num_whole: int) -> None:
         self.row = row
         self.best: EncodedPrompt | NoRoom = NoRoom(len(bare.ids))
         self._max_length = max_length
-        self._fits = (0, len(bare.ids))  # so many characters do, and make so many tokens
-        self._too_many = (row.context[1] - row.context[0], num_whole)  # so many do not
+        self._fits = (0, len(bare.ids))  # characters of context that fit, and tokens of the row with them
+        self._too_many = (row.context[1] - row.context[0], num_whole)  # characters and tokens that do not fit
         self._asked = 0
         self._num_asked = 0
         if len(bare.ids) <= max_length:
@@ -132,7 +137,7 @@ class _Search:
         return isinstance(self.best, EncodedPrompt) and is_open and self._fits[1] + SPARE < self._max_length
 
     def next_prompt(self) -> str:
-        """The prompt with a part of the context that is more than fits so far and less than is too much."""
+        """The prompt with the next length of context to try, between what fits and what does not."""
         (fewest, fewest_tokens), (most, most_tokens) = self._fits, self._too_many
         self._asked = (fewest + most) // 2
         if self._num_asked < MAX_GUESSES:
@@ -142,7 +147,7 @@ class _Search:
         return self.row.with_context(self._asked)
 
     def learn(self, encoded: EncodedPrompt) -> None:
-        """Take what was encoded if it fits."""
+        """Narrow the search, and keep the encoded prompt if it fits."""
         found = (self._asked, len(encoded.ids))
         if len(encoded.ids) > self._max_length:
             self._too_many = found

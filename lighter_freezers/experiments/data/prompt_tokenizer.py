@@ -1,33 +1,35 @@
-"""One face for the two kinds of tokenizers that prompts are encoded with: our own BPE and transformers'."""
+"""One interface for the two kinds of tokenizers that encode prompts: our own BPE and transformers'."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from lighter_freezers.experiments.causal_models import load_tokenizer
+from lighter_freezers.experiments.causal_models import Tokenizer, load_tokenizer
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer, tokenizer_of_file
 
 __all__ = ["PromptTokenizer", "own_tokenizer", "prompt_tokenizer", "transformers_tokenizer"]
 
 
 class PromptTokenizer(Protocol):
-    """What encoding prompts and answers asks of a tokenizer.
+    """What encoding prompts and answers requires of a tokenizer.
 
     `begins_with` are the tokens that stand before every prompt (`<s>` of a Llama, our own `<eos>`), `eos_id`
-    is the token that ends an answer and that fills up what is shorter, `vocab_size` counts all ids, and
-    `source` is the tokenizer behind this face.
+    is the token that ends an answer and that fills up what is shorter, `vocab_size` counts all ids.
     """
 
     begins_with: tuple[int, ...]
     eos_id: int
     vocab_size: int
-    source: Any
+
+    @property
+    def source(self) -> object:
+        """The tokenizer behind this face."""
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, nothing added before or after; `</s>` in a text is four characters."""
+        """The ids of each text, with nothing added; the characters `</s>` in a text are plain text."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that token ids stand for, special tokens left out."""
+        """The text of token ids, without special tokens."""
 
 
 class _OwnTokenizer:
@@ -47,9 +49,9 @@ class _OwnTokenizer:
 
 
 class _TransformersTokenizer:
-    """A tokenizer of transformers. It begins a prompt as it would by itself, but never ends it."""
+    """A tokenizer of transformers. It adds its own start of a prompt, but no end."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.source = tokenizer
         self.eos_id = int(tokenizer.eos_token_id)
         alone = list(tokenizer("").input_ids)
@@ -63,7 +65,7 @@ class _TransformersTokenizer:
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
-            verbose=False,  # a text longer than the model's limit is cut later, and counted
+            verbose=False,  # a text longer than the model's limit is cut later
         )
         return [list(ids) for ids in encoded.input_ids]
 
@@ -72,16 +74,16 @@ class _TransformersTokenizer:
 
 
 def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:
-    """Put the face on a byte-level BPE of ours."""
+    """Wrap a byte-level BPE of ours."""
     return _OwnTokenizer(tokenizer)
 
 
-def transformers_tokenizer(tokenizer: Any) -> PromptTokenizer:
-    """Put the face on a tokenizer of transformers.
+def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
+    """Wrap a tokenizer of transformers.
 
     Raises:
-        TypeError: It is none.
-        ValueError: It has no token that ends a text, so that no model could learn to stop.
+        TypeError: It is not one.
+        ValueError: It has no end-of-text token, so no model could learn to stop.
     """
     if not callable(tokenizer) or not hasattr(tokenizer, "eos_token_id"):
         raise TypeError(
@@ -96,12 +98,12 @@ def transformers_tokenizer(tokenizer: Any) -> PromptTokenizer:
     return _TransformersTokenizer(tokenizer)
 
 
-def prompt_tokenizer(source: Any) -> PromptTokenizer:
-    """The tokenizer of a .json file of the package tokenizers, or of transformers: folder, hub name, object.
+def prompt_tokenizer(source: Tokenizer | str | Path) -> PromptTokenizer:
+    """Load or wrap a tokenizer: a .json file of `tokenizers`, or transformers' folder, name or object.
 
     Raises:
         TypeError: It is none of these.
-        ValueError: There is none at that path, or it cannot serve.
+        ValueError: There is none at that path, or it has no end-of-text token.
         ImportError: transformers is not installed.
     """
     if not isinstance(source, (str, Path)):

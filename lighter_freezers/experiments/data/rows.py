@@ -1,6 +1,6 @@
-"""Rows of a JSONL, CSV or Parquet file, with their places. What the fields mean is not known here.
+"""Reads the rows of a JSONL, CSV or Parquet file, with file and line of each, whatever the fields mean.
 
-Reading is strict: what cannot be read is an error that names file, line and field, never a row less.
+Reading is strict: what cannot be read is an error that names file, line and field; no row is skipped.
 """
 
 import csv
@@ -10,12 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lighter_freezers.experiments.data.parquet_files import parquet_rows
-
-__all__ = ["SUFFIXES", "Row", "each_row", "read_rows", "shown"]
+__all__ = ["Row", "SUFFIXES", "each_row", "parquet_rows", "read_rows", "shown"]
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-MAX_SHOWN = 60  # characters of a value that an error shows
+MAX_SHOWN = 60  # characters of a value in an error
 BOM = "\ufeff"
 
 
@@ -24,9 +22,9 @@ class Row:
     """One row of a file.
 
     Args:
-        file: Where it stands.
-        line: The line on which it begins, counted from 1; in a Parquet file the number of the row.
-        values: Its fields by name: strings from a CSV file, what JSON has from a JSONL or Parquet file.
+        file: The file.
+        line: The line on which it starts, counted from 1; in a Parquet file the number of the row.
+        values: Its fields by name: strings from a CSV file, JSON types from a JSONL or Parquet file.
         is_text: Whether it is from a CSV file, so that numbers and lists are written as strings.
     """
 
@@ -41,19 +39,19 @@ class Row:
         return f"{self.file}, {'row' if _suffix(self.file) == '.parquet' else 'line'} {self.line}"
 
     def error(self, field: str, expected: str, got: str) -> ValueError:
-        """What to raise about a field: where it is, what was expected there and what is there."""
+        """The error for a field: its place, what was expected, and what it has."""
         return ValueError(f"{self.where}, field '{field}': expected {expected}, got {got}.")
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: not too long, and with its type unless it is a string."""
+    """A value for an error: shortened, and with its type unless it is a string."""
     text = repr(value)
     text = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
     return text if isinstance(value, str) else f"{text} ({type(value).__name__})"
 
 
 def read_rows(file: Path, fields: Sequence[str]) -> list[Row]:
-    """Read all rows of a .jsonl, .csv or .parquet file. Blank lines are passed over, other fields kept.
+    """Read all rows of a .jsonl, .csv or .parquet file. Blank lines are skipped, other fields kept.
 
     Args:
         file: A JSONL file, one JSON object a line; a CSV file with the names of its columns first, both in
@@ -61,8 +59,8 @@ def read_rows(file: Path, fields: Sequence[str]) -> list[Row]:
         fields: Names that every row must have.
 
     Raises:
-        ValueError: There is no such file, it is not UTF-8 or no Parquet, it has no rows, or a row is no JSON
-            object, has more or fewer columns than the header or lacks a field.
+        ValueError: There is no such file, it is not UTF-8 or not Parquet, it has no rows, or a row is not a
+            JSON object, has more or fewer columns than the header or lacks a field.
         RuntimeError: It is a Parquet file and pyarrow is not installed.
     """
     rows = list(each_row(file, fields))
@@ -73,7 +71,7 @@ def read_rows(file: Path, fields: Sequence[str]) -> list[Row]:
 
 
 def each_row(file: Path, fields: Sequence[str]) -> Iterator[Row]:
-    """The rows that `read_rows` reads, one at a time, so that a large file needs no memory; maybe none."""
+    """Yield the rows that `read_rows` reads, one at a time, to save memory; possibly none."""
     if not file.is_file():
         raise ValueError(f"The file {file} does not exist (seen from {Path.cwd()}).")
     if _suffix(file) not in SUFFIXES:
@@ -111,7 +109,7 @@ def _decoded(file: Path) -> str:
 def _jsonl(file: Path, fields: Sequence[str]) -> Iterator[Row]:
     for number, line in enumerate(
         _decoded(file).split("\n"), start=1
-    ):  # other line ends may stand in a JSON string
+    ):  # a JSON string may contain other line ends
         if not line.strip():
             continue
         try:
@@ -152,7 +150,7 @@ def _csv(file: Path, fields: Sequence[str]) -> Iterator[Row]:
 
 
 def _csv_lines(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Each record that is not blank, with the line on which it begins."""
+    """Each record that is not blank, with the line on which it starts."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
         line = reader.line_num + 1
@@ -186,3 +184,26 @@ def _listed(names: Sequence[str]) -> str:
 
 def _example(fields: Sequence[str]) -> str:
     return "{" + ", ".join(f'"{field}": ...' for field in fields) + "}"
+
+
+def parquet_rows(file: Path) -> Iterator[dict[str, object]]:
+    """The rows of a Parquet file, a block at a time: lists and nested fields as Python's lists and dicts.
+
+    Raises:
+        RuntimeError: pyarrow is not installed.
+        ValueError: It is not a Parquet file.
+    """
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise RuntimeError(
+            f"{file} is a Parquet file, and pyarrow, which reads it, cannot be imported: {error}. Get it: "
+            'pip install "lighter-freezers[experiments]". A .jsonl or .csv file needs nothing.'
+        ) from error
+    try:
+        with ParquetFile(file) as opened:
+            for batch in opened.iter_batches():
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read as Parquet: {error}.") from error

@@ -1,7 +1,7 @@
-"""The embedded corpus: source text of the standard library of the Python that runs.
+"""The built-in corpus: the source of the standard library of the running Python.
 
-It is read where Python installed it, so nothing is downloaded and nothing is redistributed. It differs from
-one Python version to the next, which is why a run logs the version and a digest.
+It is read from the Python installation, so nothing is downloaded or redistributed. It differs between Python
+versions, so a run logs the version and a digest.
 """
 
 import hashlib
@@ -36,20 +36,20 @@ PACKAGES = (
     "xml/etree",
     "zoneinfo",
 )
-NUM_SHARES = 10  # one share of the modules to test, one to validate, eight to train
+NUM_SHARES = 10  # a tenth of the modules for test, a tenth for validation, the rest for training
 
 
 def standard_library(root: Path | None = None) -> Corpus:
     """Read the top-level modules of the standard library and those of some packages, ASCII ones only.
 
-    A module goes to a split by a hash of its name, so no module is on both sides and another Python version
-    puts it on the same side.
+    A hash of its name assigns a module to a split, so no module is in two splits, and the split is the same
+    in every Python version.
 
     Args:
-        root: Folder of the standard library. None asks the running Python.
+        root: Folder of the standard library. None for that of the running Python.
 
     Raises:
-        RuntimeError: There is no source there for all three splits, as where only .pyc files ship.
+        RuntimeError: It has no source files for all three splits, for example only .pyc files.
     """
     modules = library_modules(root)
     return Corpus(
@@ -61,13 +61,13 @@ def standard_library(root: Path | None = None) -> Corpus:
 
 
 def library_modules(root: Path | None = None) -> dict[str, dict[str, str]]:
-    """The modules that `standard_library` reads: for each split their sources by name, as `asyncio/tasks`.
+    """The modules that `standard_library` reads: for each split, sources by name such as `asyncio/tasks`.
 
     Args:
-        root: Folder of the standard library. None asks the running Python.
+        root: Folder of the standard library. None for that of the running Python.
 
     Raises:
-        RuntimeError: There is no source there for all three splits.
+        RuntimeError: It has no source files for all three splits.
     """
     folder = Path(sysconfig.get_path("stdlib")) if root is None else root
     modules: dict[str, dict[str, str]] = {split: {} for split in SPLITS}

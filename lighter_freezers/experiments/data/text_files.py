@@ -1,4 +1,4 @@
-"""A corpus of the user's own: one .txt file or a folder of them, split the same way every time."""
+"""A corpus of the user's own: one .txt file or a folder of them, with a reproducible split."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,7 @@ from lighter_freezers.experiments.data.corpus import Corpus
 
 __all__ = ["text_files"]
 
-MIN_FILES = 10  # from here on whole files go to a split; with fewer each file is cut
+MIN_FILES = 10  # from this number on the split is by file; with fewer each file is cut
 HELP = "Give a UTF-8 .txt file, or a folder with .txt files in it or below it."
 
 
@@ -15,8 +15,8 @@ def text_files(path: Path) -> Corpus:
     """Read a .txt file, or all .txt files below a folder.
 
     From 10 files on a tenth of the files is for validation and a tenth for test, chosen by a hash of their
-    names. With fewer, each file is cut: the first 80 % of its characters to train, 10 % to validate, 10 % to
-    test.
+    names. With fewer, each file is cut: the first 80 % of its characters for training, 10 % for validation,
+    10 % for test.
 
     Args:
         path: The file or the folder.
@@ -36,7 +36,7 @@ def text_files(path: Path) -> Corpus:
 
 
 def _find(path: Path) -> dict[str, Path]:
-    """Files by name, in alphabetical order of names on every system."""
+    """The files by name, in alphabetical order on every system."""
     if not path.exists():
         raise ValueError(f"The text {path} does not exist (seen from {Path.cwd()}). {HELP}")
     if path.is_file():

@@ -10,20 +10,21 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from lighter_freezers._log import log
 from lighter_freezers.experiments.data.cache import cache_folder, keep
 from lighter_freezers.experiments.data.corpus import Corpus
+from lighter_freezers.reports.whole_files import write_whole
 
 __all__ = ["END_OF_TEXT", "MIN_VOCAB_SIZE", "TextTokenizer", "cached_tokenizer", "tokenizer_of_file"]
 
 END_OF_TEXT = "<eos>"
-ENDS_OF_TEXT = (END_OF_TEXT, "<|endoftext|>", "</s>")  # ours, GPT-2's, RoBERTa's
-MIN_VOCAB_SIZE = 256 + 1  # every byte, and the mark between documents
-PROBE = "Two  words,\n\ttab e\u0301 \u6f22 \U0001f600 <eos> "  # what tidying up would change
+ENDS_OF_TEXT = (END_OF_TEXT, "<|endoftext|>", "</s>")  # of ours, GPT-2 and RoBERTa
+MIN_VOCAB_SIZE = 256 + 1  # all bytes, and <eos>
+PROBE = "Two  words,\n\ttab e\u0301 \u6f22 \U0001f600 <eos> "  # a text that any normalisation would change
 
 
 class TextTokenizer:
-    """Turns text into token ids and back, without loss.
+    """Encodes text as token ids and decodes them, without loss.
 
-    Each token but `<eos>` stands for a fixed number of bytes, so a loss per token can be told per byte.
-    A text that contains the five characters `<eos>` is text like any other.
+    Each token but `<eos>` has a fixed number of bytes, so a loss per token can be converted to one per byte.
+    The five characters `<eos>` in a text are plain text.
 
     Args:
         bpe: A byte-level BPE with the special token that ends a text.
@@ -31,14 +32,14 @@ class TextTokenizer:
     """
 
     def __init__(self, bpe: tokenizers.Tokenizer, end_of_text: str = END_OF_TEXT) -> None:
-        bpe.encode_special_tokens = True  # encode the characters "<eos>" as characters
+        bpe.encode_special_tokens = True  # encode the characters "<eos>" as plain text
         self._bpe = bpe
         self._end_of_text = end_of_text
         self.vocab_size = bpe.get_vocab_size()
         self.eos_id = bpe.get_vocab()[end_of_text]
 
     def __reduce__(self) -> tuple[type["TextTokenizer"], tuple[tokenizers.Tokenizer, str]]:
-        return TextTokenizer, (self._bpe, self._end_of_text)  # what __init__ sets on the BPE is not pickled
+        return TextTokenizer, (self._bpe, self._end_of_text)  # pickling loses what __init__ sets on the BPE
 
     def encode(self, text: str) -> list[int]:
         """The ids of the tokens of a text."""
@@ -50,44 +51,44 @@ class TextTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def stream(self, texts: Sequence[str]) -> list[int]:
-        """The ids of `<eos> text <eos> text <eos>`."""
+        """The ids of all texts as `<eos> text <eos> text <eos>`."""
         ids = [self.eos_id]
         for text in self.encode_all(texts):
             ids += [*text, self.eos_id]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that token ids stand for; `<eos>` stands for none."""
+        """The text of token ids; `<eos>` has none."""
         return str(self._bpe.decode(list(ids), skip_special_tokens=True))
 
     def bytes_per_token(self) -> list[int]:
-        """How many bytes of text each token stands for, by id."""
+        """The number of bytes of each token, by id."""
         ids = self._bpe.get_vocab()
         tokens = sorted(ids, key=lambda token: ids[token])
-        num_bytes = [len(token) for token in tokens]  # one character a byte
+        num_bytes = [len(token) for token in tokens]  # one character per byte
         for index, added in self._bpe.get_added_tokens_decoder().items():
             num_bytes[index] = 0 if added.special else len(added.content.encode())
         return num_bytes
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write a `tokenizers` file, for the argument `tokenizer:` of another data module."""
-        self._bpe.save(os.fspath(file))
+        write_whole(os.fspath(file), self._bpe.to_str(pretty=True))
 
 
 def cached_tokenizer(corpus: Corpus, vocab_size: int, cache_dir: Path | None = None) -> TextTokenizer:
-    """Load the tokenizer of a corpus, or train it on the training split and keep it.
+    """Load the tokenizer of a corpus from the cache, or train it on the training split and cache it.
 
-    Several processes may ask at once: a file is written under another name and then renamed, and training
-    gives the same file each time.
+    Several processes may call this at once: a file is written under another name and then renamed, and
+    training gives the same file each time.
 
     Args:
         corpus: The text.
         vocab_size: Tokens at most; a small text gives fewer.
-        cache_dir: Folder to keep tokenizers in. None means `$XDG_CACHE_HOME/lighter_freezers`, or
+        cache_dir: The cache folder. None means `$XDG_CACHE_HOME/lighter_freezers`, or
             `~/.cache/lighter_freezers` without that variable.
 
     Raises:
-        RuntimeError: The folder cannot be written.
+        RuntimeError: The folder is not writable.
     """
     file = cache_folder(cache_dir) / f"bpe-{corpus.digest[:16]}-{vocab_size}-{tokenizers.__version__}.json"
     bpe = _load(file)
@@ -98,10 +99,10 @@ def cached_tokenizer(corpus: Corpus, vocab_size: int, cache_dir: Path | None = N
 
 
 def tokenizer_of_file(file: Path) -> TextTokenizer:
-    """Load a byte-level BPE that another run, or `tokenizers`, has saved, such as GPT-2's `tokenizer.json`.
+    """Load a byte-level BPE saved by another run or by `tokenizers`, such as GPT-2's `tokenizer.json`.
 
     Raises:
-        ValueError: There is no such file, or it holds no tokenizer that gives each text back as it was.
+        ValueError: There is no such file, or its tokenizer is not lossless.
     """
     if not file.is_file():
         raise ValueError(
@@ -127,7 +128,7 @@ def tokenizer_of_file(file: Path) -> TextTokenizer:
 
 
 def _is_lossless(tokenizer: TextTokenizer) -> bool:
-    """Every id has a token, and a text of many kinds of characters comes back, with all its bytes counted."""
+    """Whether every id has a token, and a text with many kinds of characters decodes byte for byte."""
     if sorted(tokenizer._bpe.get_vocab().values()) != list(range(tokenizer.vocab_size)):
         return False
     ids, num_bytes = tokenizer.encode(PROBE), tokenizer.bytes_per_token()
@@ -135,7 +136,7 @@ def _is_lossless(tokenizer: TextTokenizer) -> bool:
 
 
 def _load(file: Path) -> tokenizers.Tokenizer | None:
-    """The tokenizer of a file; None where there is no file, or a damaged one."""
+    """Load a tokenizer; None where the file is missing or damaged."""
     if not file.exists():
         return None
     try:

@@ -1,1 +1,1 @@
-"""How good a model is: metrics over whole data sets."""
+"""Metrics over whole data sets."""

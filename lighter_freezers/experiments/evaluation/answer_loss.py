@@ -1,40 +1,38 @@
-"""What the answers in a batch cost a causal language model of transformers: only these positions, no others.
+"""The loss of a causal language model on the answers in a batch, without logits for other positions.
 
-Shapes: B batch, T time, K the last positions that matter, V vocabulary.
+Shapes: B batch, T time, K last positions with labels, V vocabulary.
 """
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lighter_freezers.experiments.causal_models import base_of
-from lighter_freezers.experiments.data.batches import IGNORE_INDEX
+from lighter_freezers.experiments.data.batches import IGNORE_INDEX, Batch
 
 __all__ = ["NUM_LOGITS", "answer_nats", "lean_batch"]
 
-NUM_LOGITS = "num_logits"  # a batch's entry with K, a plain number
+NUM_LOGITS = "num_logits"  # the key of K in a batch, a plain number
 
 
-def lean_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch with what lets a model do less for the same loss; to be made before it leaves the host.
+def lean_batch(batch: Batch) -> dict[str, object]:
+    """Prepare a batch on the host so that the same loss needs less work.
 
-    The prompts that all rows begin with need no logits: `num_logits` says how many of the last positions do.
-    Where the padding is on the right no token can look at it, so the attention mask goes, and attention takes
-    its faster causal path.
+    The prompts at the start of all rows need no logits: `num_logits` is the number of last positions that do.
+    With padding on the right no real token attends to it, so the attention mask is dropped, and attention
+    uses its faster causal kernel.
 
     Args:
         batch: `input_ids`, `labels` as transformers has them (not shifted), and perhaps `attention_mask`,
-            each (B, T); or prompts, with such a batch as `answers`. Without either it comes back as it is.
+            each (B, T); or prompts, with such a batch as `answers`. Any other batch is returned as it is.
     """
     if "labels" in batch:
         return _lean(batch)
     return {**batch, "answers": _lean(batch["answers"])} if "answers" in batch else dict(batch)
 
 
-def _lean(batch: Mapping[str, Any]) -> dict[str, Any]:
+def _lean(batch: Batch) -> dict[str, object]:
     lean = dict(batch)
     has_label = (batch["labels"][:, 1:] != IGNORE_INDEX).any(dim=0)  # (B, T) -> (T - 1)
     first = int(has_label.nonzero()[0]) if bool(has_label.any()) else len(has_label)
@@ -45,8 +43,8 @@ def _lean(batch: Mapping[str, Any]) -> dict[str, Any]:
     return lean
 
 
-def answer_nats(network: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of all labelled tokens of a batch, in nats, summed; and how many tokens these are.
+def answer_nats(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy of all labelled tokens of a batch, in nats, and the number of these tokens.
 
     Args:
         network: A causal language model of transformers.
@@ -55,11 +53,11 @@ def answer_nats(network: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, T
     Returns:
         Two scalars, float32 and int64.
     """
-    if NUM_LOGITS not in batch and batch["labels"].device.type == "cpu":  # a GPU would have to be waited for
+    if NUM_LOGITS not in batch and batch["labels"].device.type == "cpu":  # on a GPU this would synchronize
         batch = lean_batch(batch)
     labels: Tensor = batch["labels"]
     num_logits = int(batch.get(NUM_LOGITS, labels.shape[1]))
-    options: dict[str, Any] = {"use_cache": False}
+    options: dict[str, bool | int] = {"use_cache": False}
     if num_logits < labels.shape[1] and _takes_logits_to_keep(network):
         options["logits_to_keep"] = num_logits
     mask = batch.get("attention_mask")

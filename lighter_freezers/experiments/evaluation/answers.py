@@ -1,4 +1,4 @@
-"""Text from a causal language model of transformers: prompts in batches, greedy or drawn, until they end.
+"""Generates text with a causal language model of transformers: batches of prompts, greedy or sampled.
 
 Shapes: B batch, T prompt, N new tokens.
 """
@@ -6,13 +6,14 @@ Shapes: B batch, T prompt, N new tokens.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from lighter_freezers.arguments import count
-from lighter_freezers.experiments.causal_models import base_of
+from lighter_freezers.experiments.causal_models import CausalModel, Tokenizer, base_of
+from lighter_freezers.experiments.data.batches import Batch, padded_inputs
 from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer
 from lighter_freezers.gpt.generation import Sampling, evaluating
 
@@ -22,7 +23,6 @@ __all__ = [
     "answers_to",
     "generate_texts",
     "generate_tokens",
-    "left_padded",
     "until_end",
 ]
 
@@ -32,11 +32,11 @@ class GenerationSettings:
     """How answers are generated.
 
     Args:
-        max_new_tokens: Tokens of an answer at most, with the one that ends it.
-        temperature: How boldly tokens are drawn; 0, greedy, always takes the most likely.
-        top_p: Draw among the most likely that together reach this probability only. None draws among all.
-        top_k: Draw among so many of the most likely only. None draws among all.
-        seed: Of what is drawn. Each batch begins with it, so the same batch gets the same text every time.
+        max_new_tokens: Tokens of an answer at most, including the end token.
+        temperature: Of the sampling; 0 is greedy and always takes the most likely token.
+        top_p: Sample among the most likely tokens that together reach this probability. None for all.
+        top_k: Sample among this many most likely tokens. None for all.
+        seed: Of the sampling. Each batch starts with it, so the same batch gets the same text every time.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -62,15 +62,16 @@ class GenerationSettings:
         return self.temperature == 0
 
 
+@runtime_checkable
 class AnswerText(Protocol):
-    """What turns tokens into the text of an answer: a tokenizer, or a data module that has one."""
+    """What decodes the tokens of an answer: a tokenizer, or a data module that has one."""
 
     @property
     def eos_id(self) -> int:
         """The token that ends an answer."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones left out."""
+        """The text of tokens, without special tokens."""
 
 
 @torch.no_grad()
@@ -84,21 +85,21 @@ def generate_tokens(
 ) -> Tensor:
     """Continue prompts that are padded on the left, each until its end of text.
 
-    Everything else that a model's own `generation_config` would change is put back: penalties, minimum
-    lengths, beams. Greedy text does not depend on which prompts share a batch, up to rounding.
+    Everything else in the model's own `generation_config` is overridden: penalties, minimum lengths, beams.
+    Greedy text does not depend on which prompts share a batch, up to rounding.
 
     Args:
         network: A causal language model of transformers.
         input_ids: Prompts, (B, T), padded on the left with any token.
-        attention_mask: Which of these are real, (B, T).
+        attention_mask: 1 for real tokens, (B, T).
         settings: How to generate.
-        eos_token_id: The token that ends a text. What follows it is filled with it.
+        eos_token_id: The end token. A finished sequence is filled up with it.
 
     Returns:
         The new tokens alone, (B, N), with N at most `max_new_tokens`.
 
     Raises:
-        ValueError: Prompt and answer are longer than the positions that the model has.
+        ValueError: Prompt and answer exceed the positions of the model.
     """
     base = base_of(network)
     _check_length(base, input_ids.shape[1], settings.max_new_tokens)
@@ -111,16 +112,14 @@ def generate_tokens(
     return whole[:, input_ids.shape[1] :]
 
 
-def answers_to(
-    network: nn.Module, batch: Mapping[str, Any], settings: GenerationSettings, text: AnswerText
-) -> list[str]:
-    """The answers to a batch of prompts that are padded on the left, without blanks around them.
+def answers_to(network: nn.Module, batch: Batch, settings: GenerationSettings, text: AnswerText) -> list[str]:
+    """The answers to a batch of prompts that are padded on the left, stripped.
 
     Args:
         network: A causal language model of transformers.
         batch: `input_ids` (B, T), and `attention_mask` (B, T) if a row is padded.
         settings: How to generate.
-        text: Knows the token that ends an answer, and what tokens mean.
+        text: Has the end token, and decodes tokens.
     """
     input_ids: Tensor = batch["input_ids"]
     given = batch.get("attention_mask")
@@ -131,7 +130,7 @@ def answers_to(
 
 def generate_texts(
     network: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     settings: GenerationSettings | None = None,
     *,
@@ -141,31 +140,23 @@ def generate_texts(
 
     Args:
         network: A causal language model of transformers, with an adapter of PEFT or without.
-        tokenizer: Its tokenizer, of transformers, or the path of one. Its end-of-text token ends an answer.
+        tokenizer: Its tokenizer, of transformers, or a path. Its end-of-text token ends an answer.
         prompts: Texts to continue.
-        settings: How. None is greedy, 128 tokens at most.
-        batch_size: Prompts that are continued at a time.
+        settings: How to generate. None is greedy, 128 tokens at most.
+        batch_size: Prompts per batch.
 
     Returns:
-        What follows each prompt, without special tokens and without blanks around it.
+        The continuation of each prompt, without special tokens, stripped.
     """
     chosen, text = settings or GenerationSettings(), prompt_tokenizer(tokenizer)
     device = next(network.parameters()).device
     texts: list[str] = []
     for first in range(0, len(prompts), batch_size):
-        rows = [[*text.begins_with, *ids] for ids in text.encode_all(prompts[first : first + batch_size])]
-        input_ids, mask = left_padded(rows, text.eos_id)
-        batch = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
-        texts += answers_to(network, batch, chosen, text)
+        encoded = text.encode_all(prompts[first : first + batch_size])
+        rows = [torch.tensor([*text.begins_with, *ids], dtype=torch.long) for ids in encoded]
+        batch = padded_inputs(rows, text.eos_id, side="left")
+        texts += answers_to(network, {name: value.to(device) for name, value in batch.items()}, chosen, text)
     return texts
-
-
-def left_padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-    """Rows of up to T tokens as `input_ids` and `attention_mask`, (B, T) each, filled up on the left."""
-    longest = max(map(len, rows))
-    input_ids = [[fill] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(input_ids), torch.tensor(mask)
 
 
 def until_end(tokens: Tensor, eos_token_id: int) -> list[list[int]]:
@@ -174,11 +165,11 @@ def until_end(tokens: Tensor, eos_token_id: int) -> list[list[int]]:
     return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in rows]
 
 
-def _generation_config(settings: GenerationSettings, eos_token_id: int) -> Any:
-    """All that matters said, for what is not said comes from the model's own config."""
+def _generation_config(settings: GenerationSettings, eos_token_id: int) -> object:
+    """A config with every relevant value, since missing ones would come from the model's own config."""
     import transformers
 
-    sampled: Mapping[str, Any] = (
+    sampled: Mapping[str, object] = (
         {}
         if settings.is_greedy
         else {
@@ -187,7 +178,7 @@ def _generation_config(settings: GenerationSettings, eos_token_id: int) -> Any:
             "top_k": settings.top_k or 0,
         }
     )
-    config_class: Any = transformers.GenerationConfig
+    config_class: Any = transformers.GenerationConfig  # its arguments have no types
     return config_class(
         max_new_tokens=settings.max_new_tokens,
         do_sample=not settings.is_greedy,
@@ -197,7 +188,7 @@ def _generation_config(settings: GenerationSettings, eos_token_id: int) -> Any:
     )
 
 
-_NEUTRAL: Mapping[str, Any] = {
+_NEUTRAL: Mapping[str, object] = {
     "num_beams": 1,
     "min_length": 0,
     "use_cache": True,
@@ -209,7 +200,7 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 
 
-def _check_length(base: Any, num_prompt_tokens: int, max_new_tokens: int) -> None:
+def _check_length(base: CausalModel, num_prompt_tokens: int, max_new_tokens: int) -> None:
     limit = getattr(base.config, "max_position_embeddings", None)
     if limit is not None and num_prompt_tokens + max_new_tokens > limit:
         raise ValueError(
@@ -221,7 +212,7 @@ def _check_length(base: Any, num_prompt_tokens: int, max_new_tokens: int) -> Non
 
 @contextmanager
 def _seeded(settings: GenerationSettings, device: torch.device) -> Iterator[None]:
-    """In a `with` block torch's own randomness, which transformers draws from, is seeded; then as before."""
+    """Seed torch's generators, which transformers uses, in a `with` block, and restore them after."""
     if settings.is_greedy:
         yield
         return

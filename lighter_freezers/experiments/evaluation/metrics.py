@@ -4,19 +4,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TypeAlias
 
-from lighter_freezers.experiments.evaluation.bleu import bleu
-from lighter_freezers.experiments.evaluation.exact_match import exact_match
-from lighter_freezers.experiments.evaluation.label_accuracy import label_accuracy
-from lighter_freezers.experiments.evaluation.meteor import meteor
-from lighter_freezers.experiments.evaluation.rouge import rouge
 from lighter_freezers.experiments.evaluation.sql_match import sql_match
+from lighter_freezers.experiments.evaluation.text_metrics import (
+    bleu,
+    exact_match,
+    label_accuracy,
+    meteor,
+    rouge,
+)
 from lighter_freezers.selection.names import closest_names
 
 __all__ = ["METRICS", "check_metric_names", "check_metric_packages", "score_texts"]
 
 TextMetric: TypeAlias = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
 
-# BLEU, ROUGE and METEOR count from 0 to 100, as papers do; shares from 0 to 1.
+# BLEU, ROUGE and METEOR are from 0 to 100, as in papers; shares from 0 to 1.
 METRICS: Mapping[str, TextMetric] = {
     "bleu": bleu,
     "rouge": rouge,
@@ -25,7 +27,7 @@ METRICS: Mapping[str, TextMetric] = {
     "sql_match": sql_match,
     "accuracy": label_accuracy,
 }
-_PACKAGES = {"rouge": "rouge_score", "meteor": "nltk"}  # which they count by, and may not be installed
+_PACKAGES = {"rouge": "rouge_score", "meteor": "nltk"}  # optional packages that they need
 
 
 def score_texts(
@@ -36,13 +38,13 @@ def score_texts(
     Args:
         names: Of `METRICS`.
         predictions: One text per row; it may be empty.
-        references: The texts that would be right, one or more per row.
+        references: The correct texts, one or more per row.
 
     Returns:
         Figure -> value; a metric may have several figures.
 
     Raises:
-        TypeError: Something is no list of texts.
+        TypeError: An argument is not a list of texts.
         ValueError: A name is unknown, or predictions and references do not belong together.
     """
     chosen = check_metric_names(names)
@@ -52,7 +54,7 @@ def score_texts(
 
 
 def check_metric_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Make sure that metrics exist, before anything is generated for them.
+    """Check that metrics exist, before anything is generated for them.
 
     Returns:
         The names, each once.
@@ -72,13 +74,13 @@ def check_metric_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_metric_packages(names: Iterable[str]) -> None:
-    """Make sure that metrics can be counted, before anything is generated for them.
+    """Check that the packages of metrics are installed, before anything is generated for them.
 
     Args:
         names: Of `METRICS`.
 
     Raises:
-        ImportError: A package that counts one of them is not installed.
+        ImportError: A package for one of them is not installed.
     """
     needed = [name for name in names if name in _PACKAGES and find_spec(_PACKAGES[name]) is None]
     if needed:

@@ -1,22 +1,22 @@
 """Generated answers of a whole data set: collected over batches and ranks, scored, shown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 
+from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.evaluation.answers import GenerationSettings
 from lighter_freezers.experiments.evaluation.metrics import score_texts
 
 __all__ = ["NUM_SAMPLES_SHOWN", "GeneratedAnswer", "GenerationFigures", "in_order"]
 
-NUM_SAMPLES_SHOWN = 10  # answers that a results file shows
+NUM_SAMPLES_SHOWN = 10  # answers shown in a results file
 
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
-    """What a model answered to a prompt, and what would have been right."""
+    """A generated answer to a prompt, and the correct answers."""
 
     prompt: str
     prediction: str
@@ -25,7 +25,7 @@ class GeneratedAnswer:
 
 @dataclass
 class GenerationFigures:
-    """Answers of one evaluation, batch after batch.
+    """The answers of one evaluation, collected by batch.
 
     Args:
         answers: Those of this process, in the order of its batches.
@@ -33,27 +33,28 @@ class GenerationFigures:
 
     answers: list[GeneratedAnswer] = field(default_factory=list)
 
-    def add(self, batch: Mapping[str, Any], texts: Sequence[str]) -> None:
+    def add(self, batch: Batch, texts: Sequence[str]) -> None:
         """Add the answers to one batch.
 
         Args:
             batch: With `prompts` and `references`.
-            texts: What was generated, in the same order.
+            texts: The generated texts, in the same order.
         """
         rows = zip(batch["prompts"], texts, batch["references"], strict=True)
         self.answers += [GeneratedAnswer(prompt, text, tuple(right)) for prompt, text, right in rows]
 
     def gather(self, is_dealt: bool, num_rows: int | None = None) -> None:
-        """Put the answers of all ranks together, on all ranks; one process alone has all already.
+        """Gather the answers of all ranks on all ranks; a single process has them already.
 
         Args:
-            is_dealt: Whether rank r of n saw the rows r, r + n, r + 2 n, ..., or all rows, as every rank did.
-            num_rows: Rows of the data; what ranks saw beyond them are the first rows once more. None if there
-                is nothing beyond.
+            is_dealt: Whether rank r of n saw the rows r, r + n, r + 2 n, ...; otherwise every rank saw all
+                rows.
+            num_rows: Rows of the data; further rows that ranks saw repeat the first ones. None if there are
+                none.
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        parts: list[list[GeneratedAnswer]] = [[] for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(parts, self.answers)
         self.answers = in_order(parts)[:num_rows] if is_dealt else parts[0]
 
@@ -66,11 +67,11 @@ class GenerationFigures:
         predictions = [answer.prediction for answer in self.answers]
         return score_texts(metrics, predictions, [answer.references for answer in self.answers])
 
-    def report(self, datamodule: Any, settings: GenerationSettings) -> dict[str, Any]:
-        """What a results file says of the data and of the answers, as plain values.
+    def report(self, datamodule: object, settings: GenerationSettings) -> dict[str, object]:
+        """The data and the answers for a results file, as plain values.
 
         Args:
-            datamodule: May have a `task` and `describe`. None where the data come from nowhere known.
+            datamodule: May have a `task` and `describe`. None for an unknown source.
             settings: How the answers were generated.
         """
         return {
@@ -83,10 +84,10 @@ class GenerationFigures:
 
 
 def in_order(parts: Sequence[Sequence[GeneratedAnswer]]) -> list[GeneratedAnswer]:
-    """What ranks answered, in the order of the data: torch's sampler deals rows out one by one.
+    """The answers of all ranks in the order of the data: torch's sampler distributes rows one by one.
 
     Args:
-        parts: The answers of each rank. The sampler fills up the last round with the first rows again.
+        parts: The answers of each rank. The sampler completes the last round with the first rows.
     """
     longest = max(map(len, parts))
     return [part[turn] for turn in range(longest) for part in parts if turn < len(part)]

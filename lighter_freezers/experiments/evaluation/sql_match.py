@@ -1,11 +1,10 @@
-"""Whether two queries of WikiSQL's kind ask the same, without running them."""
+"""Whether two WikiSQL queries have the same meaning, without running them."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lighter_freezers.experiments.evaluation.exact_match import normalised
-from lighter_freezers.experiments.evaluation.text_metrics import check_pairs, share
+from lighter_freezers.experiments.evaluation.text_metrics import check_pairs, normalised, share
 
 __all__ = ["SqlQuery", "parse_sql", "sql_match"]
 
@@ -18,12 +17,12 @@ _NUMBER = re.compile(r"(?P<sign>-?)(?P<whole>0|[1-9]\d*|[1-9]\d{0,2}(?:,\d{3})+)
 
 @dataclass(frozen=True)
 class SqlQuery:
-    """What a query asks, free of how it is written.
+    """The meaning of a query, independent of its notation.
 
     Attributes:
         aggregate: `max`, `min`, `count`, `sum`, `avg`, or "" for the values themselves.
         column: What is selected.
-        conditions: (column, operator, value) of each; their order means nothing.
+        conditions: (column, operator, value) of each, without order.
     """
 
     aggregate: str
@@ -32,23 +31,23 @@ class SqlQuery:
 
 
 def sql_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Share of predicted queries that ask what a reference of theirs asks, 0 to 1.
+    """The share of predicted queries with the same meaning as one of their references, 0 to 1.
 
-    Compared are the aggregate, the selected column and the set of conditions. The order of the conditions,
-    case, quotation marks, white space, a semicolon at the end and how a number is written (`1,000`, `1000`,
-    `1000.0`) make no difference. The table is not compared: a question of WikiSQL has one. Nothing is run,
-    so two ways to ask for the same rows are two different queries.
+    It compares the aggregate, the selected column and the set of conditions. The order of the conditions,
+    case, quotation marks, white space, a semicolon at the end and the format of numbers (`1,000`, `1000`,
+    `1000.0`) are ignored. The table is not compared: a question of WikiSQL has only one. Nothing is run, so
+    two queries that select the same rows in different ways do not match.
 
     Args:
         predictions: One text per row.
-        references: The queries that would be right, one or more per row.
+        references: The correct queries, one or more per row.
 
     Returns:
-        `sql_match`, and `sql_unparsed`, the share of predictions that are no query of this kind.
+        `sql_match`, and `sql_unparsed`, the share of predictions that are not such a query.
 
     Raises:
-        TypeError: Something is no list of texts.
-        ValueError: Predictions and references do not belong together.
+        TypeError: An argument is not a list of texts.
+        ValueError: Predictions and references do not match.
     """
     check_pairs(predictions, references)
     asked = [_meaning(text) for text in predictions]
@@ -66,7 +65,7 @@ def parse_sql(text: str) -> SqlQuery | None:
         text: Any text.
 
     Returns:
-        The query, or None if it is none of this kind.
+        The query, or None if the text is not such a query.
     """
     query = _QUERY.fullmatch(text.strip())
     if query is None:
@@ -81,12 +80,12 @@ def parse_sql(text: str) -> SqlQuery | None:
 
 
 def _meaning(text: str) -> SqlQuery | str:
-    """A query, or the text itself where it is none: it is equal to the same text only."""
+    """The parsed query, or the text itself where it is not one, which then only equals itself."""
     return parse_sql(text) or normalised(text)
 
 
 def _split_conditions(where: str) -> list[str]:
-    """Cut at each AND; a part without an operator belongs to its neighbour, as in "Salt AND Pepper = 3"."""
+    """Split at each AND; a part without an operator joins its neighbour, as in "Salt AND Pepper = 3"."""
     word = r"\s+AND\s+" if re.search(r"\sAND\s", where) else r"\s+and\s+"
     parts: list[str] = []
     for part in re.split(word, where) if where else []:
@@ -98,7 +97,7 @@ def _split_conditions(where: str) -> list[str]:
 
 
 def _operator(condition: str) -> re.Match[str] | None:
-    """The first operator between blanks, or else the first at all: names of columns may contain one."""
+    """The first operator between spaces, or else the first of all: column names may contain one."""
     return _SPACED_OPERATOR.search(condition) or _OPERATOR.search(condition)
 
 
@@ -115,7 +114,7 @@ def _bare(name: str) -> str:
 
 
 def _value(text: str) -> str:
-    """A text without quotation marks, or a number in one way of writing it."""
+    """A text without quotation marks, or a number in canonical form."""
     bare = normalised(text)
     number = _NUMBER.fullmatch(bare)
     if number is None:

@@ -1,1 +1,1 @@
-"""Texts and what is asked about them: corpora, tokenizer, windows, baselines. Nothing here trains."""
+"""Tasks: each is a data set and its targets. Nothing here trains."""

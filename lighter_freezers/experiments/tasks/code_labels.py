@@ -1,4 +1,4 @@
-"""What each character of a Python source is, by `tokenize` and `ast`: ten classes. Knows no tokens of a BPE.
+"""Classifies each character of a Python source by `tokenize` and `ast`: ten classes. Independent of a BPE.
 
 | class | what |
 |---|---|
@@ -13,7 +13,7 @@
 | `name` | every other name, the keyword of an argument among them |
 | `number` | number literals |
 
-Blanks outside of strings and comments have no class.
+White space outside strings and comments has no class.
 """
 
 import ast
@@ -38,10 +38,10 @@ CodeClasses = npt.NDArray[np.uint8]
 CLASS_NAMES = ("other", "keyword", "string", "comment", "def", "call", "attr", "param", "name", "number")
 CLASSES = {name: index for index, name in enumerate(CLASS_NAMES)}
 CLASSES_OF_TYPES = {tokenize.STRING: "string", tokenize.COMMENT: "comment", tokenize.NUMBER: "number"}
-FSTRING_START: int = getattr(tokenize, "FSTRING_START", -1)  # Python 3.12 takes f-strings apart,
-FSTRING_END: int = getattr(tokenize, "FSTRING_END", -1)  # before that one is a single STRING
+FSTRING_START: int = getattr(tokenize, "FSTRING_START", -1)  # Python 3.12 splits f-strings into tokens,
+FSTRING_END: int = getattr(tokenize, "FSTRING_END", -1)  # earlier versions have a single STRING
 LONE_RETURN = re.compile(r"\r(?!\n)")
-LAST_BLANK = 32  # source has no blanks above the space, and no other characters below it
+LAST_BLANK = 32  # in source, characters up to the space are white space, and others are not
 
 Place = tuple[int, int]  # line from 1 and column from 0, in characters
 
@@ -52,8 +52,8 @@ def character_classes(source: str) -> CodeClasses:
     Raises:
         SyntaxError: The running Python cannot parse it.
     """
-    source = LONE_RETURN.sub("\n", source)  # the parser takes it for the end of a line, tokenize does not
-    lines = source.split("\n")  # not splitlines: a form feed ends no line for Python
+    source = LONE_RETURN.sub("\n", source)  # a line end for the parser, but not for tokenize
+    lines = source.split("\n")  # not splitlines: a form feed does not end a line in Python
     line_starts = list(accumulate((len(line) + 1 for line in lines), initial=0))
     roles = _roles(source, lines)
     codes = np.frombuffer(source.encode("utf-32-le"), np.uint32)
@@ -72,7 +72,7 @@ def character_classes(source: str) -> CodeClasses:
 
 
 def is_documentation(classes: CodeClasses) -> npt.NDArray[np.bool_]:
-    """Which characters are in comments and strings, their quotes, number signs and blanks included."""
+    """Which characters are in comments and strings, including quotes, number signs and white space."""
     return np.isin(classes, [CLASSES["comment"], CLASSES["string"]])
 
 
@@ -92,14 +92,14 @@ def _whole_strings(tokens: Iterable[tokenize.TokenInfo]) -> Iterator[tokenize.To
 
 @dataclass
 class _Roles:
-    """Where the syntax tree has names that tokens alone do not tell."""
+    """The names whose class only the syntax tree shows."""
 
-    params: set[Place] = field(default_factory=set)  # where their names begin
-    called_names: set[Place] = field(default_factory=set)  # the same
-    called_attributes: set[Place] = field(default_factory=set)  # where their names end
+    params: set[Place] = field(default_factory=set)  # starts of the names
+    called_names: set[Place] = field(default_factory=set)  # starts of the names
+    called_attributes: set[Place] = field(default_factory=set)  # ends of the names
 
     def class_of(self, token: tokenize.TokenInfo, previous: str) -> str:
-        """The class of a NAME that stands after another token."""
+        """The class of a NAME, given the previous token."""
         if keyword.iskeyword(token.string):
             return "keyword"
         if previous in ("def", "class"):
@@ -116,7 +116,7 @@ def _roles(source: str, lines: list[str]) -> _Roles:
     is_ascii = source.isascii()
 
     def place(line: int, column: int) -> Place:
-        """`ast` counts columns in bytes of UTF-8."""
+        """The line and column of a node in characters; `ast` counts columns in UTF-8 bytes."""
         return (line, column if is_ascii else len(lines[line - 1].encode()[:column].decode()))
 
     for node in _nodes_outside_of_strings(source):
@@ -134,9 +134,9 @@ def _roles(source: str, lines: list[str]) -> _Roles:
 
 
 def _nodes_outside_of_strings(source: str) -> Iterator[ast.AST]:
-    """All nodes but those in f-strings, which are strings as a whole."""
+    """All nodes except those in f-strings, which count as strings."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an invalid escape in somebody's string is not ours to report
+        warnings.simplefilter("ignore")  # no warnings about invalid escapes in code that is only read
         pending: list[ast.AST] = [ast.parse(source)]
     while pending:
         node = pending.pop()

@@ -1,6 +1,6 @@
 """Docstrings: the source of a function without its docstring -> the docstring's first line.
 
-Real data that every machine has: the functions of the standard library of the Python that runs. Rows have
+Real data on every machine: the functions of the standard library of the running Python. Rows have
 `name`, `source` and `summary`.
 """
 
@@ -23,8 +23,8 @@ from lighter_freezers.experiments.data.standard_library import library_modules, 
 __all__ = ["DOCSTRINGS", "library_docstrings", "summarised_functions"]
 
 INSTRUCTION = "Say in one line what this Python function does."
-FORMAT = 1  # of the kept files; another number makes them anew
-FEWEST_WORDS = 3  # a summary says more than "Return it."
+FORMAT = 1  # of the cached files; a new number creates them again
+FEWEST_WORDS = 3  # words of a summary at least, to exclude "Return it."
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -39,20 +39,20 @@ def _read(row: Row) -> PromptedRow:
 
 
 def library_docstrings(cache_dir: Path | None = None, root: Path | None = None) -> tuple[Path, str]:
-    """The folder with the functions of the standard library, `train.jsonl` and so on, made if it is missing.
+    """The folder with the functions of the standard library, `train.jsonl` and so on, created if missing.
 
-    A module is in the split where `standard_library` has it. A source that stands in several modules is kept
-    once, in the training split if it is there too.
+    A module is in the same split as in `standard_library`. A source that occurs in several modules is kept
+    once, preferably in the training split.
 
     Args:
-        cache_dir: Where to keep it. None means the cache folder of this package.
-        root: Folder of the standard library. None asks the running Python.
+        cache_dir: The cache folder. None means that of this package.
+        root: Folder of the standard library. None for that of the running Python.
 
     Returns:
-        The folder, and in words which Python and which text it is.
+        The folder, and a description of Python version and text.
 
     Raises:
-        RuntimeError: There is no source of the library, or the cache cannot be written.
+        RuntimeError: The library has no source files, or the cache is not writable.
     """
     corpus = standard_library(root)
     folder = cache_folder(cache_dir) / f"docstrings-{corpus.digest[:16]}-{FORMAT}"
@@ -80,8 +80,8 @@ def _lines(modules: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
 def summarised_functions(source: str) -> Iterator[tuple[str, str, str]]:
     """Name, source without docstring, and first line of the docstring, of each function that has one.
 
-    A function is passed over if its docstring is all it has, if its first line has fewer than three words, or
-    if the docstring shares a line with something else.
+    A function is skipped if it has nothing but its docstring, if the first line of that has fewer than three
+    words, or if the docstring shares a line with other code.
 
     Args:
         source: A Python module.
@@ -89,9 +89,9 @@ def summarised_functions(source: str) -> Iterator[tuple[str, str, str]]:
     Raises:
         SyntaxError: The running Python cannot parse it.
     """
-    source = source.replace("\r\n", "\n").replace("\r", "\n")  # all are ends of lines for the parser
+    source = source.replace("\r\n", "\n").replace("\r", "\n")  # all are line ends for the parser
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an invalid escape in somebody's string is not ours to report
+        warnings.simplefilter("ignore")  # no warnings about invalid escapes in code that is only read
         tree = ast.parse(source)
     lines = source.split("\n")
     for node in ast.walk(tree):
@@ -102,7 +102,7 @@ def summarised_functions(source: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _summary(function: Function) -> str:
-    """The first line of the docstring; empty if it says too little."""
+    """The first line of the docstring; empty if it has too few words."""
     documentation = inspect.cleandoc(ast.get_docstring(function, clean=False) or "").strip()
     first = documentation.split("\n")[0].strip()
     return first if len(first.split()) >= FEWEST_WORDS else ""

@@ -1,7 +1,7 @@
 """E2E NLG: attributes of a restaurant -> a description of it, with several references for each.
 
 Rows have `mr`, the attributes, and `ref`, a description; on the hub these are `meaning_representation` and
-`human_reference`. Rows with the same `mr` are one question.
+`human_reference`. Rows with the same `mr` form one question.
 """
 
 from lighter_freezers.experiments.data.fields import clean_text

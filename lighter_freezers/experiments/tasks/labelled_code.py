@@ -1,6 +1,6 @@
-"""The standard library as one stream of tokens, and what each is; labels are kept in a cache.
+"""The standard library as one stream of tokens with a class each; the classes are cached.
 
-What is asked about it stands in `token_classes.py` and `sequence_scores.py`.
+`token_classes.py` and `sequence_scores.py` define the tasks.
 """
 
 import sys
@@ -20,7 +20,7 @@ from lighter_freezers.experiments.tasks.code_labels import CodeClasses, characte
 
 __all__ = ["LabelledCode", "cache_all_classes", "cached_classes"]
 
-VERSION = 1  # of the classes: raise it when `character_classes` gives others
+VERSION = 1  # of the cached classes: raise it when `character_classes` changes
 
 
 class LabelledCode:
@@ -28,9 +28,9 @@ class LabelledCode:
 
     Args:
         corpus: The modules.
-        split: Which of them.
-        tokenizer: Turns them into tokens.
-        cache_dir: Where the classes are kept; see `cached_classes`.
+        split: `train`, `val` or `test`.
+        tokenizer: Encodes them.
+        cache_dir: The cache folder for the classes; see `cached_classes`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class LabelledCode:
         self._classes = cached_classes(corpus, split, cache_dir)
         stream = np.array(tokenizer.stream(corpus.split(split)))
         num_bytes = np.array(tokenizer.bytes_per_token())[stream]
-        self._ends = num_bytes.cumsum()  # in characters of the split, which are bytes: it is ASCII
+        self._ends = num_bytes.cumsum()  # in characters of the split, which equal bytes in ASCII
         self._begins = self._ends - num_bytes
         assert self._ends[-1] == len(self._classes)
         self.ids = torch.from_numpy(stream)  # (N,)
@@ -58,13 +58,13 @@ class LabelledCode:
             )
 
     def labels(self) -> Tensor:
-        """The class of each token, (N,); `<eos>` and blanks outside of strings count nothing."""
+        """The class of each token, (N,); `<eos>` and white space outside strings are ignored."""
         return torch.from_numpy(token_labels(self._classes, self._begins, self._ends))
 
     def documentation_shares(self, starts: Tensor, num_tokens: int) -> Tensor:
-        """The share of characters in strings and comments, in the text of windows of so many tokens.
+        """The share of characters in strings and comments, for windows of `num_tokens` tokens.
 
-        All characters count, blanks too; `<eos>` has none.
+        All characters count, white space too; `<eos>` has none.
 
         Args:
             starts: The first token of each window, (W,).
@@ -81,7 +81,7 @@ class LabelledCode:
 
 
 def cache_all_classes(corpus: Corpus, cache_dir: Path | None = None) -> None:
-    """Label all modules of all splits, seconds of work, unless the cache has the labels.
+    """Label all modules of all splits, which takes seconds, unless they are cached.
 
     Args:
         corpus: The modules.
@@ -92,18 +92,18 @@ def cache_all_classes(corpus: Corpus, cache_dir: Path | None = None) -> None:
 
 
 def cached_classes(corpus: Corpus, split: str, cache_dir: Path | None = None) -> CodeClasses:
-    """The classes of all characters of a split, one module after the other: from the cache, or made and kept.
+    """The classes of all characters of a split, module by module: from the cache, or computed and cached.
 
-    Several processes may ask at once.
+    Several processes may call this at once.
 
     Args:
         corpus: The modules.
-        split: Which of them.
-        cache_dir: Folder to keep the classes in. None means the one of the tokenizers.
+        split: `train`, `val` or `test`.
+        cache_dir: The cache folder. None means that of the tokenizers.
 
     Raises:
-        RuntimeError: The folder cannot be written.
-        SyntaxError: A module is no Python.
+        RuntimeError: The folder is not writable.
+        SyntaxError: A module is not valid Python.
     """
     file = cache_folder(cache_dir) / _file_name(corpus, split)
     classes = _load(file, corpus.num_bytes(split))
@@ -119,7 +119,7 @@ def _file_name(corpus: Corpus, split: str) -> str:
 
 
 def _load(file: Path, num_characters: int) -> CodeClasses | None:
-    """The classes of a file; None where there is no file, or a damaged one."""
+    """Load classes; None where the file is missing or damaged."""
     if not file.exists():
         return None
     try:
@@ -127,6 +127,6 @@ def _load(file: Path, num_characters: int) -> CodeClasses | None:
     except zlib.error:
         content = b""
     if len(content) != num_characters:
-        log.warning("The cached classes %s are damaged; they are made again.", file)
+        log.warning("The cached classes %s are damaged; they are computed again.", file)
         return None
     return np.frombuffer(content, np.uint8)

@@ -1,24 +1,28 @@
-"""The language model's task: each token is followed by which? In a corpus, or in rows of your own."""
+"""The language model's task: predict the next token, in a corpus or in rows of your own."""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
+from lighter_freezers.experiments.data.batches import (
+    EncodedRow,
+    PaddedRows,
+    Sequences,
+    TokenWindows,
+    about_long_rows,
+)
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import text_of
 from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
-from lighter_freezers.experiments.data.padded_rows import EncodedRow, PaddedRows, about_long_rows
-from lighter_freezers.experiments.data.sequences import Sequences
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
-from lighter_freezers.experiments.data.windows import TokenWindows
 
 __all__ = ["CorpusTask", "RowTextsTask"]
 
 
 @dataclass(frozen=True)
 class CorpusTask:
-    """All text of a corpus in windows of equally many tokens; a `Task`.
+    """All text of a corpus in windows of equal length; a `Task`.
 
     Args:
         corpus: The text.
@@ -27,11 +31,11 @@ class CorpusTask:
     corpus: Corpus
 
     def describe(self) -> str:
-        """Source, sizes and digest."""
+        """A text with source, sizes and digest."""
         return self.corpus.describe()
 
     def prepare(self) -> None:
-        """Nothing takes long."""
+        """Do nothing: there is nothing to cache."""
 
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
@@ -48,7 +52,7 @@ class CorpusTask:
 
 @dataclass(frozen=True)
 class RowTextsTask:
-    """One sequence per row, `<eos> text <eos>`; a longer text goes on in the next one. A `Task`.
+    """One sequence per row, `<eos> text <eos>`; a longer text continues in the next one. A `Task`.
 
     Args:
         files: Rows with a `text`.
@@ -62,11 +66,11 @@ class RowTextsTask:
         return corpus_of_rows(self._texts("train"), self.files)
 
     def describe(self) -> str:
-        """Source, sizes and digest."""
+        """A text with source, sizes and digest."""
         return self.corpus.describe()
 
     def prepare(self) -> None:
-        """Nothing takes long."""
+        """Do nothing: there is nothing to cache."""
 
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None

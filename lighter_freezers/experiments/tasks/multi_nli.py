@@ -1,8 +1,8 @@
 """MultiNLI: a premise and a hypothesis -> entailment, neutral or contradiction.
 
 Rows have `premise`, `hypothesis` and `label`, a number or a name; in the original files these are
-`sentence1`, `sentence2` and `gold_label`. The labels -1 and `-` stand for pairs on which the annotators did
-not agree: they have no answer.
+`sentence1`, `sentence2` and `gold_label`. The labels -1 and `-` mark pairs on which the annotators did not
+agree: they have no answer.
 """
 
 from lighter_freezers.experiments.data.fields import clean_text, field_among
@@ -35,7 +35,7 @@ def _label(row: Row) -> str | None:
     found = row.values[field]
     names: dict[object, str | None] = dict.fromkeys(NOT_AGREED)
     names |= {name: name for name in LABELS} | dict(enumerate(LABELS))
-    if row.is_text:  # a CSV file writes numbers as text
+    if row.is_text:  # in a CSV file numbers are text
         names |= {str(number): names[number] for number in (-1, 0, 1, 2)}
         found = str(found).strip()
     if isinstance(found, bool) or not isinstance(found, (str, int)) or found not in names:

@@ -4,12 +4,18 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+from lighter_freezers.experiments.data.batches import Sequences, evenly_spread
 from lighter_freezers.experiments.data.corpus import SPLITS, Corpus
 from lighter_freezers.experiments.data.prompt_batches import AnswerSequences, PromptSequences, Room
 from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer
-from lighter_freezers.experiments.data.prompted_rows import LoadedRows, held_out, load_rows, questions
-from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask
-from lighter_freezers.experiments.data.sequences import Sequences, evenly_spread
+from lighter_freezers.experiments.data.prompts import (
+    LoadedRows,
+    PromptedRow,
+    PromptedTask,
+    held_out,
+    load_rows,
+    questions,
+)
 from lighter_freezers.experiments.tasks.task_files import SplitFiles
 
 __all__ = ["PromptedSplits"]
@@ -17,13 +23,13 @@ __all__ = ["PromptedSplits"]
 
 @dataclass(frozen=True)
 class PromptedSplits:
-    """What files of a task hold. Without a file to validate on, a tenth of the training rows is held out.
+    """The splits of a task's files. Without a validation file, a tenth of the training rows is held out.
 
     Args:
-        task: Knows what the rows mean.
-        files: Where they are.
-        max_new_tokens: Tokens kept free after a prompt that is to be answered.
-        drop_bad: Leave out rows with a wrong field and rows without room, instead of an error for the first.
+        task: Defines the rows.
+        files: The files of each split.
+        max_new_tokens: Tokens reserved after a prompt for its generated answer.
+        drop_bad: Leave out invalid rows and rows that do not fit, instead of raising an error for the first.
     """
 
     task: PromptedTask
@@ -38,7 +44,7 @@ class PromptedSplits:
         return Corpus(tuple(row.prompt + row.target for row in rows), (), (), self.files.source)
 
     def describe(self) -> str:
-        """Task, source, and a digest of all files."""
+        """A text with task, source, and a digest of all files."""
         sha = hashlib.sha256()
         for split in SPLITS:
             for file in self.files.of(split):
@@ -46,7 +52,7 @@ class PromptedSplits:
         return f"{self.task.name}, {self.files.source}; digest {sha.hexdigest()[:16]}"
 
     def prepare(self) -> None:
-        """Nothing is left to do: the files are there."""
+        """Do nothing: the files were found or downloaded before."""
 
     def sequences(
         self, split: str, tokenizer: PromptTokenizer, block_size: int, limit: int | None
@@ -54,13 +60,13 @@ class PromptedSplits:
         """The rows of `train` or `val` with their answers; the questions of `test`, each once.
 
         Args:
-            split: Which of them.
-            tokenizer: Turns prompts and answers into tokens.
+            split: `train`, `val` or `test`.
+            tokenizer: Encodes prompts and answers.
             block_size: Tokens of a prompt with its answer, at most.
             limit: How many to keep, spread evenly. None keeps all.
 
         Raises:
-            ValueError: There is no such split, or a row cannot be used.
+            ValueError: There is no such split, or a row is invalid.
         """
         rows, remark = self._rows(split)
         room = Room(block_size, self.max_new_tokens, self.drop_bad)
@@ -72,7 +78,7 @@ class PromptedSplits:
         return AnswerSequences(chosen, tokenizer, room, remark)
 
     def _rows(self, split: str) -> tuple[tuple[PromptedRow, ...], str]:
-        """The rows of a split, and what to say about them."""
+        """The rows of a split, and a remark about them."""
         if split == "val" and not self.files.val and self.files.train:
             return self._held_out[1], "; held out from the training rows"
         if not self.files.of(split):
@@ -107,7 +113,7 @@ class PromptedSplits:
         return remark
 
     def _about_overlap(self, split: str) -> str:
-        """Whether prompts of the split are in the training rows too, if these were read."""
+        """A remark on prompts of the split that are in the training rows too, if these were read."""
         if split == "train" or "train" not in self._read:
             return ""
         learnt = {row.prompt for row in self._loaded("train").rows}

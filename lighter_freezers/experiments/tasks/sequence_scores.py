@@ -1,4 +1,4 @@
-"""The sequence scorer's task: one number for a text, the share of documentation or a score of your own."""
+"""The sequence scorer's task: one score for a text, the share of documentation or your own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,18 @@ from pathlib import Path
 
 import torch
 
+from lighter_freezers.experiments.data.batches import (
+    Batch,
+    EncodedRow,
+    PaddedRows,
+    Sequences,
+    Windows,
+    about_long_rows,
+)
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import score_of, text_of
 from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
-from lighter_freezers.experiments.data.padded_rows import EncodedRow, PaddedRows, about_long_rows
 from lighter_freezers.experiments.data.rows import Row
-from lighter_freezers.experiments.data.sequences import Batch, Sequences, window_starts
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
 from lighter_freezers.experiments.tasks.labelled_code import LabelledCode, cache_all_classes
 
@@ -20,7 +26,7 @@ __all__ = ["DocumentationTask", "ScoredTextsTask", "cls_token"]
 
 
 def cls_token(tokenizer: TextTokenizer, given: int | None) -> int:
-    """The id of [CLS]: the one given, or the first that is no token of the text."""
+    """The id of [CLS]: the given one, or the first after the tokenizer's ids."""
     return tokenizer.vocab_size if given is None else given
 
 
@@ -30,8 +36,8 @@ class DocumentationTask:
 
     Args:
         corpus: ASCII modules.
-        cache_dir: Where the classes of characters are kept.
-        cls_token_id: The token that stands first in each sequence. None takes the first id without a token.
+        cache_dir: The cache folder for the classes of characters.
+        cls_token_id: The first token of each sequence. None takes the first id after the tokenizer's.
     """
 
     corpus: Corpus
@@ -39,11 +45,11 @@ class DocumentationTask:
     cls_token_id: int | None = None
 
     def describe(self) -> str:
-        """Source, sizes and digest."""
+        """A text with source, sizes and digest."""
         return self.corpus.describe()
 
     def prepare(self) -> None:
-        """Label all modules, seconds of work, unless the cache has the labels."""
+        """Label all modules, which takes seconds, unless they are cached."""
         cache_all_classes(self.corpus, self.cache_dir)
 
     def sequences(
@@ -56,24 +62,18 @@ class DocumentationTask:
         return windows
 
 
-class _ScoredWindows(Sequences):
+class _ScoredWindows(Windows):
     """Windows of tokens after [CLS], each with one score."""
 
     def __init__(self, code: LabelledCode, block_size: int, limit: int | None, cls_token_id: int) -> None:
-        self._ids = code.ids
-        self._starts = window_starts(len(code.ids), block_size - 1, limit)
+        super().__init__(code.ids, block_size - 1, limit)
         self._scores = code.documentation_shares(self._starts, block_size - 1)
-        self._offsets = torch.arange(block_size - 1)
         self._cls_token_id = cls_token_id
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(indices)
-        windows = self._ids[self._starts[chosen][:, None] + self._offsets]  # (B, T - 1)
-        first = windows.new_full((len(chosen), 1), self._cls_token_id)
-        return {"input_ids": torch.cat([first, windows], dim=1), "targets": self._scores[chosen]}
+        windows = self._tokens[self._places(indices)]  # (B, T - 1)
+        first = windows.new_full((len(windows), 1), self._cls_token_id)
+        return {"input_ids": torch.cat([first, windows], dim=1), "targets": self._scores[list(indices)]}
 
     def describe(self) -> str:
         return f"{len(self):,} sequences of [CLS] and {len(self._offsets)} tokens"
@@ -85,7 +85,7 @@ class ScoredTextsTask:
 
     Args:
         files: Rows with `text` and `score`.
-        cls_token_id: The token that stands first in each sequence. None takes the first id without a token.
+        cls_token_id: The first token of each sequence. None takes the first id after the tokenizer's.
     """
 
     files: RowFiles
@@ -97,11 +97,11 @@ class ScoredTextsTask:
         return corpus_of_rows((text_of(row) for row in self._read("train")), self.files)
 
     def describe(self) -> str:
-        """Source, sizes and digest."""
+        """A text with source, sizes and digest."""
         return self.corpus.describe()
 
     def prepare(self) -> None:
-        """Nothing takes long."""
+        """Do nothing: there is nothing to cache."""
 
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None

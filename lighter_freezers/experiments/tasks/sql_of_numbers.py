@@ -1,4 +1,4 @@
-"""SQL from the numbers that WikiSQL writes: which column, which aggregation, which conditions."""
+"""Builds SQL from the numbers in WikiSQL: column, aggregation and conditions."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 @dataclass(frozen=True)
 class Table:
-    """What a query needs to know of a table.
+    """The columns of a table and their types.
 
     Args:
         columns: The names of its columns.
@@ -30,12 +30,12 @@ def table_of(row: Row, prefix: str, fields: Mapping[str, object]) -> Table:
     """The table in `header` and `types` among the fields of a row.
 
     Args:
-        row: The row that they stand in.
-        prefix: What stands before their names in an error.
+        row: The row, for errors.
+        prefix: A prefix of their names in errors.
         fields: Lists of strings by name.
 
     Raises:
-        ValueError: They are no lists of strings, or not of the same length.
+        ValueError: They are not lists of strings of equal length.
     """
     lists = []
     for name in ("header", "types"):
@@ -52,13 +52,13 @@ def table_of(row: Row, prefix: str, fields: Mapping[str, object]) -> Table:
 
 
 def sql_of(row: Row, table: Table) -> str:
-    """The query in `sql`, as `SELECT COUNT(Player) FROM table WHERE Team = 'Lions' AND Goals > 3`.
+    """The query in `sql`, such as `SELECT COUNT(Player) FROM table WHERE Team = 'Lions' AND Goals > 3`.
 
-    Names of columns stand as in the header. The value of a condition on a text column is in single quotes,
-    those in it doubled. The value on a column of numbers is bare if it is a number, and quoted otherwise.
+    Column names are written as in the header. The value of a condition on a text column is in single quotes,
+    with quotes in it doubled. On a column of numbers a number is not quoted, any other value is.
 
     Raises:
-        ValueError: A number is none of a column, an aggregation or an operator, or a value is missing.
+        ValueError: A number is not that of a column, an aggregation or an operator, or a value is missing.
     """
     sql = row.values.get("sql")
     if not isinstance(sql, dict):

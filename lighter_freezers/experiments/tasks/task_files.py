@@ -1,24 +1,37 @@
-"""Which files hold the rows of a task, by split: of a folder, an archive, the fixtures or the hub."""
+"""Finds the files of a task by split: in a folder, an archive, the fixtures, or the network.
+
+Downloaded and unpacked files are kept in the cache folder.
+"""
 
 import hashlib
+import http.client
 import tarfile
+import urllib.request
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from lighter_freezers._log import log
 from lighter_freezers.experiments.data.cache import cache_folder, keep
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.prompts import PromptedTask
 from lighter_freezers.experiments.data.rows import SUFFIXES
 from lighter_freezers.experiments.tasks.docstrings import DOCSTRINGS, library_docstrings
-from lighter_freezers.experiments.tasks.hub_files import hub_folder
 
-__all__ = ["FIXTURES", "SplitFiles", "default_source", "files_by_split", "split_files"]
+__all__ = [
+    "FIXTURES",
+    "SplitFiles",
+    "default_source",
+    "fetched",
+    "files_by_split",
+    "hub_folder",
+    "split_files",
+]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ARCHIVES = (".tar.bz2", ".tar.gz", ".tgz", ".tar")
-WHOLE = ".whole"  # stands in a folder when all of an archive is there
+WHOLE = ".whole"  # marks a completely unpacked archive
 
 
 @dataclass(frozen=True)
@@ -26,10 +39,10 @@ class SplitFiles:
     """The files of each split.
 
     Args:
-        train: To learn from; empty if there are none, and the same for the others.
-        val: To validate on.
-        test: To test on.
-        source: Where they are from, in words for a log line.
+        train: Files to train on; like the others empty if there are none.
+        val: Files to validate on.
+        test: Files to test on.
+        source: Their origin, for a log line.
     """
 
     train: tuple[Path, ...]
@@ -43,22 +56,22 @@ class SplitFiles:
 
 
 def default_source(task: PromptedTask) -> str:
-    """What a task takes when nobody says: the standard library, or the fixtures in this package."""
+    """The default source of a task: the standard library, or the fixtures in this package."""
     return "standard_library" if task is DOCSTRINGS else "fixture"
 
 
 def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) -> SplitFiles:
-    """Find the files of a task, and fetch or make them if need be.
+    """Find the files of a task; download or create them if needed.
 
     Args:
-        task: Knows what they are called.
+        task: Has the patterns of their names.
         source: `fixture`, `standard_library` (for the docstrings), `hub`, `hub:OWNER/NAME` or
             `hub:OWNER/NAME@REVISION`; or the path of a folder or of a tar archive.
-        cache_dir: Where to keep what is fetched or made. None means the cache folder of this package.
+        cache_dir: The cache folder for downloads and created files. None means that of this package.
 
     Raises:
         ValueError: There is no such source, or it has no file for any split.
-        RuntimeError: Something cannot be fetched or made here.
+        RuntimeError: Files cannot be downloaded or created.
     """
     if source == "standard_library" and task is DOCSTRINGS:
         folder, words = library_docstrings(cache_dir)
@@ -83,9 +96,10 @@ def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) 
 
 
 def files_by_split(task: PromptedTask, names: Iterable[str]) -> dict[str, list[str]]:
-    """Which of these files belong to which split, by the patterns of the task.
+    """The files of each split, by the patterns of the task.
 
-    A file whose own name tells nothing is known by its folder, as in the hub's `default/train/0000.parquet`.
+    A file whose name matches no pattern is assigned by its folder, as in the hub's
+    `default/train/0000.parquet`.
 
     Args:
         task: Has the patterns.
@@ -139,7 +153,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
-    """The folder in the cache that holds the files of rows in an archive, unpacked if they are not yet."""
+    """Unpack the files of rows in an archive into the cache, unless they are there; returns the folder."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     folder = cache_folder(cache_dir) / f"unpacked-{digest[:16]}"
     if (folder / WHOLE).exists():
@@ -159,3 +173,73 @@ def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
 
 def _examples(task: PromptedTask) -> str:
     return ", ".join(task.patterns[split][0] for split in SPLITS)
+
+
+TIMEOUT = 60.0  # timeout in seconds
+
+
+def hub_folder(task: PromptedTask, dataset: str, cache_dir: Path | None = None) -> Path:
+    """The folder or the archive with the files of a task, downloaded unless it is cached.
+
+    Args:
+        task: Has the URLs of its files, or the name of its data set on the hub.
+        dataset: Another data set on the hub, as `OWNER/NAME` or `OWNER/NAME@REVISION`. Empty for the task's.
+        cache_dir: The cache for files from URLs. None means the cache folder of this package. Files from the
+            hub go to its own cache, `$HF_HOME`.
+
+    Raises:
+        ValueError: The task has no data on the hub.
+        RuntimeError: They cannot be downloaded.
+    """
+    if dataset:
+        return _hub_snapshot(task, dataset)
+    if not task.hub:
+        raise ValueError(f"{task.name} has no data on the hub. Leave `source:` out, or give a folder.")
+    if not task.hub[0].startswith("https://"):
+        return _hub_snapshot(task, task.hub[0])
+    folder = cache_folder(cache_dir) / f"fetched-{task.name}"
+    files = [fetched(address, folder, task.name) for address in task.hub]
+    return files[0] if len(files) == 1 else folder
+
+
+def fetched(address: str, folder: Path, task_name: str) -> Path:
+    """Download a file from a URL into this folder, unless it is there already.
+
+    Raises:
+        RuntimeError: It cannot be downloaded.
+    """
+    file = folder / PurePosixPath(address).name
+    if file.is_file():
+        return file
+    try:
+        with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
+            content = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(task_name, address, error) from error
+    keep(file, content)
+    log.info("Fetched %s, %s bytes, to %s.", address, f"{len(content):,}", file)
+    return file
+
+
+def _hub_snapshot(task: PromptedTask, dataset: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = dataset.partition("@")
+    stems = {pattern.removesuffix(".*").strip("*") for split in SPLITS for pattern in task.patterns[split]}
+    patterns = [f"*{stem}*{suffix}" for stem in sorted(stems) for suffix in SUFFIXES]
+    try:
+        folder = snapshot_download(
+            name, repo_type="dataset", revision=revision or None, allow_patterns=patterns
+        )
+    except Exception as error:  # OSError, or one of the hub's HTTP client, by version
+        raise _unreachable(task.name, f"the data set {name} of the hub", error) from error
+    return Path(folder)
+
+
+def _unreachable(task_name: str, what: str, error: Exception) -> RuntimeError:
+    reason = str(error).strip().split("\n")[0]
+    return RuntimeError(
+        f"{task_name}: {what} cannot be fetched ({type(error).__name__}: {reason}). Without a network give "
+        "files of your own, `train_file:`, `val_file:` and `test_file:`, or a folder or archive that was "
+        "fetched elsewhere, `source: PATH`; or try the run on the small fixtures, `source: fixture`."
+    )

@@ -1,4 +1,4 @@
-"""The token classifier's task: what is each token? In Python source, or in labelled words of your own."""
+"""The token classifier's task: a class for each token, of Python source or of labelled words of your own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,19 @@ from pathlib import Path
 
 import torch
 
-from lighter_freezers.experiments.data.batches import first_token_labels
+from lighter_freezers.experiments.data.batches import (
+    Batch,
+    EncodedRow,
+    PaddedRows,
+    Sequences,
+    Windows,
+    about_long_rows,
+    first_token_labels,
+)
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import classes_of_rows, label_numbers, labels_of, words_of
 from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
-from lighter_freezers.experiments.data.padded_rows import EncodedRow, PaddedRows, about_long_rows
 from lighter_freezers.experiments.data.rows import Row
-from lighter_freezers.experiments.data.sequences import Batch, Sequences, window_starts
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
 from lighter_freezers.experiments.tasks.code_labels import CLASS_NAMES
 from lighter_freezers.experiments.tasks.labelled_code import LabelledCode, cache_all_classes
@@ -27,7 +33,7 @@ class CodeClassesTask:
 
     Args:
         corpus: ASCII modules.
-        cache_dir: Where the classes are kept.
+        cache_dir: The cache folder for the classes.
     """
 
     corpus: Corpus
@@ -35,53 +41,45 @@ class CodeClassesTask:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Those of `code_labels`."""
+        """The class names of `code_labels`."""
         return CLASS_NAMES
 
     def describe(self) -> str:
-        """Source, sizes and digest."""
+        """A text with source, sizes and digest."""
         return self.corpus.describe()
 
     def prepare(self) -> None:
-        """Label all modules, seconds of work, unless the cache has the labels."""
+        """Label all modules, which takes seconds, unless they are cached."""
         cache_all_classes(self.corpus, self.cache_dir)
 
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
     ) -> Sequences:
-        """The windows that a language model has, with classes instead of the tokens that follow."""
+        """The same windows as for a language model, with classes instead of next tokens."""
         code = LabelledCode(self.corpus, split, tokenizer, self.cache_dir)
         windows = _ClassWindows(code, block_size, limit)
         code.check_windows(len(windows), block_size)
         return windows
 
 
-class _ClassWindows(Sequences):
+class _ClassWindows(Windows):
     """Windows of tokens and their classes."""
 
     def __init__(self, code: LabelledCode, block_size: int, limit: int | None) -> None:
-        self._ids = code.ids
+        super().__init__(code.ids, block_size, limit)
         self._labels = code.labels()
-        self._starts = window_starts(len(code.ids), block_size, limit)
-        self._offsets = torch.arange(block_size)
-
-    def __len__(self) -> int:
-        return len(self._starts)
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        places = self._starts[torch.as_tensor(indices)][:, None] + self._offsets  # (B, T)
-        return {"input_ids": self._ids[places], "targets": self._labels[places]}
-
-    def describe(self) -> str:
-        return f"{len(self):,} sequences of {len(self._offsets)} tokens"
+        places = self._places(indices)  # (B, T)
+        return {"input_ids": self._tokens[places], "targets": self._labels[places]}
 
 
 @dataclass(frozen=True)
 class LabelledWordsTask:
     """Rows of words with the name of a class each; a `Task`.
 
-    Words are joined by spaces. The first token of a word has its label, its other tokens count nothing: the
-    score of a word does not depend on how many tokens it has.
+    Words are joined by spaces. The first token of a word has its label, its other tokens are ignored: the
+    weight of a word does not depend on how many tokens it has.
 
     Args:
         files: Rows with `tokens` and `labels`.
@@ -102,11 +100,11 @@ class LabelledWordsTask:
         return corpus_of_rows((" ".join(words_of(row)) for row in self._train_rows), self.files)
 
     def describe(self) -> str:
-        """Source, sizes, digest and classes."""
+        """A text with source, sizes, digest and classes."""
         return f"{self.corpus.describe()}; classes {', '.join(self.class_names)}"
 
     def prepare(self) -> None:
-        """Nothing takes long."""
+        """Do nothing: there is nothing to cache."""
 
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None

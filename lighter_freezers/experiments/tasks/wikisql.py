@@ -1,8 +1,8 @@
 """WikiSQL: a table's columns and a question -> the SQL query that answers it.
 
 A row has `question` and `sql`, numbers for the column, the aggregation and the conditions. It names its table
-by `table_id`, in a file of tables beside the rows, `train.tables.jsonl` beside `train.jsonl`, as in the
-archive of the data set; or it has the `table` in itself, as the hub's rows.
+by `table_id`, in a file of tables next to the rows, `train.tables.jsonl` next to `train.jsonl`, as in the
+archive of the data set; or it contains the `table`, like the hub's rows.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ ARCHIVE = "https://github.com/salesforce/WikiSQL/raw/master/data.tar.bz2"
 
 
 def _reader_of(file: Path) -> RowReader:
-    """Read the tables beside a file of rows, if there are any."""
+    """Read the tables next to a file of rows, if there are any."""
     tables_file = file.with_suffix(f".tables{file.suffix}")
     tables: dict[str, Table] = {}
     if tables_file.is_file():
@@ -41,7 +41,7 @@ def _reader_of(file: Path) -> RowReader:
 
 
 def _table(row: Row, tables: Mapping[str, Table], tables_file: Path) -> tuple[str, Table]:
-    """The table that a row is about, with its name."""
+    """The table of a row, with its name."""
     if field_among(row, "table_id", "table") == "table":
         found = row.values["table"]
         if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""Tests and predictions of a causal language model: it answers prompts, and its answers are scored."""
+"""Tests and predictions of a causal language model: it answers prompts, and the answers are scored."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DistributedSampler
 
-from lighter_freezers.experiments.causal_models import load_tokenizer
+from lighter_freezers.engine.trainer_like import OfLightning
+from lighter_freezers.experiments.causal_models import Tokenizer, load_tokenizer
+from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer
 from lighter_freezers.experiments.evaluation.answers import AnswerText, GenerationSettings, answers_to
 from lighter_freezers.experiments.evaluation.metrics import check_metric_names, check_metric_packages
@@ -15,16 +17,17 @@ from lighter_freezers.experiments.training.batch_loader import EvaluationLoader
 
 __all__ = ["AnswerEvaluation", "dealt_rows"]
 
-MAX_NEW_TOKENS = 128  # where neither the module nor the data say
+MAX_NEW_TOKENS = 128  # where neither the module nor the data set it
 
 
 class AnswerEvaluation:
-    """Answers prompts and scores the answers, by what the module says, or else what its data say.
+    """Answers prompts and scores the answers, by the settings of the module or else of its data.
 
     Args:
         generation: Values for `GenerationSettings`; `max_new_tokens` may be None.
         metrics: Names of metrics. None for those of the data's task.
-        tokenizer: Of transformers, or the path of one, for data that cannot decode. None: there is none.
+        tokenizer: A tokenizer of transformers, or its path, for data that cannot decode. None for no
+            tokenizer.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -32,40 +35,40 @@ class AnswerEvaluation:
     """
 
     def __init__(
-        self, generation: Mapping[str, Any], metrics: Sequence[str] | None, tokenizer: Any | None
+        self, generation: Mapping[str, object], metrics: Sequence[str] | None, tokenizer: Tokenizer | None
     ) -> None:
-        self._generation = dict(generation)
-        self._settings_for(None)  # a wrong value is told now
+        self._generation: dict[str, Any] = dict(generation)  # GenerationSettings checks each
+        self._settings_for(None)  # raises now for an invalid value
         self._metrics = None if metrics is None else check_metric_names(metrics)
         self._tokenizer = tokenizer
         self.figures = GenerationFigures()
 
     def check(self, datamodule: object) -> None:
-        """Make sure before a test that its answers can be scored.
+        """Check before a test that its answers can be scored.
 
         Raises:
-            ImportError: A package that counts one of the metrics is missing.
-            ValueError: Nobody says by which metrics.
+            ImportError: A package for one of the metrics is missing.
+            ValueError: No metrics are set.
         """
         check_metric_packages(self.metrics_for(datamodule))
         self.figures = GenerationFigures()
 
-    def texts(self, network: nn.Module, batch: Mapping[str, Any], datamodule: object) -> list[str]:
-        """What the model answers to a batch of prompts, without blanks around it."""
+    def texts(self, network: nn.Module, batch: Batch, datamodule: object) -> list[str]:
+        """The model's answers to a batch of prompts, stripped."""
         return answers_to(network, batch, self._settings_for(datamodule), self._text_for(datamodule))
 
     def metrics_for(self, datamodule: object) -> tuple[str, ...]:
-        """The metrics asked for, or those of the data's task."""
+        """The given metrics, or those of the data's task."""
         metrics = self._metrics or getattr(getattr(datamodule, "task", None), "metrics", None)
         if metrics is None:
             raise ValueError(
-                "Nobody says by which metrics to score the answers. Set the model's metrics, such as "
+                "There are no metrics to score the answers by. Set the model's metrics, such as "
                 "[rouge, exact_match], or use a data module with a task."
             )
         return tuple(metrics)
 
-    def report(self, datamodule: object) -> dict[str, Any]:
-        """What a results file says of the data and of the answers, as plain values."""
+    def report(self, datamodule: object) -> dict[str, object]:
+        """The data and the answers for a results file, as plain values."""
         return self.figures.report(datamodule, self._settings_for(datamodule))
 
     def _settings_for(self, datamodule: object) -> GenerationSettings:
@@ -74,8 +77,8 @@ class AnswerEvaluation:
             values["max_new_tokens"] = getattr(datamodule, "max_new_tokens", None) or MAX_NEW_TOKENS
         return GenerationSettings(**values)
 
-    def tokenizer_for(self, datamodule: object) -> Any | None:
-        """The tokenizer of transformers that there is, the module's or the data's; None if there is none."""
+    def tokenizer_for(self, datamodule: object) -> Tokenizer | None:
+        """The tokenizer of transformers: the module's or the data's; None if there is none."""
         if isinstance(self._tokenizer, str):
             try:
                 self._tokenizer = load_tokenizer(self._tokenizer)
@@ -84,28 +87,27 @@ class AnswerEvaluation:
         of_data = getattr(getattr(datamodule, "tokenizer", None), "source", None)
         return self._tokenizer or (of_data if hasattr(of_data, "save_pretrained") else None)
 
-    def _text_for(self, datamodule: Any) -> AnswerText:
-        if hasattr(datamodule, "eos_id") and hasattr(datamodule, "decode"):
-            text: AnswerText = datamodule
-            return text
+    def _text_for(self, datamodule: object) -> AnswerText:
+        if isinstance(datamodule, AnswerText):
+            return datamodule
         tokenizer = self.tokenizer_for(datamodule)
         if tokenizer is None:
             raise ValueError(
-                "Nobody can turn tokens into text. Give the model a tokenizer, or use a data module that has "
-                "one, such as GenerationDataModule."
+                "There is no tokenizer to decode the answers. Give the model a tokenizer, or use a data "
+                "module that has one, such as GenerationDataModule."
             )
         return prompt_tokenizer(tokenizer)
 
 
-def dealt_rows(loaders: Any) -> tuple[bool, int | None]:
-    """How several ranks share the rows of a test.
+def dealt_rows(loaders: OfLightning) -> tuple[bool, int | None]:
+    """How the rows of a test are distributed over ranks.
 
     Args:
-        loaders: What the Trainer tests on.
+        loaders: The Trainer's test loaders.
 
     Returns:
-        Whether the rows are dealt out one by one, as torch's sampler and our loaders do it, or each rank has
-        all of them; and how many there are, where the last round may be filled up with the first rows again.
+        Whether the rows are distributed one by one, as by torch's sampler and our loaders, instead of each
+        rank having all; and their number, where the last round may be completed with the first rows.
     """
     loader = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
     if isinstance(loader, EvaluationLoader):

@@ -1,21 +1,23 @@
-"""What every data module of this package does: read, choose a tokenizer, give batches. Abstract.
+"""The base of all data modules: reads the text, chooses a tokenizer, makes batches.
 
-Which text it is and what is asked about it, a `Task`, comes from the classes below it.
+Subclasses define the text and its targets, a `Task`.
 """
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import ClassVar, Generic
 
 from torch import Tensor
 
 from lighter_freezers._log import log
 from lighter_freezers.arguments import count
+from lighter_freezers.engine.trainer_like import OfLightning
+from lighter_freezers.experiments.data.batches import Sequences
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.own_files import RowFiles
-from lighter_freezers.experiments.data.sequences import Sequences
 from lighter_freezers.experiments.data.standard_library import standard_library
 from lighter_freezers.experiments.data.tokenizer import (
     MIN_VOCAB_SIZE,
@@ -32,44 +34,75 @@ from lighter_freezers.experiments.training.batch_loader import (
     TrainingLoader,
 )
 
-__all__ = ["BatchData", "TextBatchData", "at_least", "path_or_none", "row_files"]
+__all__ = [
+    "BatchData",
+    "BatchOptions",
+    "TextBatchData",
+    "at_least",
+    "batch_options",
+    "path_or_none",
+    "row_files",
+]
 
 STANDARD_LIBRARY = "standard_library"
 SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
-class BatchData(ABC, Generic[AnyTokenizer]):
-    """Batches of sequences in an order that ranks share and a checkpoint resumes; see `TextDataModule`."""
+@dataclass(frozen=True)
+class BatchOptions:
+    """The checked options that all data modules share; see `TextDataModule` for their meaning."""
 
-    trainer: Any
-    more_sequences: ClassVar[str] = "raise num_{split}_sequences, lower block_size, or give more text"
+    tokenizer: Path | None
+    vocab_size: int
+    block_size: int
+    batch_size: int
+    limits: Mapping[str, int | None]  # of each split
+    seed: int
+    cache_dir: Path | None
+    num_workers: int
 
-    def __init__(
-        self,
-        *,
-        files: RowFiles | None,
-        tokenizer: str | os.PathLike[str] | None,
-        vocab_size: int,
-        block_size: int,
-        batch_size: int,
-        limits: Sequence[int | None],
-        seed: int,
-        cache_dir: str | os.PathLike[str] | None,
-        num_workers: int,
-    ) -> None:
-        super().__init__()
-        self._files = files
-        self._tokenizer_source = path_or_none("tokenizer", tokenizer)
-        self._cache_dir = path_or_none("cache_dir", cache_dir)
-        self._max_vocab_size = at_least("vocab_size", vocab_size, MIN_VOCAB_SIZE)
-        self._block_size = at_least("block_size", block_size, 1)
-        self._batch_size = at_least("batch_size", batch_size, 1)
-        self._seed = at_least("seed", seed, 0)
-        self._num_workers = at_least("num_workers", num_workers, 0)
-        self._limits = {
+
+def batch_options(
+    tokenizer: object,
+    vocab_size: object,
+    block_size: object,
+    batch_size: object,
+    limits: Sequence[object],
+    seed: object,
+    cache_dir: object,
+    num_workers: object,
+) -> BatchOptions:
+    """Check options from YAML; the limits are those of train, val and test.
+
+    Raises:
+        TypeError: One has the wrong type, such as a number in quotes.
+        ValueError: One is out of range.
+    """
+    return BatchOptions(
+        path_or_none("tokenizer", tokenizer),
+        at_least("vocab_size", vocab_size, MIN_VOCAB_SIZE),
+        at_least("block_size", block_size, 1),
+        at_least("batch_size", batch_size, 1),
+        {
             split: None if limit is None else at_least(f"num_{split}_sequences", limit, 1)
             for split, limit in zip(SPLITS, limits, strict=True)
-        }
+        },
+        at_least("seed", seed, 0),
+        path_or_none("cache_dir", cache_dir),
+        at_least("num_workers", num_workers, 0),
+    )
+
+
+class BatchData(ABC, Generic[AnyTokenizer]):
+    """Batches of sequences in an order that ranks share and checkpoints resume; see `TextDataModule`."""
+
+    trainer: OfLightning
+    more_sequences: ClassVar[str] = "raise num_{split}_sequences, lower block_size, or give more text"
+
+    def __init__(self, files: RowFiles | None, options: BatchOptions) -> None:
+        super().__init__()
+        self._files = files
+        self._options = options
         self._tokenizer: AnyTokenizer | None = None
         self._sequences: dict[str, Sequences] = {}
 
@@ -79,7 +112,7 @@ class BatchData(ABC, Generic[AnyTokenizer]):
 
     @abstractmethod
     def _load_tokenizer(self, task: Task[AnyTokenizer]) -> AnyTokenizer:
-        """Load the tokenizer, or train it and keep it."""
+        """Load the tokenizer, or train and cache it."""
 
     @property
     def tokenizer(self) -> AnyTokenizer:
@@ -90,27 +123,27 @@ class BatchData(ABC, Generic[AnyTokenizer]):
         """
         if self._tokenizer is None:
             raise RuntimeError(
-                "The tokenizer is there after setup(). Let the Trainer call it, or call it yourself."
+                "The tokenizer exists after setup(). Let the Trainer call it, or call it yourself."
             )
         return self._tokenizer
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are: what was asked for, or fewer where the text is small."""
+        """The number of tokens: as requested, or fewer where the text is small."""
         return self.tokenizer.vocab_size
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """The text that token ids stand for; `<eos>` stands for none."""
+        """The text of token ids; `<eos>` has none."""
         return self.tokenizer.decode(ids.tolist() if isinstance(ids, Tensor) else ids)
 
     def prepare_data(self) -> None:
-        """Train the tokenizer, or find it in the cache; one process of a machine does this."""
+        """Train the tokenizer, or find it in the cache; one process per machine does this."""
         task = self._task()
         self._load_tokenizer(task)
         task.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the text, load the tokenizer and make the sequences that the stage needs."""
+        """Read the text, load the tokenizer and make the sequences for the stage."""
         needed = SPLITS_OF_STAGE.get(stage, ()) if stage is not None else self._splits()
         missing = [split for split in needed if split not in self._sequences]
         if self._tokenizer is not None and not missing:
@@ -121,25 +154,26 @@ class BatchData(ABC, Generic[AnyTokenizer]):
             self._log(f"Text: {task.describe()}; {self._tokenizer.vocab_size} tokens.")
         for split in missing:
             self._sequences[split] = task.sequences(
-                split, self._tokenizer, self._block_size, self._limits[split]
+                split, self._tokenizer, self._options.block_size, self._options.limits[split]
             )
             self._log(f"Text, {split}: {self._sequences[split].describe()}.")
 
     def train_dataloader(self) -> TrainingLoader | EvaluationLoader:
-        """Batches in an order drawn anew for each epoch; the same ones again and again to overfit."""
+        """Batches in a random order for each epoch; the same batches repeatedly to overfit."""
         sequences, share = self._sequences["train"], self._share()
-        num_needed = self._batch_size * share.num_ranks
+        batch_size = self._options.batch_size
+        num_needed = batch_size * share.num_ranks
         if len(sequences) < num_needed:
             raise ValueError(
-                f"A batch needs {num_needed} sequences (batch_size={self._batch_size} on {share.num_ranks} "
+                f"A batch needs {num_needed} sequences ({batch_size=} on {share.num_ranks} "
                 f"processes), but there are {len(sequences)} to train on. Lower batch_size, "
                 f"{self.more_sequences.format(split='train')}."
             )
         is_overfitting = self.trainer is not None and bool(self.trainer.overfit_batches)
-        order = EpochOrder(len(sequences), None if is_overfitting else self._seed)
-        batches = Batches(order, self._batch_size, share, drop_last=True)
+        order = EpochOrder(len(sequences), None if is_overfitting else self._options.seed)
+        batches = Batches(order, batch_size, share, drop_last=True)
         loader = EvaluationLoader if is_overfitting else TrainingLoader
-        return loader(sequences, batches, self._num_workers)
+        return loader(sequences, batches, self._options.num_workers)
 
     def val_dataloader(self) -> EvaluationLoader:
         """Batches in the order of the text."""
@@ -166,15 +200,15 @@ class BatchData(ABC, Generic[AnyTokenizer]):
                 f"Text, {split}: the last {num_left_out} of {len(sequences)} sequences are left out, so that "
                 f"{share.num_ranks} processes have equally many."
             )
-        batches = Batches(EpochOrder(len(sequences), None), self._batch_size, share, drop_last=False)
-        return EvaluationLoader(sequences, batches, self._num_workers)
+        batches = Batches(EpochOrder(len(sequences), None), self._options.batch_size, share, drop_last=False)
+        return EvaluationLoader(sequences, batches, self._options.num_workers)
 
     def _splits(self) -> Sequence[str]:
-        """Those that there are; rows of the user's own may have no test."""
+        """The existing splits; the user's own rows may have no test."""
         return SPLITS[:2] if self._files is not None and self._files.test is None else SPLITS
 
     def _share(self) -> Share:
-        """This process among those that each take other data."""
+        """This process's share of the data."""
         kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return Share(0, 1) if kwargs is None else Share(kwargs["rank"], kwargs["num_replicas"])
 
@@ -184,22 +218,22 @@ class BatchData(ABC, Generic[AnyTokenizer]):
 
 
 class TextBatchData(BatchData[TextTokenizer]):
-    """Batches for a GPT of ours, whose tokenizer is a byte-level BPE. Abstract too."""
+    """The base of data modules for a GPT of ours, whose tokenizer is a byte-level BPE."""
 
     def _load_tokenizer(self, task: Task[TextTokenizer]) -> TextTokenizer:
-        """That of the file given, or one for the text itself or for the standard library."""
-        if self._tokenizer_source is not None and str(self._tokenizer_source) != STANDARD_LIBRARY:
-            return tokenizer_of_file(self._tokenizer_source)
-        corpus = task.corpus if self._tokenizer_source is None else standard_library()
-        return cached_tokenizer(corpus, self._max_vocab_size, self._cache_dir)
+        """Load the tokenizer of a file, or that for the text or for the standard library."""
+        if self._options.tokenizer is not None and str(self._options.tokenizer) != STANDARD_LIBRARY:
+            return tokenizer_of_file(self._options.tokenizer)
+        corpus = task.corpus if self._options.tokenizer is None else standard_library()
+        return cached_tokenizer(corpus, self._options.vocab_size, self._options.cache_dir)
 
 
 def row_files(train_file: object, val_file: object, test_file: object) -> RowFiles | None:
     """The user's own files; None if none is given.
 
     Raises:
-        TypeError: One is no path.
-        ValueError: Some are given, but not those that training needs.
+        TypeError: One is not a path.
+        ValueError: Some are given, but not those required for training.
     """
     train, val, test = (
         path_or_none(f"{split}_file", file)
@@ -219,7 +253,7 @@ def path_or_none(argument: str, value: object) -> Path | None:
     """Check a path from YAML; None stays None.
 
     Raises:
-        TypeError: It is no path.
+        TypeError: It is not a path.
     """
     if value is None:
         return None
@@ -229,10 +263,10 @@ def path_or_none(argument: str, value: object) -> Path | None:
 
 
 def at_least(argument: str, value: object, minimum: int) -> int:
-    """Check a whole number from YAML that has a least value.
+    """Check a whole number from YAML against a minimum.
 
     Raises:
-        TypeError: It is no whole number.
+        TypeError: It is not a whole number.
         ValueError: It is None or too small.
     """
     checked = count(argument, value)

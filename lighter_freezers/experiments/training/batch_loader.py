@@ -1,29 +1,29 @@
-"""Batches in an order that is the same for one process and for several, and that a checkpoint can take up."""
+"""Batches in an order that is the same for any number of processes, and that a checkpoint can resume."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 
-from lighter_freezers.experiments.data.sequences import Batch, Sequences
+from lighter_freezers.experiments.data.batches import Batch, Sequences
 
 __all__ = ["Batches", "EpochOrder", "EvaluationLoader", "Share", "TrainingLoader"]
 
 
 class Share(NamedTuple):
-    """Which of several processes this is: `rank` of `num_ranks`."""
+    """The position of this process: `rank` of `num_ranks`."""
 
     rank: int
     num_ranks: int
 
 
 class EpochOrder:
-    """All sequences in an order drawn from a seed and the epoch, or as they come.
+    """The order of all sequences: random by seed and epoch, or unchanged.
 
     Args:
-        num_sequences: How many there are.
-        seed: Draws the orders. None leaves them as they come.
+        num_sequences: The number of sequences.
+        seed: Of the random order. None keeps the order.
     """
 
     def __init__(self, num_sequences: int, seed: int | None) -> None:
@@ -32,11 +32,11 @@ class EpochOrder:
         self._seed = seed
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning tells which epoch begins."""
+        """Set the epoch; called by Lightning."""
         self.epoch = epoch
 
     def of_epoch(self, epoch: int) -> list[int]:
-        """The numbers of all sequences."""
+        """The numbers of all sequences, in the order of the epoch."""
         if self._seed is None:
             return list(range(self.num_sequences))
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
@@ -44,17 +44,17 @@ class EpochOrder:
 
 
 class Batches:
-    """The share that one process has in the global batches of an epoch.
+    """The share of one process in the global batches of an epoch.
 
-    Of the order of all sequences rank r of n takes every n-th from the r-th on. So n ranks together see the
-    batches of one process with an n times larger batch.
+    Rank r of n takes every n-th sequence from the r-th on. So n ranks together see the batches of one process
+    with an n times larger batch size.
 
     Args:
         sampler: The order of all sequences; Lightning looks for `set_epoch` under this name.
         batch_size: Sequences in a batch of one process.
         share: Which process this is.
-        drop_last: Leave out a last incomplete global batch. Otherwise only what cannot be shared equally is
-            left out, fewer than n sequences, so that the ranks stay in step.
+        drop_last: Leave out a last incomplete global batch. Otherwise only what cannot be divided equally is
+            left out, fewer than n sequences, so that all ranks have the same number of batches.
     """
 
     def __init__(self, sampler: EpochOrder, batch_size: int, share: Share, drop_last: bool) -> None:
@@ -75,10 +75,10 @@ class Batches:
 
 
 class EvaluationLoader:
-    """Gives all batches in the order of the text, each time it is iterated.
+    """Yields all batches in the order of the text, each time it is iterated.
 
     Args:
-        sequences: What the batches are made of.
+        sequences: The data set.
         batches: The numbers of the sequences in each batch.
         num_workers: Processes that make batches; 0 makes them here.
     """
@@ -96,19 +96,19 @@ class EvaluationLoader:
 
 
 class TrainingLoader:
-    """Gives the batches of one epoch after another, and goes on with the next batch after a resume.
+    """Yields the batches of one epoch after another, and continues with the next batch after a resume.
 
-    It is no `DataLoader` for Lightning, which in a distributed run would replace the order of one.
+    It is not a `DataLoader`, because Lightning would replace the sampler of one in a distributed run.
 
-    It is one endless stream: an iteration takes up where the one before was left. So under
-    `limit_train_batches` all of the text is seen before any of it comes again.
+    It is one endless stream: an iteration continues where the previous one stopped. So with
+    `limit_train_batches` all of the text is seen before any of it is repeated.
 
-    State: the epoch, and how many of its batches were given. They are counted here, because a Trainer that
-    was stopped by `max_steps` and is resumed counts otherwise: it takes the epoch that it broke off for a
-    whole one, and after a whole one without validation it asks for one batch more.
+    State: the epoch, and how many of its batches were used. They are counted here, because a Trainer that was
+    stopped by `max_steps` and is resumed counts differently: it treats the interrupted epoch as complete, and
+    after a complete one without validation it requests one batch more.
 
     Args:
-        sequences: What the batches are made of.
+        sequences: The data set.
         batches: The numbers of the sequences in each batch; Lightning looks for the sampler in it.
         num_workers: Processes that make batches; 0 makes them here.
     """
@@ -117,14 +117,14 @@ class TrainingLoader:
         self.batch_sampler = batches
         self._sequences = sequences
         self._num_workers = num_workers
-        self._epoch: int | None = None  # not begun: begins with the epoch that Lightning tells
+        self._epoch: int | None = None  # not started: it starts with the epoch that Lightning sets
         self._num_given = 0
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: Lightning makes iterators before it tells the epoch, and asks for batches after.
+        # A generator: Lightning makes iterators before it sets the epoch, and requests batches after.
         num_wanted = len(self)
         while num_wanted:
             epoch = self._begin_or_go_on()
@@ -135,11 +135,11 @@ class TrainingLoader:
                 yield batch
 
     def state_dict(self) -> dict[str, int | None]:
-        """Where the stream stands."""
+        """The position of the stream."""
         return {"epoch": self._epoch, "num_given": self._num_given}
 
     def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
-        """Let the stream go on from there."""
+        """Continue the stream from a saved position."""
         self._epoch, self._num_given = state_dict["epoch"], state_dict["num_given"] or 0
 
     def _begin_or_go_on(self) -> int:
@@ -157,11 +157,11 @@ def _make(sequences: Sequences, batches: list[list[int]], num_workers: int) -> I
         batch_size=None,  # `sequences` makes a whole batch from a list of numbers
         num_workers=num_workers,
         collate_fn=_as_it_is,
-        generator=torch.Generator(),  # or it would draw from the global one, and dropout would notice
+        generator=torch.Generator(),  # otherwise it would use the global generator, and change dropout
     )
     return iter(loader)
 
 
-def _as_it_is(batch: Any) -> Any:
-    """Not what torch does by itself: make lists of tuples."""
+def _as_it_is(batch: object) -> object:
+    """Return the batch unchanged, where torch's default would collate it."""
     return batch

@@ -1,7 +1,6 @@
-"""The network of a CausalLMModule: loaded or given, adapted by LoRA, and fit for the data it gets."""
+"""The network of a CausalLMModule: loaded or given, adapted by LoRA, and checked against the data."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,17 +18,17 @@ from lighter_freezers.lora.sites import lora_layers
 
 __all__ = ["adapted", "check_tokens_fit", "network_from"]
 
-PROBE = "The ferry (no. 17) leaves at 6:45, doesn't it?"  # two tokenizers do not cut this alike by chance
+PROBE = "The ferry (no. 17) leaves at 6:45, doesn't it?"  # other tokenizers split this differently
 
 
 def network_from(
-    model: str | None, network: nn.Module | None, dtype: str, load_options: Mapping[str, Any] | None
+    model: str | None, network: nn.Module | None, dtype: str, load_options: Mapping[str, object] | None
 ) -> nn.Module:
-    """The network given, or the one that is loaded; in train mode, for Lightning keeps the mode it finds.
+    """The given network, or the loaded one; in train mode, because Lightning keeps the mode of a module.
 
     Raises:
-        TypeError: What is given is no causal language model, or the path is no text.
-        ValueError: Both or neither are given, or options for loading without anything to load.
+        TypeError: The network is not a causal language model, or the path is not a string.
+        ValueError: Both or neither are given, or options for loading without a model to load.
     """
     if (model is None) == (network is None):
         raise ValueError(
@@ -50,18 +49,18 @@ def network_from(
 
 
 def adapted(
-    network: nn.Module, lora: Mapping[str, Any] | None, model: str | None, *, gradient_checkpointing: bool
+    network: nn.Module, lora: Mapping[str, object] | None, model: str | None, *, gradient_checkpointing: bool
 ) -> nn.Module:
-    """The network with LoRA, all the rest of it frozen, and with checkpointed activations, if asked for.
+    """The network with LoRA and everything else frozen, and with checkpointed activations, if requested.
 
     Args:
         network: A causal language model; it is changed in place.
-        lora: As for `apply_lora`. None for no LoRA: then everything trains that does already.
-        model: Where it was loaded from, which a saved adapter will name.
-        gradient_checkpointing: Whether blocks are computed again in the backward pass.
+        lora: As for `apply_lora`. None for no LoRA: then flags are not changed.
+        model: The path or id it was loaded from, which a saved adapter names.
+        gradient_checkpointing: Whether blocks are recomputed in the backward pass.
 
     Raises:
-        TypeError: The config is no mapping.
+        TypeError: The config is not a mapping.
         ValueError: It has an adapter already.
     """
     if lora is not None:
@@ -69,7 +68,7 @@ def adapted(
             raise TypeError(f"lora must be a mapping such as {{r: 8, target: both}}. Got {lora!r}.")
         if has_adapter(network):
             raise ValueError("The network has an adapter already: leave lora out, or give it without one.")
-        apply_lora(network, {"task_type": "CAUSAL_LM", **lora})  # PEFT's Auto classes ask for it
+        apply_lora(network, {"task_type": "CAUSAL_LM", **lora})  # for PEFT's Auto classes
         _widen_adapters(network)
         if model is not None:
             network.peft_config["default"].base_model_name_or_path = model  # type: ignore[union-attr, index]
@@ -79,15 +78,16 @@ def adapted(
 
 
 def check_tokens_fit(network: nn.Module, model: str | None, datamodule: object) -> None:
-    """Refuse data that are encoded with other tokens than the model's, before the first batch.
+    """Refuse data that are encoded with another tokenizer than the model's, before the first batch.
 
     Args:
         network: The model.
-        model: Where it was loaded from. None: its tokenizer is not known, only how many tokens it has.
+        model: The path or id it was loaded from. None: its tokenizer is unknown, only the number of tokens is
+            checked.
         datamodule: May have `vocab_size`, and a `tokenizer` with `encode_all`.
 
     Raises:
-        ValueError: There are too many tokens, or they are others.
+        ValueError: There are too many tokens, or another tokenizer.
     """
     num_tokens = getattr(datamodule, "vocab_size", None)
     num_embeddings = base_of(network).get_input_embeddings().weight.shape[0]
@@ -115,7 +115,7 @@ def _own_encoding(model: str) -> list[int] | None:
 
 
 def _widen_adapters(network: nn.Module) -> None:
-    """Adapters in float32 on a base of 16 bits, as PEFT has them: small steps would round away."""
+    """Keep adapters in float32 on a 16-bit base, as in PEFT: small steps would be lost in rounding."""
     for layer in lora_layers(network, "default").values():
         for parameter in layer.parameters():
             is_adapter = not any(parameter is other for other in layer.get_base_layer().parameters())

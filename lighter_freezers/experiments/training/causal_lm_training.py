@@ -1,8 +1,8 @@
-"""Fine-tuning a causal language model, without a Lightning base class: both namespaces build on it."""
+"""Fine-tuning a causal language model, without a Lightning base class; used by both namespaces."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,39 +10,41 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers._log import log
 from lighter_freezers.arguments import flag
-from lighter_freezers.experiments.causal_models import base_of
+from lighter_freezers.engine.trainer_like import OfLightning, SavedState
+from lighter_freezers.experiments.causal_models import Tokenizer, base_of
+from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.evaluation.answer_loss import answer_nats
 from lighter_freezers.experiments.evaluation.perplexity import AnswerLikelihood
 from lighter_freezers.experiments.training.answer_evaluation import AnswerEvaluation, dealt_rows
 from lighter_freezers.experiments.training.causal_lm_network import adapted, check_tokens_fit, network_from
 from lighter_freezers.experiments.training.fine_tuning import FineTuning, given_optimizer
 from lighter_freezers.experiments.training.trained_weights import drop_frozen, fill_frozen, save_final_model
-from lighter_freezers.reports.results_file import unused_path, write_results
+from lighter_freezers.reports.results_file import write_results
+from lighter_freezers.reports.whole_files import unused_path
+from lighter_freezers.selection.element_counts import num_elements, num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["CausalLMTraining"]
 
-Batch = Mapping[str, Any]
-
 
 class CausalLMTraining:
-    """Everything of a CausalLMModule but its base class; see `CausalLMModule` for the arguments."""
+    """A CausalLMModule without its base class; see `CausalLMModule` for the arguments."""
 
-    trainer: Any
-    log: Any
-    log_dict: Any
+    trainer: OfLightning
+    log: OfLightning
+    log_dict: OfLightning
 
     def __init__(
         self,
         model: str | None = None,
         network: nn.Module | None = None,
         *,
-        lora: Mapping[str, Any] | None = None,
+        lora: Mapping[str, object] | None = None,
         dtype: str = "float32",
-        load_options: Mapping[str, Any] | None = None,
+        load_options: Mapping[str, object] | None = None,
         gradient_checkpointing: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
-        scheduler: LRScheduler | Mapping[str, Any] | None = None,
+        scheduler: LRScheduler | Mapping[str, object] | None = None,
         learning_rate: float = 2.0e-4,
         weight_decay: float = 0.01,
         lr_schedule: Literal["cosine", "linear", "constant"] = "cosine",
@@ -50,7 +52,7 @@ class CausalLMTraining:
         scheduler_interval: str = "step",
         scheduler_monitor: str | None = None,
         metrics: Sequence[str] | None = None,
-        tokenizer: Any | None = None,
+        tokenizer: Tokenizer | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_p: float | None = None,
@@ -86,7 +88,7 @@ class CausalLMTraining:
         """Check that the data are for this model.
 
         Raises:
-            ValueError: They are not; the message says what to set.
+            ValueError: They are not; the message says what to change.
         """
         check_tokens_fit(self.network, self._model_path, self._datamodule())
         if stage == "test":
@@ -130,43 +132,43 @@ class CausalLMTraining:
             log.info("scored %d answers: %s", len(figures.answers), path)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
-        """The prompts of a batch, where it has their text, and what the model answers."""
+        """The prompts of a batch, where it has their text, and the model's answers."""
         texts = self._answers.texts(self.network, batch, self._datamodule())
         return {**({"prompts": list(batch["prompts"])} if "prompts" in batch else {}), "predictions": texts}
 
     def on_train_start(self) -> None:
-        """Say how much of the model trains, to the log and to the loggers."""
+        """Log how much of the model trains, in the log and to the loggers."""
         from lighter_freezers.reports.loggers import write_metrics
 
         if not self.trainer.is_global_zero:
             return
         parameters = canonical_parameters(self.network).values()
-        total = sum(parameter.numel() for parameter in parameters)
-        trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        total = num_elements(parameters)
+        trainable = num_trainable(parameters)
         share = 100 * trainable / max(1, total)
         log.info("%s of %s parameters train, %.3g %%", f"{trainable:,}", f"{total:,}", share)
         figures = {"model/trainable_parameters": float(trainable), "model/parameters": float(total)}
         write_metrics(self.trainer.loggers, figures, 0)
 
     def on_train_end(self) -> None:
-        """Write the final model, if asked to."""
+        """Write the final model, if requested."""
         folder = self._run_folder() if self._saves_final_model else None
         if folder is not None and self.trainer.is_global_zero:
             tokenizer = self._answers.tokenizer_for(self._datamodule())
             save_final_model(self.network, unused_path(folder / "final_model"), tokenizer)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen base out, if asked to."""
+    def on_save_checkpoint(self, checkpoint: SavedState) -> None:
+        """Remove the frozen base from the checkpoint, if requested."""
         if not self._saves_frozen:
             drop_frozen(self, checkpoint["state_dict"])  # type: ignore[arg-type]
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the frozen base from the model as it was loaded, if the checkpoint has none."""
+    def on_load_checkpoint(self, checkpoint: SavedState) -> None:
+        """Take the frozen base from the loaded model, if the checkpoint has none."""
         if not self._saves_frozen:
             fill_frozen(self, checkpoint["state_dict"])  # type: ignore[arg-type]
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer and scheduler given, or AdamW with a warm-up and a decay over what trains."""
+    def configure_optimizers(self) -> OfLightning:
+        """The given optimizer and scheduler, or AdamW over what trains, with warm-up and decay."""
         if self._given is not None:
             return self._given
         return self._fine_tuning.optimizers(self.network, self.trainer.estimated_stepping_batches)
@@ -175,5 +177,5 @@ class CausalLMTraining:
         return getattr(self.trainer, "datamodule", None)
 
     def _run_folder(self) -> Path:
-        """Where this run writes, the same on every rank; all of them have to ask."""
+        """The output folder of this run, the same on every rank; a collective call."""
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)

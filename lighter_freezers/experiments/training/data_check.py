@@ -6,10 +6,10 @@ __all__ = ["check_data_fits"]
 
 
 def check_data_fits(config: GPTConfig, datamodule: object) -> None:
-    """Check what a data module tells about its data; what it does not tell is not checked.
+    """Check the attributes of a data module; missing ones are not checked.
 
     Args:
-        config: Of the GPT.
+        config: The config of the GPT.
         datamodule: May have `mode`, `vocab_size`, `num_token_classes`, `class_names` and `cls_token_id`. None
             where the Trainer was given data loaders.
 

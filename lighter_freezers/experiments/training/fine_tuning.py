@@ -1,9 +1,9 @@
-"""What a CausalLMModule optimises with: the optimizer that is given, or AdamW with a warm-up and a decay."""
+"""The optimizer of a CausalLMModule: the given one, or AdamW with warm-up and decay."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -23,8 +23,8 @@ class FineTuning:
     """AdamW with a warm-up and a decay.
 
     Args:
-        learning_rate: The highest.
-        weight_decay: Of matrices; vectors do not decay.
+        learning_rate: The peak rate.
+        weight_decay: For matrices; vectors do not decay.
         lr_schedule: `cosine`, `linear` or `constant`, after the warm-up.
         warmup_steps: Optimizer steps over which the rate rises.
 
@@ -45,17 +45,18 @@ class FineTuning:
         if count("warmup_steps", self.warmup_steps) is None:
             raise TypeError("warmup_steps must be a whole number. Got None.")
 
-    def optimizers(self, network: nn.Module, num_steps: float) -> dict[str, Any]:
+    def optimizers(self, network: nn.Module, num_steps: float) -> dict[str, object]:
         """Lightning's dictionary of an optimizer and its scheduler.
 
-        What a callback holds at the moment is in it too: it trains later. What is frozen for good is not.
+        It includes what a callback holds at the moment, because that trains later, but not what is frozen for
+        good.
 
         Args:
-            network: What to train.
-            num_steps: Optimizer steps of the run; infinity if nobody knows.
+            network: The module to train.
+            num_steps: Optimizer steps of the run; infinity if unknown.
 
         Raises:
-            ValueError: Nothing trains, or the rates are to fall until an end that nobody knows.
+            ValueError: Nothing trains, or the schedule decays until the end of a run without a known end.
         """
         trainable = [p for p in canonical_parameters(network).values() if not ledger.is_user_frozen(p)]
         if not trainable:
@@ -66,7 +67,7 @@ class FineTuning:
                 "Give the Trainer max_steps or max_epochs, or set lr_schedule: constant."
             )
         matrices, vectors = [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [
+        groups: list[dict[str, object]] = [
             {"params": matrices, "weight_decay": self.weight_decay, "name": "matrices"},
             {"params": vectors, "weight_decay": 0.0, "name": "vectors"},
         ]
@@ -78,14 +79,14 @@ class FineTuning:
 
 def given_optimizer(
     optimizer: torch.optim.Optimizer | None,
-    scheduler: LRScheduler | Mapping[str, Any] | None,
+    scheduler: LRScheduler | Mapping[str, object] | None,
     interval: str,
     monitor: str | None,
-) -> dict[str, Any] | None:
-    """Lightning's dictionary of what YAML has built; None if it has built no optimizer.
+) -> dict[str, object] | None:
+    """Lightning's dictionary for an optimizer from YAML; None if there is none.
 
     Raises:
-        TypeError: It is no optimizer, or no scheduler.
+        TypeError: It is not an optimizer, or not a scheduler.
         ValueError: There is a scheduler without its optimizer.
     """
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):

@@ -1,10 +1,11 @@
-"""What a GenerationDataModule does, whichever Lightning namespace its base class comes from."""
+"""The GenerationDataModule without a Lightning base class; used by both namespaces."""
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from lighter_freezers.arguments import choice
+from lighter_freezers.experiments.causal_models import Tokenizer
+from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.prompt_tokenizer import (
     PromptTokenizer,
@@ -23,6 +24,7 @@ from lighter_freezers.experiments.training.batch_data import (
     STANDARD_LIBRARY,
     BatchData,
     at_least,
+    batch_options,
     path_or_none,
 )
 
@@ -32,7 +34,7 @@ BAD_ROWS = ("error", "drop")
 
 
 class GenerationData(BatchData[PromptTokenizer]):
-    """Everything of a GenerationDataModule but its base class; see there for the arguments."""
+    """A GenerationDataModule without its base class; see `GenerationDataModule` for the arguments."""
 
     more_sequences = "raise num_{split}_sequences, or give more rows"
 
@@ -44,7 +46,7 @@ class GenerationData(BatchData[PromptTokenizer]):
         train_file: str | os.PathLike[str] | None = None,
         val_file: str | os.PathLike[str] | None = None,
         test_file: str | os.PathLike[str] | None = None,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer = None,
         vocab_size: int = 1024,
         max_length: int = 512,
         max_new_tokens: int | None = None,
@@ -62,17 +64,13 @@ class GenerationData(BatchData[PromptTokenizer]):
         if max_new_tokens is not None:
             self._max_new_tokens = at_least("max_new_tokens", max_new_tokens, 1)
         is_path = tokenizer is None or isinstance(tokenizer, (str, os.PathLike))
-        super().__init__(
-            files=None,
-            tokenizer=tokenizer if is_path else None,
-            vocab_size=vocab_size,
-            block_size=_length(max_length, self._max_new_tokens),
-            batch_size=batch_size,
-            limits=(num_train_sequences, num_val_sequences, num_test_sequences),
-            seed=seed,
-            cache_dir=cache_dir,
-            num_workers=num_workers,
+        limits = num_train_sequences, num_val_sequences, num_test_sequences
+        block_size = _length(max_length, self._max_new_tokens)
+        path = tokenizer if is_path else None
+        options = batch_options(
+            path, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
         )
+        super().__init__(None, options)
         self._given_tokenizer = None if is_path else prompt_tokenizer(tokenizer)
         self._drops_bad = choice("bad_rows", bad_rows, BAD_ROWS) == "drop"
         self._own_files = tuple(
@@ -83,12 +81,12 @@ class GenerationData(BatchData[PromptTokenizer]):
 
     @property
     def task(self) -> PromptedTask:
-        """The task, with its name and what measures it."""
+        """The task, with its name and metrics."""
         return self._generation_task
 
     @property
     def max_new_tokens(self) -> int:
-        """Tokens to generate at most, with the one that ends the answer."""
+        """Tokens to generate at most, including the end token."""
         return self._max_new_tokens
 
     @property
@@ -97,11 +95,11 @@ class GenerationData(BatchData[PromptTokenizer]):
         return self.tokenizer.eos_id
 
     def describe(self) -> str:
-        """Task, source and a digest of the data, for a record of results; fetches the data if need be."""
+        """Task, source and a digest of the data, for a results file; downloads the data if needed."""
         return self._task().describe()
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> dict[str, Any]:
-        """Note on the host what lets a model do less with a batch; called by the Trainer."""
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> dict[str, object]:
+        """Prepare a batch on the host so that the model does less work; called by the Trainer."""
         return lean_batch(batch)
 
     def _task(self) -> PromptedSplits:
@@ -111,13 +109,13 @@ class GenerationData(BatchData[PromptTokenizer]):
 
     def _files_of_splits(self) -> SplitFiles:
         if self._source is not None:
-            return split_files(self._generation_task, self._source, self._cache_dir)
+            return split_files(self._generation_task, self._source, self._options.cache_dir)
         train, val, test = (() if file is None else (file,) for file in self._own_files)
         names = ", ".join(str(file) for file in self._own_files if file is not None)
         return SplitFiles(train, val, test, names)
 
     def _load_tokenizer(self, task: Task[PromptTokenizer]) -> PromptTokenizer:
-        """The one given, or one for the training rows or for the standard library."""
+        """Load the given tokenizer, or that for the training rows or for the standard library."""
         if self._given_tokenizer is not None:
             return self._given_tokenizer
         asked = self._asked_tokenizer
@@ -125,14 +123,14 @@ class GenerationData(BatchData[PromptTokenizer]):
             return prompt_tokenizer(asked)
         is_library = asked == STANDARD_LIBRARY or self._source == STANDARD_LIBRARY
         corpus = standard_library() if is_library else task.corpus
-        return own_tokenizer(cached_tokenizer(corpus, self._max_vocab_size, self._cache_dir))
+        return own_tokenizer(cached_tokenizer(corpus, self._options.vocab_size, self._options.cache_dir))
 
     @property
     def _asked_tokenizer(self) -> str | None:
-        return None if self._tokenizer_source is None else str(self._tokenizer_source)
+        return None if self._options.tokenizer is None else str(self._options.tokenizer)
 
     def _splits(self) -> Sequence[str]:
-        """Those that there are rows for."""
+        """The splits that have rows."""
         files = self._files_of_splits()
         return [split for split in SPLITS if files.of(split) or (split == "val" and files.train)]
 
@@ -149,7 +147,7 @@ def _length(max_length: object, max_new_tokens: int) -> int:
 
 
 def _source(source: object, task: PromptedTask, has_files: bool) -> str | None:
-    """Check where the rows are from; None means files of the user's own."""
+    """Check the source of the rows; None means files of the user's own."""
     if source is not None and not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"source must be a name or a path. Got {source!r} ({type(source).__name__}).")
     if source is not None and has_files:

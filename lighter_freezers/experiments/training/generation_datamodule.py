@@ -1,4 +1,4 @@
-"""GenerationDataModule for `pytorch_lightning`; `lighter_freezers.lightning` has the other one."""
+"""GenerationDataModule for `pytorch_lightning`; `lighter_freezers.lightning` has another."""
 
 from pytorch_lightning import LightningDataModule
 
@@ -18,17 +18,17 @@ class GenerationDataModule(GenerationData, LightningDataModule):
     | `wikisql` | `question` and a table -> SQL | fixtures |
     | `multi_nli` | `premise`, `hypothesis` -> `label` | fixtures |
 
-    Fixtures are 20 to 50 rows in the form of the data set, written for this package; no figure about them
-    means anything. One function makes the prompts of training and of evaluation. The answer ends with the
+    Fixtures are 20 to 50 rows in the format of the data set, written for this package; scores on them mean
+    nothing. The same function makes the prompts of training and of evaluation. The answer ends with the
     tokenizer's eos token, and only the answer and its end have labels. Where prompt and answer have more than
-    `max_length` tokens the end of the data in the prompt is cut, never the instruction nor the answer; a line
-    in the log says in how many rows. A prompt to answer leaves room for `max_new_tokens`.
+    `max_length` tokens, the end of the data in the prompt is cut, never the instruction or the answer; a log
+    line states in how many rows. A prompt for generation leaves room for `max_new_tokens`.
 
-    Batches to train and validate on are filled up on the right: `input_ids`, `attention_mask` and `labels`,
-    each (B, T) and not shifted. Batches to test and predict have each question once, filled up on the left:
-    `input_ids` and `attention_mask`, (B, T), `prompts`, `references`, all good answers of each, and
-    `answers`, a batch as in training of all rows behind the questions. Filled up is with the eos token.
-    The order of training is that of `TextDataModule`, and so is what a resumed run does.
+    Batches for training and validation are padded on the right: `input_ids`, `attention_mask` and `labels`,
+    each (B, T) and not shifted. Batches for test and prediction have each question once, padded on the left:
+    `input_ids` and `attention_mask`, (B, T), `prompts`, `references`, all correct answers of each, and
+    `answers`, a training batch of all rows of these questions. The padding is the eos token. The order of
+    training, also in a resumed run, is that of `TextDataModule`.
 
     ```python
     GenerationDataModule()                                    # docstrings, our own tokenizer
@@ -39,28 +39,28 @@ class GenerationDataModule(GenerationData, LightningDataModule):
     ```
 
     Args:
-        task: Which of the five.
+        task: The name of the task.
         source: `fixture`, `standard_library`, `hub`, `hub:OWNER/NAME`, or the path of a folder or a tar
             archive with a file for each split. None means the default of the task, or the files below.
         train_file: A .jsonl, .csv or .parquet file of rows to train on, instead of a source.
-        val_file: The same to validate on. Without one a tenth of the training rows is held out: whole
+        val_file: The same to validate on. Without one a tenth of the training rows is held out, by whole
             meaning representations, dialogues, tables, premises or modules.
-        test_file: The same to test on and to predict. None if there is none.
+        test_file: The same for test and prediction. None if there is none.
         tokenizer: A tokenizer of transformers, its folder or its name on the hub; the .json file of a
-            byte-level BPE; or `standard_library`. None trains one on the training rows; the docstrings have
-            that of the standard library.
+            byte-level BPE; or `standard_library`. None trains one on the training rows; for the docstrings it
+            is that of the standard library.
         vocab_size: Tokens at most of a tokenizer that is trained here, at least 257.
         max_length: Tokens of a prompt with its answer, at most.
-        max_new_tokens: Tokens of an answer that is generated, at most and with its end. None means what the
-            task is made for, 8 to 128.
+        max_new_tokens: Tokens of a generated answer at most, including its end. None means the default of the
+            task, 8 to 128.
         batch_size: Rows in a batch of one process.
         num_train_sequences: How many rows to train on, spread evenly over them. None means all.
         num_val_sequences: The same for validation.
         num_test_sequences: How many questions to test on.
-        bad_rows: `error` stops at the first row with a missing field, a wrong value, or an answer that does
-            not fit into max_length. `drop` leaves such rows out, and the log says how many.
-        seed: Draws the order of training.
-        cache_dir: Where tokenizers, docstrings and fetched files are kept. None means
+        bad_rows: `error` raises at the first row with a missing field, an invalid value, or an answer that
+            does not fit into max_length. `drop` leaves such rows out, and logs how many.
+        seed: Of the order of training.
+        cache_dir: The cache for tokenizers, docstrings and downloads. None means
             `$XDG_CACHE_HOME/lighter_freezers` or `~/.cache/lighter_freezers`.
         num_workers: Processes that make batches; 0 makes them in the main process.
 

@@ -1,15 +1,14 @@
-"""Training a GPT in any mode, without a Lightning base class: both namespaces build on it."""
+"""Training a GPT in any mode, without a Lightning base class; used by both namespaces."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers.arguments import positive
-from lighter_freezers.experiments.evaluation.mode_figures import Batch, Figures
-from lighter_freezers.experiments.evaluation.of_mode import figures_of
+from lighter_freezers.engine.trainer_like import OfLightning
+from lighter_freezers.experiments.evaluation.mode_figures import Figures, TensorBatch, figures_of
 from lighter_freezers.experiments.training.data_check import check_data_fits
 from lighter_freezers.experiments.training.optimization import adamw, lr_plan, not_negative
 from lighter_freezers.experiments.training.predictions import Continuation, predictor_of
@@ -20,7 +19,7 @@ from lighter_freezers.gpt.model import GPT
 
 __all__ = ["GPTTraining"]
 
-# What the weights alone do not show, or not plainly; all of it whole numbers and truth values.
+# What the weights alone do not show, or not clearly; all values are integers or booleans.
 ARCHITECTURE = (
     *("n_layer", "n_head", "n_embd", "vocab_size", "block_size"),
     *("bias", "use_rotary_embeddings", "exact_gelu", "tie_weights"),
@@ -28,19 +27,19 @@ ARCHITECTURE = (
 
 
 class GPTTraining:
-    """Everything of a GPTModule but its base class; see `GPTModule` for the arguments."""
+    """A GPTModule without its base class; see `GPTModule` for the arguments."""
 
-    trainer: Any
-    log: Any
-    log_dict: Any
+    trainer: OfLightning
+    log: OfLightning
+    log_dict: OfLightning
 
     def __init__(
         self,
         network: GPT,
         optimizer: torch.optim.Optimizer | None = None,
-        scheduler: LRScheduler | Mapping[str, Any] | None = None,
+        scheduler: LRScheduler | Mapping[str, object] | None = None,
         *,
-        loss_modifiers: LossModifierPipeline | Mapping[str, Any] | None = None,
+        loss_modifiers: LossModifierPipeline | Mapping[str, object] | None = None,
         learning_rate: float = 1.0e-3,
         head_learning_rate: float | None = None,
         weight_decay: float = 0.1,
@@ -73,19 +72,19 @@ class GPTTraining:
         self.test_figures = figures_of(network.config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """What the mode predicts: logits of tokens, of classes, or scores."""
+        """The predictions of the mode: logits of tokens, of classes, or scores."""
         predictions: Tensor = self.network(input_ids, attention_mask=attention_mask)[0]
         return predictions
 
-    def configure_callbacks(self) -> Any:
-        """A freezer of the trunk, if the GPT's config says when it thaws."""
+    def configure_callbacks(self) -> OfLightning:
+        """The callback that holds the trunk, if the GPT's config sets when it thaws."""
         return self._trunk_thaw.callbacks()
 
     def setup(self, stage: str) -> None:
-        """Check that the model is one for these data, and hand its trunk over to the freezer.
+        """Check that model and data match, and transfer the hold on the trunk to the callback.
 
         Raises:
-            ValueError: It is not; the message says what to set.
+            ValueError: They do not; the message says what to change.
         """
         datamodule = self._datamodule()
         check_data_fits(self.network.config, datamodule)
@@ -94,7 +93,7 @@ class GPTTraining:
         if stage == "fit":
             self._trunk_thaw.hand_over()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TensorBatch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         loss = self.network.loss(
             batch["input_ids"],
@@ -109,11 +108,11 @@ class GPTTraining:
             self.loss_modifiers.reset_all_metrics()
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: TensorBatch, batch_idx: int) -> None:
         """Add one batch to the validation figures."""
         self._add(self.val_figures, batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: TensorBatch, batch_idx: int) -> None:
         """Add one batch to the test figures."""
         self._add(self.test_figures, batch)
 
@@ -125,16 +124,16 @@ class GPTTraining:
         """Log the test figures."""
         self._log_figures("test", self.test_figures)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
-        """What the mode gives for a batch: text that goes on, tokens with classes, or scores."""
+    def predict_step(self, batch: TensorBatch, batch_idx: int) -> object:
+        """The output of the mode for a batch: continued text, tokens with classes, or scores."""
         return self._predict(self.network, batch, self._datamodule())
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the model is, so that `init_from_checkpoint` can tell what does not fit."""
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Save the model's config, so that `init_from_checkpoint` can name what does not fit."""
         checkpoint["model_args"] = {name: getattr(self.network.config, name) for name in ARCHITECTURE}
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer and scheduler given, or AdamW over all parameters, frozen ones too."""
+    def configure_optimizers(self) -> OfLightning:
+        """The given optimizer and scheduler, or AdamW over all parameters, frozen ones too."""
         if self.optimizer is None:
             return adamw(self.network, self.learning_rate, self.head_learning_rate, self.weight_decay)
         if self._lr_plan is None:
@@ -144,7 +143,7 @@ class GPTTraining:
     def _datamodule(self) -> object:
         return getattr(self.trainer, "datamodule", None)
 
-    def _add(self, figures: Figures, batch: Batch) -> None:
+    def _add(self, figures: Figures, batch: TensorBatch) -> None:
         figures.update(self.forward(batch["input_ids"], batch.get("attention_mask")), batch)
 
     def _log_figures(self, stage: str, figures: Figures) -> None:

@@ -1,4 +1,4 @@
-"""What a TokenLabelDataModule and a SequenceScoreDataModule do, whichever namespace their base is from."""
+"""TokenLabelDataModule and SequenceScoreDataModule without a Lightning base class; for both namespaces."""
 
 import os
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from lighter_freezers.experiments.tasks.code_labels import CLASS_NAMES
 from lighter_freezers.experiments.tasks.sequence_scores import DocumentationTask, ScoredTextsTask, cls_token
 from lighter_freezers.experiments.tasks.task import Task
 from lighter_freezers.experiments.tasks.token_classes import CodeClassesTask, LabelledWordsTask
-from lighter_freezers.experiments.training.batch_data import TextBatchData, at_least, row_files
+from lighter_freezers.experiments.training.batch_data import TextBatchData, at_least, batch_options, row_files
 
 __all__ = ["SequenceScoreData", "TokenLabelData"]
 
 
 class TokenLabelData(TextBatchData):
-    """Everything of a TokenLabelDataModule but its base class; see there for the arguments."""
+    """A TokenLabelDataModule without its base class; see `TokenLabelDataModule` for the arguments."""
 
-    mode = "token_classifier"  # of the GPT that can learn from these batches
+    mode = "token_classifier"  # the mode of a GPT for these batches
 
     def __init__(
         self,
@@ -38,21 +38,15 @@ class TokenLabelData(TextBatchData):
         cache_dir: str | os.PathLike[str] | None = None,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(
-            files=row_files(train_file, val_file, test_file),
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            block_size=block_size,
-            batch_size=batch_size,
-            limits=(num_train_sequences, num_val_sequences, num_test_sequences),
-            seed=seed,
-            cache_dir=cache_dir,
-            num_workers=num_workers,
+        limits = num_train_sequences, num_val_sequences, num_test_sequences
+        options = batch_options(
+            tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
         )
+        super().__init__(row_files(train_file, val_file, test_file), options)
         self._given_names = _names(class_names)
         if self._given_names is not None and self._files is None:
             raise ValueError(
-                f"class_names goes with train_file. The standard library has these: {', '.join(CLASS_NAMES)}."
+                f"class_names requires train_file. The standard library has these: {', '.join(CLASS_NAMES)}."
             )
         self._class_names = CLASS_NAMES if self._files is None else self._given_names
 
@@ -61,7 +55,7 @@ class TokenLabelData(TextBatchData):
         """The names of the classes, in the order of their numbers.
 
         Raises:
-            RuntimeError: They stand in a file that `setup` has not read yet.
+            RuntimeError: They are in a file that `setup` has not read yet.
         """
         if self._class_names is None:
             raise RuntimeError(
@@ -72,21 +66,21 @@ class TokenLabelData(TextBatchData):
 
     @property
     def num_token_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     def _task(self) -> Task[TextTokenizer]:
         if self._files is None:
-            return CodeClassesTask(standard_library(), self._cache_dir)
+            return CodeClassesTask(standard_library(), self._options.cache_dir)
         task = LabelledWordsTask(self._files, self._given_names)
         self._class_names = task.class_names
         return task
 
 
 class SequenceScoreData(TextBatchData):
-    """Everything of a SequenceScoreDataModule but its base class; see there for the arguments."""
+    """A SequenceScoreDataModule without its base class; see `SequenceScoreDataModule` for the arguments."""
 
-    mode = "sequence_scorer"  # of the GPT that can learn from these batches
+    mode = "sequence_scorer"  # the mode of a GPT for these batches
 
     def __init__(
         self,
@@ -106,25 +100,20 @@ class SequenceScoreData(TextBatchData):
         cache_dir: str | os.PathLike[str] | None = None,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(
-            files=row_files(train_file, val_file, test_file),
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            block_size=at_least("block_size", block_size, 2),  # [CLS] and a token
-            batch_size=batch_size,
-            limits=(num_train_sequences, num_val_sequences, num_test_sequences),
-            seed=seed,
-            cache_dir=cache_dir,
-            num_workers=num_workers,
+        limits = num_train_sequences, num_val_sequences, num_test_sequences
+        block_size = at_least("block_size", block_size, 2)  # [CLS] and one token
+        options = batch_options(
+            tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
         )
+        super().__init__(row_files(train_file, val_file, test_file), options)
         self._given_cls_token_id = count("cls_token_id", cls_token_id)
 
     @property
     def cls_token_id(self) -> int:
-        """The token that stands first in each sequence.
+        """The first token of each sequence.
 
         Raises:
-            RuntimeError: It comes after the tokenizer's, and `setup` has not run yet.
+            RuntimeError: It follows the tokenizer's ids, and `setup` has not run yet.
         """
         if self._given_cls_token_id is not None:
             return self._given_cls_token_id
@@ -132,12 +121,12 @@ class SequenceScoreData(TextBatchData):
 
     @property
     def vocab_size(self) -> int:
-        """How many rows of embeddings a model needs: for the tokens and for [CLS]."""
+        """The number of embeddings that a model needs: for the tokens and for [CLS]."""
         return max(self.tokenizer.vocab_size, self.cls_token_id + 1)
 
     def _task(self) -> Task[TextTokenizer]:
         if self._files is None:
-            return DocumentationTask(standard_library(), self._cache_dir, self._given_cls_token_id)
+            return DocumentationTask(standard_library(), self._options.cache_dir, self._given_cls_token_id)
         return ScoredTextsTask(self._files, self._given_cls_token_id)
 
 

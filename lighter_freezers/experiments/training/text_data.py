@@ -1,4 +1,4 @@
-"""What a TextDataModule does, whichever Lightning namespace its base class comes from."""
+"""The TextDataModule without a Lightning base class; used by both namespaces."""
 
 import os
 
@@ -7,15 +7,20 @@ from lighter_freezers.experiments.data.text_files import text_files
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
 from lighter_freezers.experiments.tasks.language_model import CorpusTask, RowTextsTask
 from lighter_freezers.experiments.tasks.task import Task
-from lighter_freezers.experiments.training.batch_data import TextBatchData, path_or_none, row_files
+from lighter_freezers.experiments.training.batch_data import (
+    TextBatchData,
+    batch_options,
+    path_or_none,
+    row_files,
+)
 
 __all__ = ["TextData"]
 
 
 class TextData(TextBatchData):
-    """Everything of a TextDataModule but its base class; see `TextDataModule` for the arguments."""
+    """A TextDataModule without its base class; see `TextDataModule` for the arguments."""
 
-    mode = "language_model"  # of the GPT that can learn from these batches
+    mode = "language_model"  # the mode of a GPT for these batches
 
     def __init__(
         self,
@@ -42,17 +47,11 @@ class TextData(TextBatchData):
                 "Give either `text:`, .txt files that are split for you, or `train_file:` and `val_file:`, "
                 "files of rows."
             )
-        super().__init__(
-            files=files,
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            block_size=block_size,
-            batch_size=batch_size,
-            limits=(num_train_sequences, num_val_sequences, num_test_sequences),
-            seed=seed,
-            cache_dir=cache_dir,
-            num_workers=num_workers,
+        limits = num_train_sequences, num_val_sequences, num_test_sequences
+        options = batch_options(
+            tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
         )
+        super().__init__(files, options)
 
     def _task(self) -> Task[TextTokenizer]:
         if self._files is not None:

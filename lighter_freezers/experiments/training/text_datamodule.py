@@ -1,4 +1,4 @@
-"""TextDataModule for the Trainer of `pytorch_lightning`; `lighter_freezers.lightning` has the other one."""
+"""TextDataModule for the Trainer of `pytorch_lightning`; `lighter_freezers.lightning` has another."""
 
 from pytorch_lightning import LightningDataModule
 
@@ -10,26 +10,26 @@ __all__ = ["TextDataModule"]
 class TextDataModule(TextData, LightningDataModule):
     """Batches of text for a language model: the running Python's standard library, or files of your own.
 
-    A byte-level BPE tokenizer is trained on the training split the first time and then kept in a cache. The
-    splits never share a module (or, from ten files on, a file). Batches are dicts of `input_ids` (B, T),
-    `targets` (B, T), the tokens that follow, and `num_bytes` (B,), the bytes of text that the targets stand
-    for; `<eos>` stands between documents and counts none.
+    A byte-level BPE tokenizer is trained on the training split the first time and then cached. The splits
+    never share a module (or, from ten files on, a file). Batches are dicts of `input_ids` (B, T), `targets`
+    (B, T), the next tokens, and `num_bytes` (B,), the bytes of text in the targets; `<eos>` separates
+    documents and has no bytes.
 
-    From `text` all sequences are equally long. From `train_file` and `val_file` each row is a sequence, with
-    `<eos>` before it and as its last target; one longer than `block_size` goes on in the next. Shorter ones
-    are filled up on the right to the longest of their batch, which then has `attention_mask` (B, T), True for
-    real tokens, and targets that count nothing after the end.
+    From `text` all sequences have the same length. From `train_file` and `val_file` each row is a sequence,
+    with `<eos>` before it and as its last target; one longer than `block_size` continues in the next. Shorter
+    ones are padded on the right to the longest of their batch, which then has `attention_mask` (B, T), True
+    for real tokens, and ignored targets after the end.
 
-    The order of training is drawn from `seed` and the epoch. It is the same on one process and on n with an
-    n-th of the batch size, whatever `use_distributed_sampler` says, and a run resumed in mid-epoch goes on
-    with the next batch.
+    The order of training depends on `seed` and the epoch. It is the same on one process and on n with an n-th
+    of the batch size, whatever `use_distributed_sampler` is, and a run resumed in mid-epoch continues with
+    the next batch.
 
     ```python
     TextDataModule()                               # the standard library, 16 sequences of 128 tokens
     TextDataModule(text="shakespeare.txt")         # a file, cut 80 / 10 / 10
     TextDataModule(text="novels/", vocab_size=4096)  # all .txt files below a folder
     TextDataModule(train_file="train.jsonl", val_file="val.jsonl")  # rows {"text": "..."}
-    TextDataModule(num_train_sequences=64)         # only so much, spread over the text
+    TextDataModule(num_train_sequences=64)         # only 64, spread over the text
     ```
 
     Args:
@@ -43,12 +43,11 @@ class TextDataModule(TextData, LightningDataModule):
         num_test_sequences: The same for the test.
         train_file: A .jsonl or .csv file of rows with a `text`, to train on.
         val_file: The same to validate on; goes with `train_file`.
-        test_file: The same to test on and to predict. None if there is none.
-        tokenizer: `standard_library` for the tokenizer that a model has which was pretrained on that, or a
-            .json file that `data.tokenizer.save(...)` or the package tokenizers has written. None trains one
-            on the training split.
-        seed: Draws the order of training.
-        cache_dir: Where the tokenizer is kept. None means `$XDG_CACHE_HOME/lighter_freezers` or
+        test_file: The same for test and prediction. None if there is none.
+        tokenizer: `standard_library` for the tokenizer of a model pretrained on that, or a .json file written
+            by `data.tokenizer.save(...)` or the package tokenizers. None trains one on the training split.
+        seed: Of the order of training.
+        cache_dir: The cache for the tokenizer. None means `$XDG_CACHE_HOME/lighter_freezers` or
             `~/.cache/lighter_freezers`.
         num_workers: Processes that make batches; 0 makes them in the main process.
 

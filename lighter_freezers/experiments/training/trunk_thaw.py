@@ -1,4 +1,4 @@
-"""Thaws the trunk of a GPT in the middle of a run, as its config asks. A Freezer does the work."""
+"""Thaws the trunk of a GPT during a run, as set in its config, by a freezing rule."""
 
 from typing import TYPE_CHECKING
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 __all__ = ["TrunkThaw"]
 
-HOLDER = "freeze_transformer"  # the name under which a GPT holds its trunk
+HOLDER = "freeze_transformer"  # the holder's name when a GPT holds its trunk
 TRUNK = "network.transformer."
 
 
 class TrunkThaw:
-    """Hands over the hold that a GPT has on its trunk to a Freezer, which lets go at the right step.
+    """Transfers a GPT's hold on its trunk to a freezing rule, which releases it at the right step.
 
-    So the Freezer's ways apply: the optimizer, the learning rate from then on, DDP, and a resumed run. What
-    the user thaws between two runs stays thawed, and what the user freezes by hand stays frozen.
+    So the engine takes care of the optimizer, the learning rate from then on, DDP, and resumed runs. What the
+    user thaws between two runs stays thawed, and what the user freezes by hand stays frozen.
 
     Args:
         network: A GPT. Nothing is done unless its config has `freeze_transformer` and
@@ -29,12 +29,12 @@ class TrunkThaw:
 
     def __init__(self, network: GPT) -> None:
         self._network = network
-        self._lent: list[str] = []  # what the Freezer of this run, or of the one before, selects
+        self._lent: list[str] = []  # what the rule of this run, or of the previous one, selects
         self._has_handed_over = False
-        self._has_thawed = False  # in the run before
+        self._has_thawed = False  # in the previous run
 
     def callbacks(self) -> "list[FromModule]":
-        """What the module's `configure_callbacks` returns."""
+        """The callbacks for the module's `configure_callbacks`."""
         config = self._network.config
         if not config.freeze_transformer or config.unfreeze_at_iteration is None:
             return []
@@ -42,7 +42,7 @@ class TrunkThaw:
         from lighter_freezers.engine.rules_of_module import FromModule
 
         trunk = dict(self._network.transformer.named_parameters(TRUNK.removesuffix(".")))
-        if not self._has_thawed:  # else the same again, for a resumed run has the same optimizer groups
+        if not self._has_thawed:  # else the same rule, for equal optimizer groups on a resume
             self._lent = [name for name, parameter in trunk.items() if not parameter.requires_grad]
         if not self._lent:
             return [FromModule([], self._note_the_end)]
@@ -55,11 +55,11 @@ class TrunkThaw:
         return [FromModule(freezer.rules(), self._note_the_end)]
 
     def hand_over(self) -> None:
-        """Let the Freezer hold alone. To be called when it holds."""
+        """Release the GPT's own hold. Call it when the rule holds."""
         if not self._lent or self._has_handed_over:
-            return  # a hold of the GPT is the user's from then on
+            return  # from then on a hold of the GPT counts as the user's
         self._has_handed_over = True
-        # not `release`: in a process that was spawned, the ledger does not know that the GPT holds
+        # not `release`: in a spawned process the ledger does not have the GPT's hold
         ledger.thaw(self._lent_parameters(), HOLDER)
 
     def _note_the_end(self) -> None:

@@ -1,4 +1,4 @@
-"""Losses that weigh, smooth and scale: the modifiers, and the pipeline that they are composed in."""
+"""Loss modifiers that weight, smooth and scale, and the pipeline that composes them."""
 
 from lighter_freezers.gpt.losses.factory import create_loss_modifier_pipeline
 from lighter_freezers.gpt.losses.modifier import LossModifier

@@ -1,8 +1,7 @@
-"""From flat configuration keys, as the multi-mode GPT's training scripts have them, to a pipeline."""
+"""Builds a pipeline from flat configuration keys, as in the multi-mode GPT's training scripts."""
 
-import difflib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lighter_freezers.arguments import flag
 from lighter_freezers.gpt.losses.modifier import LossModifier
@@ -13,11 +12,12 @@ from lighter_freezers.gpt.losses.token_modifiers import (
     MaskRatioModifier,
     TargetSmoothingModifier,
 )
+from lighter_freezers.selection.names import closest_names
 
 __all__ = ["create_loss_modifier_pipeline"]
 
 _MASTER = "loss_modifiers_enabled"
-_SIMILAR = 0.75  # from which likeness on an unknown key is taken for a misspelled one
+_SIMILAR = 0.75  # similarity from which an unknown key counts as misspelled
 
 
 class _Family(NamedTuple):
@@ -52,7 +52,7 @@ _KNOWN = (
 )
 
 
-def create_loss_modifier_pipeline(config: Mapping[str, Any] | object) -> LossModifierPipeline:
+def create_loss_modifier_pipeline(config: Mapping[str, object] | object) -> LossModifierPipeline:
     """Build a pipeline from flat keys.
 
     `loss_modifiers_enabled` turns everything on or off. `NAME_enabled` turns on one modifier, and the other
@@ -66,8 +66,8 @@ def create_loss_modifier_pipeline(config: Mapping[str, Any] | object) -> LossMod
     | `sequence_variance` | `SequenceVarianceModifier` | `_scale`, `_alpha`, `_eps` |
     | `sequence_correlation` | `SequenceCorrelationModifier` | `_alpha`, `_eps` |
 
-    The configuration of a whole training run may be given: keys that have nothing to do with loss modifiers
-    (`batch_size`) are passed over. A key that resembles one of these is an error.
+    The configuration of a whole training run may be given: keys that do not concern loss modifiers
+    (`batch_size`) are ignored. A key that resembles one of the above is an error.
 
     Args:
         config: A mapping, or an object with these attributes, such as a configuration module.
@@ -91,7 +91,7 @@ def create_loss_modifier_pipeline(config: Mapping[str, Any] | object) -> LossMod
     enabled = [f for f in _FAMILIES if flag(f"{f.prefix}_enabled", values.get(f"{f.prefix}_enabled", False))]
     if enabled and _MASTER not in values:
         raise ValueError(
-            f"{enabled[0].prefix}_enabled is true, but {_MASTER} is missing: without it none acts. "
+            f"{enabled[0].prefix}_enabled is true, but {_MASTER} is missing: without it none applies. "
             f"Add {_MASTER}: true."
         )
     if not flag(_MASTER, values.get(_MASTER, False)):
@@ -99,18 +99,18 @@ def create_loss_modifier_pipeline(config: Mapping[str, Any] | object) -> LossMod
     return LossModifierPipeline([_build(family, values) for family in enabled])
 
 
-def _build(family: _Family, values: Mapping[str, Any]) -> LossModifier:
+def _build(family: _Family, values: Mapping[str, object]) -> LossModifier:
     keys = {argument: f"{family.prefix}_{argument}" for argument in family.arguments}
     return family.build(**{argument: values[key] for argument, key in keys.items() if key in values})
 
 
-def _values(config: Mapping[str, Any] | object) -> dict[str, Any]:
+def _values(config: Mapping[str, object] | object) -> dict[str, object]:
     """The known keys with their values, in one spelling."""
     if config is None or isinstance(config, (str, int, float, list, tuple)):
         raise TypeError(f"The configuration must be a mapping or an object with attributes. Got {config!r}.")
     names = list(config) if isinstance(config, Mapping) else [name for name in dir(config) if name[0] != "_"]
     _refuse_misspelled(names)
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name in (name for name in names if name in _KNOWN):
         key = _OTHER_SPELLINGS.get(name, name)
         value = config[name] if isinstance(config, Mapping) else getattr(config, name)
@@ -126,7 +126,7 @@ def _refuse_misspelled(names: list[str]) -> None:
     for name in names:
         if name in _KNOWN:
             continue
-        closest = difflib.get_close_matches(str(name), _KNOWN, n=3, cutoff=_SIMILAR)
+        closest = closest_names(str(name), _KNOWN, 3, cutoff=_SIMILAR)
         family = next((family.prefix for family in _FAMILIES if family.prefix in str(name)), None)
         if family is not None and not closest:
             closest = [key for key in _KNOWN if family in key]

@@ -1,4 +1,4 @@
-"""What a loss modifier is: the modes it works in, what it answers, and the figures it keeps."""
+"""The interface of a loss modifier: its modes, its weights, and its metrics."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -16,10 +16,10 @@ MODES = (*TOKEN_MODES, *SCORE_MODES)
 
 
 class LossModifier(ABC):
-    """Something that changes a loss, and keeps figures about it on the device.
+    """Something that changes a loss, and keeps metrics about it on the device.
 
     Attributes:
-        modes: The modes of the GPT in which it has a meaning.
+        modes: The modes of the GPT in which it applies.
     """
 
     modes: ClassVar[tuple[str, ...]]
@@ -29,11 +29,11 @@ class LossModifier(ABC):
         self._num_batches = 0
 
     def get_metrics(self) -> dict[str, Tensor]:
-        """The mean of each figure over the batches since the last reset; nothing is read to the host."""
+        """The mean of each metric over the batches since the last reset, on the device."""
         return {key: total / self._num_batches for key, total in self._sums.items()}
 
     def reset_metrics(self) -> None:
-        """Forget the batches seen."""
+        """Reset the metrics."""
         self._sums, self._num_batches = {}, 0
 
     def _note(self, **figures: Tensor) -> None:
@@ -43,7 +43,7 @@ class LossModifier(ABC):
 
 
 class SequenceWeightModifier(LossModifier):
-    """One that gives each sequence of tokens a weight."""
+    """A modifier that gives each sequence of tokens a weight."""
 
     modes = TOKEN_MODES
 
@@ -53,7 +53,7 @@ class SequenceWeightModifier(LossModifier):
 
 
 class ScoreModifier(LossModifier):
-    """One that multiplies the loss of a batch of scores."""
+    """A modifier that multiplies the loss of a batch of scores."""
 
     modes = SCORE_MODES
 

@@ -1,4 +1,4 @@
-"""Several loss modifiers as one loss: which act in a mode, how they compose, and when they are off."""
+"""Several loss modifiers as one loss: which apply in a mode, how they compose, and when they are off."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ class LossModifierPipeline:
     For scores (`sequence_scorer`): the mean squared error times the factors of `SequenceVarianceModifier` and
     `SequenceCorrelationModifier`.
 
-    A modifier that means nothing in a mode is left out of it; one log line says so, the first time.
+    A modifier that does not apply in a mode is skipped; one log line states it, the first time.
     Weights and factors are constants for the gradient. The loss is computed in float32. A batch without any
     target has loss 0.
 
@@ -79,13 +79,13 @@ class LossModifierPipeline:
         """The class names of the modifiers.
 
         Args:
-            mode: Name only those that act in this mode. None names all.
+            mode: Only those that apply in this mode. None for all.
         """
         modifiers = self._modifiers if mode is None else self._acting(mode)
         return [type(modifier).__name__ for modifier in modifiers]
 
     def is_active(self, mode: str) -> bool:
-        """Whether some modifier acts in this mode now; if not, the plain loss is the same and costs less.
+        """Whether any modifier applies in this mode now; if not, the plain loss is the same and cheaper.
 
         Args:
             mode: `language_model`, `token_classifier` or `sequence_scorer`.
@@ -96,7 +96,7 @@ class LossModifierPipeline:
 
     @contextmanager
     def temporarily_disabled(self) -> Iterator[None]:
-        """Give plain losses, and keep no figures, in a `with` block: as in validation."""
+        """Return plain losses, and update no metrics, in a `with` block, as in validation."""
         before, self._is_disabled = self._is_disabled, True
         try:
             yield
@@ -112,7 +112,7 @@ class LossModifierPipeline:
         ignore_index: int,
         class_weights: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch of token predictions, as the class says.
+        """The loss of a batch of token predictions, as defined in the class.
 
         Args:
             logits: (B, T, K), or (T, K) for one sequence.
@@ -140,7 +140,7 @@ class LossModifierPipeline:
         return _ratio((shares * product * costs.sum(dim=1)).sum(), (shares * masses.sum(dim=1)).sum())
 
     def score_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a batch of scores, as the class says.
+        """The loss of a batch of scores, as defined in the class.
 
         Args:
             scores: (B) in (0, 1).
@@ -159,7 +159,7 @@ class LossModifierPipeline:
         return loss
 
     def get_all_metrics(self) -> dict[str, Tensor]:
-        """`Class.figure` -> its mean over the batches since the last reset, on the device."""
+        """`Class.metric` -> its mean over the batches since the last reset, on the device."""
         return {
             f"{type(modifier).__name__}.{key}": value
             for modifier in self._modifiers
@@ -167,12 +167,12 @@ class LossModifierPipeline:
         }
 
     def reset_all_metrics(self) -> None:
-        """Forget the batches seen."""
+        """Reset the metrics of all modifiers."""
         for modifier in self._modifiers:
             modifier.reset_metrics()
 
     def _acting(self, mode: str) -> tuple[LossModifier, ...]:
-        mode = choice("mode", mode, MODES)  # a plain string, also from an enum
+        mode = choice("mode", mode, MODES)  # a plain string, also for an enum
         acting = tuple(modifier for modifier in self._modifiers if mode in modifier.modes)
         if mode not in self._announced:
             self._announced.add(mode)
@@ -184,7 +184,7 @@ class LossModifierPipeline:
             return
         used = ", ".join(type(modifier).__name__ for modifier in acting) or "none"
         left_out = [type(modifier).__name__ for modifier in self._modifiers if modifier not in acting]
-        rest = f"; left out, as they mean nothing in this mode: {', '.join(left_out)}" if left_out else ""
+        rest = f"; skipped, as they do not apply in this mode: {', '.join(left_out)}" if left_out else ""
         log.info("loss modifiers in mode %s: %s%s", mode, used, rest)
 
 
@@ -194,7 +194,7 @@ def _is_first_process() -> bool:
 
 
 def _ratio(total: Tensor, mass: Tensor) -> Tensor:
-    """A mean that is 0, not NaN, where nothing is supervised."""
+    """A ratio that is 0, not NaN, where nothing is supervised."""
     return total / torch.where(mass > 0, mass, 1.0)
 
 

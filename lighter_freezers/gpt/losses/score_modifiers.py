@@ -1,4 +1,4 @@
-"""The modifiers for scores: what the batch as a whole should look like. Shapes: B sequences."""
+"""The modifiers for scores, by statistics of the whole batch. Shapes: B sequences."""
 
 import math
 
@@ -12,12 +12,12 @@ __all__ = ["SequenceCorrelationModifier", "SequenceVarianceModifier"]
 
 
 class SequenceVarianceModifier(ScoreModifier):
-    """The loss counts more while the scores vary less than their targets.
+    """Raises the loss while the scores vary less than their targets.
 
         r = variance of the targets / max(variance of the scores, eps)
         factor = 1 + (scale - 1) (1 - exp(-alpha max(r - 1, 0)))        in [1, scale]
 
-    The factor is a constant for the gradient: it makes the steps larger, and does not itself push the scores
+    No gradient flows through the factor: it makes the steps larger, and does not itself push the scores
     apart. Variances are those of this process's batch, divided by B; a batch of one has none and factor 1.
     The formula is the one of the multi-mode GPT's loss modifiers.
 
@@ -25,7 +25,7 @@ class SequenceVarianceModifier(ScoreModifier):
 
     Args:
         scale: The largest factor, above 1.
-        alpha: How fast it is reached, above 0.
+        alpha: How fast that factor is approached, above 0.
         eps: The smallest variance of the scores, above 0.
 
     Raises:
@@ -51,17 +51,17 @@ class SequenceVarianceModifier(ScoreModifier):
 
 
 class SequenceCorrelationModifier(ScoreModifier):
-    """The loss counts more the less the scores of a batch go along with their targets.
+    """Raises the loss the less the scores of a batch correlate with their targets.
 
     With the Pearson correlation c of scores and targets
 
         factor = A c^2 + B c + C,  A = (sqrt(alpha) - 1)^2 / 2,  B = (1 - alpha) / 2,  C = sqrt(alpha)
 
     which is 1 for c = 1, sqrt(alpha) for c = 0 and alpha for c = -1. The formula is the one of the multi-mode
-    GPT's loss modifiers. The factor is a constant for the gradient. The correlation is that of this process's
-    batch; where there is none, since all targets are equal or B is 1, the factor is 1.
+    GPT's loss modifiers. No gradient flows through the factor. The correlation is that of this process's
+    batch; where it is undefined, because all targets are equal or B is 1, the factor is 1.
 
-    Metrics: `correlation` (0 where there is none), `factor`.
+    Metrics: `correlation` (0 where it is undefined), `factor`.
 
     Args:
         alpha: The largest factor, in (1, 9]: above 9 the parabola has its minimum before c = 1.

@@ -1,4 +1,4 @@
-"""The positions of a batch that have a target, and what each of them costs. No weights, no modifiers.
+"""The positions of a batch that have a target, and the loss of each. No weights, no modifiers.
 
 Shapes: B sequences, T positions, K classes.
 """
@@ -18,7 +18,7 @@ class SupervisedTokens:
 
     Attributes:
         log_probabilities: (B, T, K), float32 whatever the logits were.
-        labels: The class asked for, (B, T); the likeliest one of a soft target; 0 where there is none.
+        labels: The target class, (B, T); the most probable one of a soft target; 0 where there is none.
         is_supervised: Which positions have a target, (B, T).
         probabilities: Soft targets, (B, T, K); None for hard ones.
     """
@@ -30,7 +30,7 @@ class SupervisedTokens:
 
     @classmethod
     def of(cls, logits: Tensor, targets: Tensor, ignore_index: int) -> "SupervisedTokens":
-        """Line up what the model says with what was asked for.
+        """Combine logits with targets.
 
         Args:
             logits: (B, T, K), or (T, K) for one sequence.
@@ -77,7 +77,7 @@ class SupervisedTokens:
         return torch.where(self.is_supervised, costs, 0.0)
 
     def masses(self, class_weights: Tensor | None) -> Tensor:
-        """What each position counts in a mean: its target's class weight, 0 without a target: (B, T)."""
+        """The weight of each position in a mean: its target's class weight, 0 without a target: (B, T)."""
         if class_weights is None:
             return self.is_supervised.float()
         weights = class_weights.float()

@@ -1,4 +1,4 @@
-"""The modifiers for tokens: which sequences count more, and how sharp the targets are.
+"""The modifiers for tokens: weights of sequences, and smoothing of targets.
 
 Shapes: B sequences, T positions, K classes.
 """
@@ -15,28 +15,28 @@ from lighter_freezers.gpt.losses.supervised_tokens import SupervisedTokens
 
 __all__ = ["EntropyModifier", "MaskRatioModifier", "TargetSmoothingModifier"]
 
-_LARGEST_WEIGHT = 1000.0  # before the mean is made 1
-_CHUNK = 2**22  # probabilities looked at in one go, so that a large vocabulary needs no second copy
+_LARGEST_WEIGHT = 1000.0  # before the weights are scaled to mean 1
+_CHUNK = 2**22  # probabilities processed at a time, so that a large vocabulary needs no second copy
 
 
 class EntropyModifier(SequenceWeightModifier):
-    r"""Sequences count more where the model is sure of a wrong class.
+    r"""Gives more weight to sequences in which the model is confident in a wrong class.
 
-    Let q be the probabilities of a position without its target, made to sum to 1, and n the number of
+    Let q be the probabilities of a position without its target, normalised to sum 1, and n the number of
     classes with q above `eps`. Then
 
         H = -sum(q ln q) / ln(n)        in [0, 1]; 0 if n is below 2
         w_s = 1 / (max(mean H of sequence s, threshold) + eps), at most 1000
         weight of sequence s = w_s^weight, divided by the mean over the batch
 
-    So a low entropy among the wrong classes, a confident error, makes a sequence heavy. The mean weight is 1,
-    and the weights are constants for the gradient.
+    So a low entropy among the wrong classes, a confident error, gives a large weight. The mean weight is 1,
+    and no gradient flows through the weights.
 
     The formula is the one of the multi-mode GPT's loss modifiers, except that its `weight` was a factor which
     the division by the mean removed again: here it is an exponent. 1 gives the original weights, smaller
-    values bring them nearer to 1, larger ones spread them.
+    values bring them closer to 1, larger ones spread them.
 
-    Where it does nothing: with two classes there is one wrong class and every H is 0 (it warns once), and in
+    It has no effect with two classes, where there is one wrong class and every H is 0 (it warns once), and in
     a batch of one sequence. Weights are relative to this process's batch.
 
     Metrics: `entropy` (mean H), `largest_weight`.
@@ -80,9 +80,9 @@ class EntropyModifier(SequenceWeightModifier):
         return torch.cat([self._entropy(*chunk) for chunk in chunks]).view_as(tokens.labels)
 
     def _entropy(self, log_probabilities: Tensor, labels: Tensor) -> Tensor:
-        """Of the wrong classes: (N, K), (N) -> (N) in [0, 1]."""
+        """The entropy of the wrong classes: (N, K), (N) -> (N) in [0, 1]."""
         wrong = log_probabilities.scatter(1, labels.unsqueeze(1), -torch.inf)  # (N, K)
-        q = wrong.softmax(dim=1)  # taking p(target) from 1 instead would cancel where it is near 1
+        q = wrong.softmax(dim=1)  # 1 - p(target) would cancel where p(target) is close to 1
         counts = q > self.eps
         entropy = torch.special.entr(q).masked_fill(~counts, 0.0).sum(dim=1)  # (N)
         num = counts.sum(dim=1)
@@ -99,12 +99,12 @@ class EntropyModifier(SequenceWeightModifier):
 
 
 class MaskRatioModifier(SequenceWeightModifier):
-    """Sequences count more the fewer of their positions have a target.
+    """Gives more weight to sequences the fewer of their positions have a target.
 
         r = positions with a target / T, padding included
         weight = min(max((r + eps)^-power, min_weight), max_weight)
 
-    The weights are not divided by their mean, so they raise the level of the loss. The formula is the one of
+    The weights are not divided by their mean, so they raise the loss overall. The formula is the one of
     the multi-mode GPT's loss modifiers.
 
     Metrics: `mask_ratio` and `weight`, means over the sequences with a target.
@@ -146,7 +146,7 @@ class MaskRatioModifier(SequenceWeightModifier):
 
 
 class TargetSmoothingModifier(LossModifier):
-    """Part of each target is spread evenly over the other classes, so that no class is asked for entirely.
+    """Spreads part of each target evenly over the other classes, so that no target is 1.
 
         y(target) = 1 - factor, y(any other class) = factor / (K - 1)
 
@@ -158,10 +158,10 @@ class TargetSmoothingModifier(LossModifier):
 
     Args:
         factor: The share that is spread, in [0, 1).
-        special_tokens: Targets that are left sharp, such as separators: numbers, or a text such as "1,2".
-        exclude_padding: Whether `padding_token` is left sharp too.
-        padding_token: The target of padding. None if padding has no loss at all, as where it carries the
-            model's `ignore_index`: such positions are never touched.
+        special_tokens: Targets that are not smoothed, such as separators: numbers, or a text such as "1,2".
+        exclude_padding: Whether `padding_token` is not smoothed either.
+        padding_token: The target of padding. None if padding has no loss at all, as with the model's
+            `ignore_index`: such positions are never smoothed.
 
     Raises:
         TypeError: An argument has the wrong type.

@@ -1,4 +1,4 @@
-"""Learning-rate schedules for transfer: they answer for an iteration, and drive an optimizer's groups."""
+"""Learning-rate schedules for transfer: functions of the iteration that also set an optimizer's groups."""
 
 from lighter_freezers.gpt.lr_schedules.adaptive import AdaptiveScheduler
 from lighter_freezers.gpt.lr_schedules.groups import trunk_and_head_groups

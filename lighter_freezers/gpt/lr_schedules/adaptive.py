@@ -1,7 +1,7 @@
-"""A rate that is lowered when the validation loss stops falling."""
+"""A learning rate that is lowered when the validation loss stops falling."""
 
 import math
-from typing import Any, overload
+from typing import SupportsFloat, overload
 
 import torch
 from torch import Tensor
@@ -23,20 +23,20 @@ class AdaptiveScheduler(ReduceLROnPlateau):
 
         lr(i) = max(initial_lr * factor^n, min_lr) * (i + 1) / (warmup_iters + 1)    the last at most 1
 
-    A check of the loss is good if it is below all before it, and bad otherwise (also if it is not a number).
-    The `patience`-th bad check in a row lowers the rate. Torch's `ReduceLROnPlateau` waits for one more, and
-    knows no warm-up. The formulas are those of the multi-mode GPT's scheduler.
+    A check of the loss is good if the loss is below all earlier ones, and bad otherwise (also if it is NaN).
+    The `patience`-th consecutive bad check lowers the rate. Torch's `ReduceLROnPlateau` waits for one more,
+    and has no warm-up. The formulas are those of the multi-mode GPT's scheduler.
 
-    As a torch scheduler it counts the optimizer's steps itself, for the warm-up, and `step` hears the loss.
-    Lightning takes it for the `ReduceLROnPlateau` that it is, and calls it with the metric that is monitored:
+    As a torch scheduler it counts the optimizer's steps itself, for the warm-up, and `step` takes the loss.
+    It is a subclass of `ReduceLROnPlateau`, so Lightning calls it with the monitored metric:
     `scheduler_interval: epoch` and `scheduler_monitor: val/loss` of `GPTModule`.
 
     Args:
-        optimizer: What to drive. None to be asked only.
-        initial_lr: The rate of all parameter groups. None: each group keeps the rate that it came with.
-        patience: Bad checks in a row that lower the rate, at least 1.
-        factor: What it is multiplied with, in (0, 1).
-        min_lr: It never becomes lower; a rate that is lower from the start stays.
+        optimizer: The optimizer whose rates to set. None to use `get_lr` alone.
+        initial_lr: The rate of all parameter groups. None: each group keeps its own rate.
+        patience: Consecutive bad checks that lower the rate, at least 1.
+        factor: What the rate is multiplied by, in (0, 1).
+        min_lr: The rate is never lowered below this; a rate that starts lower stays.
         warmup_iters: Iterations over which the rate rises.
 
     Raises:
@@ -63,7 +63,7 @@ class AdaptiveScheduler(ReduceLROnPlateau):
         min_lr: float = 1.0e-6,
         warmup_iters: int = 100,
     ) -> None:
-        # `ReduceLROnPlateau.__init__` is not called: it is the base so that Lightning hands over a metric
+        # the base makes Lightning pass a metric; `ReduceLROnPlateau.__init__` is not needed
         check_optimizer("AdaptiveScheduler", optimizer)
         if initial_lr is None and optimizer is None:
             raise ValueError("There is no rate: give initial_lr, or an optimizer whose rates to use.")
@@ -89,12 +89,12 @@ class AdaptiveScheduler(ReduceLROnPlateau):
         """The rate without the warm-up; where groups differ the highest one."""
         return max(self._rates())
 
-    def step(self, metrics: Any, epoch: int | None = None) -> bool:  # type: ignore[override]
-        """Hear of the loss of a check.
+    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> bool:  # type: ignore[override]
+        """Record the loss of a check.
 
         Args:
             metrics: The validation loss, a number or a tensor with one.
-            epoch: Not used; torch has it.
+            epoch: Not used; part of torch's signature.
 
         Returns:
             Whether the rate was lowered.
@@ -119,7 +119,7 @@ class AdaptiveScheduler(ReduceLROnPlateau):
         """The rate at an iteration, after the reductions so far.
 
         Args:
-            iter_num: The iteration, from 0. None, which is torch's way to ask, means the current one.
+            iter_num: The iteration, from 0. None, as torch calls it, means the current one.
 
         Returns:
             The rate, where groups differ the highest one; for torch that of each parameter group.
@@ -129,16 +129,16 @@ class AdaptiveScheduler(ReduceLROnPlateau):
         ramp = warmed_up(self.num_optimizer_steps, self.warmup_iters)
         return [rate * ramp for rate in self._rates()]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The progress, as plain values."""
         return {key: value for key, value in vars(self).items() if key in _PROGRESS}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the progress of another one."""
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Restore the progress of a saved scheduler."""
         vars(self).update(state_dict)
 
     def _rates(self) -> list[float]:
-        """Without the warm-up: one for each group, or one if there is no optimizer."""
+        """The rates without the warm-up: one for each group, or one if there is no optimizer."""
         num_groups = max(1, len(self.base_lrs))
         bases = self.base_lrs if self.initial_lr is None else [self.initial_lr] * num_groups
         reduction = self.factor**self.num_reductions
@@ -154,7 +154,7 @@ class AdaptiveScheduler(ReduceLROnPlateau):
             self._write()
         return True
 
-    def _count_step(self, *_: Any) -> None:
+    def _count_step(self, *_: object) -> None:
         self.num_optimizer_steps += 1
         if self.num_optimizer_steps <= self.warmup_iters:
             self._write()

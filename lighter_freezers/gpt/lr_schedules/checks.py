@@ -1,4 +1,4 @@
-"""Checks of arguments that several LR schedules have."""
+"""Checks of arguments that several LR schedules share."""
 
 from lighter_freezers.arguments import count
 

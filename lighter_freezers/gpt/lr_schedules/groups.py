@@ -1,6 +1,4 @@
-"""Parameter groups for a trunk and a head, and which part an optimizer's groups belong to."""
-
-from typing import Any
+"""Parameter groups for a trunk and a head, and the part that each group of an optimizer belongs to."""
 
 import torch
 from torch import nn
@@ -12,7 +10,7 @@ __all__ = ["HEAD", "TRUNK", "parts_of_groups", "trunk_and_head_groups"]
 TRUNK, HEAD = "trunk", "head"
 
 
-def trunk_and_head_groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
+def trunk_and_head_groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, object]]:
     """Parameter groups named `trunk` and `head` for an optimizer, frozen parameters included.
 
     The trunk is everything in `model.transformer`, the head is the rest: of a `GPT` the classifier's or
@@ -58,7 +56,7 @@ def trunk_and_head_groups(model: nn.Module, weight_decay: float | None = None) -
     return [group for group in groups if group["params"]]
 
 
-def _groups(part: str, parameters: list[nn.Parameter], weight_decay: float | None) -> list[dict[str, Any]]:
+def _groups(part: str, parameters: list[nn.Parameter], weight_decay: float | None) -> list[dict[str, object]]:
     if weight_decay is None:
         return [{"params": parameters, "name": part, "part": part}]
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
@@ -73,7 +71,7 @@ def _groups(part: str, parameters: list[nn.Parameter], weight_decay: float | Non
 def parts_of_groups(optimizer: torch.optim.Optimizer) -> list[str]:
     """The part, trunk or head, of each parameter group.
 
-    A group keeps it under `part`, so that a group split off it later, under another name, has it too.
+    A group stores it as `part`, so that a group split from it later, under another name, has it too.
 
     Raises:
         ValueError: A group belongs to neither, or there is no group for one of them.

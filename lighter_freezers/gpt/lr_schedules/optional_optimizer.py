@@ -1,7 +1,6 @@
-"""LR schedulers that also answer without an optimizer. What the rates are is said in the rooms next door."""
+"""The base of LR schedulers that also work without an optimizer; the subclasses define the rates."""
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,7 +16,7 @@ class OptionalOptimizerLR(LRScheduler, ABC):
     Only its progress is saved, so that a resumed run follows the arguments it was started with.
 
     Args:
-        optimizer: What to drive; None to be asked only.
+        optimizer: The optimizer whose rates to set; None to use `get_lr` alone.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -30,7 +29,7 @@ class OptionalOptimizerLR(LRScheduler, ABC):
         """The rate of each parameter group of the optimizer at an iteration."""
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on to the next iteration, after the optimizer's step.
+        """Advance to the next iteration; call it after the optimizer's step.
 
         Raises:
             RuntimeError: There is no optimizer.
@@ -42,7 +41,7 @@ class OptionalOptimizerLR(LRScheduler, ABC):
             )
         super().step(epoch)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The progress, as plain values."""
         return {key: value for key, value in vars(self).items() if key in _PROGRESS}
 
@@ -61,10 +60,10 @@ def check_optimizer(scheduler: str, optimizer: object) -> None:
 
 
 def warmed_up(iter_num: int, warmup_iters: int) -> float:
-    """The share of the rate in force during a linear warm-up, `(iter_num + 1) / (warmup_iters + 1)`."""
+    """The share of the rate during a linear warm-up, `(iter_num + 1) / (warmup_iters + 1)`."""
     return min(1.0, (iter_num + 1) / (warmup_iters + 1))
 
 
 def share(iter_num: int, first: int, last: int | None) -> float:
-    """How much of the way from one iteration to another is done, in [0, 1]; 0 where there is no last one."""
+    """The progress from one iteration to another, in [0, 1]; 0 where there is no last one."""
     return 0.0 if last is None else min(1.0, max(0.0, (iter_num - first) / (last - first)))

@@ -1,4 +1,4 @@
-"""The rates of a trunk that is thawed late and of the new head above it."""
+"""The learning rates of a trunk that is thawed late and of the new head above it."""
 
 import math
 import warnings
@@ -30,32 +30,32 @@ class TransferLearningScheduler(OptionalOptimizerLR):
                                                           p = (i - begin) / (max_iters - begin), at most 1
                where begin is the larger of feature_extraction_iters and warmup_iters
 
-    The formulas are those of the multi-mode GPT's scheduler with two repairs. There the head lost its
-    multiplier when the trunk was thawed, and its rate fell to a fiftieth; here it goes on from where it was.
-    There p was d / (d + 1000) for d iterations since the thaw, which never arrives; here the decay ends at
-    `max_iters`, and without one there is none.
+    The formulas are those of the multi-mode GPT's scheduler with two fixes. There the head lost its
+    multiplier when the trunk was thawed, and its rate fell to a fiftieth; here it continues from its value.
+    There p was d / (d + 1000) for d iterations since the thaw, which never reaches 1; here the decay ends at
+    `max_iters`, and without one there is no decay.
 
     As a torch scheduler it writes these rates into parameter groups named `trunk` and `head`, as
-    `trunk_and_head_groups` makes them, whatever rates these had; it must go on with every optimizer step
-    (`interval: step`), and it takes the trunk for frozen during the first `feature_extraction_iters`. It
-    freezes nothing: let a Freezer's `until_step`, or the GPT's `unfreeze_at_iteration`, be the same number.
-    It warns if the trunk trains before or is still frozen after.
+    `trunk_and_head_groups` makes them, whatever rates these had; it must advance at every optimizer step
+    (`interval: step`), and it assumes that the trunk is frozen during the first `feature_extraction_iters`.
+    It freezes nothing: use the same number for a Freezer's `until_step`, or for the GPT's
+    `unfreeze_at_iteration`. It warns if the trunk trains before or is still frozen after.
 
     ```python
     TransferLearningScheduler(base_lr=5e-5).get_lr(1000)              # {'transformer': 0.0, 'head': 5e-4}
     TransferLearningScheduler(base_lr=5e-5).get_lr(3000)              # {'transformer': 5e-6, 'head': 5e-4}
-    TransferLearningScheduler(optimizer, base_lr=5e-5, max_iters=10_000)  # drives the groups
+    TransferLearningScheduler(optimizer, base_lr=5e-5, max_iters=10_000)  # sets the groups' rates
     ```
 
     Args:
-        optimizer: What to drive. None to be asked only.
+        optimizer: The optimizer whose rates to set. None to use `get_lr` alone.
         base_lr: The rate that the others are relative to.
         head_lr_multiplier: The head's rate relative to it.
         warmup_iters: Iterations over which the rates rise.
-        feature_extraction_iters: Iterations for which the trunk is frozen. 0: it never is.
+        feature_extraction_iters: Iterations for which the trunk is frozen. 0: never.
         unfreeze_lr_drop: The trunk's rate relative to `base_lr`.
         max_iters: The iteration at which the decay ends, usually the length of the run. None: no decay.
-        min_lr_ratio: What is left of both rates at the end, in [0, 1].
+        min_lr_ratio: Both rates at the end, relative to their peak, in [0, 1].
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -106,8 +106,8 @@ class TransferLearningScheduler(OptionalOptimizerLR):
         """The rates at an iteration.
 
         Args:
-            iter_num: The iteration, from 0. None, which is torch's way to ask, means the current one.
-            is_frozen: Whether the trunk is frozen then. None: if `feature_extraction_iters` says so.
+            iter_num: The iteration, from 0. None, as torch calls it, means the current one.
+            is_frozen: Whether the trunk is frozen then. None: by `feature_extraction_iters`.
 
         Returns:
             `transformer` and `head` -> rate; for torch the rate of each parameter group.
@@ -129,7 +129,7 @@ class TransferLearningScheduler(OptionalOptimizerLR):
         return [of_part[part] for part in parts_of_groups(self.optimizer)]
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on to the next iteration, after the optimizer's step.
+        """Advance to the next iteration; call it after the optimizer's step.
 
         Raises:
             RuntimeError: There is no optimizer.
@@ -146,7 +146,7 @@ class TransferLearningScheduler(OptionalOptimizerLR):
         if self.last_epoch == self.feature_extraction_iters + 1 and not self._trunk_trains():
             warnings.warn(
                 f"feature_extraction_iters={self.feature_extraction_iters} are over, but the whole trunk is "
-                "still frozen. Give whatever freezes it the same number.",
+                "still frozen. Give the same number to whatever freezes it.",
                 stacklevel=2,
             )
 

@@ -1,4 +1,4 @@
-"""The rates of a fine-tuning: a short rise, then a fall to nothing at the end of the run, or none."""
+"""The learning rates of a fine-tuning: a short warm-up, then a decay to 0 at the end of the run, or none."""
 
 import math
 from typing import Literal
@@ -14,7 +14,7 @@ SHAPES: tuple[Shape, ...] = ("cosine", "linear", "constant")
 
 
 class WarmupDecay(OptionalOptimizerLR):
-    """Each group's own rate times a shape that all share.
+    """Each group's own rate times a shared shape.
 
     With i the iteration, counted from 0 in optimizer steps:
 
@@ -24,10 +24,10 @@ class WarmupDecay(OptionalOptimizerLR):
                1                                after, `constant`
 
     Args:
-        optimizer: What to drive.
+        optimizer: The optimizer whose rates to set.
         shape: One of the three.
         warmup_steps: Optimizer steps over which the rates rise.
-        num_steps: Optimizer steps of the run, where the fall ends; `constant` has no need of it.
+        num_steps: Optimizer steps of the run, where the decay ends; not used by `constant`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A warm-up, a plateau, and a straight way down."""
+"""A warm-up, a plateau, and a linear decay."""
 
 from typing import overload
 
@@ -13,7 +13,7 @@ __all__ = ["WarmupOnlyScheduler"]
 
 
 class WarmupOnlyScheduler(OptionalOptimizerLR):
-    """The rate rises, stays, and, if the run has a known end, falls in a straight line.
+    """The rate rises, stays constant, and, if the run has a known end, decays linearly.
 
     With i the iteration, counted from 0 in optimizer steps:
 
@@ -23,19 +23,19 @@ class WarmupOnlyScheduler(OptionalOptimizerLR):
                                                               p = (i - begin) / (max_iters - begin), at most 1
 
     The formulas are those of the multi-mode GPT's scheduler, except for the decay: there it was called linear
-    and was a hyperbola, 100 / (d + 100) for d iterations, without an end; here it is linear and ends at
+    but was a hyperbola, 100 / (d + 100) for d iterations, without an end; here it is linear and ends at
     `max_iters`. A `hold_iters` of 0 is 0; there it became `warmup_iters`.
 
-    As a torch scheduler it must go on with every optimizer step (`interval: step`).
+    As a torch scheduler it must advance at every optimizer step (`interval: step`).
 
     Args:
-        optimizer: What to drive. None to be asked only.
-        learning_rate: The rate of all parameter groups. None: each group keeps the rate that it came with.
+        optimizer: The optimizer whose rates to set. None to use `get_lr` alone.
+        learning_rate: The rate of all parameter groups. None: each group keeps its own rate.
         warmup_iters: Iterations over which it rises.
-        hold_iters: Iterations at the full rate before the decay. None: as many as of warm-up. It has a
-            meaning with `max_iters` only.
+        hold_iters: Iterations at the full rate before the decay. None: as many as of warm-up. Only used with
+            `max_iters`.
         max_iters: The iteration at which the decay ends, usually the length of the run. None: no decay.
-        min_lr_ratio: What is left of the rate at the end, in [0, 1].
+        min_lr_ratio: The rate at the end, relative to `learning_rate`, in [0, 1].
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -64,7 +64,7 @@ class WarmupOnlyScheduler(OptionalOptimizerLR):
             raise ValueError("There is no rate: give learning_rate, or an optimizer whose rates to use.")
         if hold_iters is not None and max_iters is None:
             raise ValueError(
-                f"hold_iters={hold_iters} says when the decay begins, but without max_iters there is none. "
+                f"hold_iters={hold_iters} sets when the decay begins, but without max_iters there is none. "
                 "Give max_iters, or leave hold_iters out."
             )
         self.learning_rate = None if learning_rate is None else positive("learning_rate", learning_rate)
@@ -86,7 +86,7 @@ class WarmupOnlyScheduler(OptionalOptimizerLR):
         """The rate at an iteration.
 
         Args:
-            iter_num: The iteration, from 0. None, which is torch's way to ask, means the current one.
+            iter_num: The iteration, from 0. None, as torch calls it, means the current one.
 
         Returns:
             The rate, where groups differ the highest one; for torch that of each parameter group.

@@ -1,17 +1,13 @@
-"""Operations on single layers, one after another, each when a loss is low enough or was waited for."""
+"""Operations on single layers, one after another, each once a loss is low enough or a wait is over."""
 
-from lighter_freezers.layers.operations.execution import Effect, OperationContext, perform
 from lighter_freezers.layers.operations.layer_holds import LayerHolds
 from lighter_freezers.layers.operations.parse import Operation, read_operations
 from lighter_freezers.layers.operations.queue import OperationQueue, Record
 
 __all__ = [
-    "Effect",
     "LayerHolds",
-    "OperationContext",
     "Operation",
     "OperationQueue",
     "Record",
-    "perform",
     "read_operations",
 ]

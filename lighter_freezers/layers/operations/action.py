@@ -1,20 +1,22 @@
-"""The act behind LayerOperations: a queue of operations at work on one model, in one fit."""
+"""The action behind LayerOperations: does a queue of operations on one model, in one fit."""
 
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lighter_freezers._log import log
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.effects.learning_rate_curves import RateCurves
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.layers.operations import execution
-from lighter_freezers.layers.operations.execution import Effect, OperationContext
+from lighter_freezers.layers.operations.kinds import Effect, OperationContext
 from lighter_freezers.layers.operations.layer_holds import LayerHolds
 from lighter_freezers.layers.operations.parse import Operation
 from lighter_freezers.layers.operations.queue import OperationQueue, Record
@@ -30,13 +32,13 @@ OnFailure = Literal["stop", "skip"]
 
 @dataclass
 class Memory:
-    """What a fit leaves to a further fit of the same Trainer, which goes on without a checkpoint."""
+    """What a fit leaves to the next fit of the same Trainer, which continues without a checkpoint."""
 
-    trainer: weakref.ref[Any] | None = None
-    state: Mapping[str, Any] | None = None
+    trainer: weakref.ref[TrainerLike] | None = None
+    state: SavedState | None = None
 
     def __getstate__(self) -> dict[str, None]:
-        """Travel without: another process has another Trainer."""
+        """Pickle without the state: another process has another Trainer."""
         return {"trainer": None, "state": None}
 
 
@@ -45,13 +47,14 @@ class QueuedOperations(Action):
 
     Args:
         operations: From `read_operations`.
-        memory: Of the fit before; it gets what this one leaves.
+        memory: The state of the previous fit; at the end it receives the state of this one.
         monitor: The loss that operations wait for.
         average_over: Optimizer steps in one mean of the training loss.
-        on_failure: Whether an operation that cannot be done stops the run.
+        on_failure: Whether an operation that fails stops the run.
     """
 
     title = "LayerOperations"
+    kind = "operations"
 
     def __init__(
         self,
@@ -69,11 +72,12 @@ class QueuedOperations(Action):
         self._average_over = average_over
         self._on_failure = on_failure
         self._queue = OperationQueue(operations)
+        self.entries = self._queue.titles
         self._holds = LayerHolds(self.title, lambda: self.on_intrusion())
         self._model: nn.Module = nn.Module()
         self._curves: RateCurves | None = None
         self._new_components: NewComponents | None = None
-        self._saved: Mapping[str, Any] | None = None
+        self._saved: SavedState | None = None
         self._has_begun = False
 
     @property
@@ -83,7 +87,7 @@ class QueuedOperations(Action):
 
     @property
     def awaits(self) -> LossOrWait | None:
-        """What the next operation waits for, if that is the loss."""
+        """The condition of the next operation, if it waits for the loss."""
         trigger = None if self._queue.next is None else self._queue.next.trigger
         return trigger if trigger is not None and trigger.looks_at_loss else None
 
@@ -107,22 +111,22 @@ class QueuedOperations(Action):
         """Whether LoRA components wait for their first gradient."""
         return self._new_components is not None and self._new_components.is_waiting
 
-    def before_optimizer_step(self, optimizer: Any) -> None:
-        """Give new LoRA components their moments."""
+    def before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Initialise the optimizer moments of new LoRA components from their first gradient."""
         assert self._new_components is not None
         self._new_components.start(optimizer)
 
-    def setup(self, trainer: Any, model: nn.Module, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
         """Check layers and ranks, and give layers that get LoRA later an empty adapter."""
         self._model = model
         if stage == "fit":
             execution.check_operations(self._queue.operations, model)
         execution.prepare_lora(self._queue.operations, model)
-        if stage == "fit" and self.reshapes:  # a merge can be judged once there is an adapter
+        if stage == "fit" and self.reshapes:  # whether a merge is possible is known once there is an adapter
             execution.check_operations(self._queue.operations, model)
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
-        """What operations may let train."""
+        """What operations may thaw."""
         return execution.trainable_later(self._queue.operations, model)
 
     def freezable(self, model: nn.Module) -> list[Parameter]:
@@ -130,12 +134,12 @@ class QueuedOperations(Action):
         return execution.freezable(self._queue.operations, model)
 
     def start(self, context: StepContext) -> None:
-        """Remember the learning rates as they begin."""
+        """Record the initial learning rates."""
         self._curves = execution.rate_curves(self._queue.operations, context.optimizers, context.schedulers)
         self._new_components = execution.new_components(self._queue.operations)
 
     def resume(self, context: StepContext) -> None:
-        """Go on where the checkpoint was saved, or where the fit before ended; else begin to wait."""
+        """Continue from the checkpoint, or from the end of the previous fit; else start the first wait."""
         step = context.moment.optimizer_step
         goes_on = step and self._memory.trainer is not None and self._memory.trainer() is context.trainer
         saved = self._memory.state if self._saved is None and goes_on else self._saved
@@ -144,25 +148,25 @@ class QueuedOperations(Action):
         if saved is None:
             self._queue.begin(step)
             return
-        self._queue.remember(saved["queue"])
+        self._queue.remember(saved)
         self._holds.restore(context.model, saved["layers"])
         if self._new_components is not None:
             execution.restore_lora(context.model, self._new_components, saved["new_components"])
 
     def next_step(self, moment: Moment) -> int | None:
-        """When the next operation has waited long enough."""
+        """The optimizer step at which the wait of the next operation ends."""
         return self._queue.deadline()
 
     def is_due(self, moment: Moment) -> bool:
-        """Whether the time of the next operation has come."""
+        """Whether the next operation is due."""
         return self._queue.reason(moment.optimizer_step) is not None
 
     def observe(self, monitor: str, value: float) -> bool:
-        """Take note of the loss."""
+        """Record the loss; returns whether the next operation depends on it."""
         return self._queue.observe(value)
 
     def apply(self, context: StepContext) -> ActionResult:
-        """Do the next operation, and those after it whose time has come too."""
+        """Do the next operation, and those after it that are due too."""
         step = context.moment.optimizer_step
         notes: list[str] = []
         effects: list[Effect] = []
@@ -173,7 +177,8 @@ class QueuedOperations(Action):
             status: Literal["done", "skipped"] = "done" if is_done else "skipped"
             self._queue.close(Record(str(operation), step, reason, status, effect.text))
             effects.append(effect)
-            place = f"{len(self._queue.records)} of {len(self._queue.operations)}"
+            num_operations = len(self._queue.operations)
+            place = f"{num_operations - len(self._queue.pending)} of {num_operations}"
             said = f" ({operation.desc})" if operation.desc else ""
             notes.append(f"operation {place}, {operation}: {reason}: {effect.text}{said}")
         self._write_record(context)
@@ -183,25 +188,25 @@ class QueuedOperations(Action):
             ranks={layer: rank for effect in effects for layer, rank in effect.ranks.items()},
         )
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint has to remember, in plain types."""
+    def state(self) -> dict[str, object]:
+        """The state for a checkpoint, in plain types."""
         components = self._new_components
         return {
-            "queue": self._queue.state(),
+            **self._queue.state(),
             "layers": self._holds.state(self._model),
             "new_components": {} if components is None else components.state(),
         }
 
-    def remember(self, state: Mapping[str, Any]) -> None:
+    def remember(self, state: SavedState) -> None:
         """Keep what `state` gave until `resume`."""
         self._saved = state
 
-    def end(self, trainer: Any) -> None:
-        """Say which operations had no turn."""
+    def end(self, trainer: TrainerLike) -> None:
+        """Log which operations were not reached."""
         pending = self._queue.pending
         if pending and trainer.is_global_zero:
             log.warning(
-                "LayerOperations: %d of %d operations had no turn; next was '%s', %s",
+                "LayerOperations: %d of %d operations were not reached; next was '%s', %s",
                 len(pending),
                 len(self._queue.operations),
                 pending[0],
@@ -209,13 +214,13 @@ class QueuedOperations(Action):
             )
 
     def leave(self) -> None:
-        """Leave the flags as they are, and remember for a further fit."""
+        """Leave the flags as they are, and keep the state for another fit."""
         if self._has_begun:
             self._memory.state = self.state()
         self._holds.leave()
 
     def _do(self, operation: Operation, context: StepContext, notes: Sequence[str]) -> tuple[Effect, bool]:
-        """Do one operation; its effect, or why it failed, and whether it was done.
+        """Do one operation; returns its effect, or why it failed, and whether it was done.
 
         Raises:
             RuntimeError: It failed, and that stops the run.
@@ -229,12 +234,12 @@ class QueuedOperations(Action):
             context.free_parameters,
         )
         try:
-            return execution.perform(operation, means), True
+            return operation.perform(means), True
         except (RuntimeError, ValueError) as error:
             if self._on_failure == "skip":
                 return Effect(f"FAILED and skipped: {error}"), False
             step = context.moment.optimizer_step
-            for note in notes:  # what was done before it at the same step
+            for note in notes:  # the effects of earlier operations at the same step
                 log.info("step %d: %s", step, note)
             raise RuntimeError(
                 f"{operation.argument} ({operation}) failed at step {step}: {error} "
@@ -251,7 +256,7 @@ class QueuedOperations(Action):
 
 
 def _table(records: Sequence[Record]) -> str:
-    """Markdown: one row for each operation that had its turn."""
+    """A Markdown table with one row for each operation that was reached."""
     rows = [
         [str(record.optimizer_step), f"`{record.operation}`", record.reason, record.status, record.effect]
         for record in records

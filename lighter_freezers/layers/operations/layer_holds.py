@@ -1,19 +1,19 @@
-"""The layers that operations froze or set free: one holder, and the last word on a parameter counts."""
+"""The layers that operations froze or thawed: one holder, and the latest operation on a parameter counts."""
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn import Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.layers.changes import lora_factors
+from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["LayerHolds", "adapters_of", "parameters_of_layers"]
+__all__ = ["LayerHolds", "parameters_of_layers"]
 
 
 def parameters_of_layers(model: nn.Module, layers: str) -> dict[str, Parameter]:
@@ -30,27 +30,16 @@ def parameters_of_layers(model: nn.Module, layers: str) -> dict[str, Parameter]:
         try:
             return ParameterSelector(prefixes=(f"{layers}.",)).select(model)
         except ValueError:
-            raise error from None  # it says which layers there are
+            raise error from None  # its message lists the layers
     return named
-
-
-def adapters_of(model: nn.Module, *, in_use: bool = True) -> dict[str, Parameter]:
-    """Canonical name -> LoRA factor; those of rank 0 only where `in_use` is false."""
-    if "peft" not in sys.modules:
-        return {}
-    from lighter_freezers.lora.sites import find_lora_sites
-
-    factors = [site.factors for site in find_lora_sites(model).values()]
-    ids = {id(p) for each in factors if each.rank or not in_use for p in each.parameters}
-    return {name: p for name, p in canonical_parameters(model).items() if id(p) in ids}
 
 
 class LayerHolds:
     """What the operations of one run hold frozen, and what they made trainable.
 
     Args:
-        title: Who holds, in words for logs and errors.
-        on_intrusion: Called when somebody else switches a held parameter on.
+        title: The holder's name in logs and errors.
+        on_intrusion: Called when other code switches a held parameter on.
     """
 
     def __init__(self, title: str, on_intrusion: Callable[[], None]) -> None:
@@ -60,10 +49,10 @@ class LayerHolds:
         self._thawed: dict[int, Parameter] = {}  # trainable though the user had frozen them
 
     def freeze(self, model: nn.Module, layers: str) -> str:
-        """Hold what layers have. A LoRA factor of rank 0 is not there yet: once it has a rank, it trains.
+        """Hold all parameters of layers. A LoRA factor of rank 0 is skipped: once it has a rank, it trains.
 
         Returns:
-            What that did, in words.
+            The effect in words.
         """
         held = {id(parameter) for hold in self.holds for parameter in hold.parameters}
         named = parameters_of_layers(model, layers)
@@ -72,14 +61,14 @@ class LayerHolds:
         return (_counted("froze", frozen) or "no effect, it was frozen already") + _tie(model, layers, named)
 
     def unfreeze(self, model: nn.Module, layers: str) -> str:
-        """Let layers go, and let train what the user had frozen.
+        """Release layers, and thaw what the user had frozen in them.
 
-        In a layer with LoRA only the factors are set free: the weights that they adapt stay as they are.
+        In a layer with LoRA only the factors are thawed: the base weights stay as they are.
 
         Returns:
-            What that did, in words.
+            The effect in words.
         """
-        named, adapters = parameters_of_layers(model, layers), adapters_of(model)
+        named, adapters = parameters_of_layers(model, layers), lora_factors(model)
         thawed = self._let_go(named.values())
         free = [p for name, p in named.items() if name in adapters] or list(named.values())
         asked = [p for p in free if ledger.is_user_frozen(p)]
@@ -88,7 +77,7 @@ class LayerHolds:
         return (_counted("thawed", thawed) or _why_nothing_thawed(free)) + _tie(model, layers, named)
 
     def state(self, model: nn.Module) -> dict[str, list[str]]:
-        """Names of what is held and of what was made trainable."""
+        """The names of what is held and of what was made trainable."""
         held = {id(parameter) for hold in self.holds for parameter in hold.parameters}
         named = canonical_parameters(model)
         return {
@@ -97,7 +86,7 @@ class LayerHolds:
         }
 
     def restore(self, model: nn.Module, state: Mapping[str, Sequence[str]]) -> None:
-        """Hold and set free what `state` names."""
+        """Hold and thaw what `state` names."""
         named = canonical_parameters(model)
         thawed = [named[name] for name in state["thawed"] if name in named]
         self._thawed = {id(parameter): parameter for parameter in thawed}
@@ -132,7 +121,7 @@ class LayerHolds:
 
 
 def _tie(model: nn.Module, layer: str, named: Mapping[str, Parameter]) -> str:
-    """What else a layer is, where its weight is tied: one parameter is frozen or thawed under both names."""
+    """The other name of a layer whose weight is tied: the parameter is frozen or thawed under both names."""
     homes = [
         component for component, names in components(model).items() if not named.keys().isdisjoint(names)
     ]
@@ -140,9 +129,8 @@ def _tie(model: nn.Module, layer: str, named: Mapping[str, Parameter]) -> str:
     return f" (tied to {', '.join(homes)})" if is_one_layer and homes and layer not in homes else ""
 
 
-def _counted(verb: str, parameters: Sequence[Any]) -> str:
-    number = sum(parameter.numel() for parameter in parameters)
-    return f"{verb} {number:,} parameters" if parameters else ""
+def _counted(verb: str, parameters: Sequence[Parameter]) -> str:
+    return f"{verb} {num_elements(parameters):,} parameters" if parameters else ""
 
 
 def _why_nothing_thawed(parameters: Sequence[Parameter]) -> str:

@@ -1,1 +1,1 @@
-"""What a training step costs, what freezing saves of it, and compiling that does not lose it again."""
+"""What a training step costs, and how much of it freezing saves."""

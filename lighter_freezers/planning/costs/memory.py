@@ -1,4 +1,4 @@
-"""Bytes of parameters, of their gradients, and of what an optimizer remembers of them."""
+"""Bytes of parameters, of their gradients, and of their optimizer state."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
@@ -8,6 +8,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers.planning.costs.optimizer_state import state_bytes
+from lighter_freezers.selection.element_counts import distinct
 
 __all__ = ["OptimizerLike", "gradient_bytes", "optimizer_state_bytes", "parameter_bytes"]
 
@@ -16,43 +17,35 @@ OptimizerLike: TypeAlias = Optimizer | Callable[[list[Parameter]], Optimizer] | 
 
 def parameter_bytes(parameters: Iterable[Parameter]) -> int:
     """Bytes of the values of parameters; a tied one counts once."""
-    return sum(map(_bytes, _distinct(parameters)))
+    return sum(parameter.nbytes for parameter in distinct(parameters))
 
 
 def gradient_bytes(parameters: Iterable[Parameter]) -> int:
     """Bytes of the gradients of those parameters that require one; a tied one counts once."""
-    return sum(_bytes(parameter) for parameter in _distinct(parameters) if parameter.requires_grad)
+    return sum(parameter.nbytes for parameter in distinct(parameters) if parameter.requires_grad)
 
 
 def optimizer_state_bytes(
     optimizer: OptimizerLike, parameters: Iterable[Parameter], *, also_frozen: bool = False
 ) -> int:
-    """Bytes that an optimizer remembers of parameters after its first step, step counters included.
+    """Bytes of optimizer state after the first step, step counters included.
 
-    Exact for every class, such as Adafactor with its rows and columns: the class itself makes a step on
-    tensors without memory.
+    Exact for every class, such as Adafactor with its rows and columns: the class itself takes a step on meta
+    tensors.
 
     Args:
-        optimizer: An optimizer, whose groups and options count and which is left alone; its class, or a
+        optimizer: An optimizer, whose groups and options are used and which is not changed; its class, or a
             function from parameters to an optimizer. None means AdamW.
-        parameters: Those that require a gradient count, each once. One that the optimizer does not know is
-            treated as its first group.
-        also_frozen: Count all of them, as if they required a gradient.
+        parameters: Those that require a gradient count, each once. One that is not in the optimizer is
+            treated like its first group.
+        also_frozen: Whether to count all of them, as if they required a gradient.
 
     Raises:
         ValueError: The optimizer keeps one state for all parameters, as LBFGS does.
     """
-    trainable = [p for p in _distinct(parameters) if p.requires_grad or also_frozen]
+    trainable = [p for p in distinct(parameters) if p.requires_grad or also_frozen]
     if not trainable:
         return 0
     if not isinstance(optimizer, Optimizer):
         optimizer = (torch.optim.AdamW if optimizer is None else optimizer)(trainable)
     return state_bytes(optimizer, trainable)
-
-
-def _distinct(parameters: Iterable[Parameter]) -> list[Parameter]:
-    return list({id(parameter): parameter for parameter in parameters}.values())
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

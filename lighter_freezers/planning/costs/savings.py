@@ -14,6 +14,7 @@ from lighter_freezers.planning.costs.memory import (
     parameter_bytes,
 )
 from lighter_freezers.planning.costs.step_cost import SavedBytes, leaves_no_trace, tensors_in
+from lighter_freezers.selection.element_counts import frozen_share, num_elements, num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["get_memory_savings_estimate"]
@@ -24,25 +25,25 @@ _BYTES_PER_GB = 2**30
 def get_memory_savings_estimate(
     model: nn.Module, optimizer: OptimizerLike = None, batch: object = None
 ) -> dict[str, float]:
-    """Estimate what a training step needs less than if every parameter trained.
+    """Estimate how much less memory a training step needs than if every parameter trained.
 
     Gradients and optimizer state are exact: they follow from shapes, dtypes and the optimizer's class.
-    Activations are measured, in two forward passes: as it is now, and as if every parameter trained. The
-    model stays as it is, its buffers and torch's random numbers included.
+    Activations are measured in two forward passes: with the current flags, and as if every parameter trained.
+    The model is not changed, nor are its buffers and torch's random-number generators.
 
     | call | what is counted |
     |---|---|
     | `get_memory_savings_estimate(model)` | gradients, and the two moments of AdamW |
-    | `get_memory_savings_estimate(model, optimizer)` | gradients, and what this optimizer would remember |
+    | `get_memory_savings_estimate(model, optimizer)` | gradients, and the state of this optimizer |
     | `get_memory_savings_estimate(model, torch.optim.SGD)` | the same for a class with its defaults |
     | `get_memory_savings_estimate(model, batch=batch)` | also what a forward pass keeps for the backward |
 
     Args:
-        model: Any module, frozen as it shall be. A tied weight counts once. It is called in the mode it is
-            in, and what it returns is all that counts: a loss that is computed outside is not known here.
+        model: Any module, frozen as intended. A tied weight counts once. It is called in its current mode,
+            and only what it returns counts: a loss that is computed outside is not included.
         optimizer: An optimizer, an optimizer class, or a function from parameters to an optimizer. None means
             AdamW. The state of frozen parameters counts as saved: an optimizer that never stepped has none,
-            and `optimizer_state: free` gives back what there is.
+            and `optimizer_state: free` releases it.
         batch: What `model` is called with: a mapping as keyword arguments, a tuple or list as positional
             ones, anything else as the only one. None leaves activations out.
 
@@ -68,8 +69,7 @@ def get_memory_savings_estimate(
         ```
     """
     parameters = list(canonical_parameters(model).values())
-    num_elements = sum(parameter.numel() for parameter in parameters)
-    num_frozen = sum(parameter.numel() for parameter in parameters if not parameter.requires_grad)
+    total, trainable = num_elements(parameters), num_trainable(parameters)
     needed, in_all = _needed(optimizer, parameters)
     if batch is not None:
         with leaves_no_trace(model), torch.enable_grad():
@@ -79,16 +79,16 @@ def get_memory_savings_estimate(
     saved["total"] = sum(saved.values())
     return {
         **{f"{what}_saved_gb": num_bytes / _BYTES_PER_GB for what, num_bytes in saved.items()},
-        "frozen_params": num_frozen,
-        "trainable_params": num_elements - num_frozen,
-        "frozen_percentage": 100 * num_frozen / num_elements if num_elements else 0.0,
+        "frozen_params": total - trainable,
+        "trainable_params": trainable,
+        "frozen_percentage": 100 * frozen_share(trainable, total),
         **{f"{what}_saved_bytes": num_bytes for what, num_bytes in saved.items()},
         **{f"{what}_bytes": num_bytes for what, num_bytes in needed.items()},
     }
 
 
 def _needed(optimizer: OptimizerLike, parameters: list[Parameter]) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of gradients and of optimizer state: now, and if all trained that can."""
+    """Bytes of gradients and of optimizer state: now, and if everything that can train did."""
     trainable = [parameter for parameter in parameters if _can_train(parameter)]
     needed = {
         "gradient": gradient_bytes(parameters),
@@ -115,7 +115,7 @@ def _trainable_twins(model: nn.Module) -> dict[str, Parameter]:
 
 
 def _kept_bytes(model: nn.Module, twins: Mapping[str, Parameter], batch: object) -> int:
-    """What a forward pass keeps while its result is alive."""
+    """Bytes that a forward pass keeps while its result is alive."""
     saved = SavedBytes([*model.parameters(), *model.buffers(), *tensors_in(batch)])
     arguments, keywords = _call(batch)
     with saved.counting():

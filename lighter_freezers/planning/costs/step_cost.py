@@ -1,4 +1,4 @@
-"""One training step, counted: floating-point operations, and the bytes kept from forward to backward."""
+"""The cost of one training step: floating-point operations, and the bytes kept for the backward pass."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -15,14 +15,13 @@ __all__ = ["SavedBytes", "StepCost", "StepMeter", "leaves_no_trace", "measure_st
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one step costs, apart from the optimizer's.
+    """The cost of one step, without the optimizer's part.
 
     Attributes:
         flops: Floating-point operations of matrix products and attention, forward and backward.
-        forward_flops: Those of them that came before the backward pass began; what checkpointing computes
-            again is not among them.
+        forward_flops: Those before the backward pass started, without what checkpointing recomputes.
         saved_bytes: The most bytes kept for the backward pass at a time. Parameters, buffers and the batch do
-            not count, nor what checkpointing computes again for one block at a time.
+            not count, nor what checkpointing recomputes for one block at a time.
     """
 
     flops: int
@@ -31,12 +30,12 @@ class StepCost:
 
 
 class StepMeter:
-    """Counts what happens between its beginning and its end; to be entered in one hook and left in another.
+    """Counts what happens between enter and exit, which may be in two different hooks.
 
-    An optimizer step inside does not count: it has no matrix products and keeps nothing for a backward pass.
+    An optimizer step inside adds nothing: it has no matrix products and keeps nothing for a backward pass.
 
     Args:
-        model: Whose parameters and buffers do not count as kept.
+        model: Its parameters and buffers do not count as kept.
         batch: The tensors in it do not count either.
     """
 
@@ -55,7 +54,7 @@ class StepMeter:
         self._exits.close()
 
     def cost(self) -> StepCost:
-        """What was counted until now."""
+        """The cost so far."""
         flops = int(self._counter.get_total_flops())
         return StepCost(
             flops, flops if self._forward_flops is None else self._forward_flops, self._saved.peak
@@ -67,11 +66,11 @@ class StepMeter:
 
 
 def measure_step(run_step: Callable[[], object], model: nn.Module, batch: object = None) -> StepCost:
-    """Run a step once and count it. It really runs: gradients are added up, and buffers move.
+    """Run a step once and count it. The step is real: gradients accumulate, and buffers change.
 
     Args:
         run_step: Forward and backward.
-        model: Whose parameters and buffers do not count as kept.
+        model: Its parameters and buffers do not count as kept.
         batch: The tensors in it do not count either.
     """
     with StepMeter(model, batch) as meter:
@@ -81,7 +80,7 @@ def measure_step(run_step: Callable[[], object], model: nn.Module, batch: object
 
 @contextmanager
 def leaves_no_trace(model: nn.Module) -> Iterator[None]:
-    """Put buffers and torch's random numbers back at the end: running statistics, the draws of dropout."""
+    """Restore buffers, such as running statistics, and torch's random-number generators at the end."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     with torch.random.fork_rng(device_type=_device_type(model)):
         yield
@@ -94,7 +93,7 @@ class SavedBytes:
     """Bytes of what autograd keeps for the backward pass, each storage once.
 
     Args:
-        known: Tensors that live anyway and do not count.
+        known: Tensors that exist anyway and do not count.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
@@ -107,7 +106,7 @@ class SavedBytes:
         """Count what is saved inside.
 
         Args:
-            when_unpacked: Called whenever the backward pass takes something back.
+            when_unpacked: Called whenever the backward pass unpacks a saved tensor.
         """
 
         def unpack(kept: "_Kept") -> Tensor:
@@ -136,7 +135,7 @@ class SavedBytes:
 
 
 class _Kept:
-    """A saved tensor, in a box whose end can be noticed."""
+    """A saved tensor in a wrapper whose release is noticed."""
 
     __slots__ = ("__weakref__", "tensor")
 
@@ -154,6 +153,6 @@ def tensors_in(batch: object) -> list[Tensor]:
 
 
 def _device_type(model: nn.Module) -> str:
-    """Of the accelerator whose random numbers a step may draw; torch forks those of the CPU anyway."""
+    """The accelerator whose random numbers a step may use; torch forks those of the CPU anyway."""
     kinds = {parameter.device.type for parameter in model.parameters()} - {"cpu", "meta"}
     return kinds.pop() if kinds else "cuda"

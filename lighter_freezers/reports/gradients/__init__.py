@@ -1,1 +1,1 @@
-"""Gradient norms: measured, hooked into the backward pass, written to files."""
+"""Gradient norms: measured, combined with clipping, written to files."""

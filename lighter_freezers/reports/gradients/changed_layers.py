@@ -1,4 +1,4 @@
-"""A transition in terms of layers: `attn.0-3` instead of the names of sixteen parameters."""
+"""Describes a transition by layers: `attn.0-3` instead of the names of sixteen parameters."""
 
 from collections.abc import Iterable
 
@@ -13,11 +13,11 @@ __all__ = ["changed_layers"]
 
 
 def changed_layers(model: nn.Module, transition: Transition) -> tuple[str, str]:
-    """Which layers a transition froze and which it thawed, each as a short phrase, "" for none.
+    """The layers that a transition froze and those that it thawed, each as a short phrase, "" for none.
 
     Args:
         model: The model after it.
-        transition: What happened. Of the first one of a fit, only layers count of which nothing trains.
+        transition: The transition. Of the first one of a fit, only layers in which nothing trains count.
     """
     layers = components(model)
     layer_of = {name: layer for layer, names in layers.items() for name in names}

@@ -1,6 +1,5 @@
-"""The files of one gradient-norm monitor: what each column is, and the summaries made of them."""
+"""The files of one gradient-norm monitor: their columns, and the summaries made from them."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from lighter_freezers.reports.csv_rows import StepRows, free_name
 from lighter_freezers.reports.gradients.norms import GradientNorms
+from lighter_freezers.reports.whole_files import write_json
 
 __all__ = ["NormFiles", "free_name", "local_folder"]
 
@@ -16,13 +16,13 @@ LAYERS, LOSSES, TRANSITIONS = ".layer_norms.csv", ".losses.csv", ".transitions.c
 
 
 class NormFiles:
-    """The CSV and JSON files whose names begin alike.
+    """The CSV and JSON files with a common name prefix.
 
     Args:
-        folder: Where they are.
-        name: What their names begin with; a name from `free_name(folder, ..., NormFiles.first)`.
+        folder: Their folder.
+        name: The prefix; a name from `free_name(folder, ..., NormFiles.first)`.
         groups: The columns of the group norms, without `_norm`.
-        layers: The columns of the layer norms; none for no such file.
+        layers: The columns of the layer norms; without any there is no such file.
     """
 
     first = FIRST
@@ -36,37 +36,37 @@ class NormFiles:
         self._transitions = self._rows(TRANSITIONS, ["frozen", "thawed", "holders", "notes"])
 
     def begin(self, source: Path | None = None, before_step: int = 0) -> None:
-        """Start all files; with the rows of an earlier part of the run if there is one.
+        """Start all files, with the rows of an earlier part of the run if there is one.
 
         Args:
-            source: Folder and beginning of the names of that part's files. None for none.
-            before_step: The step this run goes on from; rows from it on are dropped.
+            source: Folder and name prefix of that part's files. None for none.
+            before_step: The step from which this run continues; rows from it on are dropped.
         """
         for rows in filter(None, (self._norms, self._layers, self._losses, self._transitions)):
             ending = rows.path.name.removeprefix(self.name)
             earlier = None if source is None else source.with_name(source.name + ending)
-            # a loss, or a change, at the very step of the checkpoint is of the time before it
+            # a loss or a change at the step of the checkpoint itself happened before it
             is_norm = rows in (self._norms, self._layers)
             rows.begin(earlier, before_step if is_norm else before_step + 1)
 
     def write_norms(self, step: int, norms: GradientNorms) -> None:
-        """One row of group norms, and one of layer norms."""
+        """Append a row of group norms, and one of layer norms."""
         self._norms.append(step, [*(norms.groups[group] for group in self._groups), norms.total])
         if self._layers is not None:
             self._layers.append(step, [norms.layers[column] for column in self._layer_columns])
 
     def write_losses(self, step: int, train: float | None, val: float | None) -> None:
-        """One row of losses, of which either may be missing."""
+        """Append a row of losses, of which either may be missing."""
         self._losses.append(step, [train, val])
 
     def write_transition(
         self, step: int, frozen: str, thawed: str, holders: Iterable[str], notes: Iterable[str]
     ) -> None:
-        """One row about what changed."""
+        """Append a row with what froze and thawed."""
         self._transitions.append(step, [frozen, thawed, "; ".join(holders), "; ".join(notes)])
 
     def write_summary(self) -> None:
-        """Write `<name>.summary.json`: mean, std (of all rows, not of a sample), max, min and peak_step."""
+        """Write `<name>.summary.json`: mean, std (of the population), max, min and peak_step."""
         columns = self._norms.columns()
         steps = columns["step"]
         summary = {group: _summary(steps, columns[f"{group}_norm"]) for group in (*self._groups, "total")}
@@ -84,7 +84,7 @@ class NormFiles:
             layers: dict[str, dict[str, list[float | None]]] = {}
             for column, cells in self._layers.columns().items():
                 layer, _, part = column.rpartition("_")
-                if layer:  # the other column is the step
+                if layer:  # the first column is the step
                     layers.setdefault(layer, {})[part] = _numbers(cells)
             content["layer_norms"] = layers
         self._write_json("gradient_norms", content)
@@ -93,15 +93,14 @@ class NormFiles:
         return StepRows(self.folder / f"{self.name}{ending}", ["step", *columns])
 
     def _write_json(self, kind: str, content: Mapping[str, object]) -> None:
-        path = self.folder / f"{self.name}.{kind}.json"
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(self.folder / f"{self.name}.{kind}.json", content)
 
 
 def local_folder(folder: Path) -> Path:
-    """The folder, if it is one of this machine.
+    """The folder, if it is on this machine.
 
     Raises:
-        ValueError: It is an address, where rows could not be appended to a file.
+        ValueError: It is a URL, where rows cannot be appended to a file.
     """
     if ":/" in str(folder):
         raise ValueError(
@@ -112,7 +111,7 @@ def local_folder(folder: Path) -> Path:
 
 
 def _numbers(cells: Iterable[str]) -> list[float | None]:
-    """JSON knows no infinity and no NaN: these become null, too."""
+    """The finite numbers; infinity and NaN, which JSON lacks, become null."""
     values = [float(cell) if cell else None for cell in cells]
     return [value if value is not None and math.isfinite(value) else None for value in values]
 

@@ -1,26 +1,31 @@
-"""What a Trainer does to gradients between backward and step: a scale, and clipping that can be shared."""
+"""What a Trainer does to gradients before the optimizer step: loss scale, and clipping to share."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+
+from lighter_freezers._lightning import LightningModule
+from lighter_freezers.engine.trainer_like import TrainerLike
 
 __all__ = ["scale_of", "share_clipping"]
 
 _CLIP = "clip_grad_by_norm"
-# Where Lightning's own methods stand, in either namespace. What somebody overrode may clip twice, change
-# gradients before, or not clip at all: then norms are measured for themselves.
+# The modules of Lightning's own methods, in either namespace. An overridden method may clip twice, change
+# gradients before, or not clip at all: then norms are measured separately.
 _MODULE, _PRECISION = "core.module", "plugins.precision."
 
 
-def share_clipping(trainer: Any, pl_module: Any, clip: Callable[[Any, float], None]) -> bool:
-    """Have the next clipping, which is due in a moment, done by somebody else, once.
+def share_clipping(
+    trainer: TrainerLike, pl_module: LightningModule, clip: Callable[[Optimizer, float], None]
+) -> bool:
+    """Replace the next clipping, which follows immediately, by another function, once.
 
     Args:
         trainer: The Trainer, right before it clips.
         pl_module: The LightningModule.
-        clip: Called with the optimizer and the largest norm that is allowed.
+        clip: Called with the optimizer and the largest allowed norm.
 
     Returns:
         Whether it will be called. If not, nothing has changed.
@@ -29,7 +34,7 @@ def share_clipping(trainer: Any, pl_module: Any, clip: Callable[[Any, float], No
         return False
     plugin = trainer.precision_plugin
 
-    def once(optimizer: Any, clip_val: float) -> None:
+    def once(optimizer: Optimizer, clip_val: float) -> None:
         del vars(plugin)[_CLIP]
         clip(optimizer, float(clip_val))
 
@@ -37,12 +42,12 @@ def share_clipping(trainer: Any, pl_module: Any, clip: Callable[[Any, float], No
     return True
 
 
-def _clips_by_norm(trainer: Any) -> bool:
+def _clips_by_norm(trainer: TrainerLike) -> bool:
     algorithm = trainer.gradient_clip_algorithm
     return bool(trainer.gradient_clip_val) and (algorithm is None or str(algorithm.value) == "norm")
 
 
-def _is_as_lightning_made_it(trainer: Any, pl_module: Any) -> bool:
+def _is_as_lightning_made_it(trainer: TrainerLike, pl_module: LightningModule) -> bool:
     plugin = trainer.precision_plugin
     own = (pl_module.configure_gradient_clipping, pl_module.clip_gradients)
     plugged = (plugin.clip_gradients, plugin.clip_grad_by_norm, plugin.main_params)
@@ -52,11 +57,11 @@ def _is_as_lightning_made_it(trainer: Any, pl_module: Any) -> bool:
     return is_plain and all(home in ((_PRECISION, "precision"), (_PRECISION, "amp")) for home in homes)
 
 
-def scale_of(trainer: Any, optimizer: Any) -> list[Tensor]:
-    """What gradients are still multiplied by, unread: a fused optimizer divides by it in its own step.
+def scale_of(trainer: TrainerLike, optimizer: Optimizer) -> list[Tensor]:
+    """The loss scale still in the gradients, on the device: a fused optimizer divides by it in its own step.
 
     Returns:
-        [] where they are as `backward` without mixed precision would have made them.
+        [] where gradients are unscaled.
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):

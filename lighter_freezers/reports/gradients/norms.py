@@ -1,6 +1,6 @@
-"""Norms of gradients by kind of layer and by block: planned once, measured with one read of the host.
+"""Norms of gradients by kind of layer and by block: planned once, measured with one read of the device.
 
-Plain torch: when to measure, and where the numbers go, is in `callbacks/gradient_norm_monitor.py`.
+Plain torch; `callbacks/gradient_norm_monitor.py` decides when to measure and where the numbers go.
 """
 
 import math
@@ -26,13 +26,13 @@ FULL_PRECISION = (torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class GradientNorms:
-    """L2 norms of gradients at one moment. None stands where nothing had a gradient.
+    """L2 norms of gradients at one moment. None where nothing had a gradient.
 
     Attributes:
         groups: Kind of layer -> norm; without the total.
         layers: `layer_0_attention`, `layer_0_mlp`, ... -> norm.
         total: The norm of all gradients together.
-        extras: Whatever scalars were read along with them.
+        extras: Scalars that were read with them.
     """
 
     groups: Mapping[str, float | None]
@@ -41,7 +41,7 @@ class GradientNorms:
     extras: tuple[float, ...] = ()
 
     def unscaled(self) -> "GradientNorms":
-        """The same of gradients divided by the last of the extras, which is left out."""
+        """The norms divided by the last of the extras, which is removed."""
         *extras, scale = self.extras
 
         def divided(norms: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -50,28 +50,41 @@ class GradientNorms:
         total = None if self.total is None else self.total / scale
         return GradientNorms(divided(self.groups), divided(self.layers), total, tuple(extras))
 
+    def metrics(self, per_layer: bool) -> dict[str, float]:
+        """The norms that exist, by the keys under which loggers show them."""
+        named = {**self.groups, "total": self.total}
+        if per_layer:
+            named |= {_dotted(column): norm for column, norm in self.layers.items()}
+        return {f"gradient_norm/{name}": norm for name, norm in named.items() if norm is not None}
+
+
+def _dotted(column: str) -> str:
+    """`attention.3` for `layer_3_attention`: sorted together in TensorBoard, and like the names of layers."""
+    _, block, kind = column.split("_")
+    return f"{kind}.{block}"
+
 
 @dataclass(frozen=True)
 class _Cell:
-    """Where the square of a norm is added up, besides the total."""
+    """An entry of the result, in which squares of norms are summed, besides the total."""
 
     group: str | None
     layer: str | None = None
 
 
 class NormPlan:
-    """Which parameter counts where, looked up once per model.
+    """Which parameter belongs to which norm, looked up once per model.
 
     Args:
-        model: Any module. A tensor with several names counts once, under its first. To be planned anew when
-            parameters are replaced, as a change of LoRA rank does.
+        model: Any module. A tensor with several names counts once, under its first. Make a new plan when
+            parameters are replaced, as by a change of LoRA rank.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._cells, cell_of = _cells(model)
         parameters = {name: p for name, p in canonical_parameters(model).items() if p.numel()}
         members = [(parameter, cell_of[name]) for name, parameter in parameters.items()]
-        members.sort(key=lambda member: _place(member[0]))  # one run per device, sharded or not
+        members.sort(key=lambda member: _place(member[0]))  # one pass per device, sharded or not
         self._parameters = [parameter for parameter, _ in members]
         self._all_cells = tuple(cell for _, cell in members)
         self._cell_of = {id(parameter): cell for parameter, cell in members}
@@ -87,10 +100,10 @@ class NormPlan:
 
     @torch.no_grad()
     def measure(self, extras: Sequence[Tensor] = ()) -> GradientNorms:
-        """The norms of the gradients as they are now. If `is_sharded`, all ranks have to call this.
+        """Measure the current gradients. If `is_sharded`, all ranks have to call this.
 
         Args:
-            extras: Scalars to read along with them, on the device of the gradients.
+            extras: Scalars to read with them, on the device of the gradients.
         """
         grads, cells = self._present()
         if not grads:
@@ -111,12 +124,12 @@ class NormPlan:
 
         Args:
             parameters: What to clip, such as all parameters of an optimizer.
-            max_norm: The most that the total norm may be.
+            max_norm: The largest allowed total norm.
             extras: As in `measure`.
 
         Returns:
-            None, with nothing done, where one pass cannot give both: something else than `parameters` has
-            gradients, or they are of half precision, sharded, sparse or on several devices.
+            None, without any change, where one pass cannot do both: parameters outside `parameters` have
+            gradients, or these are of half precision, sharded, sparse or on several devices.
         """
         chosen = [(p, grad) for p in parameters if (grad := p.grad) is not None]
         cells = tuple(self._cell_of.get(id(parameter), -1) for parameter, _ in chosen)
@@ -128,7 +141,7 @@ class NormPlan:
         return self._sum_up(cells, norms.tolist())
 
     def _present(self) -> tuple[list[Tensor], tuple[int, ...]]:
-        """The gradients that are there, and the cell of each."""
+        """The existing gradients, and the cell of each."""
         grads = [parameter.grad for parameter in self._parameters]
         found = [grad for grad in grads if grad is not None]
         if len(found) == len(grads):
@@ -137,17 +150,17 @@ class NormPlan:
         return found, tuple(cell for grad, cell in pairs if grad is not None)
 
     def _norms(self, grads: Sequence[Tensor], extras: Sequence[Tensor] = ()) -> Tensor:
-        """The norm of each tensor of one place, and the extras behind them, in one tensor."""
+        """The norm of each tensor of one device, and the extras after them, in one tensor."""
         if self._has_sparse:
             grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
         norms: Sequence[Tensor] = torch._foreach_norm(list(grads), 2.0, dtype=self._dtype)
         if _is_sharded(norms[0]):
-            stacked: Any = torch.stack(list(norms))
+            stacked: Any = torch.stack(list(norms))  # a DTensor, for mypy a Tensor
             norms = stacked.full_tensor().unbind()
         return torch.stack([*norms, *extras])
 
     def _sum_up(self, cells: tuple[int, ...], values: Sequence[float]) -> GradientNorms:
-        """Put the norms of tensors together, on the host and in double precision."""
+        """Combine the norms of tensors, on the host and in double precision."""
         if cells != self._sorting.cells:
             self._sorting = _Sorting(cells, self._cells)
         norms = self._sorting.norms(values)
@@ -164,7 +177,7 @@ class NormPlan:
 
 
 class _Sorting:
-    """How a list of norms falls into cells. It is the same as long as the same parameters have gradients.
+    """The assignment of a list of norms to cells; it stays valid while the same parameters have gradients.
 
     Args:
         cells: The cell of each norm, by its index.
@@ -179,13 +192,13 @@ class _Sorting:
         self._positions = [(known[cell], own) for cell, own in positions.items()]
 
     def norms(self, values: Sequence[float]) -> list[tuple[_Cell, float]]:
-        """Each cell that has a norm, and the norm."""
+        """The cells that have a norm, with the norm."""
         of = values.__getitem__
         return [(cell, math.hypot(*map(of, positions))) for cell, positions in self._positions]
 
 
-def measure_gradient_norms(model: nn.Module) -> dict[str, Any]:
-    """Measure the L2 norms of a model's gradients, by kind of layer and by block, with one host read.
+def measure_gradient_norms(model: nn.Module) -> dict[str, object]:
+    """Measure the L2 norms of a model's gradients, by kind of layer and by block, with one device read.
 
     Args:
         model: Any module whose `backward` has run.
@@ -193,10 +206,9 @@ def measure_gradient_norms(model: nn.Module) -> dict[str, Any]:
     Returns:
         `embed_norm`, `attention_norm`, `mlp_norm`, `lm_head_norm`, `total_norm` and `layer_data`, which is
         `{"layer_0": {"attention": norm, "mlp": norm}, ...}`. None where nothing has a gradient. The norm
-        layers of the blocks and behind them count in the total only. A head that is tied to the embedding
-        counts once, as `embed`; a classifier and its pooler count as `lm_head`. A model without exactly one
-        stack of transformer blocks has one `<component>_norm` for each of its components instead, and no
-        `layer_data`.
+        layers in and after the blocks count in the total only. A head that is tied to the embedding counts
+        once, as `embed`; a classifier and its pooler count as `lm_head`. A model without exactly one stack of
+        transformer blocks has one `<component>_norm` for each of its components instead, and no `layer_data`.
 
     Raises:
         RuntimeError: No parameter has a gradient.
@@ -237,17 +249,17 @@ def _cells(model: nn.Module) -> tuple[list[_Cell], dict[str, int]]:
 
 
 def _cell(component: str) -> _Cell:
-    """`attn.3` counts as attention and in block 3; what is no such part, as `ln_1.3`, in the total only."""
+    """`attn.3` counts as attention and in block 3; other parts, such as `ln_1.3`, in the total only."""
     part, _, block = component.rpartition(".")
     kind = KIND_OF_PART.get(part)
     return _Cell(kind, f"layer_{block}_{kind}") if kind else _Cell(None)
 
 
 def _place(tensor: Tensor) -> tuple[str, bool]:
-    """What has to be the same for tensors to be measured in one call."""
+    """What tensors must have in common to be measured in one call."""
     return str(tensor.device), _is_sharded(tensor)
 
 
 def _is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, without an import of that class."""
+    """Whether it is a DTensor, without importing that class."""
     return hasattr(tensor, "full_tensor")

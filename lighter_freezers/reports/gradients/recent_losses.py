@@ -1,12 +1,10 @@
-"""The training losses of the steps since somebody last asked, kept on the device and not read."""
+"""The training losses since the last row, kept on the device and not read."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from lighter_freezers.engine.trainer_clock import moment, window_length
+from lighter_freezers.engine.trainer_clock import moment
+from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.training_loss import loss_of, mean_loss
 
 __all__ = ["RecentLosses"]
 
@@ -15,29 +13,26 @@ class RecentLosses:
     """Keeps a reference to the loss of each batch, until their mean is taken."""
 
     def __init__(self) -> None:
-        self._window: list[Tensor] = []  # of batches whose optimizer step is still to come
+        self._window: list[Tensor] = []  # of batches whose optimizer step is still pending
         self._losses: list[Tensor] = []
         self._step = 0
 
-    def note(self, trainer: Any, outputs: Any) -> None:
-        """Keep the loss of one batch; a batch without one is passed over."""
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            self._window.append(loss.detach())
+    def note(self, trainer: TrainerLike, outputs: object) -> None:
+        """Keep the loss of one batch; a batch without a loss is skipped."""
+        loss = loss_of(outputs)
+        if loss is not None:
+            self._window.append(loss)
         step = moment(trainer).optimizer_step
         if step != self._step:
             self._step = step
             self._losses += self._window
             self._window = []
 
-    def take(self, trainer: Any) -> list[Tensor]:
-        """The mean of the whole steps since the last call, over all ranks, which all have to call this.
+    def take(self, trainer: TrainerLike) -> list[Tensor]:
+        """The mean over complete steps since the last call and over all ranks; every rank has to call this.
 
         Returns:
             One unread scalar; nothing if there were no losses.
         """
         losses, self._losses = self._losses, []
-        if not losses:
-            return []
-        mean = torch.stack(losses).float().mean() * window_length(trainer)  # Lightning divided each by it
-        return [trainer.strategy.reduce(mean.to(trainer.strategy.root_device), reduce_op="mean")]
+        return [mean_loss(trainer, losses)] if losses else []

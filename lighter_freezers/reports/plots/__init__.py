@@ -1,4 +1,4 @@
-"""Pictures and a report of what a run wrote about its gradients. Reads CSV files, and nothing else."""
+"""Plots and a report of a run's gradient norms and losses. Reads CSV files, and nothing else."""
 
 from lighter_freezers.reports.plots.everything import plot_everything
 from lighter_freezers.reports.plots.groups import plot_gradient_norms

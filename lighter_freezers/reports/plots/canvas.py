@@ -1,12 +1,14 @@
-"""What all pictures share: figures without a display, colours that everybody can tell apart, marks."""
+"""Shared by all plots: figures without a display, a palette for colour-blind readers, marks."""
 
 import bisect
+import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lighter_freezers.reports.plots.runs import Mark, Run, Table
+from lighter_freezers.reports.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,11 +44,11 @@ CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW)
 DASHES = ("-", "--", "-.", ":")
 MAX_MARK = 100  # characters
 MARK = "#555555"
-STEP, NORM = "optimizer step", "L2 norm of the gradient"  # what axes are labelled
+STEP, NORM = "optimizer step", "L2 norm of the gradient"  # the label of axes
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """A figure in inches that needs no display and is known to nobody else."""
+    """A figure in inches that needs no display and is not registered with pyplot."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -58,27 +60,27 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save(figure: "Figure", path: str | Path) -> Path:
-    """Write the picture; its folder is made if need be."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=130)
+    """Write the image; its folder is created if needed."""
+    target, drawn = Path(path).with_suffix(Path(path).suffix or ".png"), io.BytesIO()
+    figure.savefig(drawn, dpi=130, format=target.suffix[1:])
+    write_whole(target, drawn.getvalue())
     return target
 
 
 def colour_of(group: str, index: int) -> str:
-    """The colour of a group of layers, the same in all pictures."""
+    """The colour of a group of layers, the same in all plots."""
     return GROUP_COLOURS.get(group, CYCLE[index % len(CYCLE)])
 
 
-def run_style(index: int) -> dict[str, Any]:
-    """Colour and dashes of a run among others."""
+def run_style(index: int) -> dict[str, str]:
+    """The colour and dashes of a run among several."""
     return {"color": CYCLE[index % len(CYCLE)], "linestyle": DASHES[index % len(DASHES)]}
 
 
 def smoothed(table: Table, column: str, window: int, marks: Sequence[Mark]) -> list[float]:
-    """The mean of the `window` values around each, of the same stretch between two marks.
+    """The mean of the `window` values around each, not across marks.
 
-    A gap stays a gap, and is no part of a mean.
+    A gap stays a gap, and is not part of a mean.
     """
     values, half = table.columns[column], window // 2
     bounds = sorted(each.step for each in marks)
@@ -92,7 +94,7 @@ def smoothed(table: Table, column: str, window: int, marks: Sequence[Mark]) -> l
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean of what is a number; NaN without any."""
+    """The mean without NaN; NaN if nothing is left."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
@@ -114,14 +116,14 @@ def mark(axes: "Axes", marks: Sequence[Mark]) -> None:
 
 
 def mark_among(axes: "Axes", marks: Sequence[Mark], index: int) -> None:
-    """Draw lines in the colour of a run; the dashes of several runs at one step stand beside each other."""
+    """Draw lines in the colour of a run; the dashes of several runs at one step are offset."""
     for each in marks:
         dashes = (4 * index, (4, 12))
         axes.axvline(each.step, color=run_style(index)["color"], linewidth=0.9, linestyle=dashes, zorder=0.5)
 
 
 def explain_marks(figure: "Figure", runs: Sequence[Run], limit: int = 8) -> None:
-    """Say below the panels what the numbers of the marks mean, one line each."""
+    """Explain the numbers of the marks below the panels, one line each."""
     title = "" if len(runs) == 1 else "{}: "
     lines = [
         f"{title.format(run.label)}{number}   step {each.step}: {_short(each.text)}"
@@ -139,7 +141,7 @@ def _short(text: str) -> str:
 
 
 def set_scale(axes: "Axes", is_log: bool, values: Iterable[float]) -> None:
-    """Logarithmic if asked for and if there is something above zero; else from zero to the largest value."""
+    """Set a logarithmic scale if requested and some value is above 0; else from 0 to the largest value."""
     finite = [value for value in values if math.isfinite(value)]
     if is_log and any(value > 0 for value in finite):
         axes.set_yscale("log")
@@ -148,6 +150,6 @@ def set_scale(axes: "Axes", is_log: bool, values: Iterable[float]) -> None:
 
 
 def grid(axes: "Axes") -> None:
-    """Faint lines behind the data."""
+    """Draw faint grid lines behind the data."""
     axes.grid(True, color="#E4E4E4", linewidth=0.6)
     axes.set_axisbelow(True)

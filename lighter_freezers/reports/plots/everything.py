@@ -1,4 +1,4 @@
-"""All pictures of a run, or of several against each other, into one folder."""
+"""Draws all plots of a run, or of several in comparison, into one folder."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ __all__ = ["plot_everything"]
 
 
 def plot_everything(runs: Runs, folder: str | Path) -> list[Path]:
-    """Draw every picture for which all runs have the file, and write the summary report.
+    """Draw every plot for which all runs have the file, and write the summary report.
 
     Args:
         runs: Folder of a run, or a list of folders, whose runs are drawn together.
         folder: Where the files go.
 
     Returns:
-        What was written. Pictures by layer are left out where a run has no `*.layer_norms.csv`, and that of
-        the losses where it has none.
+        The files written. Plots by layer are left out where a run has no `*.layer_norms.csv`, and the plot of
+        losses where it has none.
 
     Raises:
         FileNotFoundError: A folder has no `*.group_norms.csv`.

@@ -1,4 +1,4 @@
-"""The picture of gradient norms by kind of layer, over the steps of one run or several."""
+"""The plot of gradient norms by kind of layer, over the steps of one run or several."""
 
 import math
 from collections.abc import Sequence
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_gradient_norms"]
 
-MAX_LINES = 8  # of a model with many components, the ones with the largest norms
+MAX_LINES = 8  # of a model with many components, those with the largest norms
 FEW = 20
 
 
 def plot_gradient_norms(
     runs: Runs, path: str | Path = "gradient_norms.png", *, log_scale: bool = False, window: int = 5
 ) -> Path:
-    """Draw the norms of each kind of layer over the steps, faint as measured and bold as a moving average.
+    """Plot the norms of each kind of layer over the steps, faint as measured and bold as a moving average.
 
-    One run has a panel for the kinds of layers and one for the total, several have a panel for each kind.
+    One run gets a panel for the kinds of layers and one for the total, several get a panel for each kind.
     Dashed lines mark where something froze or thawed. A line has a gap where nothing had a gradient.
 
     Args:
@@ -129,7 +129,7 @@ def _line(
     dashes: str = "-",
 ) -> None:
     values = table.columns[f"{group}_norm"]
-    marker = "." if len(values) < FEW else None  # a lone value between two gaps would be no line
+    marker = "." if len(values) < FEW else None  # a single value between two gaps would draw no line
     axes.plot(table.steps, values, color=colour, alpha=0.25, linewidth=0.8)
     axes.plot(table.steps, bold, color=colour, linewidth=1.6, linestyle=dashes, label=label, marker=marker)
 

@@ -1,10 +1,10 @@
-"""The pictures of gradient norms by block: a heatmap over the steps, means, and profiles over the depth."""
+"""Plots of gradient norms by block: a heatmap over the steps, means, and profiles over the depth."""
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lighter_freezers.reports.plots.canvas import (
     NORM,
@@ -23,6 +23,7 @@ from lighter_freezers.reports.plots.runs import Mark, Runs, Table, runs_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
 
 __all__ = ["plot_gradient_evolution", "plot_layer_comparison", "plot_layer_heatmap"]
 
@@ -33,7 +34,7 @@ NUM_PROFILES = 7
 
 
 def plot_layer_heatmap(runs: Runs, path: str | Path = "layer_heatmap.png") -> Path:
-    """Draw layers by steps, coloured by norm, attention beside MLP and one run below the other.
+    """Plot layers by steps, coloured by norm, attention next to MLP and runs below each other.
 
     The colours are logarithmic, and the same for all runs. Grey is where a layer had no gradient.
 
@@ -78,9 +79,9 @@ def plot_layer_heatmap(runs: Runs, path: str | Path = "layer_heatmap.png") -> Pa
 def plot_layer_comparison(
     runs: Runs, path: str | Path = "layer_comparison.png", *, log_scale: bool = False
 ) -> Path:
-    """Draw the mean norm of each layer over all measurements in which it had a gradient.
+    """Plot the mean norm of each layer over all measurements in which it had a gradient.
 
-    One run has bars, attention beside MLP; several have a line each, in a panel for each kind.
+    One run gets bars, attention next to MLP; several get a line each, in a panel for each kind.
 
     Args:
         runs: Folder of a run, or a list of folders.
@@ -124,7 +125,7 @@ def plot_layer_comparison(
 def plot_gradient_evolution(
     runs: Runs, path: str | Path = "gradient_evolution.png", *, log_scale: bool = False
 ) -> Path:
-    """Draw the norm over the depth of the model at seven steps from the first to the last, light to dark.
+    """Plot the norm over the depth of the model at seven steps from the first to the last, light to dark.
 
     Args:
         runs: Folder of a run, or a list of folders.
@@ -179,14 +180,14 @@ def _by_kind(table: Table) -> dict[str, list[list[float]]]:
         match = COLUMN.fullmatch(column)
         if match is None:
             raise ValueError(
-                f"{table.path}: column '{column}' is not layer_N_KIND. It is of another program."
+                f"{table.path}: column '{column}' is not layer_N_KIND. The file is from another program."
             )
         found.setdefault(match[2], []).append(values)
     return found
 
 
 def _heat(
-    axes: "Axes", steps: Sequence[int], rows: Sequence[Sequence[float]], colours: Any, title: str
+    axes: "Axes", steps: Sequence[int], rows: Sequence[Sequence[float]], colours: "Normalize", title: str
 ) -> None:
     import numpy as np
 
@@ -201,7 +202,7 @@ def _heat(
 
 
 def _edges(steps: Sequence[int]) -> Iterator[float]:
-    """Between the steps; the first and the last cell are as wide as their neighbours."""
+    """Cell edges halfway between steps; the first and the last cell are as wide as their neighbours."""
     if len(steps) < 2:
         yield from (steps[0] - 0.5, steps[0] + 0.5) if steps else ()
         return
@@ -215,7 +216,9 @@ def _mark_heat(axes: "Axes", marks: Sequence[Mark]) -> None:
         line.set(color="#FFFFFF", linewidth=1.4, zorder=3)
 
 
-def _finish(axes: "Axes", title: str, num_layers: int, shown: Any, log_scale: bool) -> None:
+def _finish(
+    axes: "Axes", title: str, num_layers: int, shown: Iterable[Mapping[str, Sequence[float]]], log_scale: bool
+) -> None:
     nested = [values for each in shown for values in each.values()]
     set_scale(axes, log_scale, (v for values in nested for v in values))
     axes.set_title(title, fontsize=10)

@@ -1,4 +1,4 @@
-"""The picture of training and validation loss over the steps of one run or several."""
+"""The plot of training and validation loss over the steps of one run or several."""
 
 import math
 from pathlib import Path
@@ -23,10 +23,10 @@ KINDS = {"train_loss": "training loss", "val_loss": "validation loss"}
 
 
 def plot_training_loss(runs: Runs, path: str | Path = "training_loss.png") -> Path:
-    """Draw the losses over the steps; the least of each is marked.
+    """Plot the losses over the steps; the lowest value of each is marked.
 
     Args:
-        runs: Folder of a run, or a list of folders. Several runs have a panel for either loss.
+        runs: Folder of a run, or a list of folders. Several runs get a panel for each loss.
         path: The PNG file to write.
 
     Returns:

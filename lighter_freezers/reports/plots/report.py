@@ -1,6 +1,5 @@
-"""Statistics of gradient norms, of each run and of runs against each other, as JSON and as a picture."""
+"""Statistics of gradient norms, of each run and of runs in comparison, as JSON and as a plot."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from lighter_freezers.reports.plots.canvas import colour_of, grid, new_figure, save
 from lighter_freezers.reports.plots.groups import largest
 from lighter_freezers.reports.plots.runs import Run, Runs, runs_of
+from lighter_freezers.reports.whole_files import write_json
 
 __all__ = ["generate_summary_report"]
 
@@ -25,8 +25,8 @@ def generate_summary_report(runs: Runs, folder: str | Path = ".") -> Path:
 
     Returns:
         The path of the JSON file: `experiments` has for each run and group mean, std, max, min and peak_step;
-        `comparison` has for each run attention_mean, mlp_mean and attention_to_mlp_ratio. null stands where
-        nothing was measured. The standard deviation is that of the rows themselves, not of a sample.
+        `comparison` has for each run attention_mean, mlp_mean and attention_to_mlp_ratio. null where nothing
+        was measured. The standard deviation is that of the population, not of a sample.
 
     Raises:
         FileNotFoundError: A folder has no `*.group_norms.csv`.
@@ -36,9 +36,8 @@ def generate_summary_report(runs: Runs, folder: str | Path = ".") -> Path:
     experiments = {run.label: _statistics(run) for run in found}
     comparison = {label: _compared(groups) for label, groups in experiments.items()}
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     path = target / "experiment_summary.json"
-    path.write_text(json.dumps({"experiments": experiments, "comparison": comparison}, indent=1) + "\n")
+    write_json(path, {"experiments": experiments, "comparison": comparison})
     _draw(found, experiments, target / "experiment_comparison.png")
     return path
 

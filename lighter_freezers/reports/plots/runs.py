@@ -1,4 +1,4 @@
-"""The CSV files of runs: where they are, what a run is called, and their columns as numbers."""
+"""Finds the CSV files of runs, labels the runs, and reads columns as numbers."""
 
 import csv
 import math
@@ -21,7 +21,7 @@ class Table:
     """Columns of numbers by optimizer step.
 
     Attributes:
-        path: The file they come from.
+        path: The file they were read from.
         steps: The first column.
         columns: The others; NaN stands for an empty cell.
     """
@@ -50,7 +50,7 @@ class Run:
 
     Attributes:
         path: Its `<name>.group_norms.csv`.
-        label: What legends call it.
+        label: Its name in legends.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Run:
         return _read(self._beside(LOSSES))
 
     def marks(self) -> list[Mark]:
-        """What froze and thawed after the first step; empty without a file about it."""
+        """What froze and thawed after the first step; empty without a transitions file."""
         path = self._beside(TRANSITIONS)
         if not path.exists():
             return []
@@ -99,7 +99,7 @@ Runs: TypeAlias = str | Path | Run | Sequence[str | Path | Run]
 
 
 def runs_of(given: Runs) -> list[Run]:
-    """The runs that an argument of a plot names, checked."""
+    """The runs for the argument of a plot, checked."""
     several = [given] if isinstance(given, (str, Path, Run)) else list(given)
     ready = [run for run in several if isinstance(run, Run)]
     return (
@@ -144,12 +144,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Orders version_2 before version_10."""
+    """A sort key that puts version_2 before version_10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def _labels(files: Sequence[Path]) -> list[str]:
-    """What tells each path from the others, without its beginning and end that all share."""
+    """The distinguishing part of each path, without common beginning and end."""
     names = [[*file.absolute().parent.parts, file.name.removesuffix(GROUPS)] for file in files]
     if len(names) == 1:
         return ["/".join(names[0][-3:-1])]
@@ -165,7 +165,7 @@ def _read(path: Path) -> Table:
         rows = list(csv.reader(file))
     if not rows or rows[0][:1] != ["step"]:
         raise ValueError(f"{path} must begin with a header whose first column is step. Got {rows[:1]}.")
-    complete = [row for row in rows[1:] if len(row) == len(rows[0])]  # a killed run may leave a torn last row
+    complete = [row for row in rows[1:] if len(row) == len(rows[0])]  # a killed run may break off in a row
     steps = [int(row[0]) for row in complete]
     columns = {name: [_number(path, row[i]) for row in complete] for i, name in enumerate(rows[0]) if i}
     return Table(path, steps, columns)

@@ -1,4 +1,4 @@
-"""What a model is made of: blocks, embeddings, norms and heads, found by structure and told in names."""
+"""The parts of a model: blocks, embeddings, norms and heads, found by structure, as names."""
 
 from lighter_freezers.selection.anatomy.anatomy import Anatomy, Stack, anatomy_of
 

@@ -1,6 +1,7 @@
-"""What a model is made of: its blocks in forward order, and around them embeddings, final norms and heads.
+"""The parts of a model: its blocks in forward order, embeddings, final norms and heads.
 
-Found by structure on any module, and told in names only: nothing is changed, and no model is held on to.
+They are found by structure in any module, and given as names: nothing is changed, and no reference to the
+model is kept.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,11 +19,11 @@ __all__ = ["Anatomy", "Stack", "anatomy_of"]
 
 @dataclass(frozen=True)
 class Stack:
-    """A row of blocks that run one after the other.
+    """Blocks that run one after another.
 
     Attributes:
-        title: What tells it from the other stacks of the model: "encoder", "decoder", "layer3", or the path
-            of a stage such as "layers.0"; "" for the only stack.
+        title: Distinguishes it from the other stacks of the model: "encoder", "decoder", "layer3", or the
+            path of a stage such as "layers.0"; "" for the only stack.
         path: Canonical path of its container.
         block_paths: Canonical path of each block.
         blocks: Of each block the canonical names of its parameters, in forward order.
@@ -108,7 +109,7 @@ class Anatomy:
         """The blocks, of a model that must have some.
 
         Args:
-            purpose: What they are needed for, to begin the error with.
+            purpose: What they are needed for; the error starts with it.
 
         Raises:
             ValueError: It has none.
@@ -123,7 +124,7 @@ class Anatomy:
 
 
 def anatomy_of(model: nn.Module) -> Anatomy:
-    """Take a model apart, in names.
+    """Find the parts of a model, as names.
 
     Args:
         model: Any module: a network, one wrapped by PEFT, DDP or `torch.compile`, or a LightningModule around

@@ -143,7 +143,7 @@ def test_lora_above_a_frozen_prefix(is_checkpointed: bool) -> None:
 
 
 def test_a_tied_embedding_learns_through_the_head_alone(caplog: pytest.LogCaptureFixture) -> None:
-    """As if the output of the embeddings were detached by hand; one line says so, once."""
+    """As if the output of the embeddings were detached by hand; one line states it, once."""
     model, by_hand = gpt2(), gpt2()
     for each in (model, by_hand):
         hold(each, *prefix(2), "wpe")
@@ -174,7 +174,7 @@ def test_the_user_may_refuse() -> None:
 
 
 def test_a_prefix_that_the_user_froze_leaves_a_tied_embedding_alone() -> None:
-    """Nobody asked us for it: only a hold does."""
+    """It was not requested: only a hold cuts."""
     model, plain = gpt2(), gpt2()
     for each in (model, plain):
         for name, parameter in each.named_parameters():
@@ -218,7 +218,7 @@ def test_a_choice_that_costs_the_gain_is_named(mode: str, caplog: pytest.LogCapt
 
 
 def test_the_gradient_of_an_input_is_nobody_elses_business() -> None:
-    """Somebody who asks for a gradient of what goes in gets it."""
+    """An input that requires a gradient gets it."""
     model = gpt2()
     model.requires_grad_(False)
     model.lm_head.weight = nn.Parameter(torch.randn(V, C))

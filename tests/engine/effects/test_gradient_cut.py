@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lighter_freezers import GPT, Freezer
 from lighter_freezers.planning.costs.step_cost import StepMeter
@@ -74,6 +75,15 @@ def below(num_blocks: int, **options: Any) -> Freezer:
     return Freezer(name_starts_with=[*blocks, "transformer.wpe"], **options)
 
 
+def flops_of_attention_backward() -> int:
+    """Of one block, as this version of torch counts it: some count none for the kernel of a CPU."""
+    q, k, v = (torch.randn(B, 2, T, C // 2, requires_grad=True) for _ in range(3))
+    output = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    with FlopCounterMode(display=False) as counter:
+        output.sum().backward()
+    return int(counter.get_total_flops())
+
+
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_each_phase_costs_what_it_trains(namespace: str) -> None:
     """Two steps with three frozen blocks, two with one, two with none: the limit, in a real loop."""
@@ -91,7 +101,7 @@ def test_each_phase_costs_what_it_trains(namespace: str) -> None:
     assert plain.seen == [whole] * NUM_STEPS
     assert saved[4:] == [0, 0]
     assert saved[0] == saved[1] == 3 * saved[2] == 3 * saved[3]
-    assert 2 * block < saved[2] < 2.5 * block  # two products less, and the backward pass of attention
+    assert saved[2] == 2 * block + flops_of_attention_backward()
     assert not module.network.transformer.h[0]._forward_pre_hooks
 
 

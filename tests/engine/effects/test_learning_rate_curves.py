@@ -1,4 +1,4 @@
-"""Learning rate curves scaled and begun anew, against schedulers that were built so from the start."""
+"""Learning rate curves scaled and restarted, against schedulers built that way from the start."""
 
 from collections.abc import Callable
 from typing import Any
@@ -86,7 +86,7 @@ def test_restarting_begins_anew_at_the_height_of_now(build: Build) -> None:
 
 
 def test_a_checkpoint_of_optimizer_and_scheduler_holds_it_all() -> None:
-    """Built anew and loaded, they go on with the scaled curve, and restart from the first one."""
+    """Built again and loaded, they continue on the scaled curve, and restart from the first one."""
     ours, anew = optimizer(0.8), optimizer(0.8)
     scheduler, other = (SCHEDULERS["sequence"](built) for built in (ours, anew))
     curves, later = RateCurves([ours], [scheduler]), RateCurves([anew], [other])
@@ -115,7 +115,7 @@ def test_without_a_scheduler_the_rate_itself_is_meant() -> None:
 
 
 def test_a_plateau_has_no_curve() -> None:
-    """To set the rate is to set what is in force; to begin anew is to be where it began, scaled."""
+    """Setting the rate sets the current rate; a restart begins at the initial rate, scaled."""
     built = optimizer(0.8)
     scheduler = lrs.ReduceLROnPlateau(built, factor=0.5, patience=0)
     curves = RateCurves([built], [scheduler])

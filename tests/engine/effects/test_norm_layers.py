@@ -1,4 +1,4 @@
-"""Norm layers stand still while all their parameters are held, and become what they were."""
+"""Norm layers stop while all their parameters are held, and are restored after."""
 
 import copy
 import pickle
@@ -31,7 +31,7 @@ def moved(model: nn.Module, before: list[torch.Tensor]) -> list[bool]:
 @pytest.mark.parametrize("mode", ["eval", "stats"])
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, lambda width: nn.InstanceNorm1d(width, True, True, True)])
 def test_running_statistics_are_bit_equal(mode: NormMode, norm: type[nn.Module]) -> None:
-    """Also `num_batches_tracked`, also after somebody called `train()`."""
+    """Also `num_batches_tracked`, also after a call of `train()`."""
     model = nn.Sequential(norm(WIDTH))
     before = buffers(model)
     frozen(model, mode)

@@ -120,7 +120,7 @@ def test_a_missing_parameter_joins_its_nearest_relative() -> None:
     missing = {name: parameters[name] for name in names[4:]}
     added = optimizer_groups.add_missing(missing, ids(parameters), [optimizer], [])
 
-    assert added == {"thawed-2": ["b.1.weight"], "thawed-3": ["b.1.bias"]}
+    assert added == [(0, "thawed-2", ["b.1.weight"]), (0, "thawed-3", ["b.1.bias"])]
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups[3:]] == [(0.2, 0.1), (0.3, 0.0)]
 
 
@@ -157,5 +157,5 @@ def test_lbfgs_is_refused_by_name() -> None:
     parameters = layers()
     optimizer = torch.optim.LBFGS(parameters.values())
 
-    with pytest.raises(ValueError, match="LBFGS knows one parameter group only. .* remove unfreeze_lr"):
+    with pytest.raises(ValueError, match="LBFGS supports one parameter group only. .* remove unfreeze_lr"):
         optimizer_groups.split_off(dict(list(parameters.items())[:1]), "thawed", [optimizer], [])

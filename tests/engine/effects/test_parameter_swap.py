@@ -18,7 +18,7 @@ def linear() -> nn.Linear:
 
 
 def test_a_parameter_stays_the_same_object() -> None:
-    """Whoever knows it, the optimizer and the ledger included, knows the new value; the gradient is gone."""
+    """All references to it, also in optimizer and ledger, see the new value; the gradient is dropped."""
     layer = linear()
     weight = layer.weight
     weight.mark = "of somebody"
@@ -99,7 +99,7 @@ def test_options_of_a_parameter(is_known: bool) -> None:
 
 
 def test_what_has_no_record_needs_none() -> None:
-    """A parameter that nobody ever held is not known to the ledger afterwards either."""
+    """A parameter that was never held has no record in the ledger afterwards either."""
     old, new = Parameter(torch.ones(1)), Parameter(torch.ones(2))
     ledger.succeed(old, new)
     with ledger.unobserved(old):

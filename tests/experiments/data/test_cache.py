@@ -1,4 +1,4 @@
-"""Where things are kept, and that nobody sees half of one."""
+"""The cache folder, and atomic writes to it."""
 
 from pathlib import Path
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from lighter_freezers import apply_lora
+from lighter_freezers.experiments.data.batches import padded_inputs
 from lighter_freezers.experiments.evaluation.answers import (
     GenerationSettings,
     answers_to,
     generate_texts,
     generate_tokens,
-    left_padded,
     until_end,
 )
 from tests.experiments.training.causal_lms import ARCHITECTURES, EOS, causal_lm, tokenizer
@@ -32,7 +32,7 @@ def trained(architecture: str) -> Any:
 
 @torch.no_grad()
 def greedy_by_hand(network: Any, prompt: list[int], num_tokens: int, eos: int) -> list[int]:
-    """The whole sequence anew for each token: no cache, no padding, no batch."""
+    """The whole sequence again for each token: no cache, no padding, no batch."""
     ids = list(prompt)
     while len(ids) < len(prompt) + num_tokens:
         token = int(network(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
@@ -45,8 +45,8 @@ def greedy_by_hand(network: Any, prompt: list[int], num_tokens: int, eos: int) -
 def generated(
     network: Any, prompts: list[list[int]], settings: GenerationSettings, eos: int
 ) -> list[list[int]]:
-    input_ids, mask = left_padded(prompts, EOS)
-    return until_end(generate_tokens(network, input_ids, mask, settings, eos_token_id=eos), eos)
+    inputs = padded_inputs([torch.tensor(prompt) for prompt in prompts], EOS, side="left")
+    return until_end(generate_tokens(network, *inputs.values(), settings, eos_token_id=eos), eos)
 
 
 @every

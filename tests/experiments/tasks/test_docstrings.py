@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lighter_freezers.experiments.data.corpus import SPLITS
-from lighter_freezers.experiments.data.prompted_rows import load_rows
+from lighter_freezers.experiments.data.prompts import load_rows
 from lighter_freezers.experiments.data.standard_library import standard_library
 from lighter_freezers.experiments.tasks.docstrings import DOCSTRINGS, library_docstrings, summarised_functions
 from lighter_freezers.experiments.tasks.task_files import split_files

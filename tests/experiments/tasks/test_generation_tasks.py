@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from lighter_freezers.experiments.data.corpus import SPLITS
-from lighter_freezers.experiments.data.prompted_rows import held_out, load_rows, questions
-from lighter_freezers.experiments.data.prompts import PromptedRow
+from lighter_freezers.experiments.data.prompts import PromptedRow, held_out, load_rows, questions
 from lighter_freezers.experiments.tasks.generation_tasks import TASKS, task_named
 from lighter_freezers.experiments.tasks.task_files import FIXTURES, split_files
 from tests.texts import write_parquet

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lighter_freezers.experiments.data.batches import TokenWindows
 from lighter_freezers.experiments.data.corpus import SPLITS, Corpus
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer, cached_tokenizer
-from lighter_freezers.experiments.data.windows import TokenWindows
 from lighter_freezers.experiments.tasks.code_labels import CLASS_NAMES
 from lighter_freezers.experiments.tasks.labelled_code import LabelledCode, cached_classes
 from lighter_freezers.experiments.tasks.sequence_scores import DocumentationTask

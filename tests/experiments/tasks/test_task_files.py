@@ -13,13 +13,14 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 
-from lighter_freezers.experiments.data.prompted_rows import load_rows
+from lighter_freezers.experiments.data.prompts import load_rows
 from lighter_freezers.experiments.tasks.generation_tasks import TASKS
-from lighter_freezers.experiments.tasks.hub_files import fetched, hub_folder
 from lighter_freezers.experiments.tasks.task_files import (
     FIXTURES,
     default_source,
+    fetched,
     files_by_split,
+    hub_folder,
     split_files,
 )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lighter_freezers.experiments.data.prompted_rows import load_rows
+from lighter_freezers.experiments.data.prompts import load_rows
 from lighter_freezers.experiments.evaluation.sql_match import parse_sql
 from lighter_freezers.experiments.tasks.wikisql import WIKISQL
 from tests.texts import write_parquet

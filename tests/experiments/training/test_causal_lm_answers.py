@@ -154,12 +154,12 @@ def test_a_model_that_has_learnt_the_answers_gets_full_marks(tmp_path: Path) -> 
 def test_what_cannot_be_scored_is_told_before_the_first_batch(tmp_path: Path) -> None:
     """No metrics, no tokenizer."""
     run = trainer(LONE, default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="Nobody says by which metrics"):
+    with pytest.raises(ValueError, match="There are no metrics to score the answers by"):
         run.test(asked(metrics=None), questions(), verbose=False)
-    with pytest.raises(ValueError, match="Nobody can turn tokens into text"):
+    with pytest.raises(ValueError, match="There is no tokenizer to decode the answers"):
         run.test(asked(tokenizer=None), questions(), verbose=False)
     causal_lm().save_pretrained(tmp_path / "alone")  # without a tokenizer
-    with pytest.raises(ValueError, match="Nobody can turn tokens into text"):
+    with pytest.raises(ValueError, match="There is no tokenizer to decode the answers"):
         run.predict(CausalLMModule(str(tmp_path / "alone")), questions())
 
 

@@ -179,7 +179,7 @@ def test_an_adapter_that_names_no_base_needs_one(tmp_path: Path) -> None:
     """Given to `network`, a model has no name."""
     module_of = module(lora=BOTH, save_final_model=True)
     trainer(LONE, default_root_dir=tmp_path).fit(module_of, training_loader())
-    with pytest.raises(ValueError, match="does not say what it is for: give the base model"):
+    with pytest.raises(ValueError, match="does not name its base model: give it"):
         load_evaluated(tmp_path / "final_model")
     loaded, _ = load_evaluated(tmp_path / "final_model", saved_model(tmp_path / "model"))
     assert torch.equal(logits(loaded), logits(module_of.network))

@@ -276,7 +276,7 @@ def test_mistakes_about_the_network_are_told(wrong: Any, error: type[Exception],
 
 
 def test_a_run_without_an_end_needs_a_constant_rate() -> None:
-    """Nobody knows when a decay is over."""
+    """Without a known end of the run a decay has no end."""
     endless = {"max_epochs": -1, "max_time": "00:00:00:02"}
     with pytest.raises(ValueError, match="lr_schedule: cosine falls until the end.*max_steps"):
         trainer(LONE, **endless).fit(module(), training_loader())

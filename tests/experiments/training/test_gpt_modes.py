@@ -256,7 +256,7 @@ def test_a_scorer_predicts_scores(namespace: str, tmp_path: Path) -> None:
 
 
 def test_from_a_loader_alone_predictions_are_numbers() -> None:
-    """Nobody knows what the tokens or classes are called."""
+    """The names of tokens and classes are unknown."""
     model = module(PL, network("token_classifier"))
     batch = {"input_ids": batch_of("token_classifier")["input_ids"]}
     (predicted,) = trainer(PL).predict(model, DataLoader([batch], batch_size=None))

@@ -210,7 +210,7 @@ def test_wrong_arguments_are_refused_at_once(
     [
         (lambda optimizer: {"interval": "step"}, TypeError, "a dictionary with one under 'scheduler'"),
         (lambda optimizer: "cosine", TypeError, "must be a torch LR scheduler.*Got 'cosine'"),
-        (ReduceLROnPlateau, ValueError, "looks at a metric: name it, such as `scheduler_monitor"),
+        (ReduceLROnPlateau, ValueError, "needs a metric: name it, such as `scheduler_monitor"),
     ],
 )
 def test_a_scheduler_that_could_not_run_is_refused(
@@ -233,7 +233,7 @@ def test_a_scheduler_needs_its_optimizer() -> None:
 
 
 def test_a_rate_for_the_head_needs_no_other_optimizer() -> None:
-    """Beside an optimizer it would be a value that nobody reads."""
+    """With an optimizer it would be an unused value."""
     gpt = network("token_classifier")
     optimizer = torch.optim.SGD(gpt.parameters(), lr=1.0)
 
@@ -275,7 +275,7 @@ def test_data_with_more_tokens_than_the_model_are_refused(namespace: str, tmp_pa
 @both
 @pytest.mark.parametrize("run_name", ["fit", "validate", "test", "predict"])
 def test_data_of_another_kind_are_refused(namespace: str, run_name: str, tmp_path: Path) -> None:
-    """A classifier learns nothing from tokens that follow; each way to run it says so."""
+    """A classifier learns nothing from tokens that follow; each way to run it raises the error."""
     run, data = trainer(namespace), text_data(namespace, tmp_path)
     model = module(namespace, network("token_classifier"))
 

@@ -297,7 +297,7 @@ def test_the_log_tells_what_rows_there_are(
         (KINDS[1], {"val_file": "a.csv"}, ValueError, "Give train_file"),
         (KINDS[2], {"test_file": "a.csv"}, ValueError, "Give train_file"),
         (KINDS[1], {"train_file": 5, "val_file": "a.csv"}, TypeError, "train_file must be a path. Got 5"),
-        (KINDS[1], {"class_names": ["a"]}, ValueError, "class_names goes with train_file.*other, keyword"),
+        (KINDS[1], {"class_names": ["a"]}, ValueError, "class_names requires train_file.*other, keyword"),
         (KINDS[1], {"class_names": "a b"}, TypeError, r"must be a list of names such as \[O, PERSON\]"),
         (KINDS[1], {"class_names": ["a", False]}, TypeError, r"Got False \(bool\). Put it in quotes"),
         (KINDS[1], {"class_names": ["a", "a"]}, ValueError, "class_names has 'a' twice"),

@@ -262,7 +262,7 @@ def test_too_little_text_is_refused_before_the_first_batch(
 
 
 def test_the_tokenizer_is_there_after_setup(tmp_path: Path) -> None:
-    """Asked before, the error says so."""
+    """Before `setup`, the error says to call it."""
     with pytest.raises(RuntimeError, match=r"after setup\(\)"):
         _ = text_data("pytorch_lightning", tmp_path).vocab_size
 

@@ -300,7 +300,7 @@ def test_an_optimizer_of_what_trains_gets_the_trunk_too(namespace: str) -> None:
 
 
 def test_the_ledger_knows_who_holds() -> None:
-    """The model before a run, the Freezer in it, nobody after the thaw."""
+    """The model before a run, the Freezer in it, no holder after the thaw."""
     gpt = frozen()
     weight = gpt.transformer.wte.weight
     seen = recorder(PL, lambda *_: ledger.holders(weight))
@@ -322,7 +322,7 @@ def test_a_tied_head_under_a_frozen_trunk_is_refused() -> None:
 
 @pytest.mark.parametrize("at", [None, THAW])
 def test_an_untied_language_model_trains_its_head_alone(at: int | None) -> None:
-    """And its trunk later, where the config says so."""
+    """And its trunk later, if set in the config."""
     gpt = frozen("language_model", at=at, tie_weights=False)
 
     assert fit(module(PL, gpt)) == [True] * THAW + [at is None] * 3

@@ -208,7 +208,7 @@ def test_modes_filter_modifiers_and_say_so_once(caplog: pytest.LogCaptureFixture
             assert pipeline.is_active(Mode.SEQUENCE_SCORER)
 
     first, second = ", ".join(NAMES[:3]), ", ".join(NAMES[3:])
-    left_out = "left out, as they mean nothing in this mode"
+    left_out = "skipped, as they do not apply in this mode"
     assert caplog.messages == [
         f"loss modifiers in mode token_classifier: {first}; {left_out}: {second}",
         f"loss modifiers in mode sequence_scorer: {second}; {left_out}: {first}",
@@ -229,7 +229,7 @@ def test_a_pipeline_tells_whether_it_acts() -> None:
 
 
 def test_names_are_those_of_the_classes() -> None:
-    """All, or those that act in a mode."""
+    """All, or those that apply in a mode."""
     pipeline = LossModifierPipeline([SequenceVarianceModifier(), EntropyModifier()])
 
     assert pipeline.get_enabled_modifier_names() == ["SequenceVarianceModifier", "EntropyModifier"]

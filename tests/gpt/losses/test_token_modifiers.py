@@ -227,7 +227,7 @@ def test_target_smoothing_keeps_class_weights_as_torch_does() -> None:
     ],
 )
 def test_special_tokens_and_padding_stay_sharp(modifier: TargetSmoothingModifier) -> None:
-    """Of the six targets two are smoothed, and the figure says so."""
+    """Of the six targets two are smoothed, and the metric counts them."""
     losses = [
         smoothed(row, target) if target in (0, 2) else nll(row, target) for _, row, target in supervised()
     ]

@@ -39,7 +39,7 @@ def test_a_good_check_forgives_the_bad_ones() -> None:
 
 
 def test_the_rate_has_a_floor() -> None:
-    """At the floor nothing is lowered, and `step` says so."""
+    """At the minimum nothing is lowered, and `step` returns False."""
     scheduler = AdaptiveScheduler(initial_lr=1.0, patience=1, factor=0.5, min_lr=0.3)
 
     assert [scheduler.step(1.0) for _ in range(5)] == [False, True, True, False, False]

@@ -17,7 +17,7 @@ def optimizer_with(*rates: float, as_tensor: bool = False) -> torch.optim.Optimi
 
 
 def test_it_rises_and_stays() -> None:
-    """(i + 1) / (warmup_iters + 1), then the whole rate for ever."""
+    """(i + 1) / (warmup_iters + 1), then the full rate to the end."""
     scheduler = WarmupOnlyScheduler(learning_rate=1e-3, warmup_iters=9)
 
     assert [scheduler.get_lr(i) for i in (0, 4, 8)] == pytest.approx([1e-4, 5e-4, 9e-4])
@@ -85,7 +85,7 @@ def test_it_saves_its_progress() -> None:
     [
         ({"learning_rate": None}, ValueError, "There is no rate: give learning_rate"),
         ({"learning_rate": "1e-3"}, TypeError, "learning_rate must be a number"),
-        ({"hold_iters": 5}, ValueError, "hold_iters=5 says when the decay begins, but without max_iters"),
+        ({"hold_iters": 5}, ValueError, "hold_iters=5 sets when the decay begins, but without max_iters"),
         ({"hold_iters": 5, "max_iters": 15}, ValueError, "begin to decay at iteration 15, but max_iters=15"),
         ({"warmup_iters": -1}, ValueError, "warmup_iters counts from 0"),
         ({"min_lr_ratio": "0.1"}, TypeError, "min_lr_ratio must be a number"),

@@ -59,7 +59,7 @@ def test_the_last_word_counts(gpt: GPT, holds: LayerHolds) -> None:
 
 
 def test_a_tied_weight_is_one_parameter_under_two_names(gpt: GPT, holds: LayerHolds) -> None:
-    """The guide's example freezes both; to let one go is to let it go."""
+    """The guide's example freezes both; releasing one releases the shared weight."""
     assert holds.freeze(gpt, "wte") == "froze 128 parameters"
     assert holds.freeze(gpt, "lm_head") == "no effect, it was frozen already (tied to wte)"
     assert holds.unfreeze(gpt, "lm_head") == "thawed 128 parameters (tied to wte)"
@@ -67,7 +67,7 @@ def test_a_tied_weight_is_one_parameter_under_two_names(gpt: GPT, holds: LayerHo
 
 
 def test_what_the_user_froze_is_made_trainable(gpt: GPT, holds: LayerHolds) -> None:
-    """To unfreeze a layer is to let it train, though nobody of ours froze it."""
+    """Unfreezing a layer makes it train, even if no operation froze it."""
     gpt.requires_grad_(False)
 
     assert holds.unfreeze(gpt, "attn.2") == "thawed 256 parameters"
@@ -75,7 +75,7 @@ def test_what_the_user_froze_is_made_trainable(gpt: GPT, holds: LayerHolds) -> N
 
 
 def test_what_somebody_else_holds_stays_frozen(gpt: GPT, holds: LayerHolds) -> None:
-    """And the log says who; it trains once they let go."""
+    """And the log names the holder; it trains once released."""
     attention = list(parameters_of_layer(gpt, "attn.0").values())
     other = ledger.Hold(attention, "Freezer['h.0']")
     other.take()
@@ -99,7 +99,7 @@ def test_in_a_layer_with_lora_only_the_factors_are_set_free(gpt: GPT, holds: Lay
 
 
 def test_state_and_restore(gpt: GPT, holds: LayerHolds) -> None:
-    """By name, in a model that was built anew; leaving keeps the flags."""
+    """By name, in a model that was built again; leaving keeps the flags."""
     for parameter in parameters_of_layer(gpt, "wpe").values():
         parameter.requires_grad_(False)
     holds.freeze(gpt, "block.1")

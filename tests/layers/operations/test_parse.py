@@ -77,7 +77,7 @@ def test_a_file_gives_what_the_list_gives_and_is_not_touched(
         ({"reevaluate": "yes"}, TypeError, "reevaluate must be true or false"),
         ({"desc": 3}, TypeError, "desc must be a text"),
         ({"trigger": 3}, ValueError, r"does not know \['trigger'\]. Keys: name, value"),
-        ({"completed": True}, ValueError, "What is done stands in the checkpoint: remove 'completed'"),
+        ({"completed": True}, ValueError, "The checkpoint stores what is done: remove 'completed'"),
         ({"name": "set_layer_lora_rank", "value": "attn.3"}, TypeError, r"must be \[layer, rank\]"),
         ({"name": "set_layer_lora_rank", "value": ["attn.3", "8"]}, TypeError, "Remove the quotes"),
         ({"name": "set_attn_lora_rank", "value": -1}, ValueError, "counts from 0"),

@@ -68,7 +68,7 @@ def test_no_optimizer_is_adamw() -> None:
 
 
 def test_groups_have_options_of_their_own() -> None:
-    """Momentum in one group only, an LR scheduler around `step`, a hook, and a parameter nobody gave it."""
+    """Momentum in one group only, an LR scheduler around `step`, a hook, and a parameter it lacks."""
     net = network()
     net[2].requires_grad_(True)
     groups = [{"params": [net[0].weight], "momentum": 0.9}, {"params": [net[1].weight, net[2].weight]}]

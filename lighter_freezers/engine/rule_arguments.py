@@ -1,0 +1,77 @@
+"""Arguments of a freezing rule as they stand in YAML, and the title that they make."""
+
+from collections.abc import Sequence
+
+from lighter_freezers import arguments
+from lighter_freezers._log import log
+from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
+from lighter_freezers.engine.triggers import MetricTrigger, Schedule
+from lighter_freezers.selection.name_summary import first_few
+from lighter_freezers.selection.select import ParameterSelector
+
+__all__ = ["parse_learning_rate", "parse_schedule", "rule_title"]
+
+
+def parse_schedule(
+    from_step: int | None,
+    from_epoch: int | None,
+    until_step: int | None,
+    until_epoch: int | None,
+    windows: Sequence[Sequence[int]] | None,
+) -> Schedule:
+    """Check the bounds or the windows in which to hold.
+
+    Raises:
+        TypeError: A bound is not a whole number.
+        ValueError: Two of them contradict each other.
+    """
+    bounds = {
+        "from_step": from_step,
+        "from_epoch": from_epoch,
+        "until_step": until_step,
+        "until_epoch": until_epoch,
+    }
+    given = [name for name, value in bounds.items() if arguments.count(name, value) is not None]
+    if windows is not None and given:
+        raise ValueError(f"windows says when to hold; {', '.join(given)} would too. Give one or the other.")
+    for begin, end in (("from_step", "until_step"), ("from_epoch", "until_epoch")):
+        first, last = bounds[begin], bounds[end]
+        if first is not None and last is not None and first >= last:
+            raise ValueError(f"{begin}={first} is not before {end}={last}, so this Freezer would never hold.")
+    if 0 in (until_step, until_epoch):
+        log.warning("a Freezer until step or epoch 0 never holds anything: both are counted from 0")
+    return Schedule(
+        from_step, from_epoch, until_step, until_epoch, arguments.step_windows("windows", windows)
+    )
+
+
+def parse_learning_rate(
+    unfreeze_lr: float | None, unfreeze_lr_factor: float | None, warmup_steps: int
+) -> LearningRateRequest | None:
+    """Check what is asked for the parameters that thaw; None for nothing.
+
+    Raises:
+        TypeError: A value is not a number.
+        ValueError: Both rates are given, or one is not above zero.
+    """
+    ramp = arguments.count("warmup_steps", warmup_steps) or 0
+    if unfreeze_lr is not None and unfreeze_lr_factor is not None:
+        raise ValueError(
+            "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
+        )
+    if unfreeze_lr is not None:
+        return LearningRateRequest(absolute=arguments.positive("unfreeze_lr", unfreeze_lr), warmup_steps=ramp)
+    if unfreeze_lr_factor is not None:
+        return LearningRateRequest(
+            factor=arguments.positive("unfreeze_lr_factor", unfreeze_lr_factor), warmup_steps=ramp
+        )
+    return LearningRateRequest(warmup_steps=ramp) if ramp else None
+
+
+def rule_title(selector: ParameterSelector, schedule: Schedule, trigger: MetricTrigger | None) -> str:
+    """What logs call the rule: what it selects and when it holds."""
+    wanted = [*selector.names, *selector.prefixes, *selector.patterns]
+    # quoted: lighter's log would read an unquoted word after the bracket as a colour
+    what = first_few([repr(text) for text in wanted])
+    until = f"until {trigger}" if trigger else ""
+    return f"Freezer[{' '.join(part for part in (what, str(schedule), until) if part)}]"

@@ -1,0 +1,215 @@
+"""What of Lightning this package relies on, in either namespace. A Trainer that has these parts will do."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+__all__ = [
+    "LoggerLike",
+    "OfLightning",
+    "ParameterGroup",
+    "SavedState",
+    "SchedulerConfigLike",
+    "SchedulerLike",
+    "StrategyLike",
+    "TrainerLike",
+    "callbacks_of",
+]
+
+ParameterGroup: TypeAlias = dict[str, Any]  # as torch types an optimizer's groups: each key has its own type
+OfLightning: TypeAlias = Any  # a member that the base class declares, by the types of its own namespace
+SavedState: TypeAlias = Mapping[str, Any]  # plain values of a checkpoint; who wrote a key knows its type
+
+
+class SchedulerLike(Protocol):
+    """An LR scheduler: one of torch, or one with the methods that Lightning asks for."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Whose learning rates it sets."""
+
+    def state_dict(self) -> dict[str, object]:
+        """As torch types it."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # torch has it so
+        """As torch types it."""
+
+
+class SchedulerConfigLike(Protocol):
+    """An LR scheduler, and how often it steps."""
+
+    frequency: int
+
+    @property
+    def scheduler(self) -> SchedulerLike:
+        """The scheduler."""
+
+
+class LoggerLike(Protocol):
+    """A logger of either namespace, or the user's own."""
+
+    @property
+    def save_dir(self) -> str | None:
+        """Where it writes; None for a logger without files."""
+
+    @property
+    def root_dir(self) -> str | None:
+        """The folder of its runs."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write numbers."""
+
+
+class StrategyLike(Protocol):
+    """Where a Trainer computes, and how its processes agree."""
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device of this process."""
+
+    def reduce(self, tensor: Tensor, /, *, reduce_op: str) -> Tensor:
+        """The same tensor on all processes."""
+
+
+class PrecisionLike(Protocol):
+    """Clips gradients; it may scale the loss."""
+
+    def clip_gradients(self, optimizer: Optimizer, /) -> None:
+        """Whatever the Trainer was told to do."""
+
+    def clip_grad_by_norm(self, optimizer: Optimizer, clip_val: float, /) -> None:
+        """By the norm of all of them together."""
+
+    def main_params(self, optimizer: Optimizer, /) -> Iterable[Parameter]:
+        """What is clipped."""
+
+
+class _EpochLoopLike(Protocol):
+    max_steps: int
+    min_steps: int | None
+
+
+class _FitLoopLike(Protocol):
+    max_epochs: int | None
+    min_epochs: int | None
+
+    @property
+    def epoch_loop(self) -> _EpochLoopLike: ...
+
+
+class _Member(Protocol):
+    @property
+    def value(self) -> str: ...
+
+
+class TrainerLike(Protocol):
+    """A Trainer: of `pytorch_lightning`, of `lightning.pytorch`, or one that has the same parts.
+
+    Its callbacks are read by `callbacks_of`, since Lightning declares no such attribute.
+    """
+
+    accumulate_grad_batches: int
+    check_val_every_n_epoch: int | None
+    gradient_clip_val: float | int | None
+    limit_train_batches: int | float
+    should_stop: bool
+    val_check_batch: int | float | None
+
+    @property
+    def gradient_clip_algorithm(self) -> _Member | None:
+        """An enumeration's member; None for the default."""
+
+    @property
+    def precision(self) -> object:
+        """As the Trainer takes it."""
+
+    @property
+    def current_epoch(self) -> int:
+        """Epochs begun, counted from 0."""
+
+    @property
+    def global_step(self) -> int:
+        """Steps of all optimizers together."""
+
+    @property
+    def max_steps(self) -> int:
+        """-1 for no limit."""
+
+    @property
+    def max_epochs(self) -> int | None:
+        """-1 for no limit."""
+
+    @property
+    def num_training_batches(self) -> int | float:
+        """In an epoch; infinite for a stream."""
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Steps of the whole run; infinite for a run without an end."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process writes files."""
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether validation runs in a fit."""
+
+    @property
+    def sanity_checking(self) -> bool:
+        """Whether this validation comes before the first step."""
+
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """The latest value of each logged metric."""
+
+    @property
+    def train_dataloader(self) -> object:
+        """What the fit takes batches from."""
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """In the order of `configure_optimizers`."""
+
+    @property
+    def lr_scheduler_configs(self) -> Sequence[SchedulerConfigLike]:
+        """Of all optimizers."""
+
+    @property
+    def loggers(self) -> Sequence[LoggerLike]:
+        """Empty with `logger=False`."""
+
+    @property
+    def log_dir(self) -> str | None:
+        """Where the first logger writes, the same on all ranks: each has to ask."""
+
+    @property
+    def default_root_dir(self) -> str:
+        """Where files go without a logger."""
+
+    @property
+    def strategy(self) -> StrategyLike:
+        """Where and how it computes."""
+
+    @property
+    def precision_plugin(self) -> PrecisionLike:
+        """What clips gradients."""
+
+    @property
+    def fit_loop(self) -> _FitLoopLike:
+        """Where the limits of a run may be changed."""
+
+
+# Any, for a list of one namespace's callbacks is no list of the other's.
+def callbacks_of(trainer: TrainerLike) -> list[Any]:
+    """The Trainer's own list."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined] # not declared there
+    return callbacks

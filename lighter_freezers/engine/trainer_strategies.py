@@ -1,0 +1,80 @@
+"""What the Trainer's strategies allow: a run that a strategy could not follow is refused before it starts."""
+
+from collections.abc import Iterable
+
+import torch
+from torch.optim import Optimizer
+
+__all__ = ["refuse_flat_gradients", "refuse_lean_groups", "refuse_unsupported_strategy"]
+
+# By class name, since there are two namespaces of Lightning.
+_FOLLOW_FLAGS = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy", "FSDPStrategy")
+_FOLLOW_SHAPES = ("SingleDeviceStrategy", "DDPStrategy")  # and parameters that leave an optimizer group
+_KEEP_GRADIENTS_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")
+
+
+def refuse_unsupported_strategy(strategy: object, is_static: bool, reshapes: bool = False) -> None:
+    """Refuse a strategy that cannot follow a change of flags or shapes during a run.
+
+    Args:
+        strategy: The Trainer's strategy.
+        is_static: What is held at the start stays held to the end, so any strategy works.
+        reshapes: Parameters may get other shapes.
+
+    Raises:
+        RuntimeError: The strategy cannot follow; the message names it and the way out.
+    """
+    name = type(strategy).__name__
+    if _is_one_of(strategy, ("FSDPStrategy",)) and not getattr(strategy, "kwargs", {}).get("use_orig_params"):
+        raise RuntimeError(
+            f"{name}(use_orig_params=False) flattens parameters, so single layers cannot be frozen. "
+            "Use FSDPStrategy(use_orig_params=True) or ModelParallelStrategy (FSDP2)."
+        )
+    is_deepspeed = _is_one_of(strategy, ("DeepSpeedStrategy",))  # a DDPStrategy that fixes what trains
+    if not is_static and (is_deepspeed or not _is_one_of(strategy, _FOLLOW_FLAGS)):
+        raise RuntimeError(
+            f"{name} cannot freeze or thaw layers while training runs: it fixes what trains when it starts. "
+            "Hold the layers for the whole run (no from_*, until_*, windows), or use one of the strategies "
+            "'auto', 'ddp', ModelParallelStrategy (FSDP2) or FSDPStrategy(use_orig_params=True)."
+        )
+    if reshapes and (is_deepspeed or not _is_one_of(strategy, _FOLLOW_SHAPES)):
+        raise RuntimeError(
+            f"{name} cannot change the rank of a layer while training runs: it lays parameters out when it "
+            "starts. Use one device or the strategy 'ddp', or leave the ranks alone."
+        )
+
+
+def refuse_lean_groups(strategy: object, optimizers: Iterable[Optimizer]) -> None:
+    """Refuse a strategy or an optimizer from which parameters cannot be removed.
+
+    Raises:
+        RuntimeError: The strategy or an optimizer relies on a fixed set of parameters.
+    """
+    if not _is_one_of(strategy, _FOLLOW_SHAPES):
+        raise RuntimeError(
+            "optimizer_state='free' takes what is frozen out of the optimizer, and "
+            f"{type(strategy).__name__} does not follow that when it saves a checkpoint. Use 'reset', one "
+            "device or the strategy 'ddp'."
+        )
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
+        raise RuntimeError(
+            "optimizer_state='free' takes frozen parameters out of the optimizer, but LBFGS remembers all of "
+            "them together. Use another optimizer, or optimizer_state='keep'."
+        )
+
+
+def refuse_flat_gradients(strategy: object, callback: str) -> None:
+    """Fail before training where a callback could not tell the gradients of layers apart.
+
+    Raises:
+        RuntimeError: The strategy keeps gradients in flat pieces.
+    """
+    if _is_one_of(strategy, _KEEP_GRADIENTS_FLAT):
+        raise RuntimeError(
+            f"{callback} cannot measure under {type(strategy).__name__}: it keeps gradients in flat "
+            "pieces, not per layer. Use 'ddp' or ModelParallelStrategy (FSDP2), or remove it."
+        )
+
+
+def _is_one_of(strategy: object, kinds: Iterable[str]) -> bool:
+    return not {base.__name__ for base in type(strategy).__mro__}.isdisjoint(kinds)
