@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 __all__ = [
     "Hold",
+    "drop_gradients",
     "freeze",
     "hold",
     "holders",
@@ -223,11 +224,7 @@ def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
 
 
 def release(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
-    """Release what `hold` took under this name.
-
-    Returns:
-        The parameters that train from now on: they have no other holder and trained before.
-    """
+    """Release what `hold` took under this name, and return what trains from now on."""
     pairs = [(parameter, _record_of(parameter)) for parameter in parameters]
     pairs = [(parameter, record) for parameter, record in pairs if holder in record.standing]
     for _, record in pairs:
@@ -274,12 +271,14 @@ def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Pa
     return frozen
 
 
-def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Freeze again what other code switched on while it was held; that flag is its baseline from now on.
+def drop_gradients(parameters: Iterable[Parameter]) -> None:
+    """Leave the optimizer no gradient of parameters that train."""
+    for parameter in parameters:
+        parameter.grad = None
 
-    Returns:
-        The parameters that had been switched on.
-    """
+
+def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """Freeze again what other code switched on while it was held; that flag is its baseline from now on."""
     intruded = []
     for parameter in parameters:
         record = _record_of(parameter)

@@ -7,7 +7,9 @@ from torch.nn import Parameter
 from lighter_freezers.lora.initial_factors import forget_initial_factors
 from lighter_freezers.lora.sites import LoraFactors, is_tied
 
-__all__ = ["check_merge", "merge_into_base"]
+__all__ = ["WAY_OUT", "check_merge", "merge_into_base"]
+
+WAY_OUT = "on_zero='drop' or 'freeze'"  # of a refused merge, for who calls a function
 
 
 @torch.no_grad()
@@ -45,17 +47,16 @@ def check_merge(factors: LoraFactors, model: nn.Module | None) -> None:
     if type(weight) is not Parameter or not weight.is_floating_point():
         raise RuntimeError(
             f"Nothing can be merged into the weight of this {kind}: it is quantised "
-            f"({type(weight).__name__}, {weight.dtype}). Use on_zero='drop' or 'freeze'."
+            f"({type(weight).__name__}, {weight.dtype}). Use {WAY_OUT}."
         )
     if is_tied(model, weight):
         raise RuntimeError(
             f"The weight of this {kind} is tied to another layer, which a merge would change too. "
-            "Use on_zero='drop' or 'freeze', or give that layer a weight of its own."
+            f"Use {WAY_OUT}, or give that layer a weight of its own."
         )
     if reason := _why_no_merge(factors):
         raise ValueError(
-            f"Merging LoRA into this {kind} would change what it computes: {reason}. "
-            "Use on_zero='drop' or 'freeze'."
+            f"Merging LoRA into this {kind} would change what it computes: {reason}. Use {WAY_OUT}."
         )
     if layer.merged_adapters:
         merged = ", ".join(layer.merged_adapters)

@@ -8,7 +8,7 @@ from torch import nn
 
 from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
-__all__ = ["shorten_forward", "shorten_forwards"]
+__all__ = ["is_empty", "is_parallel", "shorten_forward", "shorten_forwards"]
 
 
 def shorten_forwards(model: nn.Module) -> None:
@@ -30,14 +30,14 @@ def shorten_forward(layer: PeftModule, *, allowed: bool = True) -> None:
     The layer stays what it is and where it is: keys of state dicts, hooks and PEFT's view are untouched.
     """
     is_short = isinstance(layer.__dict__.get("forward"), types.MethodType)
-    if allowed and _is_empty(layer):
+    if allowed and is_empty(layer):
         if "forward" not in layer.__dict__:  # accelerate puts one there too
             layer.forward = types.MethodType(_forward_of_base, layer)
     elif is_short and layer.__dict__["forward"].__func__ is _forward_of_base:
         del layer.forward
 
 
-def _is_empty(layer: PeftModule) -> bool:
+def is_empty(layer: PeftModule) -> bool:
     """Whether all adapters of a layer have rank 0 and nothing else that acts."""
     names = [*layer.lora_A, *layer.lora_embedding_A]
     return bool(names) and not any(
@@ -45,10 +45,14 @@ def _is_empty(layer: PeftModule) -> bool:
     )
 
 
+def is_parallel() -> bool:
+    """Whether several processes train: DDP then waits for a gradient of every parameter."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _forward_of_base(layer: PeftModule, *args: Any, **kwargs: Any) -> Any:
-    is_parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
     # DDP waits for gradients of empty parameters too; an adapter may have come since
-    if is_parallel or kwargs or layer.merged_adapters or any(layer.r.values()):
+    if is_parallel() or kwargs or layer.merged_adapters or any(layer.r.values()):
         return type(layer).forward(layer, *args, **kwargs)
     return layer.base_layer(*args)
 

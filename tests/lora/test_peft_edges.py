@@ -122,12 +122,12 @@ def test_a_layer_of_fixed_rank_is_refused_by_name(name: str) -> None:
         trainer("pytorch_lightning", max_steps=2, callbacks=[schedule]).fit(regression(model), loader())
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_alora_is_refused_by_name() -> None:
-    model = adapted(
-        {"r": 4, "target_modules": ["q"], "alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}
-    )
+    options = {"r": 4, "target_modules": ["c_fc"], "alora_invocation_tokens": [1], "fan_in_fan_out": True}
+    model = get_peft_model(gpt2(), LoraConfig(**options, task_type="CAUSAL_LM"))
     with pytest.raises(ValueError, match="ALoraLinearVariant"):
-        set_layer_lora_rank(model, "q", 2)
+        set_layer_lora_rank(model, "c_fc", 2)
 
 
 def test_experts_beside_layers_can_be_scheduled(tmp_path: Path) -> None:
