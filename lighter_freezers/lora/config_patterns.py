@@ -95,9 +95,9 @@ def _short(network: nn.Module, targets: Mapping[str, Any], key: str) -> Iterable
     """The targets that are in `attn.3`, `mlp.*` or `wte`."""
     try:
         layers = expand_layers(network, key)
+        ids = {id(p) for layer in layers for p in parameters_of_layer(network, layer).values()}
     except ValueError:
         return []
-    ids = {id(p) for layer in layers for p in parameters_of_layer(network, layer).values()}
     named = [name for name, target in targets.items() if id(_weight(target)) in ids]
     if key in ("wte", "lm_head"):  # tied, they have one weight
         return [name for name in named if _is_embedding(targets[name]) == (key == "wte")]

@@ -111,9 +111,7 @@ class RankAction(Action):
     @property
     def wants_gradients(self) -> bool:
         """Whether new components wait for their first gradient, or empty factors have one, as under DDP."""
-        return self._new.is_waiting or (
-            is_parallel() and any(is_empty(site.factors.layer) for site in self._sites.values())
-        )
+        return self._new.is_waiting or (is_parallel() and bool(self._empty_sites))
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Initialise the moments of new components; of empty factors there are none, as in one process."""
