@@ -13,12 +13,9 @@ from lighter_freezers.engine import ledger
 from lighter_freezers.lora.initial_factors import initial_factors, note_initial_factors
 from lighter_freezers.lora.peft_configs import network_of, refuse_other_tuners, usual_adapter
 from lighter_freezers.lora.peft_view import base_model, config_of_ranks, without_initialisation
-from lighter_freezers.lora.sites import LoraFactors, PeftModule, find_lora_sites
+from lighter_freezers.lora.sites import LoraFactors, PeftModule, find_lora_sites, lora_layers
 from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.names import canonical_name, named_aliases, unwrapped, walk
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -89,7 +86,9 @@ def save_adapter(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(_weights(network, sites, lacking, ranks, adapter_name), folder)
-    config = without_initialisation(config_of_ranks(config, root, adapter_name, ranks))
+    config = without_initialisation(
+        config_of_ranks(config, lora_layers(root, adapter_name), adapter_name, ranks)
+    )
     config.inference_mode = True
     config.save_pretrained(str(folder))
     log.info("saved adapter '%s' of %d layers to %s", adapter_name, sum(map(bool, ranks.values())), folder)

@@ -33,15 +33,14 @@ def note_ranks(model: nn.Module) -> None:
     for adapter_name, config in peft_configs(network).items():
         if not is_lora_config(config):
             continue
-        root = base_model(network)
-        layers = lora_layers(root, adapter_name)
+        layers = lora_layers(base_model(network), adapter_name)
         ranks = {
             n: layer.r[adapter_name]
             for n, layer in layers.items()
             if not why_unsupported(layer, adapter_name)
         }
         if any(ranks.values()):  # PEFT wants at least one layer
-            network.peft_config[adapter_name] = config_of_ranks(config, root, adapter_name, ranks)
+            network.peft_config[adapter_name] = config_of_ranks(config, layers, adapter_name, ranks)
 
 
 def base_model(network: PeftModule) -> nn.Module:
@@ -54,31 +53,31 @@ def base_model(network: PeftModule) -> nn.Module:
 
 
 def config_of_ranks(
-    config: "LoraConfig", root: nn.Module, adapter_name: str, ranks: Mapping[str, int]
+    config: "LoraConfig", layers: Mapping[str, PeftModule], adapter_name: str, ranks: Mapping[str, int]
 ) -> "LoraConfig":
     """An adapter's config with the ranks that there are; `r` and `lora_alpha` stay the defaults.
 
     Args:
         config: The adapter's `LoraConfig`; it is left as it is.
-        root: What PEFT's names are relative to.
+        layers: PEFT's name -> layer with this adapter, of all that there are.
         adapter_name: PEFT's name of the adapter.
         ranks: Name of a layer -> its rank; 0 for what has no adapter. Others keep what they have.
     """
     config = copy.deepcopy(config)
-    layers = {
+    ranked = {
         pattern_name(name, layer): (ranks.get(name, layer.r[adapter_name]), layer)
-        for name, layer in lora_layers(root, adapter_name).items()
+        for name, layer in layers.items()
     }
     # a pattern for each single layer, and no other: PEFT sorts them by name when it saves them
     config.rank_pattern, config.alpha_pattern = {}, {}
-    for name, (rank, layer) in layers.items():
+    for name, (rank, layer) in ranked.items():
         alpha = layer.lora_alpha[adapter_name]
         if rank != layer.r[adapter_name]:
             alpha = alpha_for(layer.scaling[adapter_name], rank, layer.use_rslora.get(adapter_name, False))
         if rank and rank != config.r:
-            config.rank_pattern[_key(name, layers)] = rank
+            config.rank_pattern[_key(name, ranked)] = rank
         if rank and alpha != config.lora_alpha:
-            config.alpha_pattern[_key(name, layers)] = alpha
+            config.alpha_pattern[_key(name, ranked)] = alpha
     left_out = [name for name, rank in ranks.items() if not rank]
     given = getattr(config, _GIVEN, config.exclude_modules)  # by the user, before ranks of 0 came to it
     setattr(config, _GIVEN, given)

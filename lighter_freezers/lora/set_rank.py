@@ -232,9 +232,11 @@ def _sites_in(model: nn.Module, layer: str, adapter_name: str) -> list[LoraSite]
 
 def _forget_compiled(model: nn.Module) -> None:
     """Drop compiled code: torch would keep one graph per rank, and stop compiling at its limit."""
+    if "torch._dynamo" not in sys.modules:
+        return
     is_compiled = getattr(model, "_compiler_ctx", None) or any(
         module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
         for module in model.modules()
     )
-    if is_compiled and "torch._dynamo" in sys.modules:
+    if is_compiled:
         sys.modules["torch._dynamo"].reset()
