@@ -60,7 +60,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], tup
     """Models, what they compute, and folders with their adapters: as they were, and with q and k changed."""
     root, results = tmp_path_factory.mktemp("adapters"), {}
     for name, options in SAVED.items():
-        for number, ranks in enumerate([{}, {"q": 6, "k": 2}, {"q": 0, "k": 0}]):
+        for number, ranks in enumerate([{}, {"q": 6, "k": 2}, {"q": 0, "k": 3}]):
             if ranks and name in NO_RANKS:
                 continue
             model = adapted(options)
