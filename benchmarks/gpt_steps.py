@@ -168,8 +168,10 @@ def transformers_scorer(size: Size) -> Step | None:
 def litgpt(size: Size, is_bf16: bool = False) -> Step | None:
     """The GPT of litgpt, blocks as ours, with its chunked loss; None if it cannot be imported."""
     try:
-        from litgpt import GPT as LitGPT  # type: ignore[import-not-found]
-        from litgpt import Config
+        from litgpt import (
+            GPT as LitGPT,  # type: ignore[import-not-found]
+            Config,
+        )
         from litgpt.utils import chunked_cross_entropy  # type: ignore[import-not-found]
     except ImportError:
         return None

@@ -4,7 +4,17 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-__all__ = ["choice", "count", "flag", "fraction", "index_or_name", "number", "positive", "step_windows"]
+__all__ = [
+    "at_least",
+    "choice",
+    "count",
+    "flag",
+    "fraction",
+    "index_or_name",
+    "number",
+    "positive",
+    "step_windows",
+]
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -46,6 +56,19 @@ def index_or_name(argument: str, value: object) -> int | str | None:
         ValueError: It is negative.
     """
     return value if isinstance(value, str) else count(argument, value)
+
+
+def at_least(argument: str, value: object, minimum: int) -> int:
+    """Check a whole number from YAML against a minimum.
+
+    Raises:
+        TypeError: It is not a whole number.
+        ValueError: It is None or too small.
+    """
+    checked = count(argument, value)
+    if checked is None or checked < minimum:
+        raise ValueError(f"{argument} must be at least {minimum}. Got {value}.")
+    return checked
 
 
 def choice(argument: str, value: object, choices: Sequence[Choice]) -> Choice:

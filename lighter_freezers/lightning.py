@@ -4,11 +4,11 @@
 The callbacks work in both Trainers; this module exports them too, so that one import is enough.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
+import lighter_freezers
 from lighter_freezers.experiments.training.causal_lm_training import CausalLMTraining
 from lighter_freezers.experiments.training.generation_data import GenerationData
 from lighter_freezers.experiments.training.gpt_training import GPTTraining
@@ -42,17 +42,6 @@ __all__ = [
     "TokenLabelDataModule",
 ]
 
-_HOMES = {
-    "FreezeStateLogger": "lighter_freezers.callbacks.freeze_state_logger",
-    "Freezer": "lighter_freezers.callbacks.freezer",
-    "GradualUnfreezing": "lighter_freezers.callbacks.gradual_unfreezing",
-    "LayerOperations": "lighter_freezers.callbacks.layer_operations",
-    "LoraPhases": "lighter_freezers.callbacks.lora_phases",
-    "LoraRankScheduler": "lighter_freezers.callbacks.lora_rank_scheduler",
-    "PhaseRecorder": "lighter_freezers.callbacks.phase_recorder",
-    "ResultsSummary": "lighter_freezers.callbacks.results_summary",
-}
-
 
 class CausalLMModule(CausalLMTraining, LightningModule):
     """`lighter_freezers.CausalLMModule`, with the same arguments, for the Trainer of `lightning.pytorch`."""
@@ -80,12 +69,12 @@ class SequenceScoreDataModule(SequenceScoreData, LightningDataModule):
 
 def __getattr__(name: str) -> object:
     """Import a callback, and with it both namespaces, when it is first used."""
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(
             f"module 'lighter_freezers.lightning' has no attribute {name!r}. "
             f"Public names: {', '.join(__all__)}"
         )
-    value = getattr(import_module(_HOMES[name]), name)
+    value: object = getattr(lighter_freezers, name)
     globals()[name] = value
     return value
 

@@ -4,10 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from lighter_freezers import arguments
-from lighter_freezers.engine.effects.norm_layers import NormMode
 from lighter_freezers.engine.engine import EngineCallback
-from lighter_freezers.engine.rule_arguments import parse_learning_rate, parse_schedule, rule_title
+from lighter_freezers.engine.rule_arguments import (
+    parse_learning_rate,
+    parse_schedule,
+    parse_terms,
+    rule_title,
+)
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.terms import CutGradient, NormMode, OptimizerState
 from lighter_freezers.engine.triggers import parse_metric_trigger
 from lighter_freezers.selection.select import ParameterSelector
 
@@ -21,7 +26,9 @@ class Freezer(EngineCallback):
 
     Any number of Freezers compose, in any order: a parameter is frozen while one of them holds it, and
     returns to its previous state once the last one releases it. A parameter that no Freezer selects is never
-    touched.
+    touched. Where several hold a parameter, the strictest of what they ask for counts: `free` before `reset`
+    before `keep`, `eval` before `stats` before `train`, `never` before `auto`; of several rates that of the
+    Freezer that releases it last, and of those that release it at one step the lowest.
 
     | call | what is frozen, and when |
     |---|---|
@@ -118,12 +125,12 @@ class Freezer(EngineCallback):
         unfreeze_lr: float | None = None,
         unfreeze_lr_factor: float | None = None,
         warmup_steps: int = 0,
-        optimizer_state: Literal["keep", "reset", "free"] = "keep",
+        optimizer_state: OptimizerState = "keep",
         optimizer_params: Literal["auto", "error"] = "auto",
         optimizer: int | str | None = None,
         on_overlap: Literal["compose", "error"] = "compose",
         on_missing: Literal["error", "warn"] = "error",
-        cut_gradient: Literal["auto", "never"] = "auto",
+        cut_gradient: CutGradient = "auto",
         restore_on_end: bool = False,
     ) -> None:
         super().__init__()
@@ -145,14 +152,12 @@ class Freezer(EngineCallback):
             schedule=schedule,
             trigger=trigger,
             learning_rate=parse_learning_rate(unfreeze_lr, unfreeze_lr_factor, warmup_steps),
-            frozen_norms=arguments.choice("frozen_norms", frozen_norms, ("eval", "stats", "train")),
-            optimizer_state=arguments.choice("optimizer_state", optimizer_state, ("keep", "reset", "free")),
+            terms=parse_terms(optimizer_state, cut_gradient, frozen_norms),
             optimizer_params=arguments.choice("optimizer_params", optimizer_params, ("auto", "error")),
             optimizer=arguments.index_or_name("optimizer", optimizer),
             on_overlap=arguments.choice("on_overlap", on_overlap, ("compose", "error")),
             on_missing=arguments.choice("on_missing", on_missing, ("error", "warn")),
             restore_on_end=arguments.flag("restore_on_end", restore_on_end),
-            cut_gradient=arguments.choice("cut_gradient", cut_gradient, ("auto", "never")),
         )
 
     def rules(self) -> list[FreezeRule]:

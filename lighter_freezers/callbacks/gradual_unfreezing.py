@@ -8,7 +8,9 @@ from torch import nn
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.terms import CutGradient, OptimizerState
 from lighter_freezers.engine.trainer_clock import last_moment
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.triggers import Schedule
@@ -56,6 +58,12 @@ class GradualUnfreezing(EngineCallback):
         warmup_steps: Optimizer steps over which the rate of what thaws rises linearly from zero.
         optimizer: Which optimizer takes what no optimizer knows, where a run has several and the layer's
             neighbours do not decide: its number, counted from 0, its class, or a module that it alone trains.
+        optimizer_state: The optimizer's state of layers that wait: `keep` it,
+            `reset` it when the hold begins, or `free` it and remove the parameter from its group until it
+            thaws.
+        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where only an embedding
+            that is tied to the head learns from it; `never` leaves the gradient of such an embedding as it
+            is.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -94,6 +102,8 @@ class GradualUnfreezing(EngineCallback):
         lr_decay: float | None = None,
         warmup_steps: int = 0,
         optimizer: int | str | None = None,
+        optimizer_state: OptimizerState = "keep",
+        cut_gradient: CutGradient = "auto",
     ) -> None:
         super().__init__()
         pace = parse_pace(every_n_epochs, every_n_steps, total_epochs, plateau)
@@ -105,6 +115,7 @@ class GradualUnfreezing(EngineCallback):
             lr_decay,
             arguments.count("warmup_steps", warmup_steps) or 0,
             arguments.index_or_name("optimizer", optimizer),
+            parse_terms(optimizer_state, cut_gradient),
         )
         self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
 

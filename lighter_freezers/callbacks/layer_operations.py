@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from lighter_freezers import arguments
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.rule_arguments import parse_terms
+from lighter_freezers.engine.terms import CutGradient, OptimizerState
 from lighter_freezers.layers.operations.action import Memory, OnFailure, QueuedOperations
 from lighter_freezers.layers.operations.parse import read_operations
 
@@ -50,6 +52,12 @@ class LayerOperations(EngineCallback):
             step late, and only while an operation waits for it.
         on_failure: What happens when an operation cannot be done: `stop` the run with the reason, or `skip`
             the operation with a warning. Either way it does not count as done.
+        optimizer_state: The optimizer's state of what operations freeze: `keep` it,
+            `reset` it when the hold begins, or `free` it and remove the parameter from its group until it
+            thaws.
+        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where only an embedding
+            that is tied to the head learns from it; `never` leaves the gradient of such an embedding as it
+            is.
 
     Raises:
         TypeError: A value has the wrong type, such as a string where a number belongs.
@@ -82,16 +90,17 @@ class LayerOperations(EngineCallback):
         *,
         average_over: int = 10,
         on_failure: OnFailure = "stop",
+        optimizer_state: OptimizerState = "keep",
+        cut_gradient: CutGradient = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(monitor, str) or not monitor:
             raise TypeError(f"monitor must be the name of a metric, or training_loss. Got {monitor!r}.")
         self._operations = read_operations(operations, monitor)
         self._monitor = monitor
-        self._average_over = arguments.count("average_over", average_over) or 0
-        if not self._average_over:
-            raise ValueError(f"average_over must be at least 1. Got {average_over!r}.")
+        self._average_over = arguments.at_least("average_over", average_over, 1)
         self._on_failure: OnFailure = arguments.choice("on_failure", on_failure, ("stop", "skip"))
+        self._terms = parse_terms(optimizer_state, cut_gradient)
         self._memory = Memory()
 
     def actions(self) -> list[Action]:
@@ -102,5 +111,6 @@ class LayerOperations(EngineCallback):
             monitor=self._monitor,
             average_over=self._average_over,
             on_failure=self._on_failure,
+            terms=self._terms,
         )
         return [queued]

@@ -1,21 +1,21 @@
 """The LoraPhases callback: in each phase of a run some LoRA adapters train, and the others are held."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from torch import nn
 
-from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.engine import Engine, EngineCallback
+from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.terms import CutGradient, OptimizerState
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.lora.phase_presets import parse_strategy
 from lighter_freezers.lora.phases import (
     Adapter,
-    Phase,
+    LoraPhase,
     adapters_of,
     check_phases,
     parse_phases,
@@ -52,7 +52,12 @@ class LoraPhases(EngineCallback):
             `layer_range`, first and last block, both included, or nothing for all. The first begins at step
             0, the last has no end.
         adapter_name: PEFT's name of the adapters.
-        optimizer_state: `keep` or `reset` the optimizer's state of an adapter when it stops training.
+        optimizer_state: The optimizer's state of an adapter that rests: `keep` it,
+            `reset` it when the hold begins, or `free` it and remove the parameter from its group until it
+            thaws.
+        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where only an embedding
+            that is tied to the head learns from it; `never` leaves the gradient of such an embedding as it
+            is.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -86,7 +91,8 @@ class LoraPhases(EngineCallback):
         *,
         phases: Sequence[Mapping[str, object]] | None = None,
         adapter_name: str = "default",
-        optimizer_state: Literal["keep", "reset"] = "keep",
+        optimizer_state: OptimizerState = "keep",
+        cut_gradient: CutGradient = "auto",
     ) -> None:
         super().__init__()
         self._strategy, self._ends = parse_strategy(
@@ -94,10 +100,8 @@ class LoraPhases(EngineCallback):
         )
         self._given = [] if phases is None else parse_phases("phases", phases)
         self._adapter_name = adapter_name
-        self._optimizer_state: Literal["keep", "reset"] = arguments.choice(
-            "optimizer_state", optimizer_state, ("keep", "reset")
-        )
-        self._phases: list[Phase] = []
+        self._terms = parse_terms(optimizer_state, cut_gradient)
+        self._phases: list[LoraPhase] = []
         self._adapters: list[Adapter] = []
         self._logged = -1  # the last logged phase
 
@@ -115,9 +119,7 @@ class LoraPhases(EngineCallback):
         self._phases = self._given or phases_of_strategy(self._strategy, self._ends, num_blocks)
         check_phases(self._phases, self._adapters, num_blocks)
         rules = [self._rule(index, phase) for index, phase in enumerate(self._phases)]
-        # The last phase first: at a boundary it holds before the previous phase releases, so that an adapter
-        # that rests in both does not change in between.
-        return [rule for rule in reversed(rules) if rule is not None]
+        return [rule for rule in rules if rule is not None]
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Log the phase that has just started; called by the engine."""
@@ -139,7 +141,7 @@ class LoraPhases(EngineCallback):
         }
         write_metrics(trainer.loggers, totals | layers, step)
 
-    def _rule(self, index: int, phase: Phase) -> FreezeRule | None:
+    def _rule(self, index: int, phase: LoraPhase) -> FreezeRule | None:
         """Hold what does not train in a phase; None if everything does."""
         resting = [name for adapter in self._adapters if not phase.trains(adapter) for name in adapter.names]
         if not resting:
@@ -148,5 +150,5 @@ class LoraPhases(EngineCallback):
             title=f"LoraPhases(phase {index + 1} of {len(self._phases)}: {phase})",
             selector=ParameterSelector(names=tuple(resting)),
             schedule=Schedule(from_step=phase.start_step or None, until_step=phase.end_step),
-            optimizer_state=self._optimizer_state,
+            terms=self._terms,
         )

@@ -7,6 +7,8 @@ from torch import nn
 from lighter_freezers import arguments
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.rule_arguments import parse_terms
+from lighter_freezers.engine.terms import CutGradient, OptimizerState
 from lighter_freezers.engine.trainer_clock import moment
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.lora.rank_action import RankAction, RankOptions
@@ -47,6 +49,12 @@ class LoraRankScheduler(EngineCallback):
             at the cost of two small products per layer.
         average_over: Optimizer steps in one mean of `training_loss`.
         seed: Makes new components differ from run to run.
+        optimizer_state: The optimizer's state of components that `on_zero: freeze` holds: `keep` it,
+            `reset` it when the hold begins, or `free` it and remove the parameter from its group until it
+            thaws.
+        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where only an embedding
+            that is tied to the head learns from it; `never` leaves the gradient of such an embedding as it
+            is.
 
     Raises:
         TypeError: A value has the wrong type, such as a string where a number belongs.
@@ -83,15 +91,15 @@ class LoraRankScheduler(EngineCallback):
         shrink: Shrink = "svd",
         average_over: int = 10,
         seed: int = 0,
+        optimizer_state: OptimizerState = "keep",
+        cut_gradient: CutGradient = "auto",
     ) -> None:
         super().__init__()
         for argument, value in (("adapter_name", adapter_name), ("monitor", monitor)):
             if not isinstance(value, str) or not value:
                 raise TypeError(f"{argument} must be a name. Got {value!r}.")
         self._entries = parse_rank_schedule(schedule, monitor)
-        num_steps = arguments.count("average_over", average_over)
-        if not num_steps:
-            raise ValueError(f"average_over must be at least 1. Got {average_over!r}.")
+        num_steps = arguments.at_least("average_over", average_over, 1)
         self._options = RankOptions(
             adapter_name=adapter_name,
             on_zero=arguments.choice("on_zero", on_zero, ("drop", "merge", "freeze")),
@@ -99,6 +107,7 @@ class LoraRankScheduler(EngineCallback):
             monitor=monitor,
             average_over=num_steps,
             seed=arguments.count("seed", seed) or 0,
+            terms=parse_terms(optimizer_state, cut_gradient),
         )
         self._action = RankAction(self._entries, self._options)
 

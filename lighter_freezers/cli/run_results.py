@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 __all__ = ["RunResults", "differing", "read_runs"]
 
-SUMMARY = "results_summary.json"
+RUN_SUMMARY = "results_summary.json"
 EVALUATIONS = "evaluation_results*.json"
 
 _Json: TypeAlias = dict[str, Any]  # a file that this package wrote; its keys say what is in them
@@ -57,9 +57,9 @@ def differing(runs: Sequence[RunResults]) -> list[str]:
 
 def _read_run(folder: Path, title: str) -> RunResults:
     evaluations = sorted(folder.glob(EVALUATIONS), key=_number)
-    if not (folder / SUMMARY).exists() and not evaluations:
+    if not (folder / RUN_SUMMARY).exists() and not evaluations:
         raise FileNotFoundError(_nothing_in(folder))
-    summary = _read(folder / SUMMARY) if (folder / SUMMARY).exists() else {}
+    summary = _read(folder / RUN_SUMMARY) if (folder / RUN_SUMMARY).exists() else {}
     scores = _read(evaluations[-1]).get("scores", {}) if evaluations else {}
     figures = {**_training_figures(summary), **summary.get("evaluation", {}), **scores}
     numbers = {name: float(value) for name, value in figures.items() if isinstance(value, (int, float))}
@@ -95,13 +95,13 @@ def _number(path: Path) -> int:
 def _nothing_in(folder: Path) -> str:
     if not folder.is_dir():
         return f"There is no folder {folder}."
-    inside = sorted(path.parent for pattern in (SUMMARY, EVALUATIONS) for path in folder.rglob(pattern))
+    inside = sorted(path.parent for pattern in (RUN_SUMMARY, EVALUATIONS) for path in folder.rglob(pattern))
     if inside:
         shown = " ".join(dict.fromkeys(map(str, inside[:4])))
         return f"{folder} is not the folder of one run. Runs in it: {shown}"
     return (
-        f"{folder} has neither {SUMMARY} nor evaluation_results.json. Add lighter_freezers.ResultsSummary to "
-        "the callbacks of the run, or evaluate it with `lighter test`."
+        f"{folder} has neither {RUN_SUMMARY} nor evaluation_results.json. Add "
+        "lighter_freezers.ResultsSummary to the callbacks of the run, or evaluate it with `lighter test`."
     )
 
 

@@ -9,7 +9,7 @@ from lighter_freezers import arguments as checks
 from lighter_freezers.cli.callback_comments import comments_on, first_step
 from lighter_freezers.cli.config_text import Commented, add_callbacks, indented
 from lighter_freezers.cli.source_config import Source, read_source
-from lighter_freezers.cli.strategies import STRATEGIES, Options, callbacks_of
+from lighter_freezers.cli.strategies import STRATEGIES, Options, strategy_callbacks
 from lighter_freezers.reports.whole_files import write_whole
 from lighter_freezers.selection.anatomy import anatomy_of
 
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _written(arguments: argparse.Namespace, output: str, source: Source) -> str:
     """The text of the new config."""
     options = _options(arguments, source)
-    callbacks = callbacks_of(arguments.strategy, source.model, options)
+    callbacks = strategy_callbacks(arguments.strategy, source.model, options)
     commented = [Commented(tuple(comments_on(callback, source.model)), callback) for callback in callbacks]
     about = [
         f"{arguments.strategy}: {_WHAT_IT_DOES[arguments.strategy]}.",

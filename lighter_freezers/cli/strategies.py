@@ -1,18 +1,18 @@
 """Four ways to freeze a model, as callbacks for a config. Writes no text."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from torch import nn
 
 from lighter_freezers.layers.thaw_order import Layer, Layers, layers_of
 from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters, without_wrapper
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["STRATEGIES", "Options", "callbacks_of"]
+__all__ = ["STRATEGIES", "Options", "strategy_callbacks"]
 
 GRADUAL = "lighter_freezers.GradualUnfreezing"
 Callbacks = list[dict[str, object]]
@@ -37,7 +37,7 @@ class Options:
     train_embeddings: bool = False
 
 
-def callbacks_of(strategy: str, model: nn.Module, options: Options) -> Callbacks:
+def strategy_callbacks(strategy: str, model: nn.Module, options: Options) -> Callbacks:
     """The callbacks of a strategy for one model, as they stand in a config.
 
     Raises:
@@ -132,24 +132,12 @@ def _freezer(model: nn.Module, held: Set[str], rest: Mapping[str, object]) -> di
 
 def _selection(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
     """Arguments of a Freezer that select these parameters and no others: whole modules, and what is left."""
-    every = list(canonical_parameters(model))
-    sizes = Counter(path for name in every for path in _enclosing(name))
-    counts = Counter(path for name in names for path in _enclosing(name))
-    prefixes: dict[str, None] = {}
-    single = []
-    for name in names:
-        whole = next((path for path in _enclosing(name) if counts[path] == sizes[path]), None)
-        if whole is None:
-            single.append(without_wrapper(name))
-        else:
-            prefixes[without_wrapper(whole) + "."] = None
-    found = {"name_starts_with": list(prefixes), "names": single}
+    every = canonical_parameters(model).keys()
+    whole = NameSummary(list(every)).whole_modules(names)
+    found = {
+        "name_starts_with": [f"{without_wrapper(path)}." for path in whole if path not in every],
+        "names": [without_wrapper(name) for name in whole if name in every],
+    }
     arguments = {argument: values for argument, values in found.items() if values}
     selected = ParameterSelector.from_arguments(**arguments).select(model)
     return arguments if selected.keys() == set(names) else {"names": list(names)}
-
-
-def _enclosing(name: str) -> Iterator[str]:
-    """Paths of the modules that a parameter is in, outermost first."""
-    segments = name.split(".")
-    return (".".join(segments[:length]) for length in range(1, len(segments)))

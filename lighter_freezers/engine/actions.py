@@ -4,7 +4,6 @@ An action decides when it is due and applies its change; the engine then updates
 it.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,31 +22,27 @@ from lighter_freezers.engine.checkpoint_identity import (
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.metric_watch import TRAINING_LOSS
+from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState, SchedulerLike, TrainerLike
 from lighter_freezers.engine.training_loss import TrainingLoss
 from lighter_freezers.engine.triggers import LossOrWait, Moment
-from lighter_freezers.selection.names import canonical_name
 
 __all__ = ["Action", "Actions", "ActionResult", "StepContext"]
 
 
 @dataclass(frozen=True)
 class ActionResult:
-    """What the actions of one moment changed; the flags show which parameters froze or thawed.
+    """What the actions of one moment changed; the ledger knows which parameters froze or thawed.
 
     Attributes:
         is_reshaped: Whether parameters have other shapes, other names, or are other objects than before.
         notes: One sentence for each change, as logged after the step number.
         ranks: LoRA rank after it, for the components whose rank changed.
-        frozen: What stopped training; filled in by the engine.
-        thawed: What trains from now on; filled in by the engine.
     """
 
     is_reshaped: bool = False
     notes: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
-    frozen: tuple[Parameter, ...] = ()
-    thawed: tuple[Parameter, ...] = ()
 
 
 @dataclass
@@ -91,8 +86,9 @@ class Action:
 
     Attributes:
         title: Names it in logs and errors.
-        kind: Names it in checkpoints: what the state of another with the same kind may be taken over by.
-        entries: Key -> title of all that it does, each once.
+        kind: Names it in checkpoints; it may restore the state of another action of the same kind.
+        entries: Key -> title of each entry of its list.
+        terms: What else it asks for while it holds something.
         reshapes: Whether it may give parameters other shapes.
         monitor_argument: What the user calls the argument that names the metrics, for errors.
         on_intrusion: The function its holds pass to `Hold.watch`; set by the engine before `setup`.
@@ -101,6 +97,7 @@ class Action:
     title: str
     kind: str
     entries: Mapping[str, str]
+    terms: Terms = Terms()
     reshapes: bool = False
     monitor_argument: str = "monitor"
 
@@ -215,12 +212,12 @@ class Actions:
         for action in self:
             action.start(context)
 
-    def resume(self, context: StepContext, num_batches_per_step: int) -> None:
+    def resume(self, context: StepContext) -> None:
         """Resume every action, and start averaging the training loss for those that wait for it."""
         for key, action in self._actions.items():
             action.resume(context)
             if TRAINING_LOSS in action.monitors:
-                self._losses[key] = TrainingLoss(action.average_over, num_batches_per_step)
+                self._losses[key] = TrainingLoss(action.average_over)
                 if key in self._saved_losses:
                     self._losses[key].remember(self._saved_losses[key])
 
@@ -235,15 +232,20 @@ class Actions:
         """Whether any action waits for the training loss."""
         return bool(self._losses)
 
-    def note_loss(self, trainer: TrainerLike, outputs: object) -> bool:
+    def note_loss(self, trainer: TrainerLike, outputs: object, window: int) -> bool:
         """Record the loss of one batch.
+
+        Args:
+            trainer: The Trainer.
+            outputs: What `training_step` returned.
+            window: Batches in the accumulation window.
 
         Returns:
             Whether an average is complete: it can be read one optimizer step later.
         """
         is_complete = False
         for loss in self._losses.values():
-            if loss.note(outputs):
+            if loss.note(outputs, window):
                 loss.close(trainer, trainer_clock.moment(trainer).optimizer_step)
                 is_complete = True
         return is_complete
@@ -254,20 +256,11 @@ class Actions:
         due = [action for action in self if action.is_due(context.moment)]
         if not due:
             return None
-        flags = {name: parameter.requires_grad for name, parameter in _named(context.model)}
         outcomes = [action.apply(context) for action in due]
-        # by name, since an action may have replaced a parameter by one of another shape
-        changed = [
-            p for name, p in _named(context.model) if flags.get(name, p.requires_grad) != p.requires_grad
-        ]
         self._losses = {
             key: loss for key, loss in self._losses.items() if TRAINING_LOSS in self._actions[key].monitors
         }
-        return dataclasses.replace(
-            _joined(outcomes),
-            frozen=tuple(parameter for parameter in changed if not parameter.requires_grad),
-            thawed=tuple(parameter for parameter in changed if parameter.requires_grad),
-        )
+        return _joined(outcomes)
 
     def next_steps(self, moment: Moment) -> list[int]:
         """The next optimizer steps at which an action may be due or an average can be read."""
@@ -292,7 +285,7 @@ class Actions:
         """Restore what `state` returned.
 
         Returns:
-            Titles of what finds no state and loses by it, and of what was done and is there no more.
+            Titles of what has no state and loses something by it, and of what was done and no longer exists.
         """
         owned = find_states(
             {key: (action.kind, action.entries) for key, action in self._actions.items()}, states
@@ -325,13 +318,8 @@ class Actions:
 
     def _read_losses(self, moment: Moment) -> None:
         for key, loss in self._losses.items():
-            value = loss.take(moment)
-            if value is not None:
+            for value in loss.take(moment):
                 self._actions[key].observe(TRAINING_LOSS, value)
-
-
-def _named(model: nn.Module) -> list[tuple[str, Parameter]]:
-    return [(canonical_name(name), parameter) for name, parameter in model.named_parameters()]
 
 
 def _joined(outcomes: Sequence[ActionResult]) -> ActionResult:

@@ -42,7 +42,7 @@ __all__ = [
 
 STATE_KEY = "lighter_freezers.engine"  # among the callbacks of a checkpoint
 FORMAT = 1
-_OLD_KEY = "Conductor"  # where state stood before there was a format
+_OLD_KEY = "Conductor"  # the state key before the format was versioned
 _NUM_LETTERS = 32
 
 
@@ -97,7 +97,7 @@ def match_done(done: Iterable[str], entries: Sequence[str]) -> dict[str, str]:
     """Match the entries of a list with those that were done: by what and when, then by what alone.
 
     Returns:
-        Key of what was done -> key of the entry, for all that still stand in the list.
+        Key of what was done -> key of the entry, for all that are still in the list.
     """
     done = list(done)
     found = {key: key for key in done if key in entries}
@@ -116,7 +116,8 @@ def changed_entries(entries: Mapping[str, str], done: Mapping[str, str]) -> tupl
         done: Key -> title of what was done of the list as it was.
 
     Returns:
-        Titles of entries that stand among what is done and were not, and of what was done and is gone.
+        Titles of entries that now precede finished ones but were not done, and of finished ones that were
+        removed.
     """
     matches = match_done(done, list(entries))
     queue, past = [[*filter(has_condition, keys)] for keys in (entries, done)]
@@ -155,7 +156,7 @@ def refuse_state_of_old_key(states: Mapping[str, SavedState]) -> None:
     """Refuse a checkpoint whose callbacks have state from before the format was versioned.
 
     Raises:
-        RuntimeError: They have.
+        RuntimeError: They have such state.
     """
     if _OLD_KEY in states and STATE_KEY not in states:
         raise RuntimeError(
@@ -169,7 +170,7 @@ def refuse_other_format(state: SavedState) -> None:
     """Refuse state in another format than this version reads.
 
     Raises:
-        RuntimeError: It has.
+        RuntimeError: It has another format.
     """
     if state.get("format") != FORMAT:
         raise RuntimeError(
@@ -183,8 +184,8 @@ def warn_of_changes(without_state: Sequence[str], without_owner: Sequence[str]) 
     """Warn what starts without state in a resumed run, and which state has no owner.
 
     Args:
-        without_state: Titles of what found no state and loses something by it.
-        without_owner: Titles of what was saved, remembers something, and is there no more.
+        without_state: Titles of what has no state and loses something by it.
+        without_owner: Titles of what has saved state and no longer exists.
     """
     if without_state:
         warnings.warn(

@@ -9,24 +9,23 @@ from torch.optim import Optimizer
 
 from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers.engine import (
+    averaging,
     checkpoint_identity,
     checkpoint_state,
     idle_schedules,
     ledger,
     trainer_clock,
 )
-from lighter_freezers.engine.actions import Action, ActionResult, Actions, StepContext
+from lighter_freezers.engine.actions import Action, Actions, StepContext
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.followers import Followers, TransitionListener
+from lighter_freezers.engine.intrusions import Intrusions
 from lighter_freezers.engine.metric_watch import MetricWatch
-from lighter_freezers.engine.rules import ActiveRule, Change, FreezeRule, active_rules_of, refuse_overlap
+from lighter_freezers.engine.rules import ActiveRule, FreezeRule, active_rules_of, follow_all, refuse_overlap
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
 from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
-from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["EngineCallback", "Engine"]
-
-_NEVER = 2**29  # batches to the next check at the latest; a small int counts down faster
 
 
 class EngineCallback(Callback):
@@ -69,7 +68,8 @@ class Engine(Callback):
         self._builds_late = self._is_set_up = self._is_fit = False
         self._loaded_state: SavedState = {}
         self._unmatched: tuple[list[str], list[str]] = ([], [])  # actions without state, state without owner
-        self._has_resumed = self._is_intruded = self._has_warned = False
+        self._has_resumed = False
+        self._intrusions = Intrusions()
         self._last_state: SavedState = {}
 
     @classmethod
@@ -84,7 +84,8 @@ class Engine(Callback):
             isinstance(each, Callback) and type(each).setup is not Callback.setup for each in callbacks
         ]
         # after the first of ours with a `setup`: it runs now, and Lightning is iterating over this list
-        callbacks.insert(is_ours.index(True) + 1, engine)
+        place = is_ours.index(True) + 1
+        callbacks[place:place] = [engine, *averaging.AverageKeeper.where_needed(trainer, engine)]
         return engine
 
     def add_listener(self, listener: TransitionListener) -> None:
@@ -184,19 +185,20 @@ class Engine(Callback):
         Not earlier, because an optimizer that is built from what is trainable must be the same as when the
         run started, or the state in the checkpoint would not fit it.
         """
-        self._wait = 1
+        self._wait, self._boundaries = 1, trainer_clock.StepBoundaries(trainer)
         context, before = StepContext(trainer, pl_module, trainer_clock.moment(trainer)), _flags(pl_module)
         for active in self._active_rules:
             active.resume(context.moment)
-        self._actions.resume(context, trainer_clock.window_length(trainer))
-        self._arm()
+        self._actions.resume(context)
         if self._loaded_state and trainer.is_global_zero:
             checkpoint_state.warn(self._active_rules, self._unmatched, context.moment)
         self._followers.begin(context, has_changed=before != _flags(pl_module))
+        self._arm()
 
     def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Check the schedules at the next batch, since some count epochs."""
         self._wait = 1
+        self._boundaries.begin_epoch()
         self._reassert()
 
     def on_train_batch_start(
@@ -204,7 +206,7 @@ class Engine(Callback):
     ) -> None:
         """Count down to the next step at which something may change."""
         self._wait -= 1
-        if self._wait <= 0:
+        if self._wait <= 0 or trainer.accumulate_grad_batches != self._boundaries.window:
             self._play(trainer, pl_module, batch_idx)
 
     def on_validation_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
@@ -245,40 +247,36 @@ class Engine(Callback):
             if active.bind(pl_module):
                 active.hold.watch(self._on_intrusion)
         refuse_overlap(self._active_rules)
-        self._follow(trainer_clock.moment(trainer))
+        follow_all(self._active_rules, trainer_clock.moment(trainer))
         if self._active_rules and not len(self._actions):  # an action may thaw something before that
             idle_schedules.refuse_idle_phase(self._active_rules, pl_module)
-
-    def _follow(self, moment: Moment) -> list[Change]:
-        """Apply every rule at this moment; returns the rules that changed something, and what."""
-        changes = [Change(active, *active.follow(moment)) for active in self._active_rules]
-        return [change for change in changes if change.frozen or change.thawed]
 
     def _play(self, trainer: TrainerLike, pl_module: LightningModule, batch_idx: int) -> None:
         """Apply what is due between two optimizer steps, and compute when to check again."""
         if self._has_resumed:
             self._has_resumed = False
             self._metrics.warn_of_lost_validation(trainer, batch_idx)
-        window = trainer_clock.window_length(trainer)
-        if batch_idx % window:
-            self._wait = window - batch_idx % window
+        if averaging.is_update_epoch(trainer):
+            self._wait = trainer_clock.NEVER
+            return
+        self._wait = self._boundaries.num_batches_before(trainer, batch_idx)
+        if self._wait:
             return
         moment = trainer_clock.moment(trainer)
-        changes, context = self._follow(moment), StepContext(trainer, pl_module, moment)
-        outcome = self._actions.perform(context)
-        if changes or outcome:
-            self._followers.follow(context, changes, outcome or ActionResult())
+        context = StepContext(trainer, pl_module, moment)
+        with ledger.flips() as flips:
+            follow_all(self._active_rules, moment)
+            outcome = self._actions.perform(context)
+        if self._followers.follow(context, flips, outcome):
             self._arm()
-        self._followers.optimizers.set_learning_rates(moment.optimizer_step)
-        steps = [
-            step for step in (active.next_step(moment) for active in self._active_rules) if step is not None
-        ]
+        self._followers.optimizers.keep_up()
+        steps = [*(active.next_step(moment) for active in self._active_rules)]
         steps += self._actions.next_steps(moment)
-        if self._followers.optimizers.sets_learning_rates or (steps and not pl_module.automatic_optimization):
+        is_restless = any(steps) and not pl_module.automatic_optimization
+        if is_restless or self._followers.optimizers.restores_values:
             self._wait = 1  # under manual optimization a batch may take any number of optimizer steps
         else:
-            num_steps = min(steps, default=_NEVER) - moment.optimizer_step
-            self._wait = min(num_steps * window, _NEVER)
+            self._wait = self._boundaries.num_batches_until(steps, moment.optimizer_step)
 
     def _arm(self) -> None:
         """Install the per-step hooks that are needed now, and no others.
@@ -287,19 +285,22 @@ class Engine(Callback):
         attribute to None turns the hook off, profiler entry included; a method that returns at once would
         still cost a call at every step.
         """
-        has_ending = self._followers.optimizers.sets_learning_rates or self._actions.listens_to_loss
+        has_ending = self._followers.optimizers.acts_each_step or self._actions.listens_to_loss
         self.on_train_batch_end = self._end_batch if has_ending else None
-        wants_gradients = self._is_intruded or any(action.wants_gradients for action in self._actions)
+        wanting = [action for action in self._actions if action.wants_gradients]
+        wants_gradients = self._intrusions.is_pending or bool(wanting)
         self.on_before_optimizer_step = self._look_at_gradients if wants_gradients else None
 
     def _end_batch(
         self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, *_: object
     ) -> None:
         """Record the loss for the actions that wait for it, and set the learning rates again."""
-        if self._actions.note_loss(trainer, outputs):
+        if self._actions.note_loss(trainer, outputs, self._boundaries.window):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
-        if self._followers.optimizers.sets_learning_rates:
-            self._followers.optimizers.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
+        if self._followers.optimizers.acts_each_step:
+            self._followers.optimizers.keep_up()
+        else:
+            self._arm()
 
     def _look_at_gradients(
         self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
@@ -313,22 +314,17 @@ class Engine(Callback):
 
     def _on_intrusion(self) -> None:
         """A held parameter received a gradient: have it frozen again before the optimizer steps."""
-        self._is_intruded = True
+        self._intrusions.is_pending = True
         self._arm()
 
     def _reassert(self) -> None:
         """Freeze again what other code switched on, and warn once."""
-        if self._is_intruded:
-            self._is_intruded = False
-            self._arm()
+        was_pending = self._intrusions.is_pending
         holds = [active.hold for active in self._active_rules]
         holds += [hold for action in self._actions for hold in action.holds]
-        for hold in holds:
-            if hold.is_active:
-                intruded = ledger.reassert(hold.parameters)
-                if intruded and not self._has_warned:
-                    self._has_warned = True
-                    self._followers.announcer.warn_of_intrusion(intruded)
+        self._intrusions.undo(holds, self._followers.announcer)
+        if was_pending:
+            self._arm()
 
     def _disband(self) -> None:
         self._last_state = self.state_dict()
@@ -339,7 +335,7 @@ class Engine(Callback):
         self.on_before_optimizer_step = self.on_train_batch_end = None
         self._active_rules, self._listeners, self._actions, self._loaded_state = [], [], Actions([]), {}
         self._followers = Followers([], self._actions)
-        self._has_warned = self._has_resumed = self._is_intruded = False
+        self._intrusions, self._has_resumed = Intrusions(), False
 
 
 def _engine_callbacks(trainer: TrainerLike) -> list[EngineCallback]:

@@ -1,11 +1,9 @@
 """What follows a change of flags or shapes: optimizers, norm layers, DDP wrapper, log, listeners."""
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Protocol
 
 from torch import nn
-from torch.nn import Parameter
 
 from lighter_freezers.engine import idle_schedules
 from lighter_freezers.engine.actions import ActionResult, Actions, StepContext
@@ -13,13 +11,14 @@ from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs
 from lighter_freezers.engine.effects.norm_layers import FrozenNorms
+from lighter_freezers.engine.flips import Flips
+from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.log_lines import Announcer
 from lighter_freezers.engine.optimizers import OptimizerFollower
-from lighter_freezers.engine.rules import ActiveRule, Change, num_transitions
+from lighter_freezers.engine.rules import ActiveRule, num_transitions
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
-from lighter_freezers.selection.element_counts import distinct
 
 __all__ = ["Followers", "TransitionListener"]
 
@@ -43,24 +42,28 @@ class Followers:
         self._active_rules = active_rules
         self._actions = actions
         self._listeners: list[TransitionListener] = []
+        self._held: list[Hold] = []
         self._norms = FrozenNorms(nn.Module(), [])
         self._boundary = GradientBoundary(nn.Module())
         self._graphs = CompiledGraphs(nn.Module())
-        self.optimizers = OptimizerFollower([])
+        self.optimizers = OptimizerFollower([], [])
         self.announcer = Announcer(nn.Module(), [])
 
     def prepare(self, context: StepContext, listeners: Sequence[TransitionListener]) -> None:
         """Prepare a fit: groups in the optimizers, and the norm layers that may have to stop."""
         self._listeners = list(listeners)
-        self.optimizers = OptimizerFollower(self._active_rules)
+        states = [each.rule.terms.optimizer_state for each in self._active_rules]
+        states += [action.terms.optimizer_state for action in self._actions]
+        self.optimizers = OptimizerFollower(self._active_rules, states)
         self.optimizers.prepare(context.trainer, context.model, self._actions.trainable_later(context.model))
         self._actions.start(context)
-        selections = [(active.hold.parameters, active.rule.frozen_norms) for active in self._active_rules]
-        selections += [(action.freezable(context.model), "eval") for action in self._actions]
-        self._norms = FrozenNorms(context.model, selections)
+        freezable = [each for active in self._active_rules for each in active.hold.parameters]
+        freezable += [each for action in self._actions for each in action.freezable(context.model)]
+        self._norms = FrozenNorms(context.model, freezable)
         if self._active_rules or len(self._actions):
             self._boundary = GradientBoundary(context.model, is_silent=not context.trainer.is_global_zero)
         if context.trainer.is_global_zero:
+            idle_schedules.warn_of_user_frozen(self._active_rules, context.model)
             self._graphs = CompiledGraphs(context.model)
             self._graphs.warn_of_schedule(num_transitions([active.rule for active in self._active_rules]))
 
@@ -68,8 +71,9 @@ class Followers:
         """At the start of training, all loaded: update what depends on what is held now, and log it."""
         if has_changed:
             ddp_wrapper.rebuild(context.trainer.strategy)
+        self._held = self._active_holds()
         self._norms.follow()
-        self.optimizers.follow(context.model)
+        self.optimizers.follow(context.model, self._held)
         self._follow_gradients(context.moment)
         self.announcer = Announcer(context.model, self._active_rules, list(self._actions))
         frozen = [parameter for parameter in context.model.parameters() if not parameter.requires_grad]
@@ -78,25 +82,53 @@ class Followers:
             context, self.announcer.transition(context.moment, frozen, [], True, ActionResult(ranks=ranks))
         )
 
-    def follow(self, context: StepContext, changes: Sequence[Change], outcome: ActionResult) -> None:
-        """Update everything, once for all rules and actions."""
-        if outcome.is_reshaped:
-            for active in self._active_rules:
-                active.bind(context.model)
-            self._boundary.forget()
-            self.announcer = Announcer(context.model, self._active_rules, list(self._actions))
-        frozen, thawed = _net_changes(changes, outcome)
+    def follow(self, context: StepContext, flips: Flips, outcome: ActionResult | None) -> bool:
+        """Update everything, once for all rules and actions.
+
+        Args:
+            context: The moment.
+            flips: What froze and thawed.
+            outcome: What actions changed; None where none was due.
+
+        Returns:
+            Whether there was anything to update: a hold that began or ended, or an action.
+        """
+        if outcome is not None and outcome.is_reshaped:
+            self._look_again(context)
+        before, self._held = self._held, self._active_holds()
+        if before == self._held and outcome is None:
+            return False
+        outcome = outcome or ActionResult()
+        frozen, thawed = flips.net
         if frozen:
             idle_schedules.refuse_idle_now(context.model, context.moment)
-            self.optimizers.forget(changes)
+        if frozen or thawed:
+            self.optimizers.drop_histories()
+        already = set(map(id, before))
+        self.optimizers.forget([hold for hold in self._held if id(hold) not in already])
         self._norms.follow()
-        self.optimizers.follow(context.model, is_reshaped=outcome.is_reshaped)
+        self.optimizers.follow(context.model, self._held, is_reshaped=outcome.is_reshaped)
         self._follow_gradients(context.moment)
         if context.is_freed:
             ddp_wrapper.put_on(context.trainer.strategy)
         elif frozen or thawed:
             ddp_wrapper.rebuild(context.trainer.strategy)
-        self._announce(context, self.announcer.transition(context.moment, frozen, thawed, False, outcome))
+        transition = self.announcer.transition(context.moment, frozen, thawed, False, outcome)
+        if frozen or thawed or outcome != ActionResult():
+            self._announce(context, transition)
+        return True
+
+    def _look_again(self, context: StepContext) -> None:
+        """Parameters have other shapes or names: find them again."""
+        for active in self._active_rules:
+            active.bind(context.model)
+        self._boundary.forget()
+        self.announcer = Announcer(context.model, self._active_rules, list(self._actions))
+
+    def _active_holds(self) -> list[Hold]:
+        holds = [active.hold for active in self._active_rules]
+        holds += [hold for action in self._actions for hold in action.holds]
+        return [hold for hold in holds if hold.is_active]
 
     def release(self) -> None:
         """Restore norm layers and optimizers when the fit has ended."""
@@ -105,8 +137,8 @@ class Followers:
         self.optimizers.release()
 
     def _follow_gradients(self, moment: Moment) -> None:
-        never = [p for p in self._active_rules if p.rule.cut_gradient == "never" and p.hold.is_active]
-        self._boundary.follow(refusing=[each for active in never for each in active.hold.parameters])
+        never = [hold for hold in self._held if hold.terms.cut_gradient == "never"]
+        self._boundary.follow(refusing=[each for hold in never for each in hold.parameters])
         self._graphs.follow(moment.optimizer_step)
 
     def _announce(self, context: StepContext, transition: Transition) -> None:
@@ -115,14 +147,3 @@ class Followers:
             self.announcer.log_lines(transition)
         for listener in self._listeners:
             listener.on_transition(context.trainer, context.model, transition)
-
-
-def _net_changes(changes: Sequence[Change], outcome: ActionResult) -> tuple[list[Parameter], list[Parameter]]:
-    """The net changes, each parameter once: a rule may hold what another has just released."""
-    frozen = [change.frozen for change in changes if change.frozen]
-    thawed = [change.thawed for change in changes if change.thawed]
-    if len(frozen) + len(thawed) == 1 and not (outcome.frozen or outcome.thawed):
-        return list(chain(*frozen)), list(chain(*thawed))  # only one rule changed something
-    still_frozen = [parameter for parameter in chain(*frozen) if not parameter.requires_grad]
-    still_thawed = [parameter for parameter in chain(*thawed) if parameter.requires_grad]
-    return distinct([*still_frozen, *outcome.frozen]), distinct([*still_thawed, *outcome.thawed])

@@ -1,14 +1,17 @@
-"""Refuses schedules under which nothing would train, before the first batch where that is certain."""
+"""Refuses schedules under which nothing would train, and warns of what would never thaw."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
+from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["refuse_idle_now", "refuse_idle_phase"]
+__all__ = ["refuse_idle_now", "refuse_idle_phase", "warn_of_user_frozen"]
 
 _WAY_OUT = "End one of them earlier, or exclude something (except_names, except_name_starts_with)."
 
@@ -39,6 +42,30 @@ def refuse_idle_phase(active_rules: Sequence[ActiveRule], model: nn.Module) -> N
             names = ", ".join(active.rule.title for active in holding)
             raise RuntimeError(
                 f"{when} on, {names} would hold every parameter, so nothing trains. {_WAY_OUT}"
+            )
+
+
+def warn_of_user_frozen(active_rules: Sequence[ActiveRule], model: nn.Module) -> None:
+    """Warn of what a rule would thaw but for the user, who froze it by hand: it never will.
+
+    The base of a model with adapters is frozen on purpose: there only a rule that thaws nothing is named.
+    """
+    has_adapters = any("lora_" in name for name, _ in model.named_parameters())
+    stuck: dict[str, list[str]] = {}  # title -> names
+    for active in active_rules:
+        frozen = [
+            name for name, p in active.selected.items() if p.is_floating_point() and ledger.is_user_frozen(p)
+        ]
+        if not active.rule.is_static and (not has_adapters or len(frozen) == len(active.selected)):
+            stuck.setdefault(active.title, []).extend(frozen)
+    summary = NameSummary(list(canonical_parameters(model))) if any(stuck.values()) else None
+    for title, names in stuck.items():
+        if names and summary is not None:
+            log.warning(
+                "%s will not thaw %s: frozen by hand before the run (requires_grad=False), which it leaves "
+                "alone. Remove that line: it holds them from the first step on by itself",
+                title,
+                summary.compress(names),
             )
 
 

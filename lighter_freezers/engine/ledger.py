@@ -11,6 +11,22 @@ from contextlib import contextmanager
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
+from lighter_freezers.engine.flips import Flips
+from lighter_freezers.engine.ledger_records import (
+    Holder,
+    Record,
+    holders,
+    is_held,
+    is_user_frozen,
+    known,
+    observed,
+    record_of,
+    records,
+    terms_of,
+    unlisted,
+)
+from lighter_freezers.engine.terms import Terms
+
 __all__ = [
     "Hold",
     "drop_gradients",
@@ -19,9 +35,12 @@ __all__ = [
     "holders",
     "is_held",
     "is_user_frozen",
+    "leave",
     "reassert",
     "release",
+    "flips",
     "succeed",
+    "terms_of",
     "thaw",
     "unobserved",
 ]
@@ -29,44 +48,22 @@ __all__ = [
 _WATCHED_PER_HOLD = 64  # at most so many, so that watching costs the same in a model of 150 or 15,000 tensors
 
 
-class _Record:
-    """What the ledger records of one parameter."""
-
-    __slots__ = ("__weakref__", "baseline", "count", "holds", "is_left", "parameter", "standing")
-
-    def __init__(self, parameter: Parameter) -> None:
-        self.parameter: Callable[[], Parameter | None] = _observed(parameter)
-        self.baseline = parameter.requires_grad
-        self.count = 0  # number of holders now
-        self.holds: list[weakref.ref[Hold]] = []
-        self.standing: set[str] = set()  # holders that came through `hold()`
-        self.is_left = False  # frozen by us and left so when its last hold was abandoned
+_USUAL = Terms()
+_flips = Flips()  # of the step that is under way; nothing is noted between two steps
 
 
-_records: dict[int, _Record] = {}
+@contextmanager
+def flips() -> Iterator[Flips]:
+    """Note which parameters freeze and thaw while it is open, by any hold or function of this module."""
+    global _flips
+    before, _flips = _flips, Flips(is_open=True)
+    try:
+        yield _flips
+    finally:
+        _flips = before
 
 
-def _forget(key: int) -> Callable[[object], None]:
-    """The weak-reference callback that drops a record once its parameter is gone (its id may be reused)."""
-
-    def forget(_: object) -> None:
-        _records.pop(key, None)
-
-    return forget
-
-
-def _observed(parameter: Parameter) -> Callable[[], Parameter | None]:
-    return weakref.ref(parameter, _forget(id(parameter)))
-
-
-def _record_of(parameter: Parameter) -> _Record:
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
-        record = _records[id(parameter)] = _Record(parameter)
-    return record
-
-
-def _grip(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
+def _grip(pairs: Iterable[tuple[Parameter, Record]]) -> list[Parameter]:
     """Add one holder to each; freeze those that trained until now."""
     frozen = []
     for parameter, record in pairs:
@@ -79,10 +76,11 @@ def _grip(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
                 frozen.append(parameter)
             elif not record.is_left:
                 record.baseline = False
+    _flips.note(frozen)
     return frozen
 
 
-def _loosen(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
+def _loosen(pairs: Iterable[tuple[Parameter, Record]]) -> list[Parameter]:
     """Remove one holder from each; thaw those that have no holder left and trained before."""
     thawed = []
     for parameter, record in pairs:
@@ -91,6 +89,7 @@ def _loosen(pairs: Iterable[tuple[Parameter, _Record]]) -> list[Parameter]:
             record.is_left = False
             parameter.requires_grad = True
             thawed.append(parameter)
+    _flips.note(thawed)
     return thawed
 
 
@@ -101,18 +100,20 @@ class Hold:
         parameters: The parameters it can freeze. One that cannot train anyway (frozen by the user, an
             integer tensor) is counted and left alone.
         holder: Who holds, in words for logs and errors.
+        terms: What else is asked for while it holds.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], holder: str) -> None:
+    def __init__(self, parameters: Iterable[Parameter], holder: str, terms: Terms = _USUAL) -> None:
         self.holder = holder
+        self.terms = terms
         self.is_active = False
-        self._grips = [(parameter, _record_of(parameter)) for parameter in parameters]
+        self._grips = [(parameter, record_of(parameter)) for parameter in parameters]
         self._watches: list[RemovableHandle] = []
         self._on_intrusion: Callable[[], None] | None = None
-        me = weakref.ref(self)
-        for _, record in self._grips:
-            record.holds = [hold for hold in record.holds if hold() is not None]
-            record.holds.append(me)
+        records = [record for _, record in self._grips]
+        me: weakref.ref[Holder] = weakref.ref(self, unlisted(id(self), records))
+        for record in records:
+            record.holds[id(self)] = me
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -153,7 +154,7 @@ class Hold:
             if self.is_active:
                 record.count -= 1
                 record.is_left = record.baseline and not record.count
-            record.holds = [hold for hold in record.holds if hold() not in (None, self)]
+            record.holds.pop(id(self), None)
         self.is_active = False
         self._grips = []
 
@@ -164,17 +165,18 @@ class Hold:
             parameters: One successor for each parameter of this hold, in the same order.
         """
         for successor, (_, old) in zip(parameters, self._grips, strict=True):
-            record = _record_of(successor)
+            record = record_of(successor)
             if not successor.requires_grad and (old.baseline and (old.count or old.is_left)):
                 record.baseline = record.is_left = True
         was_active = self.is_active
         self.abandon()
-        successor_hold = Hold(parameters, self.holder)
+        successor_hold = Hold(parameters, self.holder, self.terms)
         if was_active:
             successor_hold.take()
         return successor_hold
 
-    def _replace(self, old: Parameter, new: Parameter) -> None:
+    def replace(self, old: Parameter, new: Parameter) -> None:
+        """Hold a successor in place of a parameter; `succeed` calls it."""
         self._grips = [(new if parameter is old else parameter, record) for parameter, record in self._grips]
 
     def watch(self, on_intrusion: Callable[[], None]) -> None:
@@ -216,7 +218,7 @@ def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
     Returns:
         The parameters that trained until now.
     """
-    pairs = [(parameter, _record_of(parameter)) for parameter in parameters]
+    pairs = [(parameter, record_of(parameter)) for parameter in parameters]
     pairs = [(parameter, record) for parameter, record in pairs if holder not in record.standing]
     for _, record in pairs:
         record.standing.add(holder)
@@ -224,8 +226,12 @@ def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
 
 
 def release(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
-    """Release what `hold` took under this name, and return what trains from now on."""
-    pairs = [(parameter, _record_of(parameter)) for parameter in parameters]
+    """Release what `hold` took under this name.
+
+    Returns:
+        The parameters that train from now on: they have no other holder and trained before.
+    """
+    pairs = [(parameter, record_of(parameter)) for parameter in parameters]
     pairs = [(parameter, record) for parameter, record in pairs if holder in record.standing]
     for _, record in pairs:
         record.standing.remove(holder)
@@ -243,16 +249,18 @@ def thaw(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:
     """
     parameters = list(parameters)
     released = release(parameters, holder)
+    switched_on = []
     for parameter in parameters:
-        record = _record_of(parameter)
+        record = record_of(parameter)
         if not (parameter.is_floating_point() or parameter.is_complex()):
             continue
         record.baseline = True
         if not record.count and not parameter.requires_grad:
             record.is_left = False
             parameter.requires_grad = True
-            released.append(parameter)
-    return released
+            switched_on.append(parameter)
+    _flips.note(switched_on)
+    return [*released, *switched_on]
 
 
 def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Parameter]:
@@ -265,9 +273,10 @@ def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Pa
     """
     frozen = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in parameters:
-        record = _record_of(parameter)
+        record = record_of(parameter)
         record.baseline, record.is_left = False, is_left
         parameter.requires_grad, parameter.grad = False, None
+    _flips.note(frozen)
     return frozen
 
 
@@ -277,11 +286,19 @@ def drop_gradients(parameters: Iterable[Parameter]) -> None:
         parameter.grad = None
 
 
+def leave(parameters: Iterable[Parameter]) -> None:
+    """Count parameters that are frozen and unknown so far as left frozen by a hold: they may thaw."""
+    for parameter in parameters:
+        if not parameter.requires_grad and known(parameter) is None:
+            record = record_of(parameter)
+            record.baseline = record.is_left = True
+
+
 def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
     """Freeze again what other code switched on while it was held; that flag is its baseline from now on."""
     intruded = []
     for parameter in parameters:
-        record = _record_of(parameter)
+        record = record_of(parameter)
         if not record.count:
             continue
         if parameter.requires_grad:
@@ -296,15 +313,15 @@ def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
 @contextmanager
 def unobserved(parameter: Parameter) -> Iterator[None]:
     """Keep no weak reference to a parameter for a moment, since `torch.utils.swap_tensors` refuses those."""
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
+    record = known(parameter)
+    if record is None:
         yield
         return
     record.parameter = lambda: parameter
     try:
         yield
     finally:
-        record.parameter = _observed(parameter)
+        record.parameter = observed(parameter)
 
 
 def succeed(old: Parameter, new: Parameter) -> None:
@@ -314,36 +331,13 @@ def succeed(old: Parameter, new: Parameter) -> None:
         old: Not to be used any more.
         new: Its successor, with the same `requires_grad`.
     """
-    record = _records.pop(id(old), None)
-    if record is None or record.parameter() is not old:
+    record = known(old)
+    if record is None:
         return
-    record.parameter = _observed(new)
-    _records[id(new)] = record
-    for reference in record.holds:
+    del records[id(old)]
+    _flips.succeed(old, new)
+    record.parameter = observed(new)
+    records[id(new)] = record
+    for reference in list(record.holds.values()):
         if (hold := reference()) is not None:
-            hold._replace(old, new)
-
-
-def holders(parameter: Parameter) -> tuple[str, ...]:
-    """Who holds a parameter now, in alphabetical order; empty when it has no holder."""
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
-        return ()
-    active = [hold.holder for hold in (reference() for reference in record.holds) if hold and hold.is_active]
-    return tuple(sorted({*active, *record.standing}))
-
-
-def is_held(parameter: Parameter) -> bool:
-    """Whether a parameter has a holder now."""
-    record = _records.get(id(parameter))
-    return record is not None and record.parameter() is parameter and record.count > 0
-
-
-def is_user_frozen(parameter: Parameter) -> bool:
-    """Whether a parameter would stay frozen if every holder released it."""
-    record = _records.get(id(parameter))
-    if record is None or record.parameter() is not parameter:
-        return not parameter.requires_grad
-    if record.count:
-        return not record.baseline
-    return not parameter.requires_grad and not record.is_left
+            hold.replace(old, new)

@@ -1,19 +1,25 @@
 """Updates a Trainer's optimizers for the rules: groups at the start, learning rates, dropped state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.effects import optimizer_groups
 from lighter_freezers.engine.effects.lean_groups import LeanGroups
-from lighter_freezers.engine.effects.learning_rates import ThawedGroup
+from lighter_freezers.engine.effects.learning_rates import ThawedGroup, ThawedRates
 from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
-from lighter_freezers.engine.rules import ActiveRule, Change
+from lighter_freezers.engine.effects.optimizer_history import (
+    FrozenValues,
+    drop_shared_history,
+    refuse_dropped_state,
+)
+from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.terms import OptimizerState
 from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
 from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
 from lighter_freezers.selection.name_summary import NameSummary
@@ -27,20 +33,28 @@ class OptimizerFollower:
 
     Args:
         active_rules: All rules of the fit, bound to the model.
+        states: What any holder asks of the optimizer state.
     """
 
-    def __init__(self, active_rules: Sequence[ActiveRule]) -> None:
+    def __init__(self, active_rules: Sequence[ActiveRule], states: Collection[OptimizerState]) -> None:
         self._active_rules = active_rules
-        self._groups: list[ThawedGroup] = []
-        self._hooks: list[RemovableHandle] = []
+        self._states = set(states)
+        self._frees = "free" in self._states
+        self._rates = ThawedRates([], lambda: 0, has_schedulers=False)
         self._optimizers: list[Optimizer] = []
         self._lean = LeanGroups([])
+        self._values = FrozenValues([])
         self._named: dict[str, Parameter] = {}
 
     @property
-    def sets_learning_rates(self) -> bool:
-        """Whether any rule requests a learning rate."""
-        return bool(self._groups)
+    def acts_each_step(self) -> bool:
+        """Whether `keep_up` has to be called after each step: rates or values move."""
+        return self._rates.is_moving or self.restores_values
+
+    @property
+    def restores_values(self) -> bool:
+        """Whether an optimizer may move what is held, also between two steps."""
+        return bool(self._values)
 
     def prepare(
         self, trainer: TrainerLike, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
@@ -56,54 +70,57 @@ class OptimizerFollower:
         if self._frees:
             refuse_lean_groups(trainer.strategy, trainer.optimizers)
             self._lean = LeanGroups(trainer.optimizers)
+        self._values = FrozenValues(trainer.optimizers)
+        for state in sorted(self._states - {"keep"}):
+            refuse_dropped_state(trainer.optimizers, state)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._add_missing(model, schedulers, trainable_later or {})
+        groups: list[ThawedGroup] = []
         for freezers, parameters in _selected_alike(self._active_rules):
-            self._split_off(freezers, parameters, schedulers)
-        for optimizer in {id(group.optimizer): group.optimizer for group in self._groups}.values():
-            hook = optimizer.register_step_pre_hook(
-                lambda *_: self.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
-            )
-            self._hooks.append(hook)
-        self.set_learning_rates(trainer_clock.moment(trainer).optimizer_step)
+            groups += self._split_off(freezers, parameters, schedulers, len(groups) + 1)
+        self._rates = ThawedRates(
+            groups, lambda: trainer_clock.moment(trainer).optimizer_step, has_schedulers=bool(schedulers)
+        )
+        self._rates.set()
 
-    def set_learning_rates(self, optimizer_step: int) -> None:
-        """Write the requested learning rates into the groups."""
-        for group in self._groups:
-            group.set_learning_rate(optimizer_step)
+    def keep_up(self) -> None:
+        """Write the requested rates, and put back what an optimizer moved although it is held."""
+        self._rates.set()
+        self._values.restore()
 
-    def forget(self, changes: Sequence[Change]) -> None:
-        """Drop the optimizer state of what froze, for the rules that ask for it."""
-        for change in changes:
-            if change.active.rule.optimizer_state == "reset":
-                optimizer_groups.forget_state(change.frozen, self._optimizers)
+    def forget(self, taken: Sequence[Hold]) -> None:
+        """Drop the optimizer state of what holds that have just begun ask for."""
+        for hold in taken:
+            if hold.terms.optimizer_state == "reset":
+                optimizer_groups.forget_state(hold.parameters, self._optimizers)
 
-    def follow(self, model: nn.Module, *, is_reshaped: bool = False) -> None:
-        """Remove from the groups what rules with `optimizer_state: free` hold now.
+    def drop_histories(self) -> None:
+        """Drop what an optimizer remembers of all parameters together: some have frozen or thawed."""
+        drop_shared_history(self._optimizers)
+
+    def follow(self, model: nn.Module, holds: Sequence[Hold], *, is_reshaped: bool = False) -> None:
+        """Remove from the groups what holds with `optimizer_state: free` hold now.
 
         Args:
             model: The module that trains.
+            holds: All holds that are active.
             is_reshaped: Whether some of its parameters may be other objects than before.
         """
+        self._values.follow()
         if not self._frees:
             return
         if is_reshaped or not self._named:
             before, self._named = self._named, canonical_parameters(model)
             self._lean.replace({id(old): self._named[name] for name, old in before.items()})
-        held = [active for active in self._active_rules if active.hold.is_active]
-        frozen = [active.selected for active in held if active.rule.optimizer_state == "free"]
-        self._lean.leave_out([parameter for selected in frozen for parameter in selected.values()])
-
-    @property
-    def _frees(self) -> bool:
-        return any(active.rule.optimizer_state == "free" for active in self._active_rules)
+        freeing = [hold.parameters for hold in holds if hold.terms.optimizer_state == "free"]
+        self._lean.leave_out([parameter for parameters in freeing for parameter in parameters])
 
     def release(self) -> None:
         """Put everything back into the groups, and stop managing the optimizers."""
+        self._values.restore()
         self._lean.release()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._groups, self._optimizers = [], [], []
+        self._rates.remove()
+        self._optimizers = []
 
     def _add_missing(
         self, model: nn.Module, schedulers: Sequence[SchedulerLike], trainable_later: Mapping[str, Parameter]
@@ -144,13 +161,11 @@ class OptimizerFollower:
         freezers: Sequence[ActiveRule],
         parameters: dict[str, Parameter],
         schedulers: Sequence[SchedulerLike],
-    ) -> None:
+        number: int,
+    ) -> list[ThawedGroup]:
         title = " + ".join(dict.fromkeys(active.rule.title for active in freezers if active.learning_rate))
-        num_before = len(self._groups)
-        moved = optimizer_groups.split_off(
-            parameters, f"{title} ({num_before + 1})", self._optimizers, schedulers
-        )
-        self._groups += [ThawedGroup(optimizer, group, home, freezers) for optimizer, group, home in moved]
+        moved = optimizer_groups.split_off(parameters, f"{title} ({number})", self._optimizers, schedulers)
+        return [ThawedGroup(optimizer, group, home, freezers) for optimizer, group, home in moved]
 
 
 def _selected_alike(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
+from lighter_freezers.engine.terms import CutGradient, NormMode, OptimizerState, Terms
 from lighter_freezers.engine.triggers import MetricTrigger, Schedule
 from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.select import ParameterSelector
@@ -50,7 +51,7 @@ def parse_schedule(
 def parse_learning_rate(
     unfreeze_lr: float | None, unfreeze_lr_factor: float | None, warmup_steps: int
 ) -> LearningRateRequest | None:
-    """Check what is asked for the parameters that thaw; None for nothing.
+    """Check the learning rate for the parameters that thaw; None to leave rates alone.
 
     Raises:
         TypeError: A value is not a number.
@@ -68,6 +69,21 @@ def parse_learning_rate(
             factor=arguments.positive("unfreeze_lr_factor", unfreeze_lr_factor), warmup_steps=ramp
         )
     return LearningRateRequest(warmup_steps=ramp) if ramp else None
+
+
+def parse_terms(
+    optimizer_state: OptimizerState, cut_gradient: CutGradient, frozen_norms: NormMode = "eval"
+) -> Terms:
+    """Check what is asked for while something is held.
+
+    Raises:
+        ValueError: A value is none of the choices.
+    """
+    return Terms(
+        arguments.choice("optimizer_state", optimizer_state, ("keep", "reset", "free")),
+        arguments.choice("frozen_norms", frozen_norms, ("eval", "stats", "train")),
+        arguments.choice("cut_gradient", cut_gradient, ("auto", "never")),
+    )
 
 
 def rule_title(selector: ParameterSelector, schedule: Schedule, trigger: MetricTrigger | None) -> str:

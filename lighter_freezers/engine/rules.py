@@ -10,17 +10,17 @@ from torch.nn import Parameter
 
 from lighter_freezers.engine.checkpoint_identity import numbered, rule_key
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
-from lighter_freezers.engine.effects.norm_layers import NormMode
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Schedule
 from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = [
     "ActiveRule",
-    "Change",
     "FreezeRule",
     "active_rules_of",
+    "follow_all",
     "num_transitions",
     "refuse_overlap",
 ]
@@ -36,15 +36,12 @@ class FreezeRule:
         schedule: When to hold them.
         trigger: Ends the rule for good when it fires; None for the schedule alone.
         learning_rate: Requested for what thaws; None to leave learning rates alone.
-        frozen_norms: What norm layers do while all their parameters are held.
-        optimizer_state: Whether optimizers keep the state of a parameter when it freezes, drop it, or remove
-            the parameter itself while it is frozen.
+        terms: What else it asks for while it holds: optimizer state, norm layers, the backward pass.
         optimizer_params: Whether a parameter that is in no optimizer gets a group, or is an error.
         optimizer: Which optimizer takes such a parameter: its index, its class, or a module it trains.
         on_overlap: Whether other rules may select the same parameters.
         on_missing: Whether a name that matches nothing is an error.
         restore_on_end: Whether to thaw when the run ends.
-        cut_gradient: Whether the backward pass may end where everything below it is held.
         monitor_argument: What the user calls the argument that names the metric, for errors.
     """
 
@@ -53,13 +50,11 @@ class FreezeRule:
     schedule: Schedule
     trigger: MetricTrigger | None = None
     learning_rate: LearningRateRequest | None = None
-    frozen_norms: NormMode = "eval"
-    optimizer_state: Literal["keep", "reset", "free"] = "keep"
+    terms: Terms = Terms()
     optimizer_params: Literal["auto", "error"] = "auto"
     on_overlap: Literal["compose", "error"] = "compose"
     on_missing: Literal["error", "warn"] = "error"
     restore_on_end: bool = False
-    cut_gradient: Literal["auto", "never"] = "auto"
     optimizer: int | str | None = None
     monitor_argument: str = "until_metric.monitor"
 
@@ -81,7 +76,7 @@ class ActiveRule:
         self.rule = rule
         self.key = key
         self.selected: dict[str, Parameter] = {}
-        self.hold = Hold([], rule.title)
+        self.hold = Hold([], rule.title, rule.terms)
         self.history = History()
         is_over = 0 in (rule.schedule.until_step, rule.schedule.until_epoch)
         self.released_at: int | None = 0 if is_over else None  # released before the first step
@@ -122,22 +117,21 @@ class ActiveRule:
             self.hold = self.hold.moved_to(list(selected.values()))
         else:
             self.hold.abandon()
-            self.hold = Hold(selected.values(), self.rule.title)
+            self.hold = Hold(selected.values(), self.rule.title, self.rule.terms)
         self.selected = selected
         return True
 
-    def follow(self, moment: Moment) -> tuple[list[Parameter], list[Parameter]]:
-        """Hold or release, as the schedule requires at this moment.
+    def holds_at(self, moment: Moment) -> bool:
+        """Whether it holds at a moment."""
+        return self.rule.schedule.is_active(moment) and not self.history.has_fired
 
-        Returns:
-            The parameters that froze, and those that thawed.
-        """
-        if self.rule.schedule.is_active(moment) and not self.history.has_fired:
-            return self.hold.take(), []
-        if not self.hold.is_active:
-            return [], []
-        self.released_at = moment.optimizer_step
-        return [], self.hold.let_go()
+    def follow(self, moment: Moment) -> None:
+        """Hold or release, as the schedule requires at this moment."""
+        if self.holds_at(moment):
+            self.hold.take()
+        elif self.hold.is_active:
+            self.released_at = moment.optimizer_step
+            self.hold.let_go()
 
     def next_step(self, moment: Moment) -> int | None:
         """The next optimizer step at which the schedule may change something; None if there is none."""
@@ -192,7 +186,7 @@ class ActiveRule:
         self._was_holding = None
 
     def misses_state(self, moment: Moment) -> bool:
-        """Whether it goes on without state and loses by it: what its metric was, or when a warm-up began."""
+        """Whether it lacks state that matters: the history of its metric, or the start of a warm-up."""
         schedule, rate = self.rule.schedule, self.rule.learning_rate
         if self._is_restored:
             return False
@@ -202,13 +196,10 @@ class ActiveRule:
         return rate is not None and rate.warmup_steps > 0 and was_released_now
 
 
-@dataclass(frozen=True)
-class Change:
-    """What a rule did at one moment: the parameters that it froze, and those that it thawed."""
-
-    active: ActiveRule
-    frozen: list[Parameter]
-    thawed: list[Parameter]
+def follow_all(active_rules: Sequence[ActiveRule], moment: Moment) -> None:
+    """Hold or release, for all rules: first what holds, so that nothing thaws between two holds."""
+    for active in sorted(active_rules, key=lambda each: not each.holds_at(moment)):
+        active.follow(moment)
 
 
 def active_rules_of(rules: Sequence[FreezeRule]) -> list[ActiveRule]:

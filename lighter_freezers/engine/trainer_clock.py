@@ -1,13 +1,26 @@
 """The only room that reads a Trainer's counters and metrics."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.triggers import Moment
 
-__all__ = ["last_moment", "metrics", "moment", "reduced", "validation_was_due", "window_length"]
+__all__ = [
+    "NEVER",
+    "StepBoundaries",
+    "last_moment",
+    "metrics",
+    "moment",
+    "reduced",
+    "validation_was_due",
+    "window_length",
+]
+
+
+NEVER = 2**29  # batches: after these it checks again; a small int counts down faster than a large one
 
 
 def moment(trainer: TrainerLike) -> Moment:
@@ -18,6 +31,43 @@ def moment(trainer: TrainerLike) -> Moment:
 def window_length(trainer: TrainerLike) -> int:
     """Batches in one accumulation window."""
     return int(trainer.accumulate_grad_batches)
+
+
+class StepBoundaries:
+    """Finds the batches that begin an accumulation window, also where its length changes in mid-epoch.
+
+    Until it changes, these are the multiples of `accumulate_grad_batches`; afterwards, to the end of the
+    epoch, each batch is looked at.
+    """
+
+    def __init__(self, trainer: TrainerLike) -> None:
+        self.window = window_length(trainer)
+        self._last_step: int | None = None  # optimizer steps before the last batch; None while regular
+        self._boundary = (0, trainer.global_step)  # a batch that began a window, and the step then
+
+    def begin_epoch(self) -> None:
+        """An epoch begins with a new window."""
+        self._last_step = None
+
+    def num_batches_before(self, trainer: TrainerLike, batch_idx: int) -> int:
+        """Batches to wait before it makes sense to ask again; 0 where this batch begins a window."""
+        before, self.window = self.window, window_length(trainer)
+        if self._last_step is None and (not batch_idx or before == self.window):
+            if batch_idx % self.window == 0:
+                self._boundary = (batch_idx, trainer.global_step)
+            return -batch_idx % self.window
+        last, self._last_step = self._last_step, trainer.global_step
+        if last is None:  # windows were regular until the last batch began
+            begin, step = self._boundary
+            last = step + (batch_idx - 1 - begin) // before
+        return 0 if self._last_step > last else 1
+
+    def num_batches_until(self, steps: Iterable[int | None], optimizer_step: int) -> int:
+        """Batches before the first of some optimizer steps; `NEVER` where there is none."""
+        if self._last_step is not None:
+            return 1
+        num_steps = min((step for step in steps if step is not None), default=NEVER) - optimizer_step
+        return min(num_steps * self.window, NEVER)
 
 
 def validation_was_due(trainer: TrainerLike, batch_idx: int) -> bool:

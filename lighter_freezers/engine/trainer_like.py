@@ -1,4 +1,4 @@
-"""What of Lightning this package relies on, in either namespace. A Trainer that has these parts will do."""
+"""The parts of Lightning that this package relies on, in either namespace. Any Trainer with them works."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -22,11 +22,11 @@ __all__ = [
 
 ParameterGroup: TypeAlias = dict[str, Any]  # as torch types an optimizer's groups: each key has its own type
 OfLightning: TypeAlias = Any  # a member that the base class declares, by the types of its own namespace
-SavedState: TypeAlias = Mapping[str, Any]  # plain values of a checkpoint; who wrote a key knows its type
+SavedState: TypeAlias = Mapping[str, Any]  # plain values; the writer of a key sets its type
 
 
 class SchedulerLike(Protocol):
-    """An LR scheduler: one of torch, or one with the methods that Lightning asks for."""
+    """An LR scheduler: one of torch, or one with the methods that Lightning requires."""
 
     @property
     def optimizer(self) -> Optimizer:
@@ -35,7 +35,7 @@ class SchedulerLike(Protocol):
     def state_dict(self) -> dict[str, object]:
         """As torch types it."""
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # torch has it so
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # as in torch
         """As torch types it."""
 
 
@@ -79,7 +79,7 @@ class PrecisionLike(Protocol):
     """Clips gradients; it may scale the loss."""
 
     def clip_gradients(self, optimizer: Optimizer, /) -> None:
-        """Whatever the Trainer was told to do."""
+        """Clip as configured in the Trainer."""
 
     def clip_grad_by_norm(self, optimizer: Optimizer, clip_val: float, /) -> None:
         """By the norm of all of them together."""
@@ -189,7 +189,7 @@ class TrainerLike(Protocol):
 
     @property
     def log_dir(self) -> str | None:
-        """Where the first logger writes, the same on all ranks: each has to ask."""
+        """Where the first logger writes, the same on all ranks; a collective call."""
 
     @property
     def default_root_dir(self) -> str:

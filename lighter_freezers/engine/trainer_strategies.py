@@ -1,4 +1,4 @@
-"""What the Trainer's strategies allow: a run that a strategy could not follow is refused before it starts."""
+"""What the Trainer's strategies support: a run that a strategy cannot follow is refused before it starts."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 __all__ = ["refuse_flat_gradients", "refuse_lean_groups", "refuse_unsupported_strategy"]
 
-# By class name, since there are two namespaces of Lightning.
+# By class name, because Lightning has two namespaces.
 _FOLLOW_FLAGS = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy", "FSDPStrategy")
 _FOLLOW_SHAPES = ("SingleDeviceStrategy", "DDPStrategy")  # and parameters that leave an optimizer group
 _KEEP_GRADIENTS_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")
@@ -64,7 +64,7 @@ def refuse_lean_groups(strategy: object, optimizers: Iterable[Optimizer]) -> Non
 
 
 def refuse_flat_gradients(strategy: object, callback: str) -> None:
-    """Fail before training where a callback could not tell the gradients of layers apart.
+    """Refuse a strategy whose gradients cannot be separated by layer.
 
     Raises:
         RuntimeError: The strategy keeps gradients in flat pieces.

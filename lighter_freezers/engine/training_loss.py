@@ -1,6 +1,7 @@
 """The training loss: what a batch returned, the mean of several, and averages read one step late."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -12,19 +13,43 @@ __all__ = ["TrainingLoss", "loss_of", "mean_loss"]
 
 
 def loss_of(outputs: object) -> torch.Tensor | None:
-    """The unread loss in what `on_train_batch_end` is given; None where `training_step` skipped the batch."""
+    """The loss in the outputs of a batch, not read from the device; None where `training_step` skipped it."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     return loss.detach() if isinstance(loss, torch.Tensor) else None
 
 
-def mean_loss(trainer: TrainerLike, losses: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean of the losses of batches over all ranks, unread. Every rank has to call this.
+def mean_loss(
+    trainer: TrainerLike, losses: Sequence[torch.Tensor], windows: Sequence[int] | None = None
+) -> torch.Tensor:
+    """The mean of batch losses over all ranks, on the device. Every rank has to call this.
 
     Lightning has divided each loss by the number of batches in an accumulation window; that is undone.
+
+    Args:
+        trainer: The Trainer.
+        losses: As `loss_of` returned them.
+        windows: For each of them, the number of batches in its window; None for the number in force now.
     """
-    on_device = [loss.to(trainer.strategy.root_device, torch.float32) for loss in losses]
-    mean = torch.stack(on_device).mean() * window_length(trainer)
+    on_device = torch.stack([loss.to(trainer.strategy.root_device, torch.float32) for loss in losses])
+    if windows is None or len({*windows}) == 1:
+        mean = on_device.mean() * (windows[0] if windows else window_length(trainer))
+    else:
+        mean = (on_device * torch.tensor(windows, device=on_device.device)).mean()
     return torch.as_tensor(trainer.strategy.reduce(mean, reduce_op="mean"))
+
+
+@dataclass(frozen=True)
+class _Average:
+    """A mean on its way to the host."""
+
+    value: torch.Tensor
+    ready_step: int
+    arrival: torch.cuda.Event | None = None
+
+    def read(self) -> float:
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return float(self.value)
 
 
 class TrainingLoss:
@@ -35,19 +60,26 @@ class TrainingLoss:
 
     Args:
         num_steps: Optimizer steps in a block.
-        num_batches_per_step: Batches in an accumulation window. Its losses make one mean.
     """
 
-    def __init__(self, num_steps: int, num_batches_per_step: int) -> None:
-        self._num_batches = num_steps * num_batches_per_step
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
         self._losses: list[torch.Tensor] = []
+        self._windows: list[int] = []  # for each loss, the number of batches in its accumulation window
         self._num_missing = 0
-        self._average: torch.Tensor | None = None  # on its way to the host
-        self._arrival: torch.cuda.Event | None = None
-        self.ready_step: int | None = None  # the optimizer step from which on it may be read
+        self._pending: list[_Average] = []
 
-    def note(self, outputs: object) -> bool:
+    @property
+    def ready_step(self) -> int | None:
+        """The optimizer step from which on the next average may be read."""
+        return self._pending[0].ready_step if self._pending else None
+
+    def note(self, outputs: object, window: int) -> bool:
         """Record the loss of one batch, without reading it; returns whether the block is full now.
+
+        Args:
+            outputs: What `training_step` returned.
+            window: Batches in the accumulation window.
 
         Raises:
             RuntimeError: A whole block had no loss.
@@ -55,10 +87,13 @@ class TrainingLoss:
         loss = loss_of(outputs)
         if isinstance(loss, torch.Tensor):
             self._losses.append(loss)
+            self._windows.append(window)
             self._num_missing = 0
-            return len(self._losses) >= self._num_batches
+            if len(self._losses) < self._num_steps:
+                return False
+            return sum(1 / each for each in self._windows) > self._num_steps - 1e-6
         self._num_missing += 1  # `training_step` may skip a batch
-        if self._num_missing >= self._num_batches:
+        if self._num_missing >= self._num_steps * window:
             raise RuntimeError(
                 "An operation waits for training_loss, but training_step gave no loss in "
                 f"{self._num_missing} batches. Return it, or a dictionary with it under 'loss', or monitor a "
@@ -68,38 +103,30 @@ class TrainingLoss:
 
     def close(self, trainer: TrainerLike, optimizer_step: int) -> None:
         """Compute the mean of the block and start its copy to the host."""
-        mean = mean_loss(trainer, self._losses)
+        mean, arrival = mean_loss(trainer, self._losses, self._windows), None
         if mean.is_cuda:
             mean = mean.to("cpu", non_blocking=True)  # into pinned memory
-            self._arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrival.record()
-        self._average = mean
-        self.ready_step = optimizer_step + 1
-        self._losses = []
+            arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrival.record()
+        self._pending.append(_Average(mean, optimizer_step + 1, arrival))
+        self._losses, self._windows = [], []
 
-    def take(self, moment: Moment) -> float | None:
-        """The average, returned once; None while there is none to read."""
-        if self._average is None or self.ready_step is None or moment.optimizer_step < self.ready_step:
-            return None
-        value = self._on_host()
-        self._average = self.ready_step = None
-        return value
-
-    def _on_host(self) -> float | None:
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        return None if self._average is None else float(self._average)
+    def take(self, moment: Moment) -> list[float]:
+        """The averages that are ready, each returned once."""
+        ready = [each for each in self._pending if each.ready_step <= moment.optimizer_step]
+        self._pending = self._pending[len(ready) :]
+        return [each.read() for each in ready]
 
     def state(self) -> dict[str, object]:
         """The state for a checkpoint, in plain types; this reads the device."""
         return {
             "losses": torch.stack(self._losses).tolist() if self._losses else [],  # one transfer
-            "average": self._on_host(),
-            "ready_step": self.ready_step,
+            "windows": list(self._windows),
+            "averages": [[each.read(), each.ready_step] for each in self._pending],
         }
 
     def remember(self, state: SavedState) -> None:
         """Restore what `state` returned."""
         self._losses = [torch.tensor(loss) for loss in state["losses"]]
-        self._average = None if state["average"] is None else torch.tensor(state["average"])
-        self.ready_step = state["ready_step"]
+        self._windows = list(state["windows"])
+        self._pending = [_Average(torch.tensor(value), step) for value, step in state["averages"]]

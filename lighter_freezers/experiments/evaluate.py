@@ -149,7 +149,7 @@ def evaluate(
     for batch in loader:
         inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         figures.add(batch, answers_to(network, inputs, settings, prompts))
-    scores = figures.scores(prompts.task.metrics)
+    scores = figures.scores(prompts.task.metrics, prompts.task.labels)
     scores["perplexity"] = perplexity(network, (batch["answers"] for batch in loader))
     if output_dir is not None:
         name = type(network).__name__ if isinstance(model_path, nn.Module) else model_path

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
-from lighter_freezers.arguments import choice, count, flag, number, positive
+from lighter_freezers.arguments import at_least, choice, count, flag, number, positive
 
 __all__ = ["GPTConfig", "ModelMode"]
 
@@ -110,11 +110,7 @@ class GPTConfig:
 
     def _check_sizes(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"GPTConfig.{name} must be a whole number. Got {size!r}.")
-            if size < 1:
-                raise ValueError(f"GPTConfig.{name} must be at least 1. Got {size}.")
+            at_least(f"GPTConfig.{name}", getattr(self, name), 1)
         if not 0.0 <= number("GPTConfig.dropout", self.dropout) < 1.0:
             raise ValueError(f"GPTConfig.dropout must be a number in [0, 1). Got {self.dropout!r}.")
         if self.n_embd % self.n_head:

@@ -103,7 +103,8 @@ class LanguageModelling(Objective):
         ignore_index = self.config.ignore_index
         if modifiers is not None and modifiers.is_active(self.mode):
             return modifiers.token_loss(predictions, targets, mode=self.mode, ignore_index=ignore_index)
-        return mean_cross_entropy(predictions.flatten(0, 1), targets.flatten(), ignore_index)
+        logits = _at_least_float32(predictions.flatten(0, 1))
+        return mean_cross_entropy(logits, targets.flatten(), ignore_index)
 
     def loss_of_hidden(
         self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: LossModifiers | None
@@ -117,7 +118,7 @@ class LanguageModelling(Objective):
             hidden, targets = _supervised(hidden, targets, ignore_index)
         if is_fusion_better(head, hidden):
             return fused_cross_entropy(hidden, head.weight, targets, ignore_index)
-        return mean_cross_entropy(head(hidden), targets, ignore_index)
+        return mean_cross_entropy(_at_least_float32(head(hidden)), targets, ignore_index)
 
     def _looks_for_targets(self, device: torch.device) -> bool:
         if self.config.head_on_supervised_only is None:

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import count, flag
+from lighter_freezers.arguments import at_least, count, flag
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.optimizer_groups import add_missing, parameters_in
 from lighter_freezers.engine.trainer_like import SchedulerLike
@@ -78,9 +78,7 @@ class GradualUnfreezer:
         freeze_embeddings: bool = True,
         verbose: bool = True,
     ) -> None:
-        self._total_epochs = count("total_epochs", total_epochs) or 0
-        if self._total_epochs < 1:
-            raise ValueError(f"total_epochs must be at least 1. Got {total_epochs}.")
+        self._total_epochs = at_least("total_epochs", total_epochs, 1)
         self._embeddings_epoch = count("unfreeze_embeddings_at", unfreeze_embeddings_at)
         self._freeze_embeddings = flag("freeze_embeddings", freeze_embeddings)
         if self._embeddings_epoch is not None and not freeze_embeddings:

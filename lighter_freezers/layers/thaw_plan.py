@@ -8,6 +8,7 @@ from typing import Literal
 from lighter_freezers import arguments
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.layers.thaw_order import Direction, Layer, Layers, cut_into_stages
 from lighter_freezers.layers.thaw_pace import Pace
@@ -28,6 +29,7 @@ class ThawPlan:
         lr_decay: What the rate of a layer is divided by for each layer above it; None for equal rates.
         warmup_steps: Optimizer steps over which the rate of what thaws rises from zero.
         optimizer: Which optimizer takes what no optimizer knows, as `FreezeRule` has it.
+        terms: What else is asked for while layers are held.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -41,6 +43,7 @@ class ThawPlan:
     lr_decay: float | None
     warmup_steps: int
     optimizer: int | str | None
+    terms: Terms = Terms()
 
     def __post_init__(self) -> None:
         _check_stages(self)
@@ -51,7 +54,7 @@ class ThawPlan:
         """The rules that hold each stage until it starts: one per stage, or one per layer with `lr_decay`."""
         rules = [rule for stage, cut in enumerate(self._stages(layers)) for rule in self._rules(stage, cut)]
         if self.embeddings == "never" and layers.embeddings is not None:
-            rules.append(FreezeRule(str(self), _selector([layers.embeddings]), Schedule()))
+            rules.append(FreezeRule(str(self), _selector([layers.embeddings]), Schedule(), terms=self.terms))
         return rules
 
     def beginnings(self, layers: Layers) -> list[tuple[Schedule, str]]:
@@ -87,6 +90,7 @@ class ThawPlan:
                         trigger=trigger,
                         learning_rate=rate,
                         optimizer=self.optimizer,
+                        terms=self.terms,
                         monitor_argument="plateau.monitor",
                     )
                 )

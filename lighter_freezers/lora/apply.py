@@ -99,6 +99,7 @@ def _weights_to_keep(network: nn.Module, names: Iterable[str]) -> dict[str, Tens
     return {name: module.weight.detach().clone() for name, module in modules.items()}
 
 
+# Any: PEFT checks what YAML gives it
 def _peft_config(config: "Mapping[str, Any] | LoraConfig") -> "LoraConfig":
     """A `LoraConfig` of our own."""
     from peft import LoraConfig, PeftConfig
@@ -150,7 +151,7 @@ def _check_targets(network: nn.Module, config: "LoraConfig") -> None:
             )
 
 
-def _check_initialisation(network: nn.Module, config: Any) -> None:
+def _check_initialisation(network: nn.Module, config: "Mapping[str, object] | LoraConfig") -> None:
     """Raise where an initialisation would change the base in a way that cannot be taken back."""
     options = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
     init = options.get("init_lora_weights", True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ def resolve_patterns(network: nn.Module, config: "LoraConfig") -> list[str]:
     return zeros
 
 
-def _targets(network: nn.Module, config: "LoraConfig") -> dict[str, Any]:
+def _targets(network: nn.Module, config: "LoraConfig") -> dict[str, nn.Module | nn.Parameter]:
     """Name -> module or parameter that PEFT would put LoRA on; more where PEFT knows the model's type."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -73,10 +73,13 @@ def _is_own(name: str) -> bool:
 
 
 def _by_layer(
-    argument: str, network: nn.Module, targets: Mapping[str, Any], pattern: Mapping[str, Any]
-) -> dict[str, Any]:
+    argument: str,
+    network: nn.Module,
+    targets: Mapping[str, nn.Module | nn.Parameter],
+    pattern: Mapping[str, object],
+) -> dict[str, object]:
     """Name of a layer -> the value of the first key that means it."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for key, value in pattern.items():
         named = [name for name in targets if matches_pattern(key, name)] or _short(network, targets, key)
         if not named:
@@ -91,7 +94,7 @@ def _by_layer(
     return values
 
 
-def _short(network: nn.Module, targets: Mapping[str, Any], key: str) -> Iterable[str]:
+def _short(network: nn.Module, targets: Mapping[str, nn.Module | nn.Parameter], key: str) -> Iterable[str]:
     """The targets that are in `attn.3`, `mlp.*` or `wte`."""
     try:
         layers = expand_layers(network, key)
@@ -104,9 +107,10 @@ def _short(network: nn.Module, targets: Mapping[str, Any], key: str) -> Iterable
     return named
 
 
-def _weight(target: Any) -> Any:
+def _weight(target: nn.Module | nn.Parameter) -> object:
     return target if isinstance(target, nn.Parameter) else getattr(target, "weight", None)
 
 
-def _is_embedding(target: Any) -> bool:
-    return isinstance(target.get_base_layer() if hasattr(target, "get_base_layer") else target, nn.Embedding)
+def _is_embedding(target: nn.Module | nn.Parameter) -> bool:
+    base = getattr(target, "get_base_layer", lambda: target)()
+    return isinstance(base, nn.Embedding)

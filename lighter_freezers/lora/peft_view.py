@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -108,7 +108,7 @@ def _key(name: str, names: Iterable[str]) -> str:
     return f"^{re.escape(name)}" if is_end_of_another else re.escape(name)
 
 
-def _excluded(before: Any, left_out: list[str]) -> str:
+def _excluded(before: str | Iterable[str] | None, left_out: list[str]) -> str:
     """A regular expression for what was excluded before and what is now."""
     names = [re.escape(name) for name in left_out]
     if isinstance(before, str):

@@ -1,4 +1,4 @@
-"""Phases of LoRA training as values: which adapters train from which step on, and no gaps between them."""
+"""LoRA phases as values: which adapters train from which step on, without gaps between phases."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lighter_freezers.selection.names import canonical_parameters, closest_names
 __all__ = [
     "STRATEGIES",
     "Adapter",
-    "Phase",
+    "LoraPhase",
     "adapters_of",
     "check_phases",
     "parse_phases",
@@ -32,7 +32,7 @@ STRATEGIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 
 
 @dataclass(frozen=True)
-class Phase:
+class LoraPhase:
     """A part of a run, and the adapters that train in it.
 
     Attributes:
@@ -116,7 +116,7 @@ def _place(layer: str) -> tuple[str, int | None]:
     return (PARTS[part], int(index)) if part in PARTS and index.isdecimal() else (layer, None)
 
 
-def phases_of_strategy(strategy: str, ends: Sequence[int], num_blocks: int) -> list[Phase]:
+def phases_of_strategy(strategy: str, ends: Sequence[int], num_blocks: int) -> list[LoraPhase]:
     """The phases that a strategy stands for; what its name says, in this order, is what trains.
 
     Args:
@@ -130,12 +130,12 @@ def phases_of_strategy(strategy: str, ends: Sequence[int], num_blocks: int) -> l
     if strategy == "early->late":
         ranges = [(0, half - 1), (half, num_blocks - 1)]
     return [
-        Phase(start or 0, end, modules, span)
+        LoraPhase(start or 0, end, modules, span)
         for start, end, modules, span in zip(bounds, bounds[1:], STRATEGIES[strategy], ranges, strict=False)
     ]
 
 
-def parse_phases(argument: str, config: object) -> list[Phase]:
+def parse_phases(argument: str, config: object) -> list[LoraPhase]:
     """Read phases as they stand in YAML.
 
     Args:
@@ -162,12 +162,12 @@ def parse_phases(argument: str, config: object) -> list[Phase]:
         )
     bounds = [*ends, None]
     return [
-        Phase(phase.start_step, end, phase.modules, phase.layer_range)
+        LoraPhase(phase.start_step, end, phase.modules, phase.layer_range)
         for phase, end in zip(phases, bounds, strict=True)
     ]
 
 
-def check_phases(phases: Sequence[Phase], adapters: Sequence[Adapter], num_blocks: int) -> None:
+def check_phases(phases: Sequence[LoraPhase], adapters: Sequence[Adapter], num_blocks: int) -> None:
     """Check phases against what a model has; say which adapters train in none of them.
 
     Raises:
@@ -196,7 +196,7 @@ def check_phases(phases: Sequence[Phase], adapters: Sequence[Adapter], num_block
         )
 
 
-def _check_bounds(argument: str, phase: Phase, next_start: int) -> None:
+def _check_bounds(argument: str, phase: LoraPhase, next_start: int) -> None:
     if next_start <= phase.start_step:
         raise ValueError(
             f"{argument} starts at step {phase.start_step}, the next at {next_start}: order them by step."
@@ -210,7 +210,7 @@ def _check_bounds(argument: str, phase: Phase, next_start: int) -> None:
         )
 
 
-def _phase(argument: str, entry: object) -> Phase:
+def _phase(argument: str, entry: object) -> LoraPhase:
     if not isinstance(entry, Mapping):
         raise TypeError(f"{argument} must be a mapping with {', '.join(KEYS)}. Got {entry!r}.")
     for key in entry:
@@ -224,7 +224,7 @@ def _phase(argument: str, entry: object) -> Phase:
     end = arguments.count(f"{argument}.end_step", entry.get("end_step"))
     if end is not None and end <= start:
         raise ValueError(f"{argument} ends at step {end}, before or where it starts ({start}).")
-    return Phase(start, end, _modules(argument, entry.get("active_modules")), _range(argument, entry))
+    return LoraPhase(start, end, _modules(argument, entry.get("active_modules")), _range(argument, entry))
 
 
 def _modules(argument: str, value: object) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.ledger import Hold
-from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
+from lighter_freezers.engine.terms import Terms
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.optimizer_state import NewComponents
 from lighter_freezers.lora.peft_configs import refuse_other_tuners
@@ -45,6 +46,7 @@ class RankOptions:
         monitor: The metric that entries with `trigger_loss` wait for.
         average_over: Optimizer steps in one mean of the training loss, where that is the metric.
         seed: Of the initial values of new components.
+        terms: What else is asked for while rank 0 holds factors.
     """
 
     adapter_name: str = "default"
@@ -53,6 +55,7 @@ class RankOptions:
     monitor: str = "val/loss"
     average_over: int = 10
     seed: int = 0
+    terms: Terms = Terms()
 
 
 class RankAction(Action):
@@ -67,7 +70,7 @@ class RankAction(Action):
 
     def __init__(self, entries: Sequence[RankEntry], options: RankOptions) -> None:
         self.title = f"LoraRankScheduler[{options.adapter_name}]"
-        self._options = options
+        self._options, self.terms = options, options.terms
         self._plan = RankPlan(entries)
         self.kind, self.entries = f"ranks of {options.adapter_name}", self._plan.titles
         self._ranks: list[dict[str, int]] = []  # of each entry: name of a site -> its rank
@@ -138,7 +141,6 @@ class RankAction(Action):
             chosen = {name for ranks in self._ranks for name in ranks}
             self._statistics = BottleneckStatistics({n: s for n, s in self._sites.items() if n in chosen})
         if stage == "fit":
-            _refuse_weight_averaging(callbacks_of(trainer))
             self._fit = weakref.ref(trainer)
             saved = self._saved or _left.get(trainer, {}).get(self.title)
             if saved:  # by a checkpoint, where the model was built after it, or by the last fit
@@ -258,7 +260,7 @@ class RankAction(Action):
     def _hold_frozen(self) -> None:
         """Hold them in the ledger, and watch them."""
         for name in self._frozen - self._holds.keys():
-            hold = self._holds[name] = Hold(self._sites[name].factors.parameters, "LoRA rank 0")
+            hold = self._holds[name] = Hold(self._sites[name].factors.parameters, "LoRA rank 0", self.terms)
             hold.watch(lambda: self.on_intrusion())
             hold.take()
 
@@ -273,13 +275,3 @@ class RankAction(Action):
         return {
             name: (reduce(z, reduce_op="mean"), reduce(g, reduce_op="mean")) for name, (z, g) in seen.items()
         }
-
-
-def _refuse_weight_averaging(callbacks: Iterable[object]) -> None:
-    for callback in callbacks:
-        kinds = {base.__name__ for base in type(callback).__mro__}
-        if kinds & {"WeightAveraging", "StochasticWeightAveraging"}:
-            raise RuntimeError(
-                f"{type(callback).__name__} averages weights of the shapes they have at the start, so LoRA "
-                "ranks cannot change. Remove one of the two callbacks."
-            )

@@ -1,7 +1,6 @@
 """Layers whose adapters have no components: their forward calls the base layer, and nothing else."""
 
 import types
-from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +49,7 @@ def is_parallel() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _forward_of_base(layer: PeftModule, *args: Any, **kwargs: Any) -> Any:
+def _forward_of_base(layer: PeftModule, *args: object, **kwargs: object) -> object:
     # DDP waits for gradients of empty parameters too; an adapter may have come since
     if is_parallel() or kwargs or layer.merged_adapters or any(layer.r.values()):
         return type(layer).forward(layer, *args, **kwargs)

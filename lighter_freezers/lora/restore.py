@@ -29,7 +29,7 @@ def install_rank_restore(model: nn.Module) -> None:
     """Let `load_state_dict` give each LoRA layer of PEFT the rank it has in the checkpoint.
 
     `apply_lora` and the callbacks do this by themselves. A model that PEFT adapted needs it for
-    `load_from_checkpoint`, where no callback is at work. Call it before the adapter trains: where PEFT's
+    `load_from_checkpoint`, where no callback runs. Call it before the adapter trains: where PEFT's
     initialisation took a part of the base weight (PiSSA, OLoRA, CorDA, LoRA-GA), it notes that part.
 
     Args:

@@ -81,9 +81,7 @@ def plan(
         assert [(phase.step, phase.num_trainable) for phase in planned.phases] == [(0, 5), (5, 25)]
         ```
     """
-    rounds = arguments.count("num_rounds", num_rounds)
-    if not rounds:
-        raise ValueError(f"num_rounds must be at least 1. Got {num_rounds!r}.")
+    rounds = arguments.at_least("num_rounds", num_rounds, 1)
     timed = arguments.count("num_timed", num_timed) or 0
     rehearsals = []
     with hushed() as said:

@@ -1,1 +1,1 @@
-"""What a run tells: logger output, CSV files, tables, timeline, rank history, gradient norms, plots."""
+"""Reports of a run: logger output, CSV files, tables, timeline, rank history, gradient norms, plots."""

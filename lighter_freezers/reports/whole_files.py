@@ -1,4 +1,4 @@
-"""Files that are written whole: a reader finds the old content or the new, never a part of either.
+"""Atomic writes: a reader sees the old content or the new, never a part of either.
 
 Every result file of the package is written here, except CSV files, which grow row by row.
 """
@@ -21,9 +21,9 @@ __all__ = ["json_text", "plain", "unused_path", "write_json", "write_png", "writ
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a file, or replace the one that is there; its folder is made if need be.
+    """Write or replace a file atomically; its folder is created if needed.
 
-    Several processes may write the same file: the last one stands. Where writing fails, as on a full disk,
+    Several processes may write the same file: the last one wins. Where writing fails, as on a full disk,
     the old file stays. A new file has the permissions that the user's umask gives, a replaced one keeps its
     own; a link stays a link.
 
@@ -46,7 +46,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 
 def write_unused(path: Path, content: str | bytes) -> Path:
-    """Write a file beside what is there: several processes that write the same get `name`, `name_1`, ...
+    """Write a new file: several processes that write the same name get `name`, `name_1`, ...
 
     Returns:
         The file that was written.
@@ -59,14 +59,14 @@ def write_unused(path: Path, content: str | bytes) -> Path:
 
 
 def write_png(path: str | Path, image: "Image") -> None:
-    """Write a picture."""
+    """Write an image as PNG."""
     drawn = io.BytesIO()
     image.save(drawn, "PNG")
     write_whole(path, drawn.getvalue())
 
 
 def write_json(path: str | Path, content: Mapping[str, object]) -> None:
-    """Write values as JSON; see `plain` for what becomes of those JSON does not know."""
+    """Write values as JSON; `plain` converts what JSON lacks."""
     write_whole(path, json_text(content))
 
 
@@ -102,7 +102,7 @@ def _encoded(content: str | bytes) -> bytes:
 
 @contextmanager
 def _beside(path: Path, content: str | bytes) -> Iterator[Path]:
-    """A file in the same folder with all of the content, under a name of its own; it is gone afterwards."""
+    """A temporary file in the same folder with the whole content, removed afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{secrets.token_hex(8)}.part")  # not tempfile: its files ignore the umask
     try:
@@ -120,7 +120,7 @@ def _took(part: Path, path: Path) -> bool:
         os.link(part, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links: take the name first
+    except OSError:  # a file system without hard links: reserve the name first
         try:
             path.open("x").close()
         except FileExistsError:

@@ -39,10 +39,10 @@ class NameSummary:
         chosen = sorted(set(names), key=self._position.__getitem__)
         if chosen and len(chosen) == len(self._position):
             return "all parameters"
-        items = [_without_trunk(item) for item in _join_indices(self._whole_modules(chosen))]
+        items = [_without_trunk(item) for item in _join_indices(self.whole_modules(chosen))]
         return first_few(items, num_items) or "no parameters"
 
-    def _whole_modules(self, chosen: Sequence[str]) -> list[str]:
+    def whole_modules(self, chosen: Sequence[str]) -> list[str]:
         """The outermost modules that are chosen as a whole, and the chosen parameters outside of these."""
         counts = Counter(path for name in chosen for path in self._enclosing[name])
         whole = (

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compile as compile_benchmark
-from benchmarks import freeze_gain, freeze_memory, measure
+from benchmarks import compile as compile_benchmark, freeze_gain, freeze_memory, measure
 
 SMALL_GAIN = ["--layers", "3", "--width", "32", "--time", "16", "--prefix", "1", "2", "--rounds", "1"]
 SMALL_MEMORY = ["--layers", "10", "--width", "64", "--tensors", "20", "--rounds", "1"]

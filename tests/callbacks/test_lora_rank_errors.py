@@ -53,7 +53,7 @@ def test_what_cannot_follow_is_refused_by_name() -> None:
         error_in_fit(LoraRankScheduler(SOON, "second"))
     with pytest.raises(RuntimeError, match="LBFGS.*AdamW"):
         error_in_fit(LoraRankScheduler(SOON), optimizer=torch.optim.LBFGS)
-    with pytest.raises(RuntimeError, match="StochasticWeightAveraging averages weights"):
+    with pytest.raises(ValueError, match="StochasticWeightAveraging averages weights"):
         error_in_fit(LoraRankScheduler(SOON), StochasticWeightAveraging(swa_lrs=0.1))
     parallel = ModelParallelStrategy(process_group_backend="gloo")
     with pytest.raises(RuntimeError, match="ModelParallelStrategy cannot change the rank of a layer"):

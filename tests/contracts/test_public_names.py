@@ -1,6 +1,8 @@
 """What `lighter_freezers` promises to have, and that asking for it works."""
 
+import ast
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -8,9 +10,17 @@ import lighter_freezers
 from lighter_freezers import _HOMES
 
 
+def names_of_the_stub() -> dict[str, str]:
+    """Public name -> module, as type checkers see it."""
+    stub = ast.parse(Path(lighter_freezers.__file__).with_suffix(".pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or "": str(node.module) for node in imports for alias in node.names}
+
+
 def test_all_names_what_the_homes_know() -> None:
-    """A public name stands in `__all__` and has a home; there are no others."""
+    """A public name stands in `__all__`, has a home and is in the stub; there are no others."""
     assert sorted(lighter_freezers.__all__) == sorted(_HOMES)
+    assert names_of_the_stub() == _HOMES
     assert len(set(lighter_freezers.__all__)) == len(lighter_freezers.__all__)
 
 

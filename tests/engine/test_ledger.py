@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lighter_freezers.engine import ledger
+from lighter_freezers.engine import ledger, ledger_records
 from lighter_freezers.engine.ledger import Hold
 
 
@@ -194,11 +194,11 @@ def test_watching_ends_with_the_hold() -> None:
 def test_the_ledger_keeps_no_parameter_alive() -> None:
     """Records are dropped with their parameters, so a reused id starts without one."""
     gc.collect()  # what other tests left behind
-    before = len(ledger._records)
+    before = len(ledger_records.records)
     hold = Hold(parameters(100), "freezer")
     hold.take()
-    assert len(ledger._records) == before + 100
+    assert len(ledger_records.records) == before + 100
     del hold
     gc.collect()
 
-    assert len(ledger._records) == before
+    assert len(ledger_records.records) == before

@@ -197,3 +197,28 @@ def test_a_results_file_is_plain_and_never_overwritten(tmp_path: Path) -> None:
         "versions": versions(),
     }
     assert unused_path(tmp_path / "new") == tmp_path / "new"
+
+
+@pytest.mark.parametrize(
+    ("answer", "accuracy"), [("entailment or neutral", 0), ("neutral", 0), ("Entailment.", 1)]
+)
+def test_multi_nli_knows_its_labels_whatever_the_sample(
+    answer: str, accuracy: int, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows with one label only: an answer that names two is wrong, by a call and by a test of the module."""
+    rows = [{"premise": each, "hypothesis": "h", "label": 0} for each in "abc"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = dict.fromkeys(("train_file", "val_file", "test_file"), str(file))
+    monkeypatch.setattr(
+        evaluate, "answers_to", lambda network, inputs, *_: [answer] * len(inputs["input_ids"])
+    )
+    assert evaluate_multi_nli(model, batch_size=2, max_length=ROOM, **files)["accuracy"] == accuracy
+
+    module = CausalLMModule(model)
+    data = GenerationDataModule("multi_nli", **files, tokenizer=model, max_length=ROOM)
+    monkeypatch.setattr(
+        module._answers, "texts", lambda network, batch, data: [answer] * len(batch["input_ids"])
+    )
+    [scores] = trainer("pytorch_lightning").test(module, data, verbose=False)
+    assert scores["test/accuracy"] == accuracy

@@ -256,3 +256,51 @@ def test_a_pipeline_without_effect_in_this_mode_leaves_the_plain_loss() -> None:
     assert torch.equal(loss, model(tokens(), tokens())[1])
     assert torch.equal(loss, model.loss(tokens(), tokens(), loss_modifiers=spy))
     assert not spy.calls
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("with_logits", [False, True])
+def test_the_loss_of_a_language_model_is_float32(precision: str, ignored: bool, with_logits: bool) -> None:
+    """Through `training_step` under a Trainer: at most 1e-3 from the same weights in float32."""
+    import pytorch_lightning as pl
+
+    from lighter_freezers import GPT, GPTConfig, GPTModule
+
+    torch.manual_seed(0)
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 97, "block_size": 16}
+    module = GPTModule(GPT(GPTConfig(**shape)))
+    kept: dict[str, torch.Tensor] = {}
+
+    class Compare(pl.Callback):
+        def on_train_batch_start(
+            self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, _: int
+        ) -> None:
+            if "whole" not in kept:
+                whole = GPT(GPTConfig(**shape)).float()
+                whole.load_state_dict({k: v.float() for k, v in module.network.state_dict().items()})
+                kept["whole"] = whole(batch["input_ids"], batch["targets"], with_logits=with_logits)[1]
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            kept.setdefault("loss", trainer.callback_metrics["train/loss"])
+
+    tokens = torch.randint(97, (8, 16), generator=torch.Generator().manual_seed(1))
+    targets = tokens.roll(-1, 1)
+    if ignored:
+        targets[:, :5] = -100
+    rows = [{"input_ids": row, "targets": target} for row, target in zip(tokens, targets, strict=True)]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        precision=precision,
+        callbacks=[Compare()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    loader = torch.utils.data.DataLoader(rows, batch_size=8)
+    trainer.fit(module, loader, loader)
+    assert kept["loss"].dtype == torch.float32
+    assert abs(kept["loss"].double() - kept["whole"].detach().double()) < 1e-3

@@ -1,18 +1,19 @@
-"""Sets the learning rate of thawed parameters at every step, whatever an LR scheduler writes.
+"""Sets the learning rate of thawed parameters, whatever an LR scheduler writes.
 
-A group with a requested rate is set again before each optimizer step: from the request alone, or relative to
-the group it was split from, which the LR scheduler still controls. Nothing accumulates, so a resumed run has
-the same rates.
+The rate of a group follows from the request alone, or from that of the group it was split from, which the LR
+scheduler still controls. Nothing accumulates, so a resumed run has the same rates. Before each optimizer step
+one call compares; it writes only where a scheduler, a warm-up or other code has moved a rate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["LearningRateRequest", "Releasing", "ThawedGroup"]
+__all__ = ["LearningRateRequest", "Releasing", "ThawedGroup", "ThawedRates"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Releasing(Protocol):
         """The rate it requests; None where it leaves the rate alone."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ThawedGroup:
     """An optimizer group whose parameters the same freezers select.
 
@@ -62,25 +63,82 @@ class ThawedGroup:
     group_index: int  # not the group itself: loading a checkpoint replaces the group objects
     home_index: int
     freezers: Sequence[Releasing]
+    is_moving: bool = True  # whether the rate may differ at the next step though no other code writes one
+    scheduled: object = None  # the rate of the home group that `written` was computed from
+    written: object = None
 
     def set_learning_rate(self, optimizer_step: int) -> None:
         """Write the rate of this optimizer step into the group."""
-        value = self._learning_rate(optimizer_step)
-        group = self.optimizer.param_groups[self.group_index]
+        groups = self.optimizer.param_groups
+        group, scheduled = groups[self.group_index], groups[self.home_index]["lr"]
+        value = self._learning_rate(scheduled, optimizer_step)
+        self.scheduled = scheduled
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].copy_(torch.as_tensor(value))
+            self.scheduled = None  # written in place by schedulers, so that the object shows no change
         else:
             group["lr"] = value
+        self.written = group["lr"]
 
-    def _learning_rate(self, optimizer_step: int) -> float | torch.Tensor:
-        scheduled: float | torch.Tensor = self.optimizer.param_groups[self.home_index]["lr"]
+    def _learning_rate(self, scheduled: float | torch.Tensor, optimizer_step: int) -> float | torch.Tensor:
         releases = [freezer.released_at for freezer in self.freezers if freezer.released_at is not None]
         asking = [
             freezer for freezer in self.freezers if freezer.learning_rate and freezer.released_at is not None
         ]
+        self.is_moving = False
         if not asking:
             return scheduled  # not frozen yet, or not thawed yet
         latest = max(freezer.released_at or 0 for freezer in asking)
         requests = [f.learning_rate for f in asking if f.released_at == latest and f.learning_rate]
         since_thaw = max(0, optimizer_step - max(releases))
+        self.is_moving = any(request.ramp(since_thaw) < 1.0 for request in requests)
         return min(request.target(scheduled) * request.ramp(since_thaw) for request in requests)
+
+
+class ThawedRates:
+    """The rates of all groups of one fit that have requested ones.
+
+    Args:
+        groups: Those groups.
+        step: Returns the optimizer steps done so far.
+        has_schedulers: Whether LR schedulers move the groups that these were split from.
+    """
+
+    def __init__(
+        self, groups: Sequence[ThawedGroup], step: Callable[[], int], *, has_schedulers: bool
+    ) -> None:
+        self._groups = groups
+        self._step = step
+        self._has_schedulers = has_schedulers
+        self._set_at = -1  # the optimizer step of the last `set`
+        self._hooks: list[RemovableHandle] = []
+        for optimizer in {id(group.optimizer): group.optimizer for group in groups}.values():
+            self._hooks.append(optimizer.register_step_pre_hook(self._check))
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether a rate will have moved after the next step."""
+        return bool(self._groups) and (self._has_schedulers or any(each.is_moving for each in self._groups))
+
+    def set(self) -> None:
+        """Write all rates."""
+        self._set_at = self._step()
+        for group in self._groups:
+            group.set_learning_rate(self._set_at)
+
+    def remove(self) -> None:
+        """Leave the rates as they are from now on."""
+        for hook in self._hooks:
+            hook.remove()
+        self._groups, self._hooks = [], []
+
+    def _check(self, optimizer: Optimizer, *_: object) -> None:
+        groups = optimizer.param_groups
+        for each in self._groups:
+            if each.optimizer is optimizer and (
+                (each.is_moving and self._step() != self._set_at)
+                or groups[each.group_index]["lr"] is not each.written
+                or groups[each.home_index]["lr"] is not each.scheduled
+            ):
+                self.set()
+                return

@@ -3,7 +3,9 @@
 Only layers with running statistics matter: the others have no state besides their parameters.
 """
 
-from typing import Literal, TypeGuard
+from collections.abc import Iterable
+from itertools import chain
+from typing import TypeGuard
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -12,10 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.module_hooks import ModuleHook
+from lighter_freezers.engine.terms import NormMode, strictest_norms
 
-__all__ = ["FrozenNorms", "NormMode", "StillNorm"]
-
-NormMode = Literal["eval", "stats", "train"]
+__all__ = ["FrozenNorms", "StillNorm", "norms_with_statistics"]
 
 
 class StillNorm:
@@ -36,8 +37,9 @@ class StillNorm:
 
     def stop(self, mode: NormMode) -> None:
         """Stop updating: `eval` normalises with the running statistics, `stats` only keeps them constant."""
-        if self._mode is not None:
+        if self._mode == mode:
             return
+        self.resume()
         self._mode = mode
         self._was_training = self.norm.training
         if mode == "eval":
@@ -71,39 +73,36 @@ STAY_IN_EVAL = ModuleHook(_stay_in_eval, constant="STAY_IN_EVAL")
 
 
 class FrozenNorms:
-    """The norm layers below a set of selections.
+    """The norm layers that may have to stop.
 
     Args:
         model: The module whose layers are searched.
-        selections: Pairs of the parameters that one freezer selects and the mode for their norm layers.
+        freezable: What may be held: layers without any of it are left alone.
     """
 
-    def __init__(self, model: nn.Module, selections: list[tuple[list[nn.Parameter], NormMode]]) -> None:
-        modes = [({id(parameter) for parameter in selected}, mode) for selected, mode in selections]
-        self._norms: list[tuple[StillNorm, NormMode]] = []
-        for norm, parameters in _norms_with_statistics(model):
-            wanted = [mode for ids, mode in modes if any(id(parameter) in ids for parameter in parameters)]
-            if not wanted:
-                continue
-            strictest = min(wanted, key=("eval", "stats", "train").index)
-            if strictest != "train":
-                self._norms.append((StillNorm(norm, parameters), strictest))
+    def __init__(self, model: nn.Module, freezable: Iterable[nn.Parameter]) -> None:
+        ids = {id(parameter) for parameter in freezable}
+        self._norms = [
+            StillNorm(norm, parameters)
+            for norm, parameters in norms_with_statistics(model)
+            if not ids.isdisjoint(map(id, parameters))
+        ]
 
     def follow(self) -> None:
         """Stop or restore every norm layer according to who holds its parameters now."""
-        for norm, mode in self._norms:
+        for norm in self._norms:
             if norm.is_due:
-                norm.stop(mode)
+                norm.stop(strictest_norms(chain(*map(ledger.terms_of, norm.parameters))))
             else:
                 norm.resume()
 
     def resume(self) -> None:
         """Restore every norm layer's settings."""
-        for norm, _ in self._norms:
+        for norm in self._norms:
             norm.resume()
 
 
-def _norms_with_statistics(model: nn.Module) -> list[tuple[_NormBase, list[nn.Parameter]]]:
+def norms_with_statistics(model: nn.Module) -> list[tuple[_NormBase, list[nn.Parameter]]]:
     """Each norm layer with its parameters, or its parent's where it has none."""
     found = []
     seen: set[int] = set()

@@ -1,4 +1,4 @@
-"""Which optimizer takes a thawing parameter that none knows: that of its neighbours, if it accepts it."""
+"""Chooses the optimizer for a parameter that will thaw and is in none: that of its neighbours, if it fits."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-__all__ = ["accepting_groups", "choose_optimizer", "common_length", "described", "sparse_parameters"]
+__all__ = ["Neighbours", "accepting_groups", "described", "sparse_parameters"]
 
 _TAKES_SPARSE = (torch.optim.SGD, torch.optim.SparseAdam, torch.optim.Adagrad)
 
@@ -32,46 +32,75 @@ def accepting_groups(optimizer: Optimizer, parameter: Parameter, is_sparse: bool
     groups = optimizer.param_groups
     if "muon" not in type(optimizer).__name__.lower():
         return list(range(len(groups)))
-    # torch's Muon takes matrices; others flatten convolutions too, and have groups for what is no matrix
+    # torch's Muon takes matrices; others flatten convolutions too, and have groups for non-matrices
     is_matrix = parameter.ndim == 2 or (parameter.ndim > 2 and not is_torch)
     return [index for index, group in enumerate(groups) if group.get("use_muon", True) == is_matrix]
 
 
-def choose_optimizer(
-    name: str,
-    names: Mapping[int, str],
-    optimizers: Sequence[Optimizer],
-    candidates: Sequence[int],
-    asked: int | str | None = None,
-) -> int | None:
-    """Decide by who trains the neighbours of a parameter in the module tree.
+class Neighbours:
+    """Which optimizers and groups train the neighbours of a parameter in the module tree.
 
     Args:
-        name: Its canonical name.
-        names: Id -> name of every parameter of the model.
         optimizers: The Trainer's optimizers.
-        candidates: Indices of those that accept the parameter; at least one.
-        asked: Index, class name, or a module trained by the optimizer that the user wants.
-
-    Returns:
-        Its index; None where several are equally near.
+        names: Id -> name of every parameter of the model.
     """
-    if len(candidates) == 1:
-        return candidates[0]
-    wanted = [index for index in _named(asked, names, optimizers) if index in candidates]
-    if len(wanted) == 1:
-        return wanted[0]
-    neighbours = [
-        (common_length(name, other), other, index)
-        for index in candidates
-        for other in _members(optimizers[index], names)
-    ]
-    depth = max((depth for depth, _, _ in neighbours), default=0)
-    near = {index for shared, _, index in neighbours if shared == depth}
-    if len(near) > 1:  # the same parameter of another block, such as `h.1.attn.weight` for `h.0.attn.weight`
-        twins = {index for _, other, index in neighbours if _unnumbered(other) == _unnumbered(name)}
-        near = twins & near
-    return near.pop() if len(near) == 1 else None
+
+    def __init__(self, optimizers: Sequence[Optimizer], names: Mapping[int, str]) -> None:
+        self._optimizers = optimizers
+        self._names = names
+        # prefix -> optimizer, group, whether a matrix; ordered as a set is not
+        self._below: dict[str, dict[tuple[int, int, bool], None]] = {}
+        self._twins: dict[str, set[int]] = {}  # name without block numbers -> optimizers
+        self._asked: dict[int | str, list[int]] = {}
+        for index, optimizer in enumerate(optimizers):
+            for group_index, group in enumerate(optimizer.param_groups):
+                for parameter in group["params"]:
+                    name = names.get(id(parameter), "")
+                    self._twins.setdefault(_unnumbered(name), set()).add(index)
+                    for prefix in _prefixes(name):
+                        place = (index, group_index, parameter.ndim > 1)
+                        self._below.setdefault(prefix, {})[place] = None
+
+    def optimizer(self, name: str, candidates: Sequence[int], asked: int | str | None = None) -> int | None:
+        """Choose the optimizer of the nearest neighbours.
+
+        Args:
+            name: Canonical name of the parameter.
+            candidates: Indices of the optimizers that accept it; at least one.
+            asked: Index, class name, or a module trained by the optimizer that the user wants.
+
+        Returns:
+            Its index; None where several are equally near.
+        """
+        if len(candidates) == 1:
+            return candidates[0]
+        if asked is not None and asked not in self._asked:
+            self._asked[asked] = _named(asked, self._names, self._optimizers)
+        wanted = [index for index in self._asked[asked] if index in candidates] if asked is not None else []
+        if wanted:
+            return wanted[0]
+        nearest = ({place[0] for place in self._below.get(prefix, ())} for prefix in _prefixes(name))
+        near = next((each for each in nearest if not each.isdisjoint(candidates)), set()) & {*candidates}
+        if len(near) > 1:  # the same parameter of another block: `h.1.attn.weight` for `h.0.attn.weight`
+            near &= self._twins.get(_unnumbered(name), set())
+        return near.pop() if len(near) == 1 else None
+
+    def group(self, name: str, parameter: Parameter, optimizer: int, accepting: Sequence[int]) -> int:
+        """Choose the group of the nearest neighbour, preferably one with the same number of dimensions.
+
+        Args:
+            name: Canonical name of the parameter.
+            parameter: What gets a group.
+            optimizer: Index of its optimizer.
+            accepting: Indices of that optimizer's groups which can train it, in ascending order.
+        """
+        for prefix in _prefixes(name):
+            near = [place[1:] for place in self._below.get(prefix, ()) if place[0] == optimizer]
+            near = [(group, is_matrix) for group, is_matrix in near if group in accepting]
+            alike = [group for group, is_matrix in near if is_matrix == (parameter.ndim > 1)]
+            if near:
+                return min(alike or [group for group, _ in near])
+        return accepting[0]
 
 
 def described(optimizers: Sequence[Optimizer], names: Mapping[int, str]) -> str:
@@ -82,14 +111,12 @@ def described(optimizers: Sequence[Optimizer], names: Mapping[int, str]) -> str:
     )
 
 
-def _named(asked: int | str | None, names: Mapping[int, str], optimizers: Sequence[Optimizer]) -> list[int]:
-    """The optimizers that an index, a class name or a module stands for.
+def _named(asked: int | str, names: Mapping[int, str], optimizers: Sequence[Optimizer]) -> list[int]:
+    """The optimizers that an index, a class name or a module refers to.
 
     Raises:
         ValueError: There is none, or a class name stands for several.
     """
-    if asked is None:
-        return []
     indices = range(len(optimizers))
     if isinstance(asked, int):
         found = [index for index in indices if index == asked]
@@ -121,11 +148,7 @@ def _unnumbered(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{name}")
 
 
-def common_length(name: str, other: str) -> int:
-    """How many leading segments two dotted names share."""
-    length = 0
-    for part, other_part in zip(name.split("."), other.split("."), strict=False):
-        if part != other_part:
-            break
-        length += 1
-    return length
+def _prefixes(name: str) -> list[str]:
+    """A dotted name and what it starts with, the longest first, down to nothing."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(len(parts), 0, -1)] + [""]

@@ -11,9 +11,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers.engine.effects.optimizer_choice import (
+    Neighbours,
     accepting_groups,
-    choose_optimizer,
-    common_length,
     described,
 )
 from lighter_freezers.engine.trainer_like import ParameterGroup, SchedulerLike
@@ -40,7 +39,7 @@ def add_missing(
 ) -> list[tuple[int, str, list[str]]]:
     """Put parameters that are in no optimizer into a new group, with the options of their nearest relative.
 
-    The optimizer is the one that trains their neighbours, see `choose_optimizer`. The nearest relative in it
+    The optimizer is the one that trains their neighbours, see `Neighbours`. The nearest relative in it
     is the parameter with the longest common dotted name, preferably of the same number of dimensions, so that
     biases and norm weights end up without weight decay where such a group exists.
 
@@ -60,6 +59,7 @@ def add_missing(
     """
     homes: dict[tuple[int, int], dict[str, Parameter]] = {}
     unclear = []
+    neighbours = Neighbours(optimizers, names)
     for name, parameter in missing.items():
         groups = [accepting_groups(optimizer, parameter, id(parameter) in sparse) for optimizer in optimizers]
         candidates = [index for index, accepting in enumerate(groups) if accepting]
@@ -69,11 +69,11 @@ def add_missing(
                 f"it: {described(optimizers, names)}. Add one that does to configure_optimizers, or keep it "
                 "frozen for the whole run."
             )
-        chosen = choose_optimizer(name, names, optimizers, candidates, (asked or {}).get(name))
+        chosen = neighbours.optimizer(name, candidates, (asked or {}).get(name))
         if chosen is None:
             unclear.append(name)
             continue
-        home = _nearest_group(name, parameter, names, optimizers[chosen], groups[chosen])
+        home = neighbours.group(name, parameter, chosen, groups[chosen])
         homes.setdefault((chosen, home), {})[name] = parameter
     if unclear:
         raise ValueError(_unclear(unclear, optimizers, names))
@@ -129,23 +129,6 @@ def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer
     for optimizer in optimizers:
         for parameter in parameters:
             optimizer.state.pop(parameter, None)
-
-
-def _nearest_group(
-    name: str,
-    parameter: Parameter,
-    names: Mapping[int, str],
-    optimizer: Optimizer,
-    accepting: Sequence[int],
-) -> int:
-    best, home = (-1, False), accepting[0]
-    for index in accepting:
-        for other in optimizer.param_groups[index]["params"]:
-            depth = common_length(name, names.get(id(other), ""))
-            closeness = (depth, (other.ndim > 1) == (parameter.ndim > 1))
-            if closeness > best:
-                best, home = closeness, index
-    return home
 
 
 def _remove(group: ParameterGroup, leaving: Iterable[Parameter]) -> None:

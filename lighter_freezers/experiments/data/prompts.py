@@ -67,6 +67,7 @@ class PromptedTask:
         left_out: A description of these rows, for a log line.
         hub: Where `source: hub` finds the files: `https://` URLs, or the name of a data set on the hub. Empty
             if it is not on the hub.
+        labels: All answers there are, for accuracy; empty where answers are free text.
     """
 
     name: str
@@ -76,6 +77,7 @@ class PromptedTask:
     reader_of: Callable[[Path], RowReader]
     left_out: str = ""
     hub: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def prompt_with(

@@ -113,7 +113,7 @@ def _jsonl(file: Path, fields: Sequence[str]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=_fields)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}, line {number}: expected a JSON object, but {error}.") from error
         if not isinstance(values, dict):
@@ -124,6 +124,14 @@ def _jsonl(file: Path, fields: Sequence[str]) -> Iterator[Row]:
         row = Row(file, number, values, is_text=False)
         _check_fields(row, fields)
         yield row
+
+
+def _fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, _ in pairs if [key for key, _ in pairs].count(name) > 1)
+        raise ValueError(f"the field '{twice}' is there twice, and one of them would be lost")
+    return fields
 
 
 def _check_fields(row: Row, fields: Sequence[str]) -> None:
@@ -175,6 +183,12 @@ def _header(file: Path, line: int, names: list[str], fields: Sequence[str]) -> l
                 f"{file}, line {line}: expected one column named '{field}', got {_listed(header)}. "
                 "The first line names the columns, separated by commas."
             )
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"{file}, line {line}: the column '{twice}' is there twice, and one of them would be lost. "
+            "Rename or remove one."
+        )
     return header
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lighter_freezers.arguments import count
+from lighter_freezers.arguments import at_least, count
 from lighter_freezers.experiments.causal_models import CausalModel, Tokenizer, base_of
 from lighter_freezers.experiments.data.batches import Batch, padded_inputs
 from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer
@@ -50,8 +50,7 @@ class GenerationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not count("max_new_tokens", self.max_new_tokens):
-            raise ValueError(f"max_new_tokens must be at least 1. Got {self.max_new_tokens}.")
+        at_least("max_new_tokens", self.max_new_tokens, 1)
         Sampling(self.temperature, self.top_k, self.top_p)
         if count("seed", self.seed) is None:
             raise TypeError("seed must be a whole number. Got None.")

@@ -1,6 +1,7 @@
 """The metrics over texts, by the names that tasks and configs use."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TypeAlias
 
@@ -31,7 +32,11 @@ _PACKAGES = {"rouge": "rouge_score", "meteor": "nltk"}  # optional packages that
 
 
 def score_texts(
-    names: Iterable[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
+    names: Iterable[str],
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    labels: Collection[str] = (),
 ) -> dict[str, float]:
     """Score predictions by several metrics.
 
@@ -39,6 +44,7 @@ def score_texts(
         names: Of `METRICS`.
         predictions: One text per row; it may be empty.
         references: The correct texts, one or more per row.
+        labels: All labels that there are, for accuracy. Empty for those that occur in the references.
 
     Returns:
         Figure -> value; a metric may have several figures.
@@ -48,8 +54,9 @@ def score_texts(
         ValueError: A name is unknown, or predictions and references do not belong together.
     """
     chosen = check_metric_names(names)
+    metrics: dict[str, TextMetric] = {**METRICS, "accuracy": partial(label_accuracy, labels=labels or None)}
     return {
-        figure: value for name in chosen for figure, value in METRICS[name](predictions, references).items()
+        figure: value for name in chosen for figure, value in metrics[name](predictions, references).items()
     }
 
 

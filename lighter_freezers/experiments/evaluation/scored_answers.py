@@ -58,14 +58,16 @@ class GenerationFigures:
         torch.distributed.all_gather_object(parts, self.answers)
         self.answers = in_order(parts)[:num_rows] if is_dealt else parts[0]
 
-    def scores(self, metrics: Sequence[str]) -> dict[str, float]:
+    def scores(self, metrics: Sequence[str], labels: Sequence[str] = ()) -> dict[str, float]:
         """The figures of metrics over all answers.
 
         Args:
             metrics: Names in `METRICS`.
+            labels: All labels of the task, whether or not they occur here. Empty where answers are free text.
         """
         predictions = [answer.prediction for answer in self.answers]
-        return score_texts(metrics, predictions, [answer.references for answer in self.answers])
+        references = [answer.references for answer in self.answers]
+        return score_texts(metrics, predictions, references, labels=labels)
 
     def report(self, datamodule: object, settings: GenerationSettings) -> dict[str, object]:
         """The data and the answers for a results file, as plain values.

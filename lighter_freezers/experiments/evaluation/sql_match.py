@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lighter_freezers.experiments.evaluation.text_metrics import check_pairs, normalised, share
+from lighter_freezers.experiments.evaluation.text_metrics import check_pairs, normalised, share_true
 
 __all__ = ["SqlQuery", "parse_sql", "sql_match"]
 
@@ -53,8 +53,8 @@ def sql_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -
     asked = [_meaning(text) for text in predictions]
     wanted = [{_meaning(text) for text in texts} for texts in references]
     return {
-        "sql_match": share([query in queries for query, queries in zip(asked, wanted, strict=True)]),
-        "sql_unparsed": share([isinstance(query, str) for query in asked]),
+        "sql_match": share_true([query in queries for query, queries in zip(asked, wanted, strict=True)]),
+        "sql_unparsed": share_true([isinstance(query, str) for query in asked]),
     }
 
 

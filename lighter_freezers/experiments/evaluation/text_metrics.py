@@ -14,7 +14,7 @@ __all__ = [
     "percent",
     "rouge",
     "sentences",
-    "share",
+    "share_true",
 ]
 
 
@@ -53,7 +53,7 @@ def _check_list(name: str, texts: Sequence[str]) -> None:
             raise TypeError(f"{name}[{index}] must be a text. Got {text!r} ({type(text).__name__}).")
 
 
-def share(hits: Sequence[bool]) -> float:
+def share_true(hits: Sequence[bool]) -> float:
     """The share of true values, 0 to 1."""
     return sum(hits) / len(hits)
 
@@ -218,7 +218,7 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
     """
     check_pairs(predictions, references)
     pairs = zip(predictions, references, strict=True)
-    return {"exact_match": share([normalised(text) in map(normalised, texts) for text, texts in pairs])}
+    return {"exact_match": share_true([normalised(text) in map(normalised, texts) for text, texts in pairs])}
 
 
 def normalised(text: str) -> str:
@@ -255,8 +255,8 @@ def label_accuracy(
     known = {_tidy(label) for label in labels} if labels is not None else set().union(*right)
     said = [parse_label(prediction, known) for prediction in predictions]
     return {
-        "accuracy": share([label in row for label, row in zip(said, right, strict=True)]),
-        "unparsed": share([label is None for label in said]),
+        "accuracy": share_true([label in row for label, row in zip(said, right, strict=True)]),
+        "unparsed": share_true([label is None for label in said]),
     }
 
 

@@ -56,4 +56,5 @@ MULTI_NLI = PromptedTask(
     reader_of=lambda file: _read,
     left_out="the annotators did not agree (-1)",
     hub=("nyu-mll/multi_nli",),
+    labels=LABELS,
 )

@@ -6,10 +6,10 @@ from typing import Protocol, TypeVar
 from lighter_freezers.experiments.data.batches import Sequences
 from lighter_freezers.experiments.data.corpus import Corpus
 
-__all__ = ["AnyTokenizer", "Task", "Tokenizer"]
+__all__ = ["AnyTokenizer", "Task", "DataTokenizer"]
 
 
-class Tokenizer(Protocol):
+class DataTokenizer(Protocol):
     """What every data module requires of a tokenizer; a task may require more."""
 
     vocab_size: int
@@ -18,8 +18,8 @@ class Tokenizer(Protocol):
         """The text of token ids."""
 
 
-AnyTokenizer = TypeVar("AnyTokenizer", bound=Tokenizer)
-Accepted = TypeVar("Accepted", bound=Tokenizer, contravariant=True)
+AnyTokenizer = TypeVar("AnyTokenizer", bound=DataTokenizer)
+Accepted = TypeVar("Accepted", bound=DataTokenizer, contravariant=True)
 
 
 class Task(Protocol[Accepted]):

@@ -98,7 +98,7 @@ def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) 
 def files_by_split(task: PromptedTask, names: Iterable[str]) -> dict[str, list[str]]:
     """The files of each split, by the patterns of the task.
 
-    A file whose name matches no pattern is assigned by its folder, as in the hub's
+    A file whose name matches no pattern is assigned by the nearest folder whose name does, as in the hub's
     `default/train/0000.parquet`.
 
     Args:
@@ -122,10 +122,11 @@ def _is_rows(name: PurePosixPath) -> bool:
 
 
 def _telling_name(task: PromptedTask, name: PurePosixPath) -> str:
+    """The file's own name, or that of the nearest folder above it that stands for a split."""
     patterns = [pattern for split in SPLITS for pattern in task.patterns[split]]
-    if any(fnmatch(name.name, pattern) for pattern in patterns) or not name.parent.name:
-        return name.name
-    return f"{name.parent.name}{name.suffix}"
+    above = [f"{folder.name}{name.suffix}" for folder in name.parents if folder.name]
+    telling = (each for each in (name.name, *above) if any(fnmatch(each, pattern) for pattern in patterns))
+    return next(telling, name.name)
 
 
 def _files(folder: Path) -> Sequence[Path]:
@@ -155,7 +156,7 @@ def _is_archive(path: Path) -> bool:
 def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
     """Unpack the files of rows in an archive into the cache, unless they are there; returns the folder."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    folder = cache_folder(cache_dir) / f"unpacked-{digest[:16]}"
+    folder = cache_folder(cache_dir) / f"archive-{digest[:16]}"
     if (folder / WHOLE).exists():
         return folder
     try:
@@ -163,12 +164,17 @@ def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
             for member in opened:
                 content = opened.extractfile(member) if member.isfile() else None
                 if content is not None and Path(member.name).suffix in SUFFIXES:
-                    keep(folder / Path(member.name).name, content.read())
+                    keep(folder / _below(member.name), content.read())
     except (tarfile.TarError, EOFError, OSError) as error:
         reason = str(error).split("\n")[0].rstrip(":")
         raise ValueError(f"{archive} cannot be read as a tar archive: {reason}. Fetch it again.") from error
     keep(folder / WHOLE, b"")
     return folder
+
+
+def _below(name: str) -> PurePosixPath:
+    """The path of a member below the folder it is unpacked to, whatever it tries."""
+    return PurePosixPath(*(part for part in PurePosixPath(name).parts if part not in ("/", "..", ".")))
 
 
 def _examples(task: PromptedTask) -> str:

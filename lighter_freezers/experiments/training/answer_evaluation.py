@@ -15,7 +15,7 @@ from lighter_freezers.experiments.evaluation.metrics import check_metric_names, 
 from lighter_freezers.experiments.evaluation.scored_answers import GenerationFigures
 from lighter_freezers.experiments.training.batch_loader import EvaluationLoader
 
-__all__ = ["AnswerEvaluation", "dealt_rows"]
+__all__ = ["AnswerEvaluation", "dealt_rows", "labels_of"]
 
 MAX_NEW_TOKENS = 128  # where neither the module nor the data set it
 
@@ -97,6 +97,11 @@ class AnswerEvaluation:
                 "module that has one, such as GenerationDataModule."
             )
         return prompt_tokenizer(tokenizer)
+
+
+def labels_of(datamodule: object) -> tuple[str, ...]:
+    """All labels of the data's task; empty where answers are free text."""
+    return tuple(getattr(getattr(datamodule, "task", None), "labels", ()))
 
 
 def dealt_rows(loaders: OfLightning) -> tuple[bool, int | None]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Generic
 from torch import Tensor
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import count
+from lighter_freezers.arguments import at_least
 from lighter_freezers.engine.trainer_like import OfLightning
 from lighter_freezers.experiments.data.batches import Sequences
 from lighter_freezers.experiments.data.corpus import SPLITS
@@ -38,7 +38,6 @@ __all__ = [
     "BatchData",
     "BatchOptions",
     "TextBatchData",
-    "at_least",
     "batch_options",
     "path_or_none",
     "row_files",
@@ -260,16 +259,3 @@ def path_or_none(argument: str, value: object) -> Path | None:
     if not isinstance(value, (str, os.PathLike)) or not str(value):
         raise TypeError(f"{argument} must be a path. Got {value!r} ({type(value).__name__}).")
     return Path(value).expanduser()
-
-
-def at_least(argument: str, value: object, minimum: int) -> int:
-    """Check a whole number from YAML against a minimum.
-
-    Raises:
-        TypeError: It is not a whole number.
-        ValueError: It is None or too small.
-    """
-    checked = count(argument, value)
-    if checked is None or checked < minimum:
-        raise ValueError(f"{argument} must be at least {minimum}. Got {value}.")
-    return checked

@@ -15,9 +15,10 @@ from lighter_freezers.experiments.causal_models import Tokenizer, base_of
 from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.evaluation.answer_loss import answer_nats
 from lighter_freezers.experiments.evaluation.perplexity import AnswerLikelihood
-from lighter_freezers.experiments.training.answer_evaluation import AnswerEvaluation, dealt_rows
+from lighter_freezers.experiments.training.answer_evaluation import AnswerEvaluation, dealt_rows, labels_of
 from lighter_freezers.experiments.training.causal_lm_network import adapted, check_tokens_fit, network_from
-from lighter_freezers.experiments.training.fine_tuning import FineTuning, given_optimizer
+from lighter_freezers.experiments.training.fine_tuning import FineTuning
+from lighter_freezers.experiments.training.optimization import given_optimizer
 from lighter_freezers.experiments.training.trained_weights import drop_frozen, fill_frozen, save_final_model
 from lighter_freezers.reports.results_file import write_results
 from lighter_freezers.reports.whole_files import unused_path
@@ -121,7 +122,7 @@ class CausalLMTraining:
         """Score all answers, log the figures, and write them to `evaluation_results.json`."""
         figures, datamodule = self._answers.figures, self._datamodule()
         figures.gather(*dealt_rows(self.trainer.test_dataloaders))
-        scores = figures.scores(self._answers.metrics_for(datamodule))
+        scores = figures.scores(self._answers.metrics_for(datamodule), labels_of(datamodule))
         if self.test_likelihood.update_called:
             scores["perplexity"] = float(self.test_likelihood.compute()["perplexity"])
             self.test_likelihood.reset()

@@ -1,21 +1,19 @@
-"""The optimizer of a CausalLMModule: the given one, or AdamW with warm-up and decay."""
+"""The default optimizer of a CausalLMModule: AdamW with warm-up and decay."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers.arguments import choice, count, positive
 from lighter_freezers.engine import ledger
-from lighter_freezers.experiments.training.optimization import lr_plan, not_negative
+from lighter_freezers.experiments.training.optimization import decayed_groups, not_negative
 from lighter_freezers.gpt.lr_schedules.warmup_decay import SHAPES, WarmupDecay
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["FineTuning", "given_optimizer"]
+__all__ = ["FineTuning"]
 
 
 @dataclass(frozen=True)
@@ -66,34 +64,8 @@ class FineTuning:
                 f"lr_schedule: {self.lr_schedule} falls until the end of the run, and this run has none. "
                 "Give the Trainer max_steps or max_epochs, or set lr_schedule: constant."
             )
-        matrices, vectors = [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
-        groups: list[dict[str, object]] = [
-            {"params": matrices, "weight_decay": self.weight_decay, "name": "matrices"},
-            {"params": vectors, "weight_decay": 0.0, "name": "vectors"},
-        ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.learning_rate)
+        groups = [group for group in decayed_groups(trainable, self.weight_decay) if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
         last = int(num_steps) if math.isfinite(num_steps) else None
         rates = WarmupDecay(optimizer, self.lr_schedule, self.warmup_steps, last)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
-
-
-def given_optimizer(
-    optimizer: torch.optim.Optimizer | None,
-    scheduler: LRScheduler | Mapping[str, object] | None,
-    interval: str,
-    monitor: str | None,
-) -> dict[str, object] | None:
-    """Lightning's dictionary for an optimizer from YAML; None if there is none.
-
-    Raises:
-        TypeError: It is not an optimizer, or not a scheduler.
-        ValueError: There is a scheduler without its optimizer.
-    """
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch optimizer. Got {optimizer!r}.")
-    if optimizer is None:
-        if scheduler is not None:
-            raise ValueError("A scheduler drives an optimizer: give that optimizer too.")
-        return None
-    plan = lr_plan(scheduler, interval, monitor)
-    return {"optimizer": optimizer, **({} if plan is None else {"lr_scheduler": plan})}

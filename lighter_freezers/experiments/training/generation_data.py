@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from lighter_freezers.arguments import choice
+from lighter_freezers.arguments import at_least, choice
 from lighter_freezers.experiments.causal_models import Tokenizer
 from lighter_freezers.experiments.data.batches import Batch
 from lighter_freezers.experiments.data.corpus import SPLITS
@@ -23,7 +23,6 @@ from lighter_freezers.experiments.tasks.task_files import SplitFiles, default_so
 from lighter_freezers.experiments.training.batch_data import (
     STANDARD_LIBRARY,
     BatchData,
-    at_least,
     batch_options,
     path_or_none,
 )

@@ -10,7 +10,7 @@ from lighter_freezers.arguments import positive
 from lighter_freezers.engine.trainer_like import OfLightning
 from lighter_freezers.experiments.evaluation.mode_figures import Figures, TensorBatch, figures_of
 from lighter_freezers.experiments.training.data_check import check_data_fits
-from lighter_freezers.experiments.training.optimization import adamw, lr_plan, not_negative
+from lighter_freezers.experiments.training.optimization import adamw, given_optimizer, not_negative
 from lighter_freezers.experiments.training.predictions import Continuation, predictor_of
 from lighter_freezers.experiments.training.trunk_thaw import TrunkThaw
 from lighter_freezers.gpt.losses.factory import create_loss_modifier_pipeline
@@ -54,13 +54,9 @@ class GPTTraining:
         super().__init__()
         if not isinstance(network, GPT):
             raise TypeError(f"network must be a lighter_freezers.GPT. Got {type(network).__name__}.")
-        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer must be a torch optimizer. Got {optimizer!r}.")
-        if scheduler is not None and optimizer is None:
-            raise ValueError("A scheduler drives an optimizer: give that optimizer too.")
+        self._given = given_optimizer(optimizer, scheduler, scheduler_interval, scheduler_monitor)
         self.network = network
         self.optimizer = optimizer
-        self._lr_plan = lr_plan(scheduler, scheduler_interval, scheduler_monitor)
         self.learning_rate = positive("learning_rate", learning_rate)
         self.head_learning_rate = _head_learning_rate(head_learning_rate, optimizer)
         self.weight_decay = not_negative("weight_decay", weight_decay)
@@ -134,11 +130,9 @@ class GPTTraining:
 
     def configure_optimizers(self) -> OfLightning:
         """The given optimizer and scheduler, or AdamW over all parameters, frozen ones too."""
-        if self.optimizer is None:
-            return adamw(self.network, self.learning_rate, self.head_learning_rate, self.weight_decay)
-        if self._lr_plan is None:
-            return self.optimizer
-        return {"optimizer": self.optimizer, "lr_scheduler": self._lr_plan}
+        if self._given is not None:
+            return self._given
+        return adamw(self.network, self.learning_rate, self.head_learning_rate, self.weight_decay)
 
     def _datamodule(self) -> object:
         return getattr(self.trainer, "datamodule", None)

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Sequence
 
-from lighter_freezers.arguments import count
+from lighter_freezers.arguments import at_least, count
 from lighter_freezers.experiments.data.standard_library import standard_library
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
 from lighter_freezers.experiments.tasks.code_labels import CLASS_NAMES
 from lighter_freezers.experiments.tasks.sequence_scores import DocumentationTask, ScoredTextsTask, cls_token
 from lighter_freezers.experiments.tasks.task import Task
 from lighter_freezers.experiments.tasks.token_classes import CodeClassesTask, LabelledWordsTask
-from lighter_freezers.experiments.training.batch_data import TextBatchData, at_least, batch_options, row_files
+from lighter_freezers.experiments.training.batch_data import TextBatchData, batch_options, row_files
 
 __all__ = ["SequenceScoreData", "TokenLabelData"]
 

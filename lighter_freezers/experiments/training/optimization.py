@@ -1,16 +1,17 @@
-"""The default optimizer and the LR scheduler config of our modules."""
+"""The optimizer of our modules, given or by default, and the config of its LR scheduler."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lighter_freezers.arguments import choice, number
 from lighter_freezers.gpt.lr_schedules.groups import HEAD, trunk_and_head_groups
 from lighter_freezers.gpt.model import GPT
 
-__all__ = ["adamw", "lr_plan", "not_negative"]
+__all__ = ["adamw", "decayed_groups", "given_optimizer", "not_negative"]
 
 
 def adamw(
@@ -24,14 +25,8 @@ def adamw(
         head_learning_rate: Of the head. None: the same.
         weight_decay: Of matrices.
     """
-    groups: list[dict[str, object]]
     if head_learning_rate is None:
-        matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-        vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": weight_decay, "name": "matrices"},
-            {"params": vectors, "weight_decay": 0.0, "name": "vectors"},
-        ]
+        groups = decayed_groups(network.parameters(), weight_decay)
     else:
         groups = [
             {**group, "lr": head_learning_rate if group["part"] == HEAD else learning_rate}
@@ -40,16 +35,47 @@ def adamw(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def lr_plan(
+def decayed_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    """Two parameter groups: matrices, which decay, and vectors (norms, biases), which do not."""
+    every = list(parameters)
+    return [
+        {"params": [p for p in every if p.ndim > 1], "weight_decay": weight_decay, "name": "matrices"},
+        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0, "name": "vectors"},
+    ]
+
+
+def given_optimizer(
+    optimizer: torch.optim.Optimizer | None,
+    scheduler: LRScheduler | Mapping[str, object] | None,
+    interval: str,
+    monitor: str | None,
+) -> dict[str, object] | None:
+    """Lightning's dictionary for an optimizer from YAML; None if there is none.
+
+    Raises:
+        TypeError: It is not an optimizer, or not a scheduler.
+        ValueError: There is a scheduler without its optimizer, or the interval is unknown.
+    """
+    choice("scheduler_interval", interval, ("step", "epoch"))
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch optimizer. Got {optimizer!r}.")
+    if optimizer is None:
+        if scheduler is not None:
+            raise ValueError("A scheduler drives an optimizer: give that optimizer too.")
+        return None
+    plan = _lr_plan(scheduler, interval, monitor)
+    return {"optimizer": optimizer, **({} if plan is None else {"lr_scheduler": plan})}
+
+
+def _lr_plan(
     scheduler: LRScheduler | Mapping[str, object] | None, interval: str, monitor: str | None
 ) -> dict[str, object] | None:
     """Lightning's dictionary for a scheduler; values of a given dictionary take precedence.
 
     Raises:
         TypeError: It has no scheduler.
-        ValueError: A `ReduceLROnPlateau` has no metric, or the interval is unknown.
+        ValueError: A `ReduceLROnPlateau` has no metric.
     """
-    choice("scheduler_interval", interval, ("step", "epoch"))
     if scheduler is None:
         return None
     given = dict(scheduler) if isinstance(scheduler, Mapping) else {"scheduler": scheduler}

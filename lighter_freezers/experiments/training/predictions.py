@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lighter_freezers.arguments import count
+from lighter_freezers.arguments import at_least, count
 from lighter_freezers.experiments.evaluation.mode_figures import TensorBatch
 from lighter_freezers.gpt.config import ModelMode
 from lighter_freezers.gpt.generation import Sampling
@@ -36,8 +36,7 @@ class Continuation:
     eos_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        if not count("max_new_tokens", self.max_new_tokens):
-            raise ValueError(f"max_new_tokens must be at least 1. Got {self.max_new_tokens}.")
+        at_least("max_new_tokens", self.max_new_tokens, 1)
         Sampling(self.temperature, self.top_k, self.top_p)
         count("eos_token_id", self.eos_token_id)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lighter_freezers.arguments import count, positive
+from lighter_freezers.arguments import at_least, positive
 from lighter_freezers.gpt.lr_schedules.checks import iterations
 from lighter_freezers.gpt.lr_schedules.optional_optimizer import check_optimizer, warmed_up
 
@@ -68,7 +68,7 @@ class AdaptiveScheduler(ReduceLROnPlateau):
         if initial_lr is None and optimizer is None:
             raise ValueError("There is no rate: give initial_lr, or an optimizer whose rates to use.")
         self.initial_lr = None if initial_lr is None else positive("initial_lr", initial_lr)
-        self._bad_checks_allowed = _at_least_one("patience", patience)
+        self._bad_checks_allowed = at_least("patience", patience, 1)
         self.factor = positive("factor", factor)
         if self.factor >= 1:
             raise ValueError(f"factor must be below 1. Got {factor}.")
@@ -166,10 +166,3 @@ class AdaptiveScheduler(ReduceLROnPlateau):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-
-
-def _at_least_one(argument: str, value: object) -> int:
-    checked = count(argument, value)
-    if not checked:
-        raise ValueError(f"{argument} must be at least 1. Got {value}.")
-    return checked

@@ -13,6 +13,7 @@ from lighter_freezers._log import log
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.effects.learning_rate_curves import RateCurves
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.layers.operations import execution
@@ -51,6 +52,7 @@ class QueuedOperations(Action):
         monitor: The loss that operations wait for.
         average_over: Optimizer steps in one mean of the training loss.
         on_failure: Whether an operation that fails stops the run.
+        terms: What else is asked for while layers are held.
     """
 
     title = "LayerOperations"
@@ -64,8 +66,10 @@ class QueuedOperations(Action):
         monitor: str,
         average_over: int,
         on_failure: OnFailure,
+        terms: Terms,
     ) -> None:
         super().__init__()
+        self.terms = terms
         self.reshapes = execution.changes_ranks(operations)
         self._memory = memory
         self._monitor = monitor
@@ -73,7 +77,7 @@ class QueuedOperations(Action):
         self._on_failure = on_failure
         self._queue = OperationQueue(operations)
         self.entries = self._queue.titles
-        self._holds = LayerHolds(self.title, lambda: self.on_intrusion())
+        self._holds = LayerHolds(self.title, lambda: self.on_intrusion(), terms)
         self._model: nn.Module = nn.Module()
         self._curves: RateCurves | None = None
         self._new_components: NewComponents | None = None

@@ -71,9 +71,9 @@ class Kind:
         about: What they change.
         read: Checks a value as it stands in a file; its first argument is what errors call it.
         perform: Does it: context, value, and the operation's place in the list, which seeds random numbers.
-        check: Raises where a model tells that a value is impossible.
-        target: The layers and the rank that a value stands for, where they set one.
-        needs_schedule: Whether they make no sense without an LR scheduler.
+        check: Raises if a value is impossible for a model.
+        target: The layers and the rank in a value, where they set one.
+        needs_schedule: Whether they need an LR scheduler.
     """
 
     about: Literal["freezing", "thawing", "lora", "rates"]

@@ -7,6 +7,7 @@ from torch.nn import Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.terms import Terms
 from lighter_freezers.layers.changes import lora_factors
 from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
@@ -14,6 +15,8 @@ from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = ["LayerHolds", "parameters_of_layers"]
+
+_USUAL = Terms()
 
 
 def parameters_of_layers(model: nn.Module, layers: str) -> dict[str, Parameter]:
@@ -40,9 +43,11 @@ class LayerHolds:
     Args:
         title: The holder's name in logs and errors.
         on_intrusion: Called when other code switches a held parameter on.
+        terms: What else is asked for while layers are held.
     """
 
-    def __init__(self, title: str, on_intrusion: Callable[[], None]) -> None:
+    def __init__(self, title: str, on_intrusion: Callable[[], None], terms: Terms = _USUAL) -> None:
+        self._terms = terms
         self._title = title
         self._on_intrusion = on_intrusion
         self.holds: list[Hold] = []
@@ -102,7 +107,7 @@ class LayerHolds:
     def _hold(self, parameters: Sequence[Parameter]) -> list[Parameter]:
         if not parameters:
             return []
-        hold = Hold(parameters, self._title)
+        hold = Hold(parameters, self._title, self._terms)
         hold.watch(self._on_intrusion)
         self.holds.append(hold)
         return hold.take()

@@ -45,7 +45,7 @@ class OperationQueue:
         self._left = dict(zip(keys, self.operations, strict=True))
         self._done: dict[str, str] = {}  # key -> title
         self._since = 0  # the optimizer step of the previous operation, or of the first step
-        self._loss: float | None = None  # the latest value value
+        self._loss: float | None = None  # the latest value
 
     @property
     def next(self) -> Operation | None:
@@ -100,7 +100,7 @@ class OperationQueue:
         }
 
     def remember(self, state: SavedState) -> None:
-        """Go on where `state` was taken; what was done then is not done again, wherever it stands now."""
+        """Continue from `state`; what was done then is not done again, wherever it is in the list now."""
         done = match_done(state["done"], list(self.titles)).values()
         self._done = {key: self.titles[key] for key in done}
         self._left = {

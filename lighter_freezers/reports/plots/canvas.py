@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lighter_freezers.reports.plots.runs import Mark, Run, Table
+from lighter_freezers.reports.plots.runs import Mark, Run, StepTable
 from lighter_freezers.reports.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def run_style(index: int) -> dict[str, str]:
     return {"color": CYCLE[index % len(CYCLE)], "linestyle": DASHES[index % len(DASHES)]}
 
 
-def smoothed(table: Table, column: str, window: int, marks: Sequence[Mark]) -> list[float]:
+def smoothed(table: StepTable, column: str, window: int, marks: Sequence[Mark]) -> list[float]:
     """The mean of the `window` values around each, not across marks.
 
     A gap stays a gap, and is not part of a mean.

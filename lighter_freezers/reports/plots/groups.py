@@ -5,22 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lighter_freezers.reports.plots.canvas import (
-    NORM,
-    STEP,
-    colour_of,
-    explain_marks,
-    grid,
-    mark,
-    mark_among,
-    mean,
-    new_figure,
-    run_style,
-    save,
-    set_scale,
-    smoothed,
-)
-from lighter_freezers.reports.plots.runs import Run, Runs, Table, runs_of
+from lighter_freezers.reports.plots import canvas
+from lighter_freezers.reports.plots.runs import Run, Runs, StepTable, runs_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,16 +47,16 @@ def plot_gradient_norms(
     return _draw_one(found[0], tables[0], path, log_scale, window)
 
 
-def _draw_one(run: Run, table: Table, path: str | Path, log_scale: bool, window: int) -> Path:
-    figure = new_figure(11, 4.6)
+def _draw_one(run: Run, table: StepTable, path: str | Path, log_scale: bool, window: int) -> Path:
+    figure = canvas.new_figure(11, 4.6)
     left, right = figure.subplots(1, 2)
     groups = largest(table)
     marks = run.marks()
     for index, group in enumerate(groups):
-        bold = smoothed(table, f"{group}_norm", window, marks)
-        _line(left, table, group, bold, colour=colour_of(group, index), label=group)
-    bold = smoothed(table, "total_norm", window, marks)
-    _line(right, table, "total", bold, colour=colour_of("total", 0), label="total")
+        bold = canvas.smoothed(table, f"{group}_norm", window, marks)
+        _line(left, table, group, bold, colour=canvas.colour_of(group, index), label=group)
+    bold = canvas.smoothed(table, "total_norm", window, marks)
+    _line(right, table, "total", bold, colour=canvas.colour_of("total", 0), label="total")
     num_all = sum(any(map(math.isfinite, column)) for column in table.columns.values()) - 1
     titles = (
         "by kind of layer" if num_all <= len(groups) else f"the {len(groups)} largest of {num_all}",
@@ -78,29 +64,29 @@ def _draw_one(run: Run, table: Table, path: str | Path, log_scale: bool, window:
     )
     for axes, title, names in ((left, titles[0], groups), (right, titles[1], ["total"])):
         _finish(axes, title, [value for name in names for value in table.columns[f"{name}_norm"]], log_scale)
-        mark(axes, marks)
+        canvas.mark(axes, marks)
     left.legend(fontsize=8)
     figure.suptitle(f"Gradient norms of {run.label}", fontsize=11)
-    explain_marks(figure, [run])
-    return save(figure, path)
+    canvas.explain_marks(figure, [run])
+    return canvas.save(figure, path)
 
 
 def _compare(
-    runs: Sequence[Run], tables: Sequence[Table], path: str | Path, log_scale: bool, window: int
+    runs: Sequence[Run], tables: Sequence[StepTable], path: str | Path, log_scale: bool, window: int
 ) -> Path:
     names = dict.fromkeys(group for table in tables for group in largest(table))
     groups = [*list(names)[:MAX_LINES], "total"]
     num_columns = 2 if len(groups) <= 4 else 3
     num_rows = math.ceil(len(groups) / num_columns)
-    figure = new_figure(4.6 * num_columns, 3.2 * num_rows + 0.5)
+    figure = canvas.new_figure(4.6 * num_columns, 3.2 * num_rows + 0.5)
     panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
     for axes, group in zip(panels, groups, strict=False):
         shown = [table for table in tables if f"{group}_norm" in table.columns]
         for index, (run, table) in enumerate(zip(runs, tables, strict=True)):
             if table in shown:
-                bold = smoothed(table, f"{group}_norm", window, run.marks())
+                bold = canvas.smoothed(table, f"{group}_norm", window, run.marks())
                 _line(axes, table, group, bold, **_style(index), label=run.label)
-                mark_among(axes, run.marks(), index)
+                canvas.mark_among(axes, run.marks(), index)
         _finish(axes, group, [v for table in shown for v in table.columns[f"{group}_norm"]], log_scale, 6)
     for axes in panels[len(groups) :]:
         axes.remove()
@@ -110,17 +96,17 @@ def _compare(
         figure.supxlabel(
             "dashes from top to bottom: something froze or thawed in the run of that colour", fontsize=8
         )
-    return save(figure, path)
+    return canvas.save(figure, path)
 
 
 def _style(index: int) -> dict[str, str]:
-    style = run_style(index)
+    style = canvas.run_style(index)
     return {"colour": style["color"], "dashes": style["linestyle"]}
 
 
 def _line(
     axes: "Axes",
-    table: Table,
+    table: StepTable,
     group: str,
     bold: Sequence[float],
     *,
@@ -135,16 +121,16 @@ def _line(
 
 
 def _finish(axes: "Axes", title: str, values: Sequence[float], log_scale: bool, pad: float = 14) -> None:
-    set_scale(axes, log_scale, values)
+    canvas.set_scale(axes, log_scale, values)
     axes.set_title(title, fontsize=10, pad=pad)
-    axes.set_xlabel(STEP)
-    axes.set_ylabel(NORM)
-    grid(axes)
+    axes.set_xlabel(canvas.STEP)
+    axes.set_ylabel(canvas.NORM)
+    canvas.grid(axes)
 
 
-def largest(table: Table) -> list[str]:
+def largest(table: StepTable) -> list[str]:
     """The groups of a table that have a number, at most eight, those with the largest mean, in file order."""
-    averages = {column.removesuffix("_norm"): mean(values) for column, values in table.columns.items()}
+    averages = {column.removesuffix("_norm"): canvas.mean(values) for column, values in table.columns.items()}
     means = {group: value for group, value in averages.items() if group != "total" and math.isfinite(value)}
     chosen = sorted(means, key=lambda group: -means[group])[:MAX_LINES]
     return [group for group in means if group in chosen]

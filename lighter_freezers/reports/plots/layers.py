@@ -6,20 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lighter_freezers.reports.plots.canvas import (
-    NORM,
-    STEP,
-    colour_of,
-    explain_marks,
-    grid,
-    mark,
-    mean,
-    new_figure,
-    run_style,
-    save,
-    set_scale,
-)
-from lighter_freezers.reports.plots.runs import Mark, Runs, Table, runs_of
+from lighter_freezers.reports.plots import canvas
+from lighter_freezers.reports.plots.runs import Mark, Runs, StepTable, runs_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +48,7 @@ def plot_layer_heatmap(runs: Runs, path: str | Path = "layer_heatmap.png") -> Pa
     colours = LogNorm(max(min(finite), max(finite) * 1e-4), max(finite))
     kinds = list(dict.fromkeys(kind for each in grids for kind in each))
     num_layers = max(len(rows) for each in grids for rows in each.values())
-    figure = new_figure(5.2 * len(kinds) + 1, len(found) * max(2.6, 0.13 * num_layers + 0.8) + 0.8)
+    figure = canvas.new_figure(5.2 * len(kinds) + 1, len(found) * max(2.6, 0.13 * num_layers + 0.8) + 0.8)
     panels = figure.subplots(len(found), len(kinds), squeeze=False)
     for run, each, row in zip(found, grids, panels, strict=True):
         steps, marks = run.layers().steps, run.marks()
@@ -69,11 +57,11 @@ def plot_layer_heatmap(runs: Runs, path: str | Path = "layer_heatmap.png") -> Pa
             _heat(axes, steps, each.get(kind, []), colours, title)
             _mark_heat(axes, marks)
     bar = figure.colorbar(panels[0][0].collections[0], ax=panels, aspect=18 * len(found))
-    bar.set_label(f"{NORM} (grey: none)")
-    explain_marks(figure, found)
+    bar.set_label(f"{canvas.NORM} (grey: none)")
+    canvas.explain_marks(figure, found)
     if len(found) == 1:
         figure.suptitle(f"Gradient norms by layer of {found[0].label}", fontsize=11)
-    return save(figure, path)
+    return canvas.save(figure, path)
 
 
 def plot_layer_comparison(
@@ -96,30 +84,30 @@ def plot_layer_comparison(
         ValueError: A file is damaged.
     """
     found = runs_of(runs)
-    means = [{k: list(map(mean, rows)) for k, rows in _by_kind(run.layers()).items()} for run in found]
+    means = [{k: list(map(canvas.mean, rows)) for k, rows in _by_kind(run.layers()).items()} for run in found]
     kinds = list(dict.fromkeys(kind for each in means for kind in each))
     num_layers = max(len(values) for each in means for values in each.values())
     if len(found) == 1:
-        figure = new_figure(max(6.0, 0.4 * num_layers + 2), 4.2)
+        figure = canvas.new_figure(max(6.0, 0.4 * num_layers + 2), 4.2)
         axes = figure.subplots()
         width = 0.8 / len(kinds)
         for index, kind in enumerate(kinds):
             places = [layer + (index - (len(kinds) - 1) / 2) * width for layer in range(len(means[0][kind]))]
-            axes.bar(places, means[0][kind], width, color=colour_of(kind, index), label=kind)
+            axes.bar(places, means[0][kind], width, color=canvas.colour_of(kind, index), label=kind)
         _finish(axes, f"Mean gradient norm by layer of {found[0].label}", num_layers, means, log_scale)
         axes.legend(fontsize=8)
-        return save(figure, path)
-    figure = new_figure(max(5.0, 0.28 * num_layers + 2) * len(kinds), 4.4)
+        return canvas.save(figure, path)
+    figure = canvas.new_figure(max(5.0, 0.28 * num_layers + 2) * len(kinds), 4.4)
     panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         for index, (run, each) in enumerate(zip(found, means, strict=True)):
-            style = run_style(index)
+            style = canvas.run_style(index)
             axes.plot(each.get(kind, []), marker="osD^v<>P"[index % 8], label=run.label, **style)
         _finish(axes, f"Mean gradient norm by layer: {kind}", num_layers, means, log_scale)
         axes.label_outer(remove_inner_ticks=True)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(found)), fontsize=8)
-    return save(figure, path)
+    return canvas.save(figure, path)
 
 
 def plot_gradient_evolution(
@@ -145,7 +133,7 @@ def plot_gradient_evolution(
     tables = [run.layers() for run in found]
     grids = [_by_kind(table) for table in tables]
     kinds = list(dict.fromkeys(kind for each in grids for kind in each))
-    figure = new_figure(5.2 * len(kinds) + 1, 3.4 * len(found) + 0.6)
+    figure = canvas.new_figure(5.2 * len(kinds) + 1, 3.4 * len(found) + 0.6)
     panels = figure.subplots(len(found), len(kinds), squeeze=False, sharey=True)
     shown = [
         {
@@ -170,10 +158,10 @@ def plot_gradient_evolution(
         row[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     if len(found) == 1:
         figure.suptitle(f"Gradient norms over the depth of {found[0].label}", fontsize=11)
-    return save(figure, path)
+    return canvas.save(figure, path)
 
 
-def _by_kind(table: Table) -> dict[str, list[list[float]]]:
+def _by_kind(table: StepTable) -> dict[str, list[list[float]]]:
     """Kind of layer -> for each layer its values over the steps."""
     found: dict[str, list[list[float]]] = {}
     for column, values in table.columns.items():
@@ -196,7 +184,7 @@ def _heat(
     edges = list(_edges(steps))
     axes.pcolormesh(edges, np.arange(len(rows) + 1) - 0.5, values, cmap="cividis", norm=colours)
     axes.set_title(title, fontsize=10, pad=14)
-    axes.set_xlabel(STEP)
+    axes.set_xlabel(canvas.STEP)
     axes.set_ylabel(LAYER)
     axes.set_yticks(_layer_ticks(len(rows)))
 
@@ -211,7 +199,7 @@ def _edges(steps: Sequence[int]) -> Iterator[float]:
 
 
 def _mark_heat(axes: "Axes", marks: Sequence[Mark]) -> None:
-    mark(axes, marks)
+    canvas.mark(axes, marks)
     for line in axes.lines:
         line.set(color="#FFFFFF", linewidth=1.4, zorder=3)
 
@@ -220,12 +208,12 @@ def _finish(
     axes: "Axes", title: str, num_layers: int, shown: Iterable[Mapping[str, Sequence[float]]], log_scale: bool
 ) -> None:
     nested = [values for each in shown for values in each.values()]
-    set_scale(axes, log_scale, (v for values in nested for v in values))
+    canvas.set_scale(axes, log_scale, (v for values in nested for v in values))
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(LAYER)
-    axes.set_ylabel(NORM)
+    axes.set_ylabel(canvas.NORM)
     axes.set_xticks(_layer_ticks(num_layers))
-    grid(axes)
+    canvas.grid(axes)
 
 
 def _layer_ticks(num_layers: int) -> list[int]:

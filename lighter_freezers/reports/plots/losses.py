@@ -3,19 +3,8 @@
 import math
 from pathlib import Path
 
-from lighter_freezers.reports.plots.canvas import (
-    BLUE,
-    STEP,
-    VERMILION,
-    explain_marks,
-    grid,
-    mark,
-    mark_among,
-    new_figure,
-    run_style,
-    save,
-)
-from lighter_freezers.reports.plots.runs import Run, Runs, Table, runs_of
+from lighter_freezers.reports.plots import canvas
+from lighter_freezers.reports.plots.runs import Run, Runs, StepTable, runs_of
 
 __all__ = ["plot_training_loss"]
 
@@ -48,10 +37,10 @@ def plot_training_loss(runs: Runs, path: str | Path = "training_loss.png") -> Pa
     )
 
 
-def _draw_one(run: Run, table: Table, kinds: list[str], path: str | Path) -> Path:
-    figure = new_figure(8, 4.6)
+def _draw_one(run: Run, table: StepTable, kinds: list[str], path: str | Path) -> Path:
+    figure = canvas.new_figure(8, 4.6)
     axes = figure.subplots()
-    for kind, colour in zip(kinds, (BLUE, VERMILION), strict=False):
+    for kind, colour in zip(kinds, (canvas.BLUE, canvas.VERMILION), strict=False):
         points = _points(table, kind)
         step, least = min(points, key=lambda point: point[1])
         label = f"{KINDS[kind]}, least {least:.4g} at step {step}"
@@ -59,33 +48,33 @@ def _draw_one(run: Run, table: Table, kinds: list[str], path: str | Path) -> Pat
         axes.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, markersize=4)
         axes.plot(step, least, marker="*", color=colour, markersize=13, markeredgecolor="white")
     axes.legend(fontsize=8)
-    axes.set_xlabel(STEP)
+    axes.set_xlabel(canvas.STEP)
     axes.set_ylabel("loss")
     axes.set_title(f"Losses of {run.label}", fontsize=11, pad=14)
-    grid(axes)
-    mark(axes, run.marks())
-    explain_marks(figure, [run])
-    return save(figure, path)
+    canvas.grid(axes)
+    canvas.mark(axes, run.marks())
+    canvas.explain_marks(figure, [run])
+    return canvas.save(figure, path)
 
 
-def _compare(runs: list[Run], tables: list[Table], kinds: list[str], path: str | Path) -> Path:
-    figure = new_figure(5.6 * len(kinds), 4.6)
+def _compare(runs: list[Run], tables: list[StepTable], kinds: list[str], path: str | Path) -> Path:
+    figure = canvas.new_figure(5.6 * len(kinds), 4.6)
     panels = figure.subplots(1, len(kinds), squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         for index, (run, table) in enumerate(zip(runs, tables, strict=True)):
             points = _points(table, kind)
             if points:
                 label = f"{run.label}, least {min(value for _, value in points):.4g}"
-                axes.plot(*zip(*points, strict=True), label=label, **run_style(index))
-                mark_among(axes, run.marks(), index)
+                axes.plot(*zip(*points, strict=True), label=label, **canvas.run_style(index))
+                canvas.mark_among(axes, run.marks(), index)
         axes.set_title(KINDS[kind], fontsize=10)
-        axes.set_xlabel(STEP)
+        axes.set_xlabel(canvas.STEP)
         axes.set_ylabel("loss")
         axes.legend(fontsize=8)
-        grid(axes)
-    return save(figure, path)
+        canvas.grid(axes)
+    return canvas.save(figure, path)
 
 
-def _points(table: Table, kind: str) -> list[tuple[int, float]]:
+def _points(table: StepTable, kind: str) -> list[tuple[int, float]]:
     values = table.columns.get(kind, [])
     return [(step, value) for step, value in zip(table.steps, values, strict=False) if math.isfinite(value)]

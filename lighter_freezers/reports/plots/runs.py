@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["Mark", "Run", "Runs", "Table", "find_runs", "runs_of"]
+__all__ = ["Mark", "Run", "Runs", "StepTable", "find_runs", "runs_of"]
 
 GROUPS, LAYERS = ".group_norms.csv", ".layer_norms.csv"
 LOSSES, TRANSITIONS = ".losses.csv", ".transitions.csv"
@@ -17,7 +17,7 @@ PHASE = re.compile(r"phase (\d+) of \d+: ([^)]+)\)")
 
 
 @dataclass(frozen=True)
-class Table:
+class StepTable:
     """Columns of numbers by optimizer step.
 
     Attributes:
@@ -56,7 +56,7 @@ class Run:
     path: Path
     label: str
 
-    def groups(self) -> Table:
+    def groups(self) -> StepTable:
         """Norms by kind of layer: `embed_norm` and so on, `total_norm` last."""
         table = _read(self.path)
         if "total_norm" not in table.columns:
@@ -66,11 +66,11 @@ class Run:
             )
         return table
 
-    def layers(self) -> Table:
+    def layers(self) -> StepTable:
         """Norms by block: `layer_0_attention` and so on."""
         return _read(self._beside(LAYERS))
 
-    def losses(self) -> Table:
+    def losses(self) -> StepTable:
         """`train_loss` and `val_loss`, of which each row has one or both."""
         return _read(self._beside(LOSSES))
 
@@ -158,7 +158,7 @@ def _labels(files: Sequence[Path]) -> list[str]:
     return ["/".join(name[start : max(start + 1, len(name) - end)]) for name in names]
 
 
-def _read(path: Path) -> Table:
+def _read(path: Path) -> StepTable:
     if not path.exists():
         raise FileNotFoundError(f"There is no {path}: the run has not measured this.")
     with path.open(newline="") as file:
@@ -168,7 +168,7 @@ def _read(path: Path) -> Table:
     complete = [row for row in rows[1:] if len(row) == len(rows[0])]  # a killed run may break off in a row
     steps = [int(row[0]) for row in complete]
     columns = {name: [_number(path, row[i]) for row in complete] for i, name in enumerate(rows[0]) if i}
-    return Table(path, steps, columns)
+    return StepTable(path, steps, columns)
 
 
 def _number(path: Path, cell: str) -> float:

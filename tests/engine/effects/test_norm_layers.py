@@ -2,19 +2,21 @@
 
 import copy
 import pickle
+from itertools import permutations
 
 import pytest
 import torch
 from torch import nn
 
-from lighter_freezers.engine.effects.norm_layers import FrozenNorms, NormMode
+from lighter_freezers.engine.effects.norm_layers import FrozenNorms
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.terms import NormMode, Terms
 from tests.lab import WIDTH, NormNet
 
 
 def frozen(model: nn.Module, mode: NormMode) -> tuple[Hold, FrozenNorms]:
-    hold = Hold(model.parameters(), "freezer")
-    norms = FrozenNorms(model, [(hold.parameters, mode)])
+    hold = Hold(model.parameters(), "freezer", Terms(frozen_norms=mode))
+    norms = FrozenNorms(model, hold.parameters)
     hold.take()
     norms.follow()
     return hold, norms
@@ -90,22 +92,33 @@ def test_a_norm_held_in_part_goes_on() -> None:
     """Its weight is held, its bias trains: so do its statistics."""
     model = nn.Sequential(nn.BatchNorm1d(WIDTH))
     hold = Hold([model[0].weight], "freezer")
-    norms = FrozenNorms(model, [(hold.parameters, "eval")])
+    norms = FrozenNorms(model, hold.parameters)
     hold.take()
     norms.follow()
 
     assert model[0].training
 
 
-def test_the_strictest_of_two_freezers_counts() -> None:
-    """One wants `stats`, the other `eval`."""
+@pytest.mark.parametrize("order", list(permutations(("eval", "stats", "train"))))
+def test_the_strictest_of_those_who_hold_counts(order: tuple[NormMode, ...]) -> None:
+    """In any order: `eval` before `stats` before `train`, and each only while it holds."""
     model = nn.Sequential(nn.BatchNorm1d(WIDTH))
-    hold = Hold(model.parameters(), "freezer")
-    norms = FrozenNorms(model, [(hold.parameters, "stats"), (hold.parameters, "eval")])
-    hold.take()
-    norms.follow()
+    holds = {mode: Hold(model.parameters(), mode, Terms(frozen_norms=mode)) for mode in order}
+    norms = FrozenNorms(model, model.parameters())
 
-    assert not model[0].training
+    def seen() -> tuple[bool, bool]:
+        norms.follow()
+        return model[0].training, model[0].track_running_stats
+
+    for hold in holds.values():
+        hold.take()
+    assert seen() == (False, True)
+    holds["eval"].let_go()
+    assert seen() == (True, False)
+    holds["stats"].let_go()
+    assert seen() == (True, True)
+    holds["stats"].take()
+    assert seen() == (True, False)
 
 
 def test_a_model_with_a_still_norm_copies_and_pickles() -> None:

@@ -137,3 +137,18 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"rows\.parquet cannot be read as Parquet: "):
         read_rows(tmp_path / "rows.parquet", ["text"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.csv", "mr,ref,ref\na,b,c\n"),
+        ("rows.csv", "mr,note,ref, note\na,b,c,d\n"),
+        ("rows.jsonl", '{"mr": "a", "ref": "b", "ref": "c"}\n'),
+    ],
+)
+def test_a_field_that_is_there_twice_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    """One of the two would be lost, whether or not the task needs it."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"rows\.\w+, line 1.*'(ref|note)' is there twice"):
+        read_rows(tmp_path / name, ["mr"])

@@ -224,3 +224,29 @@ def test_a_data_set_that_the_hub_does_not_give_names_the_way_out() -> None:
     message = "multi_nli: the data set nyu-mll/multi_nli of the hub cannot be fetched .*source: fixture"
     with pytest.raises(RuntimeError, match=message):
         hub_folder(TASKS["multi_nli"], "")
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tgz"])
+@pytest.mark.parametrize("folders", ["{split}/{name}", "data/{split}/{name}", "data/{split}/part/of/{name}"])
+def test_an_archive_keeps_files_of_equal_names(suffix: str, folders: str, tmp_path: Path) -> None:
+    """The split is that of the nearest folder; no file replaces another."""
+    kinds = {"tar": "w", "tar.gz": "w:gz", "tgz": "w:gz", "tar.bz2": "w:bz2"}
+    with tarfile.open(tmp_path / f"rows.{suffix}", kinds[suffix]) as opened:
+        for split in ("train", "val", "test"):
+            for name in ("0000.jsonl", "0001.jsonl"):
+                row = {"mr": f"name[{split}]", "ref": name}
+                (tmp_path / "row").write_text(json.dumps(row))
+                opened.add(tmp_path / "row", arcname=folders.format(split=split, name=name))
+    task = TASKS["e2e_nlg"]
+    found = split_files(task, str(tmp_path / f"rows.{suffix}"), tmp_path / "cache")
+    for split in ("train", "val", "test"):
+        rows = [json.loads(path.read_text()) for path in found.of(split)]
+        assert rows == [{"mr": f"name[{split}]", "ref": name} for name in ("0000.jsonl", "0001.jsonl")]
+
+
+def test_a_member_stays_below_the_cache(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "rows.tar", "w") as opened:
+        (tmp_path / "row").write_text(json.dumps({"mr": "a", "ref": "b"}))
+        opened.add(tmp_path / "row", arcname="../../train.jsonl")
+    found = split_files(TASKS["e2e_nlg"], str(tmp_path / "rows.tar"), tmp_path / "deep" / "cache")
+    assert found.train[0].is_relative_to(tmp_path / "deep" / "cache")

@@ -24,7 +24,7 @@ from lighter_freezers.reports.plots import (
     plot_training_loss,
 )
 from lighter_freezers.reports.plots.canvas import smoothed
-from lighter_freezers.reports.plots.runs import Mark, Table
+from lighter_freezers.reports.plots.runs import Mark, StepTable
 
 ROOT = Path(__file__).parents[2]
 BLUE, GREY = (0x00, 0x72, 0xB2), (0xD0, 0xD0, 0xD0)  # attention; no gradient
@@ -91,7 +91,7 @@ def test_the_heatmap_is_grey_where_nothing_had_a_gradient(tmp_path: Path) -> Non
 
 def test_a_mean_does_not_cross_a_mark_or_a_gap() -> None:
     """What a freeze changed at a step shows at that step."""
-    table = Table(Path("x"), [0, 1, 2, 3, 4], {"a": [1.0, 1.0, 9.0, math.nan, 5.0]})
+    table = StepTable(Path("x"), [0, 1, 2, 3, 4], {"a": [1.0, 1.0, 9.0, math.nan, 5.0]})
     means = smoothed(table, "a", 3, [Mark(2, "froze b")])
 
     assert means[:3] == [1.0, 1.0, 9.0]

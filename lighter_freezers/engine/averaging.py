@@ -1,0 +1,170 @@
+"""What callbacks that average weights would do to frozen layers: undone, or refused before the run."""
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lighter_freezers._lightning import Callback
+from lighter_freezers.engine import ledger, trainer_clock
+from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.effects.norm_layers import norms_with_statistics
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
+from lighter_freezers.engine.transition import Transition
+
+__all__ = ["AverageKeeper", "is_update_epoch"]
+
+
+def is_update_epoch(trainer: TrainerLike) -> bool:
+    """Whether this is the epoch that StochasticWeightAveraging adds to estimate batch norms again.
+
+    Nothing trains in it, and a run without the callback has no epoch of this number: nothing may thaw.
+    """
+    averaging = _of_kind(callbacks_of(trainer), "StochasticWeightAveraging")
+    return any(
+        trainer_clock.moment(trainer).epoch > getattr(callback, "swa_end", 0) for callback in averaging
+    )
+
+
+class _Engine(Protocol):
+    @property
+    def actions(self) -> list[Action]: ...
+
+    def add_listener(self, listener: "AverageKeeper", /) -> None: ...
+
+
+class AverageKeeper(Callback):
+    """Keeps averages of what is frozen equal to it, to the bit, and the statistics of frozen batch norms.
+
+    An average of equal numbers differs from them by rounding (0.999 w + 0.001 w), and integers are even cut
+    off. What is held while its average equals it is therefore copied into the average before that is used or
+    saved. What freezes after averaging has begun has the average of what it was.
+
+    Args:
+        engine: Reports all transitions of a fit.
+
+    Runs on: `on_fit_start` (refuse changes of shapes), `on_train_start`, `on_validation_start`,
+    `on_train_epoch_end` and `on_train_end` (averages), `on_train_batch_start` (statistics).
+    """
+
+    @classmethod
+    def where_needed(cls, trainer: TrainerLike, engine: "_Engine") -> "list[AverageKeeper]":
+        """One for a Trainer that averages weights, none for others."""
+        return [cls(engine)] if _averaging(callbacks_of(trainer)) else []
+
+    def __init__(self, engine: "_Engine") -> None:
+        self._engine = engine
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # in the average, in the model
+        self._statistics: list[tuple[nn.Module, dict[str, Tensor]]] = []
+
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
+        """Ask to be told of transitions."""
+        self._engine.add_listener(self)
+
+    def on_fit_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Fail before training where an average would keep shapes that change.
+
+        Raises:
+            ValueError: An action may change LoRA ranks.
+        """
+        if any(action.reshapes for action in self._engine.actions):
+            kind = type(_averaging(callbacks_of(trainer))[0]).__name__
+            raise ValueError(
+                f"{kind} averages weights of the shapes they have at the start, so LoRA ranks cannot change. "
+                "Remove one of the two callbacks."
+            )
+
+    def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Find what is held from the start, or was when the checkpoint was saved."""
+        self._find_pairs(trainer, pl_module)
+
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
+        """Leave the average of what thaws alone from now on."""
+        self._correct()
+        norms = chain(*(norm.buffers(recurse=False) for norm in _still_norms(pl_module)))
+        still = {id(buffer) for buffer in norms}
+        self._pairs = [
+            (copy, own)
+            for copy, own in self._pairs
+            if (isinstance(own, nn.Parameter) and ledger.is_held(own)) or id(own) in still
+        ]
+
+    def on_validation_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Validation runs on the average."""
+        self._correct()
+
+    def on_train_epoch_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Correct, and copy the statistics that stochastic averaging would reset after the last epoch."""
+        self._correct()
+        self._find_pairs(trainer, pl_module)
+        self._statistics = [
+            (norm, {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)})
+            for norm in _still_norms(pl_module)
+        ]
+
+    def on_train_batch_start(
+        self, trainer: TrainerLike, pl_module: nn.Module, batch: object, batch_idx: int
+    ) -> None:
+        """Put the statistics back that were reset for the additional epoch."""
+        if not batch_idx and is_update_epoch(trainer):
+            for norm, statistics in self._statistics:
+                for name, value in statistics.items():
+                    norm.get_buffer(name).copy_(value)
+
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """The run ends on the average."""
+        self._correct()
+
+    def state_dict(self) -> dict[str, object]:
+        """Nothing to save: Lightning asks before an averaging callback puts its average into a checkpoint."""
+        self._correct()
+        return {}
+
+    def teardown(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
+        """The fit is over."""
+        self._pairs, self._statistics = [], []
+
+    def _find_pairs(self, trainer: TrainerLike, model: nn.Module) -> None:
+        constant = [parameter for parameter in model.parameters() if ledger.is_held(parameter)]
+        norms = _still_norms(model)
+        ids = {id(tensor) for tensor in chain(constant, *(norm.buffers(recurse=False) for norm in norms))}
+        self._pairs = []
+        for callback in _averaging(callbacks_of(trainer)):
+            average = getattr(callback, "_average_model", None)
+            if average is not None:
+                pairs = zip(_tensors(getattr(average, "module", average)), _tensors(model), strict=False)
+                self._pairs += [(copy, own) for copy, own in pairs if id(own) in ids and _is_equal(copy, own)]
+
+    @torch.no_grad()
+    def _correct(self) -> None:
+        for copy, own in self._pairs:
+            copy.copy_(own)
+
+
+def _averaging(callbacks: Iterable[object]) -> list[object]:
+    """Lightning's averaging callbacks and those derived from them, of either namespace."""
+    return _of_kind(callbacks, "WeightAveraging", "StochasticWeightAveraging")
+
+
+def _of_kind(callbacks: Iterable[object], *kinds: str) -> list[object]:
+    return [each for each in callbacks if {base.__name__ for base in type(each).__mro__} & {*kinds}]
+
+
+def _still_norms(model: nn.Module) -> list[nn.Module]:
+    """The batch norms that do not move now because all their parameters are held."""
+    return [
+        norm
+        for norm, parameters in norms_with_statistics(model)
+        if not (norm.training and norm.track_running_stats and norm.momentum != 0)
+        and all(map(ledger.is_held, parameters))
+    ]
+
+
+def _tensors(module: nn.Module) -> Iterable[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def _is_equal(copy: Tensor, own: Tensor) -> bool:
+    return copy.shape == own.shape and torch.equal(copy, own.detach().to(copy.device))

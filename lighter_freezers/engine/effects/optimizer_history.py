@@ -1,0 +1,75 @@
+"""Optimizers that step along what they remember: their history is dropped, or frozen values are put back.
+
+Most optimizers skip a parameter without a gradient. LBFGS does not: it keeps one history of all parameters.
+Nor do wrappers such as Lookahead, which pull weights towards a copy of their own, and schedule-free
+optimizers, which exchange weights between training and validation.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lighter_freezers.engine import ledger
+
+__all__ = ["FrozenValues", "drop_shared_history", "refuse_dropped_state"]
+
+
+def drop_shared_history(optimizers: Iterable[Optimizer]) -> None:
+    """Let LBFGS begin anew, since its next steps would move what has just frozen."""
+    for optimizer in optimizers:
+        if "lbfgs" in type(optimizer).__name__.lower() or isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.state.clear()
+
+
+def refuse_dropped_state(optimizers: Iterable[Optimizer], optimizer_state: str) -> None:
+    """Fail before training where the state of single parameters cannot leave an optimizer.
+
+    Raises:
+        RuntimeError: An optimizer wraps another; the message names it and the way out.
+    """
+    for optimizer in optimizers:
+        if _is_wrapper(optimizer):
+            raise RuntimeError(
+                f"optimizer_state='{optimizer_state}' drops the state of what freezes, but "
+                f"{type(optimizer).__name__} wraps another optimizer and counts on the state of all "
+                "parameters. Use optimizer_state='keep', or the inner optimizer alone."
+            )
+
+
+class FrozenValues:
+    """Copies of what is held, for optimizers that may move a parameter without a gradient.
+
+    Args:
+        optimizers: All optimizers of the run. Where none of them is of this kind, nothing is copied.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self._optimizers = [each for each in optimizers if _is_wrapper(each) or _has_modes(each)]
+        self._copies: dict[Parameter, Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._copies)
+
+    def follow(self) -> None:
+        """Copy what froze, and forget what thawed."""
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        held = [p for group in groups for p in group["params"] if ledger.is_held(p)]
+        self._copies = {p: self._copies[p] if p in self._copies else p.detach().clone() for p in held}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the values back."""
+        for parameter, value in self._copies.items():
+            parameter.copy_(value)
+
+
+def _is_wrapper(optimizer: Optimizer) -> bool:
+    return any(isinstance(value, Optimizer) for value in vars(optimizer).values())
+
+
+def _has_modes(optimizer: Optimizer) -> bool:
+    """Whether it has to be told when training begins and ends, as schedule-free optimizers have."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
