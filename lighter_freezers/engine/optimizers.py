@@ -92,9 +92,7 @@ class OptimizerFollower:
 
     def without_rate(self, thawed: Sequence[Parameter]) -> list[Parameter]:
         """What has thawed and trains at the rate 0: it stands still."""
-        ids = {id(parameter) for parameter in thawed}
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        return [p for group in groups if not float(group["lr"]) for p in group["params"] if id(p) in ids]
+        return optimizer_groups.without_rate(thawed, self._optimizers)
 
     def forget(self, taken: Sequence[Hold]) -> None:
         """Drop the optimizer state of what holds that have just begun ask for."""

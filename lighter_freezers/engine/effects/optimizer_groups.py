@@ -18,7 +18,7 @@ from lighter_freezers.engine.effects.optimizer_choice import (
 )
 from lighter_freezers.engine.trainer_like import ParameterGroup, SchedulerLike
 
-__all__ = ["AddedGroup", "add_missing", "forget_state", "parameters_in", "split_off"]
+__all__ = ["AddedGroup", "add_missing", "forget_state", "parameters_in", "split_off", "without_rate"]
 
 # What torch's LR schedulers keep as one entry per parameter group.
 _PER_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "lr_lambdas", "base_momentums", "max_momentums")
@@ -134,6 +134,13 @@ def split_off(
             _add_group(optimizer, index, leaving, unique_name, schedulers)
             moved.append((optimizer, len(optimizer.param_groups) - 1, index))
     return moved
+
+
+def without_rate(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> list[Parameter]:
+    """Those of some parameters that are in a group with the learning rate 0."""
+    ids = {id(parameter) for parameter in parameters}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [p for group in groups if not float(group["lr"]) for p in group["params"] if id(p) in ids]
 
 
 def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> None:
