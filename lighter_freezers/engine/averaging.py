@@ -142,7 +142,9 @@ def _still_norms(model: nn.Module) -> list[nn.Module]:
     return [
         norm
         for norm, parameters in norms_with_statistics(model)
-        if not (norm.training and norm.track_running_stats and norm.momentum != 0)
+        if not (
+            norm.training and getattr(norm, "track_running_stats", True) and getattr(norm, "momentum", 1) != 0
+        )
         and all(map(ledger.is_held, parameters))
     ]
 

@@ -187,6 +187,7 @@ class Engine(Callback):
         run started, or the state in the checkpoint would not fit it.
         """
         self._wait, self._boundaries = 1, trainer_clock.StepBoundaries(trainer)
+        idle_schedules.refuse_replaced(self._active_rules, pl_module)
         context, before = StepContext(trainer, pl_module, trainer_clock.moment(trainer)), _flags(pl_module)
         for active in self._active_rules:
             active.resume(context.moment)
@@ -198,6 +199,7 @@ class Engine(Callback):
 
     def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Check the schedules at the next batch, since some count epochs."""
+        idle_schedules.refuse_replaced(self._active_rules, pl_module)
         self._wait = 1
         self._boundaries.begin_epoch()
         self._followers.optimizers.keep_up()
