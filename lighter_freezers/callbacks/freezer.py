@@ -142,7 +142,9 @@ class Freezer(EngineCallback):
             except_name_starts_with=except_name_starts_with,
             except_patterns=except_patterns,
         )
-        schedule = parse_schedule(from_step, from_epoch, until_step, until_epoch, windows)
+        sets_rate = unfreeze_lr is not None or unfreeze_lr_factor is not None
+        bounds = (from_step, from_epoch, until_step, until_epoch)
+        schedule = parse_schedule(*bounds, windows, sets_rate=sets_rate)
         trigger = None if until_metric is None else parse_metric_trigger("until_metric", until_metric)
         self._rule = FreezeRule(
             title=rule_title(selector, schedule, trigger),

@@ -34,6 +34,7 @@ class LayerOperations(EngineCallback):
     | `freeze_layer` | `attn.2` | hold all of a layer frozen |
     | `unfreeze_layer` | `attn.2` | let it train; where it has LoRA, the factors only |
     | `set_layer_lora_rank` | `[attn.3, 16]` | LoRA of this rank; 0 merges it into the weight |
+    | `set_layer_lora_rank` | `[wte, 0, drop]` | rank 0 without a merge, as a tied weight needs it |
     | `set_attn_lora_rank` | `16` | the same for every attention |
     | `set_embedding_lora_rank` | `8` | the same for the token embeddings |
     | `merge_lora_weights` | nothing, or a layer | the update goes into the weight, LoRA starts again |

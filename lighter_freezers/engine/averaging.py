@@ -11,21 +11,10 @@ from lighter_freezers._lightning import Callback
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.effects.norm_layers import norms_with_statistics
-from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.transition import Transition
 
-__all__ = ["AverageKeeper", "is_update_epoch"]
-
-
-def is_update_epoch(trainer: TrainerLike) -> bool:
-    """Whether this is the epoch that StochasticWeightAveraging adds to estimate batch norms again.
-
-    Nothing trains in it, and a run without the callback has no epoch of this number: nothing may thaw.
-    """
-    averaging = _of_kind(callbacks_of(trainer), "StochasticWeightAveraging")
-    return any(
-        trainer_clock.moment(trainer).epoch > getattr(callback, "swa_end", 0) for callback in averaging
-    )
+__all__ = ["AverageKeeper"]
 
 
 class _Engine(Protocol):
@@ -108,7 +97,7 @@ class AverageKeeper(Callback):
         self, trainer: TrainerLike, pl_module: nn.Module, batch: object, batch_idx: int
     ) -> None:
         """Put the statistics back that were reset for the additional epoch."""
-        if not batch_idx and is_update_epoch(trainer):
+        if not batch_idx and trainer_clock.is_update_epoch(trainer):
             for norm, statistics in self._statistics:
                 for name, value in statistics.items():
                     norm.get_buffer(name).copy_(value)
@@ -145,11 +134,7 @@ class AverageKeeper(Callback):
 
 def _averaging(callbacks: Iterable[object]) -> list[object]:
     """Lightning's averaging callbacks and those derived from them, of either namespace."""
-    return _of_kind(callbacks, "WeightAveraging", "StochasticWeightAveraging")
-
-
-def _of_kind(callbacks: Iterable[object], *kinds: str) -> list[object]:
-    return [each for each in callbacks if {base.__name__ for base in type(each).__mro__} & {*kinds}]
+    return callbacks_of_kind(callbacks, "WeightAveraging", "StochasticWeightAveraging")
 
 
 def _still_norms(model: nn.Module) -> list[nn.Module]:
@@ -157,7 +142,9 @@ def _still_norms(model: nn.Module) -> list[nn.Module]:
     return [
         norm
         for norm, parameters in norms_with_statistics(model)
-        if not (norm.training and norm.track_running_stats and norm.momentum != 0)
+        if not (
+            norm.training and getattr(norm, "track_running_stats", True) and getattr(norm, "momentum", 1) != 0
+        )
         and all(map(ledger.is_held, parameters))
     ]
 

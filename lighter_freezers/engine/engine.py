@@ -22,7 +22,7 @@ from lighter_freezers.engine.followers import Followers, TransitionListener
 from lighter_freezers.engine.intrusions import Intrusions
 from lighter_freezers.engine.metric_watch import MetricWatch
 from lighter_freezers.engine.rules import ActiveRule, FreezeRule, active_rules_of, follow_all, refuse_overlap
-from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of, stand_before
 from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 
 __all__ = ["EngineCallback", "Engine"]
@@ -105,6 +105,7 @@ class Engine(Callback):
     def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Select the parameters of every rule, and hold what the first step holds."""
         self._is_fit = stage == "fit"
+        stand_before(trainer, self, "LearningRateMonitor")
         self._builds_late = "core.hooks" not in type(pl_module).configure_model.__module__
         self._actions = Actions([each for ours in _engine_callbacks(trainer) for each in ours.actions()])
         self._is_set_up = False
@@ -186,6 +187,7 @@ class Engine(Callback):
         run started, or the state in the checkpoint would not fit it.
         """
         self._wait, self._boundaries = 1, trainer_clock.StepBoundaries(trainer)
+        idle_schedules.refuse_replaced(self._active_rules, pl_module)
         context, before = StepContext(trainer, pl_module, trainer_clock.moment(trainer)), _flags(pl_module)
         for active in self._active_rules:
             active.resume(context.moment)
@@ -197,8 +199,10 @@ class Engine(Callback):
 
     def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Check the schedules at the next batch, since some count epochs."""
+        idle_schedules.refuse_replaced(self._active_rules, pl_module)
         self._wait = 1
         self._boundaries.begin_epoch()
+        self._followers.optimizers.keep_up()
         self._reassert()
 
     def on_train_batch_start(
@@ -256,9 +260,6 @@ class Engine(Callback):
         if self._has_resumed:
             self._has_resumed = False
             self._metrics.warn_of_lost_validation(trainer, batch_idx)
-        if averaging.is_update_epoch(trainer):
-            self._wait = trainer_clock.NEVER
-            return
         self._wait = self._boundaries.num_batches_before(trainer, batch_idx)
         if self._wait:
             return

@@ -116,6 +116,9 @@ class Followers:
         transition = self.announcer.transition(context.moment, frozen, thawed, False, outcome)
         if frozen or thawed or outcome != ActionResult():
             self._announce(context, transition)
+        if thawed and context.trainer.is_global_zero:
+            self.optimizers.keep_up()
+            self.announcer.warn_of_no_rate(self.optimizers.without_rate(thawed))
         return True
 
     def _look_again(self, context: StepContext) -> None:

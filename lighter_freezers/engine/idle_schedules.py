@@ -8,10 +8,10 @@ from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.triggers import Moment
-from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["refuse_idle_now", "refuse_idle_phase", "warn_of_user_frozen"]
+__all__ = ["refuse_idle_now", "refuse_idle_phase", "refuse_replaced", "warn_of_user_frozen"]
 
 _WAY_OUT = "End one of them earlier, or exclude something (except_names, except_name_starts_with)."
 
@@ -42,6 +42,24 @@ def refuse_idle_phase(active_rules: Sequence[ActiveRule], model: nn.Module) -> N
             names = ", ".join(active.rule.title for active in holding)
             raise RuntimeError(
                 f"{when} on, {names} would hold every parameter, so nothing trains. {_WAY_OUT}"
+            )
+
+
+def refuse_replaced(active_rules: Sequence[ActiveRule], model: nn.Module) -> None:
+    """Raise where the model no longer has the layers that rules found at set-up.
+
+    Raises:
+        RuntimeError: A layer was replaced; the message names it.
+    """
+    ids = {id(parameter) for parameter in model.parameters()}
+    for active in active_rules:
+        lost = {id(parameter) for parameter in active.hold.parameters} - ids
+        names = [name for name, parameter in active.selected.items() if id(parameter) in lost]
+        if names:
+            raise RuntimeError(
+                f"{active.title} found {first_few(names)} at set-up, but the module has replaced them since "
+                "then, so they would train unnoticed. Replace layers in __init__, setup or "
+                "configure_model, not in on_fit_start or on_train_start."
             )
 
 

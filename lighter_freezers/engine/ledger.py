@@ -29,6 +29,7 @@ from lighter_freezers.engine.terms import Terms
 
 __all__ = [
     "Hold",
+    "drop_gradients",
     "freeze",
     "hold",
     "holders",
@@ -279,6 +280,12 @@ def freeze(parameters: Sequence[Parameter], *, is_left: bool = False) -> list[Pa
     return frozen
 
 
+def drop_gradients(parameters: Iterable[Parameter]) -> None:
+    """Leave the optimizer no gradient of parameters that train."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
 def leave(parameters: Iterable[Parameter]) -> None:
     """Count parameters that are frozen and unknown so far as left frozen by a hold: they may thaw."""
     for parameter in parameters:
@@ -288,11 +295,7 @@ def leave(parameters: Iterable[Parameter]) -> None:
 
 
 def reassert(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Freeze again what other code switched on while it was held; that flag is its baseline from now on.
-
-    Returns:
-        The parameters that had been switched on.
-    """
+    """Freeze again what other code switched on while it was held; that flag is its baseline from now on."""
     intruded = []
     for parameter in parameters:
         record = record_of(parameter)

@@ -102,6 +102,16 @@ class Announcer:
             stacklevel=2,
         )
 
+    def warn_of_no_rate(self, parameters: Sequence[Parameter]) -> None:
+        """Say that what has just thawed stands still, if anything does."""
+        if parameters:
+            log.warning(
+                "%s thawed, but the learning rate there is 0, so nothing of it moves before the LR scheduler "
+                "raises the rate (TransferLearningScheduler: at feature_extraction_iters). Thaw it then, or "
+                "let the schedule begin earlier",
+                self._summary.compress(self._named(parameters)),
+            )
+
     def _named(self, parameters: Sequence[Parameter]) -> tuple[str, ...]:
         """The names of parameters that change together; their text is built the first time."""
         key = tuple(map(id, parameters))

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
@@ -22,6 +23,7 @@ from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.terms import OptimizerState
 from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
 from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
+from lighter_freezers.engine.triggers import Moment
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_name, canonical_parameters
 
@@ -40,7 +42,7 @@ class OptimizerFollower:
         self._active_rules = active_rules
         self._states = set(states)
         self._frees = "free" in self._states
-        self._rates = ThawedRates([], lambda: 0, has_schedulers=False)
+        self._rates = ThawedRates([], lambda: Moment(0, 0), has_schedulers=False)
         self._optimizers: list[Optimizer] = []
         self._lean = LeanGroups([])
         self._values = FrozenValues([])
@@ -74,12 +76,12 @@ class OptimizerFollower:
         for state in sorted(self._states - {"keep"}):
             refuse_dropped_state(trainer.optimizers, state)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        self._add_missing(model, schedulers, trainable_later or {})
-        groups: list[ThawedGroup] = []
+        added = self._add_missing(model, schedulers, trainable_later or {})
+        groups = [] if all(isinstance(each, LRScheduler) for each in schedulers) else added
         for freezers, parameters in _selected_alike(self._active_rules):
             groups += self._split_off(freezers, parameters, schedulers, len(groups) + 1)
         self._rates = ThawedRates(
-            groups, lambda: trainer_clock.moment(trainer).optimizer_step, has_schedulers=bool(schedulers)
+            groups, lambda: trainer_clock.moment(trainer), has_schedulers=bool(schedulers)
         )
         self._rates.set()
 
@@ -87,6 +89,10 @@ class OptimizerFollower:
         """Write the requested rates, and put back what an optimizer moved although it is held."""
         self._rates.set()
         self._values.restore()
+
+    def without_rate(self, thawed: Sequence[Parameter]) -> list[Parameter]:
+        """What has thawed and trains at the rate 0: it stands still."""
+        return optimizer_groups.without_rate(thawed, self._optimizers)
 
     def forget(self, taken: Sequence[Hold]) -> None:
         """Drop the optimizer state of what holds that have just begun ask for."""
@@ -124,7 +130,8 @@ class OptimizerFollower:
 
     def _add_missing(
         self, model: nn.Module, schedulers: Sequence[SchedulerLike], trainable_later: Mapping[str, Parameter]
-    ) -> None:
+    ) -> list[ThawedGroup]:
+        """Returns the new groups, to follow their home groups where a scheduler does not know them."""
         known = optimizer_groups.parameters_in(self._optimizers)
         missing = {name: p for name, p in trainable_later.items() if id(p) not in known}
         asked: dict[str, int | str] = {}
@@ -140,21 +147,25 @@ class OptimizerFollower:
                 )
             missing.update(absent)
         if not missing:
-            return
+            return []
         names = {id(parameter): canonical_name(name) for name, parameter in model.named_parameters()}
         added = optimizer_groups.add_missing(
             missing, names, self._optimizers, schedulers, asked=asked, sparse=sparse_parameters(model)
         )
         summary = NameSummary(list(names.values()))
-        for index, group_name, members in added:
+        for group in added:
             log.info(
                 "optimizer %d (%s) takes %s (%d parameters) that will thaw, in its group '%s'",
-                index,
-                type(self._optimizers[index]).__name__,
-                summary.compress(members),
-                len(members),
-                group_name,
+                group.optimizer_index,
+                type(self._optimizers[group.optimizer_index]).__name__,
+                summary.compress(group.members),
+                len(group.members),
+                group.name,
             )
+        return [
+            ThawedGroup(self._optimizers[each.optimizer_index], each.group_index, each.home_index, ())
+            for each in added
+        ]
 
     def _split_off(
         self,

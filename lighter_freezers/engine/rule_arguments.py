@@ -19,6 +19,8 @@ def parse_schedule(
     until_step: int | None,
     until_epoch: int | None,
     windows: Sequence[Sequence[int]] | None,
+    *,
+    sets_rate: bool = False,
 ) -> Schedule:
     """Check the bounds or the windows in which to hold.
 
@@ -39,7 +41,7 @@ def parse_schedule(
         first, last = bounds[begin], bounds[end]
         if first is not None and last is not None and first >= last:
             raise ValueError(f"{begin}={first} is not before {end}={last}, so this Freezer would never hold.")
-    if 0 in (until_step, until_epoch):
+    if 0 in (until_step, until_epoch) and not sets_rate:
         log.warning("a Freezer until step or epoch 0 never holds anything: both are counted from 0")
     return Schedule(
         from_step, from_epoch, until_step, until_epoch, arguments.step_windows("windows", windows)

@@ -133,6 +133,11 @@ class ActiveRule:
             self.released_at = moment.optimizer_step
             self.hold.let_go()
 
+    def released_by(self, moment: Moment) -> int | None:
+        """The optimizer step of the last release, counting one that is due at this moment."""
+        is_over = self.history.has_fired or not self.rule.schedule.is_active(moment)
+        return moment.optimizer_step if self.hold.is_active and is_over else self.released_at
+
     def next_step(self, moment: Moment) -> int | None:
         """The next optimizer step at which the schedule may change something; None if there is none."""
         return None if self.history.has_fired else self.rule.schedule.next_step(moment)

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 
 import torch
 
-from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.triggers import Moment
 
 __all__ = [
     "NEVER",
     "StepBoundaries",
+    "is_update_epoch",
     "last_moment",
     "metrics",
     "moment",
@@ -52,6 +53,8 @@ class StepBoundaries:
     def num_batches_before(self, trainer: TrainerLike, batch_idx: int) -> int:
         """Batches to wait before it makes sense to ask again; 0 where this batch begins a window."""
         before, self.window = self.window, window_length(trainer)
+        if is_update_epoch(trainer):
+            return NEVER
         if self._last_step is None and (not batch_idx or before == self.window):
             if batch_idx % self.window == 0:
                 self._boundary = (batch_idx, trainer.global_step)
@@ -68,6 +71,15 @@ class StepBoundaries:
             return 1
         num_steps = min((step for step in steps if step is not None), default=NEVER) - optimizer_step
         return min(num_steps * self.window, NEVER)
+
+
+def is_update_epoch(trainer: TrainerLike) -> bool:
+    """Whether this is the epoch that StochasticWeightAveraging adds to estimate batch norms again.
+
+    Nothing trains in it, and a run without the callback has no epoch of this number: nothing may thaw.
+    """
+    averaging = callbacks_of_kind(callbacks_of(trainer), "StochasticWeightAveraging")
+    return any(trainer.current_epoch > getattr(callback, "swa_end", 0) for callback in averaging)
 
 
 def validation_was_due(trainer: TrainerLike, batch_idx: int) -> bool:

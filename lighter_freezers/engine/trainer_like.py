@@ -18,6 +18,8 @@ __all__ = [
     "StrategyLike",
     "TrainerLike",
     "callbacks_of",
+    "callbacks_of_kind",
+    "stand_before",
 ]
 
 ParameterGroup: TypeAlias = dict[str, Any]  # as torch types an optimizer's groups: each key has its own type
@@ -213,3 +215,19 @@ def callbacks_of(trainer: TrainerLike) -> list[Any]:
     """The Trainer's own list."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined] # not declared there
     return callbacks
+
+
+def callbacks_of_kind(callbacks: Iterable[object], *kinds: str) -> list[object]:
+    """Callbacks of some classes and of those derived from them, in either namespace."""
+    return [each for each in callbacks if {base.__name__ for base in type(each).__mro__} & {*kinds}]
+
+
+def stand_before(trainer: TrainerLike, mover: object, kind: str) -> None:
+    """Let a callback run before all of a kind. Call it in its own `setup`, which Lightning iterates over."""
+    callbacks = callbacks_of(trainer)
+    place = min(
+        [callbacks.index(each) for each in callbacks_of_kind(callbacks, kind)], default=len(callbacks)
+    )
+    if place < callbacks.index(mover):
+        callbacks.remove(mover)
+        callbacks.insert(place, mover)

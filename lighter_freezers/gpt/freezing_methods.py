@@ -16,6 +16,23 @@ class FreezingMethods(nn.Module):
 
     config: GPTConfig
     transformer: nn.Module
+    is_thawed_by_caller = False  # whether the module around it sees to `unfreeze_at_iteration`
+    num_passes = 0  # forward passes in training, counted while `unfreeze_at_iteration` is still to come
+
+    def _count_pass(self) -> None:
+        """Warn when the trunk should train by now, but nothing has thawed it."""
+        thaw_at = self.config.unfreeze_at_iteration
+        if thaw_at is None or self.is_thawed_by_caller or self.num_passes > thaw_at:
+            return
+        self.num_passes += 1
+        if self.num_passes > thaw_at and self.get_frozen_status():
+            warnings.warn(
+                f"unfreeze_at_iteration={thaw_at}: that many passes are over, and nothing has thawed the "
+                "trunk. A model does not count steps: train it in a GPTModule, or call "
+                "unfreeze_transformer_weights() at that step. To leave it to a Freezer(name_starts_with="
+                "'network.transformer.', until_step=...), remove both freeze_transformer and this.",
+                stacklevel=3,
+            )
 
     def freeze_layer(self, layer: str) -> int:
         """Hold a layer frozen until `unfreeze_layer`; it composes with every Freezer.

@@ -1,11 +1,15 @@
 """The methods of a GPT that set LoRA ranks; `lighter_freezers.lora` does the work."""
 
 import warnings
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from lighter_freezers.gpt.config import GPTConfig
 from lighter_freezers.gpt.freezing_methods import FreezingMethods
+
+if TYPE_CHECKING:
+    from lighter_freezers.lora.ranks import OnZero
 
 __all__ = ["LoraMethods"]
 
@@ -18,7 +22,7 @@ class LoraMethods(FreezingMethods):
     config: GPTConfig
     transformer: nn.Module
 
-    def set_layer_lora_rank(self, layer: str, rank: int) -> None:
+    def set_layer_lora_rank(self, layer: str, rank: int, *, on_zero: "OnZero" = "merge") -> None:
         """Set the LoRA rank of a layer, which gets LoRA if it has none; rank 0 merges and removes it.
 
         An existing optimizer does not contain the new factors. In a run, `LayerOperations` and
@@ -27,6 +31,7 @@ class LoraMethods(FreezingMethods):
         Args:
             layer: `attn.N`, `mlp.N` or `wte`, N from 0.
             rank: Its new rank, from 0 to the smaller side of its weight.
+            on_zero: What rank 0 means: `merge`, `drop` the update, or `freeze` it. A tied `wte` cannot merge.
 
         Raises:
             TypeError: The rank is not a whole number.
@@ -35,7 +40,7 @@ class LoraMethods(FreezingMethods):
         """
         from lighter_freezers.lora.set_rank import set_layer_lora_rank
 
-        set_layer_lora_rank(self, layer, rank)
+        set_layer_lora_rank(self, layer, rank, on_zero=on_zero)
 
     def resize_lora_rank(self, rank: int) -> None:
         """Deprecated: set the rank of every attention. Call `set_layer_lora_rank` for each."""

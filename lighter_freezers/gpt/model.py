@@ -124,6 +124,8 @@ class GPT(LoraMethods):
                 comes first, or a sequence scorer's input does not begin with [CLS].
         """
         self._check(input_ids)
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._count_pass()
         is_real = None if attention_mask is None else checked_attention_mask(attention_mask, input_ids)
         if targets is not None:
             targets = self.objective.checked_targets(targets, input_ids, is_real)

@@ -77,7 +77,7 @@ def _put_lora(
 ) -> None:
     """Apply LoRA to what the config targets, except in frozen layers and on frozen embeddings."""
     from lighter_freezers.lora.apply import apply_lora
-    from lighter_freezers.lora.attach import network_of
+    from lighter_freezers.lora.peft_configs import network_of
 
     network = network_of(model)
     anatomy = anatomy_of(network)

@@ -3,15 +3,19 @@
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from lighter_freezers.arguments import count, number
+from lighter_freezers.lora.config_patterns import resolve_patterns
+from lighter_freezers.lora.initial_factors import moves_base
+from lighter_freezers.lora.peft_configs import is_lora_config, peft_configs, refuse_other_tuners
+from lighter_freezers.lora.peft_view import note_ranks
 from lighter_freezers.lora.ranks import resize_lora_layer
 from lighter_freezers.lora.restore import install_rank_restore
-from lighter_freezers.lora.sites import find_lora_sites, select_sites
+from lighter_freezers.lora.sites import PeftModule
 from lighter_freezers.lora.target_groups import with_target_modules
 from lighter_freezers.selection.names import closest_names, walk
 
@@ -40,10 +44,12 @@ def apply_lora(
     | `{r: 8, target: attention_only}` | queries and values, whatever the model calls them |
 
     Args:
-        network: Any module: a GPT of this package, a model of transformers, your own.
-        config: The arguments of `peft.LoraConfig` as a mapping, or a `LoraConfig`. A 0 in `rank_pattern` is
-            allowed here: the layer can get a rank later. In a mapping `target` is the name of a group,
-            `attention_only`, `mlp_only`, `both` or `all`, instead of `target_modules`.
+        network: PeftModule module: a GPT of this package, a model of transformers, your own.
+        config: What `peft.LoraConfig` takes, as a mapping; or a `LoraConfig`. A 0 in `rank_pattern` is
+            allowed here: the layer can get a rank later. Keys of `rank_pattern` and `alpha_pattern` are
+            PEFT's, of which the first that matches counts, or short names (`attn.3`, `mlp.*`, `wte`). In a
+            mapping `target` is the name of a group, `attention_only`, `mlp_only`, `both` or `all`, instead of
+            `target_modules`.
         adapter_name: PEFT's name of the adapter.
 
     Returns:
@@ -51,7 +57,8 @@ def apply_lora(
 
     Raises:
         TypeError: A number is a string, as YAML makes of `5e-5`.
-        ValueError: PEFT does not have an option, a target matches no layer, or targets are to be tied.
+        ValueError: PEFT does not know an option, a target or a key of a pattern matches no layer, targets are
+            to be tied, another tuner is asked for or there, or an initialisation could not be taken back.
 
     Example:
         ```yaml
@@ -65,28 +72,43 @@ def apply_lora(
     """
     from peft import inject_adapter_in_model
 
+    refuse_other_tuners(network)
+    _check_initialisation(network, config)
     if isinstance(config, Mapping):
         config = with_target_modules(network, config)
     peft_config = _peft_config(config)
-    ranks = peft_config.rank_pattern or {}
-    without_lora = [key for key, rank in ranks.items() if rank == 0]
-    peft_config.rank_pattern = {key: rank or peft_config.r for key, rank in ranks.items()}
     _check_targets(network, peft_config)
+    without_lora = resolve_patterns(network, peft_config)
+    weights = _weights_to_keep(network, without_lora) if moves_base(peft_config.init_lora_weights) else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter
+        warnings.filterwarnings("ignore", message=".*did not match any targeted module")  # parameters do
         inject_adapter_in_model(peft_config, network, adapter_name)
-    sites = find_lora_sites(network, adapter_name)
-    for key in without_lora:
-        for site in select_sites(network, sites, key):
-            resize_lora_layer(site.factors.layer, 0, adapter_name)
     install_rank_restore(network)
+    for name in without_lora:
+        layer: PeftModule = network.get_submodule(name)
+        resize_lora_layer(layer, 0, adapter_name)
+        if name in weights:
+            layer.get_base_layer().weight.data = weights[name]  # as it was, to the last bit
+    note_ranks(network)
     return network
 
 
+def _weights_to_keep(network: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    modules: dict[str, PeftModule] = {name: network.get_submodule(name) for name in names}
+    return {name: module.weight.detach().clone() for name, module in modules.items()}
+
+
+# Any: PEFT checks what YAML gives it
 def _peft_config(config: "Mapping[str, Any] | LoraConfig") -> "LoraConfig":
     """A `LoraConfig` of our own."""
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftConfig
 
+    if isinstance(config, PeftConfig) and not is_lora_config(config):
+        raise ValueError(
+            f"config is a {type(config).__name__}, another tuner of PEFT: give a peft.LoraConfig. For that "
+            "tuner call peft.get_peft_model; its adapters train, but their ranks cannot change here."
+        )
     if isinstance(config, LoraConfig):
         return copy.deepcopy(config)
     if not isinstance(config, Mapping):
@@ -100,6 +122,8 @@ def _peft_config(config: "Mapping[str, Any] | LoraConfig") -> "LoraConfig":
             number(f"config.{key}", value)
     for key, value in (config.get("rank_pattern") or {}).items():
         count(f"config.rank_pattern['{key}']", value)
+    for key, value in (config.get("alpha_pattern") or {}).items():
+        number(f"config.alpha_pattern['{key}']", value)
     if not count("config.r", config.get("r", defaults["r"])):
         raise ValueError(
             "config.r must be at least 1: it sets the scaling, lora_alpha / r. For layers that begin without "
@@ -125,6 +149,30 @@ def _check_targets(network: nn.Module, config: "LoraConfig") -> None:
                 f"config.target_modules: no layer of {type(network).__name__} is called '{target}'. "
                 f"Closest: {close}. All: [name for name, _ in network.named_modules()]"
             )
+
+
+def _check_initialisation(network: nn.Module, config: "Mapping[str, object] | LoraConfig") -> None:
+    """Raise where an initialisation would change the base in a way that cannot be taken back."""
+    options = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    init = options.get("init_lora_weights", True)
+    if init == "loftq":
+        raise ValueError(
+            "init_lora_weights='loftq' replaces base weights by quantised ones, which rank 0 and "
+            "save_adapter could not take back. Leave it out, or use PEFT alone."
+        )
+    if str(init).lower() == "olora" and options.get("fan_in_fan_out"):
+        raise ValueError(
+            "init_lora_weights='olora' does not transpose weights of (inputs, outputs), so PEFT would change "
+            "what a Conv1D computes. Use 'pissa'."
+        )
+    others = peft_configs(network)
+    moving = [name for name, other in others.items() if moves_base(other.init_lora_weights)]
+    if others and (moves_base(init) or moving):
+        raise ValueError(
+            f"An initialisation that moves a part of the base weights into the factors ('{init}', or that of "
+            f"{', '.join(moving) or 'this one'}) works with one adapter only: others would lack that part. "
+            "Leave init_lora_weights out."
+        )
 
 
 def _last(path: str) -> str:

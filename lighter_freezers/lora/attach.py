@@ -7,13 +7,20 @@ import torch
 from torch import nn
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.lora.peft_configs import network_of, usual_adapter
 from lighter_freezers.lora.ranks import resize_lora_layer
 from lighter_freezers.lora.restore import install_rank_restore
-from lighter_freezers.lora.sites import LoraSite, PeftModule, find_lora_sites, select_sites
+from lighter_freezers.lora.sites import (
+    LoraSite,
+    PeftModule,
+    find_lora_sites,
+    refuse_unsupported,
+    select_sites,
+)
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import walk
 
-__all__ = ["network_of", "prepare_lora_layers", "single_layers", "targets_in"]
+__all__ = ["prepare_lora_layers", "single_layers", "targets_in"]
 
 _HOLDER = "LoRA is put there"
 # What makes queries, keys and values. Of an attention only these get LoRA, as in nanoGPT.
@@ -25,7 +32,7 @@ _ATTENTION_INPUTS = frozenset(
 )
 
 
-def prepare_lora_layers(model: nn.Module, layers: Iterable[str], adapter_name: str = "default") -> None:
+def prepare_lora_layers(model: nn.Module, layers: Iterable[str], adapter_name: str | None = None) -> None:
     """Put an adapter of rank 0 on each named layer that has none, so that optimizers can include it.
 
     What the model computes and what trains stays as it is. The scaling of such an adapter is 1.
@@ -35,21 +42,22 @@ def prepare_lora_layers(model: nn.Module, layers: Iterable[str], adapter_name: s
         layers: Short names (`attn.3`, `mlp.*`, `wte`): in an attention the layers that make queries, keys and
             values, elsewhere every linear layer and embedding. Or keys of a rank pattern that match layers
             with LoRA.
-        adapter_name: PEFT's name of the adapter.
+        adapter_name: PEFT's name of the adapter. None for `default`, or for the only one there is.
 
     Raises:
         ValueError: There is no such layer, or nothing in it can have LoRA.
     """
+    adapter_name = adapter_name or usual_adapter(model)
     for layer in [single for group in layers for single in single_layers(model, group)]:
         sites = find_lora_sites(model, adapter_name)
         if sites and _has_sites(model, sites, layer):
             continue
-        for target in targets_in(model, layer):
+        for target in targets_in(model, layer, adapter_name):
             _attach(model, target, adapter_name)
     install_rank_restore(model)
 
 
-def targets_in(model: nn.Module, layer: str) -> list[nn.Module]:
+def targets_in(model: nn.Module, layer: str, adapter_name: str) -> list[nn.Module]:
     """The modules of a layer that would get LoRA.
 
     Raises:
@@ -62,6 +70,7 @@ def targets_in(model: nn.Module, layer: str) -> list[nn.Module]:
     if layer in ("wte", "lm_head"):  # tied, they have one weight
         found = {path: m for path, m in found.items() if isinstance(m, nn.Embedding) == (layer == "wte")}
     if not found:
+        refuse_unsupported(model, chosen, adapter_name)
         raise ValueError(
             f"Nothing in '{layer}' can have LoRA: no nn.Linear, nn.Embedding or Conv1D of its own. "
             "See what there is: [name for name, _ in model.named_modules()]"
@@ -79,16 +88,6 @@ def single_layers(model: nn.Module, layer: str) -> list[str]:
         return expand_layers(model, layer)
     except ValueError:
         return [layer]
-
-
-def network_of(model: nn.Module) -> PeftModule:
-    """The module with PEFT's config, else the network in a LightningModule."""
-    for module in model.modules():
-        if isinstance(getattr(module, "peft_config", None), dict):
-            return module
-    if not hasattr(model, "configure_optimizers"):
-        return model
-    return next((getattr(model, name) for name in ("network", "model") if hasattr(model, name)), model)
 
 
 def _has_sites(model: nn.Module, sites: Mapping[str, LoraSite], layer: str) -> bool:

@@ -83,14 +83,9 @@ def adapters_of(model: nn.Module, adapter_name: str) -> list[Adapter]:
     Raises:
         ValueError: There are none, or the model has no blocks that phases could name.
     """
-    from lighter_freezers.lora.sites import find_lora_sites
+    from lighter_freezers.lora.sites import required_sites
 
-    sites = find_lora_sites(model, adapter_name).values()
-    if not sites:
-        raise ValueError(
-            f"{type(model).__name__} has no LoRA adapter '{adapter_name}', so LoraPhases has nothing to "
-            "choose from. Put lighter_freezers.apply_lora around the network."
-        )
+    sites = required_sites(model, adapter_name).values()
     stacks = anatomy_of(model).stacks
     if len(stacks) != 1:
         raise ValueError(

@@ -17,14 +17,16 @@ from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.optimizer_state import NewComponents
+from lighter_freezers.lora.peft_configs import refuse_other_tuners
 from lighter_freezers.lora.rank_curves import RankCurves
 from lighter_freezers.lora.rank_notes import notes_of
 from lighter_freezers.lora.rank_plan import RankPlan, resolved_ranks
 from lighter_freezers.lora.rank_schedule import RankEntry
+from lighter_freezers.lora.rank_zero import is_empty, is_parallel
 from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink
 from lighter_freezers.lora.restore import install_rank_restore
 from lighter_freezers.lora.set_rank import resize_sites
-from lighter_freezers.lora.sites import LoraSite, find_lora_sites
+from lighter_freezers.lora.sites import LoraSite, required_sites
 from lighter_freezers.lora.statistics import BottleneckStatistics
 
 __all__ = ["RankAction", "RankOptions"]
@@ -111,22 +113,25 @@ class RankAction(Action):
 
     @property
     def wants_gradients(self) -> bool:
-        """Whether new components wait for their first gradient."""
-        return self._new.is_waiting
+        """Whether new components wait for their first gradient, or empty factors have one, as under DDP."""
+        return self._new.is_waiting or (is_parallel() and bool(self._empty_sites))
 
     def before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Initialise the optimizer moments of new components."""
+        """Initialise the moments of new components; of empty factors there are none, as in one process."""
         self._new.start(optimizer)
+        if is_parallel():
+            ledger.drop_gradients(p for site in self._empty_sites for p in site.factors.parameters)
+
+    @property
+    def _empty_sites(self) -> list[LoraSite]:
+        return [site for site in self._sites.values() if is_empty(site.factors.layer)]
 
     def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
         """Find the layers and check every rank, before anything is trained or loaded."""
         options = self._options
-        self._sites = find_lora_sites(model, options.adapter_name)
-        if not self._sites:
-            raise ValueError(
-                f"{type(model).__name__} has no layers of PEFT with an adapter '{options.adapter_name}', so "
-                "there is no rank to change. Put lighter_freezers.apply_lora around the network."
-            )
+        refuse_other_tuners(model)
+        install_rank_restore(model)
+        self._sites = required_sites(model, options.adapter_name)
         self._ranks = [
             resolved_ranks(model, self._sites, entry, options.on_zero, options.shrink)
             for entry in self._plan.entries
@@ -135,7 +140,6 @@ class RankAction(Action):
         if options.shrink == "kfac":
             chosen = {name for ranks in self._ranks for name in ranks}
             self._statistics = BottleneckStatistics({n: s for n, s in self._sites.items() if n in chosen})
-        install_rank_restore(model)
         if stage == "fit":
             self._fit = weakref.ref(trainer)
             saved = self._saved or _left.get(trainer, {}).get(self.title)

@@ -1,6 +1,5 @@
 """One layer with LoRA, and the rank it has: growing, shrinking, rank 0 in three ways."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,16 +13,18 @@ from lighter_freezers._log import log
 from lighter_freezers.arguments import choice
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.parameter_swap import reshape_parameter
+from lighter_freezers.lora.initial_factors import give_back, initial_factors
 from lighter_freezers.lora.merging import check_merge, merge_into_base
 from lighter_freezers.lora.optimizer_state import Recombination, carry_state
-from lighter_freezers.lora.resize import Truncation, new_components, truncated, truncated_by_loss
+from lighter_freezers.lora.peft_view import note_ranks
+from lighter_freezers.lora.rank_zero import shorten_forward
+from lighter_freezers.lora.resize import Truncation, alpha_for, new_components, truncated, truncated_by_loss
 from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
 __all__ = [
     "OnZero",
     "RankChange",
     "Shrink",
-    "alpha_for",
     "check_rank",
     "check_shrink",
     "fit_rank",
@@ -100,8 +101,10 @@ def resize_lora_layer(
 ) -> RankChange:
     """Change the rank of one LoRA layer of PEFT, in place: Linear, Conv1D, Embedding, Conv1d to Conv3d.
 
-    Plain LoRA, rsLoRA and DoRA. The scaling of the update stays what it is (`lora_alpha` follows the rank),
-    magnitudes of DoRA stay what they are, and the flags and holders of the parameters too.
+    Plain LoRA, rsLoRA and DoRA. Where the initialisation took a part of the base weight (PiSSA, OLoRA, CorDA,
+    LoRA-GA), a lower rank gives it back and keeps what can be kept of what was learnt. The scaling of the
+    update stays what it is (`lora_alpha` follows the rank), magnitudes of DoRA stay what they are, and the
+    flags and holders of the parameters too.
 
     | from 8 to | what happens to the layer's function |
     |---|---|
@@ -118,7 +121,8 @@ def resize_lora_layer(
         on_zero: What rank 0 means.
         shrink: `svd` changes the weight least, `kfac` the loss, as far as `statistics` can tell.
         statistics: For `kfac`, the means of z z^T and g g^T, (r, r) each: see `truncated_by_loss`.
-        model: The model around the layer; `merge` has to see whether something else uses its weight.
+        model: The model around the layer, whose config of PEFT is to follow; `merge` has to see whether
+            something else uses the weight. None: call `set_layer_lora_rank`, or give it for the last layer.
         optimizers: Those whose state for the factors is to be carried along. To be called between steps.
         generator: Where new components are drawn from, on the CPU. None for torch's own.
 
@@ -162,6 +166,8 @@ def resize_lora_layer(
     if r == factors.rank:
         return RankChange(r, r, r, thawed=tuple(thawed))
     change = _resize(factors, r, statistics if shrink == "kfac" else None, list(optimizers), generator)
+    if model is not None:
+        note_ranks(model)
     successors = {id(old): new for old, new in change.replaced}
     thawed = [successors.get(id(parameter), parameter) for parameter in thawed]
     return replace(
@@ -186,8 +192,13 @@ def check_shrink(factors: LoraFactors, shrink: Shrink) -> None:
     """Raise where components cannot be chosen in this way.
 
     Raises:
-        ValueError: `kfac` does not support DoRA.
+        ValueError: `kfac` does not know DoRA, nor factors that took a part of the base weight.
     """
+    if shrink == "kfac" and initial_factors(factors.layer, factors.adapter_name):
+        raise ValueError(
+            "shrink='kfac' does not know initialisations that move a part of the base weight into the "
+            "factors, such as PiSSA: use shrink='svd'."
+        )
     if shrink == "kfac" and factors.adapter_name in factors.layer.lora_magnitude_vector:
         raise ValueError("shrink='kfac' does not support DoRA: use shrink='svd'.")
 
@@ -200,10 +211,14 @@ def _resize(
     generator: torch.Generator | None,
 ) -> RankChange:
     rank_before, scaling = factors.rank, factors.scaling
+    initial = initial_factors(factors.layer, factors.adapter_name)
     A, B, cut = _new_values(factors, r, statistics, generator)
     num_kept = len(cut.A) if cut else rank_before
     replaced = []
     mixes = (cut.P.T, cut.T) if cut else (None, None)
+    if cut and initial:  # the new components are no mixture of the old ones alone
+        num_kept, mixes = 0, (None, None)
+        give_back(factors)
     for axis, ((owner, name), value, mix) in enumerate(zip(factors.owners, (A, B), mixes, strict=True)):
         if pair := reshape_parameter(owner, name, value, optimizers):
             replaced.append(pair)
@@ -229,6 +244,8 @@ def _new_values(
     cut = None
     if r < factors.rank:
         zero = factors.zero_factor
+        if initial := initial_factors(factors.layer, factors.adapter_name):
+            A, B = torch.cat([A, initial[0].to(A)]), torch.cat([B, -initial[1].to(B)], dim=1)
         cut = truncated_by_loss(A, B, r, *statistics, zero) if statistics else truncated(A, B, r, zero)
         A, B = cut.A.to(A), cut.B.to(B)
     new_A, new_B = new_components(r - len(A), n, m, factors.zero_factor, generator)
@@ -245,6 +262,7 @@ def _note_rank(factors: LoraFactors, r: int) -> None:
     layer, name = factors.layer, factors.adapter_name
     layer.r[name] = r
     if r:
+        shorten_forward(layer, allowed=False)
         layer.lora_alpha[name] = alpha_for(factors.scaling, r, layer.use_rslora.get(name, False))
     if factors.is_embedding:
         return
@@ -253,12 +271,3 @@ def _note_rank(factors: LoraFactors, r: int) -> None:
         layer.lora_A[name].out_features = layer.lora_B[name].in_features = num_components
     else:
         layer.lora_A[name].out_channels = layer.lora_B[name].in_channels = num_components
-
-
-def alpha_for(scaling: float, rank: int, use_rslora: bool) -> float:
-    """The `lora_alpha` that gives a scaling at a rank, to the last bit where there is one that does."""
-    divisor = math.sqrt(rank) if use_rslora else rank
-    alpha = scaling * divisor
-    near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
-    alpha = next((candidate for candidate in near if candidate / divisor == scaling), alpha)
-    return int(alpha) if alpha == int(alpha) else alpha

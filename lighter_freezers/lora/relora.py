@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from lighter_freezers.engine.effects.optimizer_groups import forget_state
 from lighter_freezers.lora.merging import check_merge, merge_into_base
+from lighter_freezers.lora.peft_configs import refuse_other_tuners
 from lighter_freezers.lora.resize import generator_for, new_components
 from lighter_freezers.lora.sites import LoraSite, find_lora_sites, select_sites
 
@@ -19,7 +20,7 @@ def merge_lora_weights(
     model: nn.Module,
     layers: Sequence[str] | None = None,
     *,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     optimizers: Iterable[Optimizer] = (),
     seed: str | None = None,
 ) -> list[str]:
@@ -30,7 +31,7 @@ def merge_lora_weights(
     Args:
         model: A network, or a LightningModule around one.
         layers: Short names, as for `set_layer_lora_rank`. None for every layer with LoRA.
-        adapter_name: PEFT's name of the adapter.
+        adapter_name: PEFT's name of the adapter. None for `default`, or for the only one there is.
         optimizers: Their state of the factors is dropped.
         seed: Of the initial values of new components. None for torch's own generator.
 
@@ -41,6 +42,7 @@ def merge_lora_weights(
         ValueError: A layer has no LoRA.
         RuntimeError: A weight is tied or quantised.
     """
+    refuse_other_tuners(model)
     every = find_lora_sites(model, adapter_name)
     patterns = list(layers) if layers is not None else []
     chosen = {site.name: site for pattern in patterns for site in select_sites(model, every, pattern)}

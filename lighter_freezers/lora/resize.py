@@ -11,7 +11,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Truncation", "ZeroFactor", "generator_for", "new_components", "truncated", "truncated_by_loss"]
+__all__ = [
+    "Truncation",
+    "ZeroFactor",
+    "alpha_for",
+    "generator_for",
+    "new_components",
+    "truncated",
+    "truncated_by_loss",
+]
 
 ZeroFactor = Literal["A", "B"]  # the factor that PEFT initialises with zeros: B, and in an embedding A
 
@@ -128,6 +136,15 @@ def generator_for(seed: str | None, name: str) -> torch.Generator | None:
         return None
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def alpha_for(scaling: float, rank: int, use_rslora: bool) -> float:
+    """The `lora_alpha` that gives a scaling at a rank, to the last bit where there is one that does."""
+    divisor = math.sqrt(rank) if use_rslora else rank
+    alpha = scaling * divisor
+    near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
+    alpha = next((candidate for candidate in near if candidate / divisor == scaling), alpha)
+    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def _precise(x: Tensor) -> Tensor:

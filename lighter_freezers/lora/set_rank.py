@@ -9,11 +9,21 @@ from torch.optim import Optimizer
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.lora.attach import prepare_lora_layers, single_layers, targets_in
+from lighter_freezers.lora.initial_factors import note_initial_factors
 from lighter_freezers.lora.merging import check_merge
 from lighter_freezers.lora.optimizer_state import NewComponents
+from lighter_freezers.lora.peft_configs import refuse_other_tuners, usual_adapter
+from lighter_freezers.lora.peft_view import note_ranks
 from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink, check_rank, resize_lora_layer
 from lighter_freezers.lora.resize import generator_for
-from lighter_freezers.lora.sites import LoraSite, find_lora_sites, select_sites
+from lighter_freezers.lora.sites import (
+    LoraSite,
+    find_lora_sites,
+    lora_layers,
+    matches_pattern,
+    select_sites,
+    why_unsupported,
+)
 
 __all__ = ["check_layer_lora_rank", "hold_bases", "resize_sites", "set_layer_lora_rank"]
 
@@ -25,7 +35,7 @@ def set_layer_lora_rank(
     layer: str,
     rank: int,
     *,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     on_zero: OnZero = "merge",
     optimizers: Iterable[Optimizer] = (),
     new_components: NewComponents | None = None,
@@ -47,7 +57,7 @@ def set_layer_lora_rank(
         layer: `attn.N`, `mlp.N`, `block.N` (N may be `0-3` or `*`), `wte`, `lm_head`; or, for layers that
             have LoRA, a key of PEFT's `rank_pattern`.
         rank: Its new rank. An adapter that is new has scaling 1.
-        adapter_name: PEFT's name of the adapter.
+        adapter_name: PEFT's name of the adapter. None for `default`, or for the only one there is.
         on_zero: What rank 0 means: see `resize_lora_layer`.
         optimizers: Those that know the factors, to be called between their steps.
         new_components: Notes new components, whose moments are to begin with their first gradient.
@@ -71,6 +81,7 @@ def set_layer_lora_rank(
         set_layer_lora_rank(model, "attn.3", 16)
         ```
     """
+    adapter_name = adapter_name or usual_adapter(model)
     check_layer_lora_rank(model, layer, rank, adapter_name=adapter_name, on_zero=on_zero)
     if rank:
         prepare_lora_layers(model, [layer], adapter_name)
@@ -90,7 +101,7 @@ def set_layer_lora_rank(
     return changes
 
 
-def hold_bases(model: nn.Module, adapter_name: str = "default") -> None:
+def hold_bases(model: nn.Module, adapter_name: str | None = None) -> None:
     """Hold the weights below adapters that were put there layer by layer while these have components.
 
     `set_layer_lora_rank` does this by itself; a resumed run has to do it after the ranks are loaded.
@@ -110,7 +121,7 @@ def check_layer_lora_rank(
     layer: str,
     rank: object,
     *,
-    adapter_name: str = "default",
+    adapter_name: str | None = None,
     on_zero: OnZero = "merge",
 ) -> None:
     """Raise what `set_layer_lora_rank` would raise; the model stays as it is.
@@ -120,6 +131,12 @@ def check_layer_lora_rank(
         ValueError: There is no such layer, or it cannot have this rank.
         RuntimeError: `merge` into a weight that is tied or quantised, or a layer whose rank cannot change.
     """
+    refuse_other_tuners(model)
+    note_initial_factors(model)
+    adapter_name = adapter_name or usual_adapter(model)
+    for path, adapted in lora_layers(model, adapter_name).items():
+        if matches_pattern(layer, path) and (reason := why_unsupported(adapted, adapter_name)):
+            raise ValueError(f"The rank of '{path}' cannot change: {reason}.")
     for name in single_layers(model, layer):
         sites = _sites_in(model, name, adapter_name)
         for site in sites:
@@ -127,12 +144,12 @@ def check_layer_lora_rank(
             if rank == 0 and on_zero == "merge":
                 check_merge(site.factors, model)
         if not sites:
-            _check_plain_rank(model, name, rank)
+            _check_plain_rank(model, name, rank, adapter_name)
 
 
-def _check_plain_rank(model: nn.Module, layer: str, rank: object) -> None:
+def _check_plain_rank(model: nn.Module, layer: str, rank: object, adapter_name: str) -> None:
     """The same for a layer without LoRA."""
-    for target in targets_in(model, layer):
+    for target in targets_in(model, layer, adapter_name):
         sizes = target.get_parameter("weight").shape
         if isinstance(rank, bool) or not isinstance(rank, int):
             raise TypeError(f"A LoRA rank must be a whole number. Got {rank!r} ({type(rank).__name__}).")
@@ -185,7 +202,7 @@ def resize_sites(
             on_zero=on_zero,
             shrink=shrink,
             statistics=(statistics or {}).get(name),
-            model=model,
+            model=model if on_zero == "merge" else None,
             optimizers=optimizers,
             generator=generator_for(seed, name),
         )
@@ -193,6 +210,7 @@ def resize_sites(
         if new_components is not None:
             new_components.expect(site, change.num_kept)
     if any(change.rank_before != change.rank_after for _, change in changes):
+        note_ranks(model)
         _forget_compiled(model)
     return changes
 
@@ -208,15 +226,17 @@ def _sites_in(model: nn.Module, layer: str, adapter_name: str) -> list[LoraSite]
     try:
         return select_sites(model, sites, layer) if sites else []
     except ValueError:
-        targets_in(model, layer)  # an unknown name is still an error
+        targets_in(model, layer, adapter_name)  # an unknown name is still an error
         return []
 
 
 def _forget_compiled(model: nn.Module) -> None:
     """Drop compiled code: torch would keep one graph per rank, and stop compiling at its limit."""
+    if "torch._dynamo" not in sys.modules:
+        return
     is_compiled = getattr(model, "_compiler_ctx", None) or any(
         module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
         for module in model.modules()
     )
-    if is_compiled and "torch._dynamo" in sys.modules:
+    if is_compiled:
         sys.modules["torch._dynamo"].reset()

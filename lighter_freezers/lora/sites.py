@@ -3,14 +3,14 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.conv import _ConvNd
 
+from lighter_freezers.lora.peft_configs import PeftModule, refuse_other_tuners, usual_adapter
 from lighter_freezers.lora.resize import ZeroFactor
 from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters, closest_names, named_aliases, walk
@@ -22,12 +22,12 @@ __all__ = [
     "find_lora_sites",
     "is_tied",
     "lora_layers",
+    "matches_pattern",
+    "refuse_unsupported",
+    "required_sites",
     "select_sites",
     "why_unsupported",
 ]
-
-# Modules that PEFT has put adapters on: it sets attributes that no class of all of them declares.
-PeftModule: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,15 @@ class LoraSite:
     factors: LoraFactors
 
 
-def find_lora_sites(model: nn.Module, adapter_name: str = "default") -> dict[str, LoraSite]:
+def find_lora_sites(model: nn.Module, adapter_name: str | None = None) -> dict[str, LoraSite]:
     """Every layer of a model that has this adapter and can change its rank, by name, in model order.
 
     Args:
         model: A network with LoRA layers of PEFT in it, whether a `PeftModel` or not, or a LightningModule
             around one.
-        adapter_name: PEFT's name of the adapter.
+        adapter_name: PEFT's name of the adapter. None: see `usual_adapter`.
     """
+    adapter_name = adapter_name or usual_adapter(model)
     layers = {
         name: layer
         for name, layer in lora_layers(model, adapter_name).items()
@@ -139,6 +140,27 @@ def find_lora_sites(model: nn.Module, adapter_name: str = "default") -> dict[str
         name: LoraSite(name, homes[name], titles[name], LoraFactors(layer, adapter_name))
         for name, layer in layers.items()
     }
+
+
+def required_sites(model: nn.Module, adapter_name: str) -> dict[str, LoraSite]:
+    """`find_lora_sites`, where there has to be some.
+
+    Raises:
+        ValueError: There is none; the message says what there is instead.
+    """
+    refuse_other_tuners(model)
+    sites = find_lora_sites(model, adapter_name)
+    if sites:
+        return sites
+    kind = type(model).__name__
+    for name, layer in lora_layers(model, adapter_name).items():
+        raise ValueError(f"The rank of '{name}' cannot change: {why_unsupported(layer, adapter_name)}.")
+    if lora_layers(model, usual := usual_adapter(model)):
+        raise ValueError(f"{kind} has no LoRA adapter '{adapter_name}'. Write adapter_name: {usual}.")
+    raise ValueError(
+        f"{kind} has no layers of PEFT with an adapter '{adapter_name}'. Put lighter_freezers.apply_lora "
+        "around the network."
+    )
 
 
 def select_sites(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str) -> list[LoraSite]:
@@ -163,7 +185,7 @@ def select_sites(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str) 
         reason = f"'{pattern}' is a layer of {type(model).__name__}, but there is no LoRA in it."
     chosen = [site for site in sites.values() if id(site.factors.parameters[0]) in ids]
     if not chosen:
-        chosen = [site for name, site in sites.items() if _matches(pattern, name)]
+        chosen = [site for name, site in sites.items() if matches_pattern(pattern, name)]
     if not chosen:
         raise ValueError(_explained(model, sites, pattern, reason))
     return chosen
@@ -172,8 +194,16 @@ def select_sites(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str) 
 def why_unsupported(layer: PeftModule, adapter_name: str) -> str:
     """Why the rank of a PEFT layer cannot change; empty if it can."""
     kind = type(layer).__name__
+    if "adalora" in type(layer).__module__:
+        return "it is a layer of AdaLoRA, another tuner than LoRA"
     if kind in ("MultiheadAttention", "ParamWrapper"):
         return f"PEFT computes the update of {kind} in a way of its own"
+    if adapter_name in getattr(layer, "unknown_initials", ()):
+        return (
+            "its initialisation changed the base weight, and what it took from there is not known any more "
+            "(LoftQ quantises; the factors of others have trained since). Use lighter_freezers.apply_lora, "
+            "or call install_rank_restore(model) right after get_peft_model"
+        )
     variant = getattr(layer, "lora_variant", {}).get(adapter_name)
     if variant is not None and "Dora" not in type(variant).__name__:
         return f"it is a {type(variant).__name__}, which depends on the rank"
@@ -183,6 +213,26 @@ def why_unsupported(layer: PeftModule, adapter_name: str) -> str:
     if isinstance(factor, _ConvNd):
         return "" if layer.get_base_layer().groups == 1 else "it is a grouped convolution"
     return "" if type(factor) is nn.Linear else f"its factors are of the class {type(factor).__name__}"
+
+
+def refuse_unsupported(model: nn.Module, ids: Container[int], adapter_name: str) -> None:
+    """Raise where LoRA sits on one of these parameters, but its rank cannot change or it has another name.
+
+    Raises:
+        ValueError: So it is.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for path, module in walk(model):
+        if not isinstance(module, LoraLayer) or not any(id(p) in ids for p in module.parameters()):
+            continue
+        if reason := why_unsupported(module, adapter_name) if adapter_name in module.r else "":
+            raise ValueError(f"The rank of '{path}' cannot change: {reason}.")
+        if adapter_name not in module.r:
+            there = ", ".join(f"'{name}'" for name in module.r)
+            raise ValueError(
+                f"'{path}' has LoRA with another adapter ({there}), not '{adapter_name}'. Say adapter_name."
+            )
 
 
 def is_tied(model: nn.Module, weight: Tensor) -> bool:
@@ -200,11 +250,14 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
 
 def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, PeftModule]:
     """Every layer of PEFT with this adapter by its canonical path, also those whose rank cannot change."""
+    from peft.tuners.adalora import AdaLoraLayer
     from peft.tuners.lora import LoraLayer
 
     layers: dict[str, PeftModule] = {}
     seen: set[int] = set()
     for path, module in walk(model):
+        if isinstance(module, AdaLoraLayer):  # a subclass, with factors of another kind
+            continue
         if isinstance(module, LoraLayer) and id(module) not in seen:
             seen.add(id(module))
             if adapter_name in module.lora_A or adapter_name in module.lora_embedding_A:
@@ -230,8 +283,8 @@ def _titles(homes: Mapping[str, str]) -> dict[str, str]:
     return titles
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """As PEFT matches the keys of a rank pattern."""
+def matches_pattern(pattern: str, name: str) -> bool:
+    """Whether PEFT would match a key of a rank pattern with a name."""
     try:
         return re.match(rf"(.*\.)?({pattern})$", name) is not None
     except re.error:
@@ -243,7 +296,7 @@ def _explained(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str, re
     if not sites:
         return f"{type(model).__name__} has no LoRA. Put lighter_freezers.apply_lora around the network."
     for name, layer in lora_layers(model, *adapter_names).items():
-        if name not in sites and _matches(pattern, name):
+        if name not in sites and matches_pattern(pattern, name):
             return f"The rank of '{name}' cannot change: {why_unsupported(layer, *adapter_names)}."
     known = [*dict.fromkeys(site.layer for site in sites.values()), *sites]
     close = ", ".join(f"'{name}'" for name in closest_names(pattern, known))

@@ -1,6 +1,7 @@
 """The configs of rank schedules run, built by lighter from their files, and change the ranks they say."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +75,29 @@ def test_rank_by_loss(bound: float, steps: list[int], tmp_path: Path) -> None:
         assert changes[steps[0]] == dict.fromkeys(attention, 8)
         assert changes[steps[1]] == dict.fromkeys(upper, 8)
         assert changes[steps[2]] == last
+
+
+def test_lora_plus(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The rates in force: from the first step on, those of B are 16 times those of A; nothing is held."""
+    from lighter.engine.runner import ConfigLoader
+
+    texts = [f"data::text={write_texts(tmp_path / 'texts')}", f"data::cache_dir={tmp_path}"]
+    options = [f"trainer::default_root_dir={tmp_path}", "data::num_train_sequences=8"]
+    config = ConfigLoader.load([str(ROOT / "configs/lora/lora_plus.yaml"), *SMALL, *texts, *options])
+    model, trainer = config.resolve("model"), config.resolve("trainer")
+
+    def rates(t: Any, m: Any) -> dict[str, set[float]]:
+        names = {id(p): name for name, p in m.named_parameters()}
+        found: dict[str, set[float]] = {"A": set(), "B": set()}
+        for group in t.optimizers[0].param_groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    found["B" if "lora_B" in names[id(p)] else "A"].add(group["lr"])
+        return found
+
+    seen = recorder("pytorch_lightning", rates, "on_before_optimizer_step")
+    trainer.callbacks.append(seen)
+    trainer.fit(model, datamodule=config.resolve("data"))
+    assert "never holds" not in caplog.text
+    assert len(seen.seen) == 8
+    assert all(each == {"A": {0.001}, "B": {0.016}} for each in seen.seen)

@@ -2,7 +2,7 @@
 
 A row of `expected.txt` has, between bars: model, stacks of blocks with their number, embeddings, final norms,
 heads, what has no place of its own, and embeddings whose weight the head shares; each as paths. `row_of`
-makes a row of a new model; review it before it goes in. `test_zoo.py` checks the rows against the models and
+makes a row of a new model; read it before it goes in. `test_zoo.py` checks the rows against the models and
 their forward passes.
 """
 
@@ -19,7 +19,8 @@ HEADER = """# What is a layer: the zoo
 
 Models built small from their real classes, and what the layer functions take for their layers.
 Each row is a test.
-The rows were reviewed one by one, and their order is checked against a forward pass where one runs.
+The rows record what the code answers, read through but not derived a second time by hand.
+A test fails when an answer changes, and checks the order of blocks against a forward pass where one runs.
 `refused` means that a verb ends with an error that shows what was found and asks for `blocks:`.
 This table is made by `python -m tests.zoo.table`.
 

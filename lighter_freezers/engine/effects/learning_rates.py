@@ -13,6 +13,8 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lighter_freezers.engine.triggers import Moment
+
 __all__ = ["LearningRateRequest", "Releasing", "ThawedGroup", "ThawedRates"]
 
 
@@ -45,7 +47,8 @@ class LearningRateRequest:
 class Releasing(Protocol):
     """A holder of parameters that can release them."""
 
-    released_at: int | None  # the optimizer step of the last release; None before
+    def released_by(self, moment: Moment) -> int | None:
+        """The optimizer step of the last release, which may be due only now; None before."""
 
     @property
     def learning_rate(self) -> LearningRateRequest | None:
@@ -67,11 +70,11 @@ class ThawedGroup:
     scheduled: object = None  # the rate of the home group that `written` was computed from
     written: object = None
 
-    def set_learning_rate(self, optimizer_step: int) -> None:
+    def set_learning_rate(self, moment: Moment) -> None:
         """Write the rate of this optimizer step into the group."""
         groups = self.optimizer.param_groups
         group, scheduled = groups[self.group_index], groups[self.home_index]["lr"]
-        value = self._learning_rate(scheduled, optimizer_step)
+        value = self._learning_rate(scheduled, moment)
         self.scheduled = scheduled
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].copy_(torch.as_tensor(value))
@@ -80,17 +83,16 @@ class ThawedGroup:
             group["lr"] = value
         self.written = group["lr"]
 
-    def _learning_rate(self, scheduled: float | torch.Tensor, optimizer_step: int) -> float | torch.Tensor:
-        releases = [freezer.released_at for freezer in self.freezers if freezer.released_at is not None]
-        asking = [
-            freezer for freezer in self.freezers if freezer.learning_rate and freezer.released_at is not None
-        ]
+    def _learning_rate(self, scheduled: float | torch.Tensor, moment: Moment) -> float | torch.Tensor:
+        steps = [(freezer.released_by(moment), freezer.learning_rate) for freezer in self.freezers]
+        releases = [step for step, _ in steps if step is not None]
+        asking = [(step, request) for step, request in steps if request and step is not None]
         self.is_moving = False
         if not asking:
             return scheduled  # not frozen yet, or not thawed yet
-        latest = max(freezer.released_at or 0 for freezer in asking)
-        requests = [f.learning_rate for f in asking if f.released_at == latest and f.learning_rate]
-        since_thaw = max(0, optimizer_step - max(releases))
+        latest = max(step for step, _ in asking)
+        requests = [request for step, request in asking if step == latest]
+        since_thaw = max(0, moment.optimizer_step - max(releases))
         self.is_moving = any(request.ramp(since_thaw) < 1.0 for request in requests)
         return min(request.target(scheduled) * request.ramp(since_thaw) for request in requests)
 
@@ -100,15 +102,15 @@ class ThawedRates:
 
     Args:
         groups: Those groups.
-        step: Returns the optimizer steps done so far.
+        moment: Returns the optimizer steps done so far, and the epoch.
         has_schedulers: Whether LR schedulers move the groups that these were split from.
     """
 
     def __init__(
-        self, groups: Sequence[ThawedGroup], step: Callable[[], int], *, has_schedulers: bool
+        self, groups: Sequence[ThawedGroup], moment: Callable[[], Moment], *, has_schedulers: bool
     ) -> None:
         self._groups = groups
-        self._step = step
+        self._moment = moment
         self._has_schedulers = has_schedulers
         self._set_at = -1  # the optimizer step of the last `set`
         self._hooks: list[RemovableHandle] = []
@@ -122,9 +124,10 @@ class ThawedRates:
 
     def set(self) -> None:
         """Write all rates."""
-        self._set_at = self._step()
+        moment = self._moment() if self._groups else Moment(0, 0)
+        self._set_at = moment.optimizer_step
         for group in self._groups:
-            group.set_learning_rate(self._set_at)
+            group.set_learning_rate(moment)
 
     def remove(self) -> None:
         """Leave the rates as they are from now on."""
@@ -136,7 +139,7 @@ class ThawedRates:
         groups = optimizer.param_groups
         for each in self._groups:
             if each.optimizer is optimizer and (
-                (each.is_moving and self._step() != self._set_at)
+                (each.is_moving and self._moment().optimizer_step != self._set_at)
                 or groups[each.group_index]["lr"] is not each.written
                 or groups[each.home_index]["lr"] is not each.scheduled
             ):

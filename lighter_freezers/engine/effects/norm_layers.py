@@ -1,15 +1,16 @@
-"""Stops batch-normalisation layers while all their parameters are held, and restores them after.
+"""Stops batch and spectral norms while all their parameters are held, and restores them after.
 
-Only layers with running statistics matter: the others have no state besides their parameters.
+Only layers with statistics of their own matter: the others have no state besides their parameters.
 """
 
 from collections.abc import Iterable
 from itertools import chain
-from typing import TypeGuard
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine import ledger
@@ -22,12 +23,12 @@ __all__ = ["FrozenNorms", "StillNorm", "norms_with_statistics"]
 class StillNorm:
     """One norm layer, and its settings before it was stopped."""
 
-    def __init__(self, norm: _NormBase, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, norm: nn.Module, parameters: list[nn.Parameter]) -> None:
         self.norm = norm
         self.parameters = parameters
         self._mode: NormMode | None = None
         self._was_training = True
-        self._momentum = norm.momentum
+        self._momentum = getattr(norm, "momentum", None)
         self._guard: RemovableHandle | None = None
 
     @property
@@ -37,6 +38,8 @@ class StillNorm:
 
     def stop(self, mode: NormMode) -> None:
         """Stop updating: `eval` normalises with the running statistics, `stats` only keeps them constant."""
+        if _is_spectral(self.norm) and mode == "stats":
+            mode = "eval"  # its vectors are all it has
         if self._mode == mode:
             return
         self.resume()
@@ -44,10 +47,10 @@ class StillNorm:
         self._was_training = self.norm.training
         if mode == "eval":
             self.norm.eval()
-            self._guard = self.norm.register_forward_pre_hook(STAY_IN_EVAL)
+            self._guard = self.norm.register_forward_pre_hook(STAY_IN_EVAL, prepend=True)
         elif mode == "stats" and isinstance(self.norm, _InstanceNorm):
             self._momentum, self.norm.momentum = self.norm.momentum, 0.0
-        elif mode == "stats":
+        elif mode == "stats" and isinstance(self.norm, _BatchNorm):
             self.norm.track_running_stats = False  # in training torch then neither reads nor updates them
 
     def resume(self) -> None:
@@ -58,7 +61,7 @@ class StillNorm:
             self.norm.train(self._was_training)
         elif self._mode == "stats" and isinstance(self.norm, _InstanceNorm):
             self.norm.momentum = self._momentum
-        elif self._mode == "stats":
+        elif self._mode == "stats" and isinstance(self.norm, _BatchNorm):
             self.norm.track_running_stats = True
         self._mode = None
 
@@ -102,7 +105,7 @@ class FrozenNorms:
             norm.resume()
 
 
-def norms_with_statistics(model: nn.Module) -> list[tuple[_NormBase, list[nn.Parameter]]]:
+def norms_with_statistics(model: nn.Module) -> list[tuple[nn.Module, list[nn.Parameter]]]:
     """Each norm layer with its parameters, or its parent's where it has none."""
     found = []
     seen: set[int] = set()
@@ -116,5 +119,12 @@ def norms_with_statistics(model: nn.Module) -> list[tuple[_NormBase, list[nn.Par
     return found
 
 
-def _has_statistics(module: nn.Module) -> TypeGuard[_NormBase]:
-    return isinstance(module, (_BatchNorm, _InstanceNorm)) and module.running_mean is not None
+def _has_statistics(module: nn.Module) -> bool:
+    is_norm = isinstance(module, (_BatchNorm, _InstanceNorm)) and module.running_mean is not None
+    return is_norm or _is_spectral(module)
+
+
+def _is_spectral(module: nn.Module) -> bool:
+    """Whether it is a spectral norm, whose vectors move at each pass in training: either kind of torch's."""
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)

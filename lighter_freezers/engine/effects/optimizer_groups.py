@@ -5,6 +5,7 @@ run finds the groups that its checkpoint was saved with.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import Parameter
@@ -17,7 +18,7 @@ from lighter_freezers.engine.effects.optimizer_choice import (
 )
 from lighter_freezers.engine.trainer_like import ParameterGroup, SchedulerLike
 
-__all__ = ["add_missing", "forget_state", "parameters_in", "split_off"]
+__all__ = ["AddedGroup", "add_missing", "forget_state", "parameters_in", "split_off", "without_rate"]
 
 # What torch's LR schedulers keep as one entry per parameter group.
 _PER_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "lr_lambdas", "base_momentums", "max_momentums")
@@ -28,6 +29,17 @@ def parameters_in(optimizers: Iterable[Optimizer]) -> set[int]:
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
+@dataclass(frozen=True)
+class AddedGroup:
+    """A group of parameters that no optimizer knew, and the group whose options it has."""
+
+    optimizer_index: int
+    group_index: int
+    home_index: int
+    name: str
+    members: list[str]
+
+
 def add_missing(
     missing: Mapping[str, Parameter],
     names: Mapping[int, str],
@@ -36,7 +48,7 @@ def add_missing(
     *,
     asked: Mapping[str, int | str] | None = None,
     sparse: Collection[int] = (),
-) -> list[tuple[int, str, list[str]]]:
+) -> list["AddedGroup"]:
     """Put parameters that are in no optimizer into a new group, with the options of their nearest relative.
 
     The optimizer is the one that trains their neighbours, see `Neighbours`. The nearest relative in it
@@ -52,7 +64,7 @@ def add_missing(
         sparse: Ids of parameters with sparse gradients.
 
     Returns:
-        Index of the optimizer, name of the new group, names of the parameters in it.
+        The new groups.
 
     Raises:
         ValueError: It is not clear which optimizer is meant, or none accepts a parameter.
@@ -78,10 +90,11 @@ def add_missing(
     if unclear:
         raise ValueError(_unclear(unclear, optimizers, names))
     added = []
-    for (optimizer_index, group_index), parameters in sorted(homes.items(), key=lambda item: item[0]):
-        group_name = f"thawed-{group_index + 1}"
-        _add_group(optimizers[optimizer_index], group_index, parameters, group_name, schedulers)
-        added.append((optimizer_index, group_name, list(parameters)))
+    for (optimizer_index, home_index), parameters in sorted(homes.items(), key=lambda item: item[0]):
+        group_name = f"thawed-{home_index + 1}"
+        _add_group(optimizers[optimizer_index], home_index, parameters, group_name, schedulers)
+        group_index = len(optimizers[optimizer_index].param_groups) - 1
+        added.append(AddedGroup(optimizer_index, group_index, home_index, group_name, list(parameters)))
     return added
 
 
@@ -121,6 +134,13 @@ def split_off(
             _add_group(optimizer, index, leaving, unique_name, schedulers)
             moved.append((optimizer, len(optimizer.param_groups) - 1, index))
     return moved
+
+
+def without_rate(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> list[Parameter]:
+    """Those of some parameters that are in a group with the learning rate 0."""
+    ids = {id(parameter) for parameter in parameters}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return [p for group in groups if not float(group["lr"]) for p in group["params"] if id(p) in ids]
 
 
 def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> None:

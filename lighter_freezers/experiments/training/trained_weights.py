@@ -16,7 +16,7 @@ __all__ = ["drop_frozen", "fill_frozen", "has_adapter", "save_final_model"]
 def drop_frozen(model: nn.Module, state: MutableMapping[str, Tensor]) -> None:
     """Remove from a state dict what is frozen for good, since the base model has it.
 
-    A weight with a merged LoRA update stays, and so do buffers.
+    What a LoRA update was merged into stays, or what PiSSA and its like took a part of; so do buffers.
 
     Args:
         model: A module that was loaded from a base model.
@@ -25,7 +25,7 @@ def drop_frozen(model: nn.Module, state: MutableMapping[str, Tensor]) -> None:
     merged = {
         id(parameter)
         for module in model.modules()
-        if getattr(module, "base_is_changed", False)
+        if getattr(module, "base_is_changed", False) or getattr(module, "base_is_moved", False)
         for parameter in module.parameters()
     }
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -29,6 +29,7 @@ class TrunkThaw:
 
     def __init__(self, network: GPT) -> None:
         self._network = network
+        network.is_thawed_by_caller = True
         self._lent: list[str] = []  # what the rule of this run, or of the previous one, selects
         self._has_handed_over = False
         self._has_thawed = False  # in the previous run

@@ -16,10 +16,11 @@ from lighter_freezers.layers.operations.layer_holds import LayerHolds, parameter
 
 if TYPE_CHECKING:
     from lighter_freezers.lora.optimizer_state import NewComponents
+    from lighter_freezers.lora.ranks import OnZero
 
 __all__ = ["KINDS", "Effect", "Kind", "OperationContext", "Value"]
 
-Value: TypeAlias = str | int | float | tuple[str, int] | None
+Value: TypeAlias = str | int | float | tuple[str, int] | tuple[str, int, str] | None
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,17 @@ def _rank(argument: str, value: object) -> int:
     return rank
 
 
-def _layer_and_rank(argument: str, value: object) -> tuple[str, int]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise TypeError(f"{argument} must be [layer, rank] such as ['attn.3', 16]. Got {value!r}.")
-    return _layer(f"{argument}[0]", value[0]), _rank(f"{argument}[1]", value[1])
+def _layer_and_rank(argument: str, value: object) -> tuple[str, int] | tuple[str, int, str]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) not in (2, 3):
+        raise TypeError(
+            f"{argument} must be [layer, rank] such as ['attn.3', 16], or ['wte', 0, 'drop']. Got {value!r}."
+        )
+    layer, rank = _layer(f"{argument}[0]", value[0]), _rank(f"{argument}[1]", value[1])
+    if len(value) == 2:
+        return layer, rank
+    if rank:
+        raise ValueError(f"{argument}[2] says what rank 0 means, but the rank is {rank}. Remove it.")
+    return layer, rank, arguments.choice(f"{argument}[2]", value[2], ("merge", "drop"))
 
 
 def _layer_or_nothing(argument: str, value: object) -> str | None:
@@ -111,10 +119,15 @@ def _nothing(argument: str, value: object) -> None:
         raise TypeError(f"{argument} must be null: it takes no value. Got {value!r}.")
 
 
-def _check_rank(model: nn.Module, layer: str, rank: int) -> None:
+def _check_rank(model: nn.Module, layer: str, rank: int, on_zero: "OnZero" = "merge") -> None:
+    from lighter_freezers.lora.merging import WAY_OUT
     from lighter_freezers.lora.set_rank import check_layer_lora_rank
 
-    check_layer_lora_rank(model, layer, rank)
+    try:
+        check_layer_lora_rank(model, layer, rank, on_zero=on_zero)
+    except (ValueError, RuntimeError) as error:
+        way_out = f"{{name: set_layer_lora_rank, value: [{layer}, 0, drop]}}"
+        raise type(error)(str(error).replace(WAY_OUT, way_out)) from None
 
 
 def _check_merge(model: nn.Module, layer: str | None) -> None:
@@ -130,16 +143,19 @@ def _check_merge(model: nn.Module, layer: str | None) -> None:
             check_merge(site.factors, model)
 
 
-def _set_rank(context: OperationContext, layer: str, rank: int, seed: str) -> Effect:
+def _set_rank(
+    context: OperationContext, layer: str, rank: int, on_zero: "OnZero" = "merge", *, seed: str
+) -> Effect:
     from lighter_freezers.lora.rank_notes import notes_of
-    from lighter_freezers.lora.set_rank import check_layer_lora_rank, set_layer_lora_rank
+    from lighter_freezers.lora.set_rank import set_layer_lora_rank
 
-    check_layer_lora_rank(context.model, layer, rank)
+    _check_rank(context.model, layer, rank, on_zero)
     context.free_parameters()
     changes = set_layer_lora_rank(
         context.model,
         layer,
         rank,
+        on_zero=on_zero,
         optimizers=context.optimizers,
         new_components=context.new_components,
         seed=seed,
@@ -171,13 +187,13 @@ def _span(rates: Sequence[float]) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def _sets_rank(read: Callable[[str, object], Value], target: Callable[[_Read], tuple[str, int]]) -> Kind:
+def _sets_rank(read: Callable[[str, object], Value], target: Callable[[_Read], _Read]) -> Kind:
     return Kind(
         "lora",
         read,
-        perform=lambda context, value, seed: _set_rank(context, *target(value), seed),
+        perform=lambda context, value, seed: _set_rank(context, *target(value), seed=seed),
         check=lambda model, value: _check_rank(model, *target(value)),
-        target=target,
+        target=lambda value: target(value)[:2],
     )
 
 

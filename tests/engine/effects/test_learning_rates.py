@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest, ThawedGroup
+from lighter_freezers.engine.triggers import Moment
 
 
 @dataclass
@@ -14,11 +15,14 @@ class Freezing:
     learning_rate: LearningRateRequest | None
     released_at: int | None
 
+    def released_by(self, moment: Moment) -> int | None:
+        return self.released_at
+
 
 def rate(freezers: list[Freezing], step: int, scheduled: float = 0.1) -> float:
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": scheduled}], lr=scheduled)
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 7.0})
-    ThawedGroup(optimizer, 1, 0, freezers).set_learning_rate(step)
+    ThawedGroup(optimizer, 1, 0, freezers).set_learning_rate(Moment(step, 0))
     return float(optimizer.param_groups[1]["lr"])
 
 
@@ -66,7 +70,9 @@ def test_a_tensor_rate_stays_the_same_tensor() -> None:
     optimizer = torch.optim.Adam([nn.Parameter(torch.ones(1))], lr=torch.tensor(0.1))
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": torch.tensor(0.1)})
     tensor = optimizer.param_groups[1]["lr"]
-    ThawedGroup(optimizer, 1, 0, [Freezing(LearningRateRequest(factor=0.5), 0)]).set_learning_rate(0)
+    ThawedGroup(optimizer, 1, 0, [Freezing(LearningRateRequest(factor=0.5), 0)]).set_learning_rate(
+        Moment(0, 0)
+    )
 
     assert optimizer.param_groups[1]["lr"] is tensor
     assert float(tensor) == pytest.approx(0.05)

@@ -120,7 +120,8 @@ def test_a_missing_parameter_joins_its_nearest_relative() -> None:
     missing = {name: parameters[name] for name in names[4:]}
     added = optimizer_groups.add_missing(missing, ids(parameters), [optimizer], [])
 
-    assert added == [(0, "thawed-2", ["b.1.weight"]), (0, "thawed-3", ["b.1.bias"])]
+    expected = [(0, 3, 1, "thawed-2", ["b.1.weight"]), (0, 4, 2, "thawed-3", ["b.1.bias"])]
+    assert added == [optimizer_groups.AddedGroup(*each) for each in expected]
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups[3:]] == [(0.2, 0.1), (0.3, 0.0)]
 
 
