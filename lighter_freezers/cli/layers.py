@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _model_and_data(inputs: list[str]) -> tuple[nn.Module, Any]:
+def _model_and_data(inputs: list[str]) -> tuple[nn.Module, object]:
     module, colon, name = inputs[0].partition(":")
     if len(inputs) == 1 and colon and name.isidentifier():
         found = getattr(import_module(module), name, None)
@@ -52,6 +52,7 @@ def _model_and_data(inputs: list[str]) -> tuple[nn.Module, Any]:
     return model, data
 
 
+# Any: a data module or loader of either namespace, and a batch of it
 def _example(model: nn.Module, data: Any) -> Any:
     """What the model is called with: the input of the first batch, or `example_input_array`."""
     if data is None or not hasattr(data, "train_dataloader"):

@@ -39,7 +39,7 @@ def unfreeze_model(model: nn.Module) -> int:
     """Let all parameters train, including those that were frozen when the model was built.
 
     Among these are the fixed positions of a Whisper. The weights below the adapters of a model with LoRA, and
-    what `modules_to_save` stands for, stay frozen as PEFT keeps them; the log says so.
+    what `modules_to_save` stands for, stay frozen as PEFT keeps them, and one log line names them.
 
     Args:
         model: Any module. Integer tensors, such as quantised weights, cannot train and are left alone.

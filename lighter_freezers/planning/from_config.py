@@ -27,6 +27,7 @@ def plan_of_config(inputs: Sequence[str], *, num_rounds: int, num_timed: int) ->
     return replace(planned, warnings=(*said, *planned.warnings))
 
 
+# Any: what a config builds
 def built_from_config(inputs: Sequence[Any]) -> tuple[Any, Any, Any, Sequence[str]]:
     """Model, trainer and data of a config, and what was warned of meanwhile.
 

@@ -7,7 +7,7 @@ notes which child's output reaches which other child. Where there is no source, 
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class _Value(NamedTuple):
 
     modules: frozenset[str] = frozenset()
     outputs: frozenset[str] = frozenset()
-    parts: tuple[Any, ...] = ()  # of a tuple, a value for each
+    parts: tuple["_Value", ...] = ()  # of a tuple, a value for each
 
 
 _NOTHING = _Value()
@@ -102,6 +102,7 @@ class _Reader:
         ):
             return _NOTHING
         found = vars(owner)[name]
+        # Any: what a class holds under a name
         function: Any = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
         parsed = _parsed(function)
         if parsed is None:
@@ -302,7 +303,7 @@ class _Reader:
         return _Value(outputs=value.outputs | value.modules)
 
 
-def _union(values: Any) -> _Value:
+def _union(values: Iterable[_Value]) -> _Value:
     listed = list(values)
     return _Value(
         frozenset().union(*(value.modules for value in listed)),
@@ -310,7 +311,7 @@ def _union(values: Any) -> _Value:
     )
 
 
-def _parsed(function: Callable[..., Any]) -> ast.FunctionDef | None:
+def _parsed(function: Callable[..., object]) -> ast.FunctionDef | None:
     try:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
         parsed = ast.parse(source).body[0]

@@ -1,7 +1,6 @@
 """The first real forward pass checks the order in which blocks were taken to run."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
@@ -29,7 +28,7 @@ def _check_stack(stack: Stack, blocks: Sequence[nn.Module]) -> None:
     seen: list[int] = []
 
     def look(index: int, block: nn.Module) -> None:
-        def hook(*_: Any) -> None:
+        def hook(*_: object) -> None:
             handle.remove()
             if seen and index < seen[-1]:
                 read, ran = stack.block_paths, [stack.block_paths[each] for each in (*seen, index)]

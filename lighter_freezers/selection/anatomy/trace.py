@@ -1,7 +1,6 @@
 """In which order the modules of a model run: one forward pass, without gradients, that leaves no trace."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -23,8 +22,8 @@ def first_calls(model: nn.Module, root: Node, example: object) -> dict[str, int]
     """
     times: dict[str, int] = {}
 
-    def note(path: str) -> Any:
-        def hook(*_: Any) -> None:
+    def note(path: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
             times.setdefault(path, len(times))
 
         return hook

@@ -69,7 +69,7 @@ class Node:
     @cached_property
     def reading(self) -> Reading:
         """What its `forward` says."""
-        module_class: Any = type(self.module)
+        module_class: Any = type(self.module)  # Any: it may have a forward of its own
         found: Reading = read_forward(module_class)
         return found
 
