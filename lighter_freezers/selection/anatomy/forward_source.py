@@ -140,7 +140,7 @@ class _Reader:
             self._run_branches(node)
         elif isinstance(node, ast.FunctionDef):
             self._run(node.body)
-        else:
+        elif not _gets_no_data(node):
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, ast.stmt):
                     self._statement(child)
@@ -301,6 +301,12 @@ class _Reader:
                 if name not in loop:
                     loop.append(name)
         return _Value(outputs=value.outputs | value.modules)
+
+
+def _gets_no_data(node: ast.stmt) -> bool:
+    """Whether it is a call without arguments whose result is not used, such as `self._count_pass()`."""
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and not call.args and not call.keywords
 
 
 def _union(values: Iterable[_Value]) -> _Value:
