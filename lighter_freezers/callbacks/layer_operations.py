@@ -7,7 +7,7 @@ from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.terms import CutGradient, OptimizerState
-from lighter_freezers.layers.operations.action import Memory, OnFailure, QueuedOperations
+from lighter_freezers.layers.operations.action import OnFailure, QueuedOperations
 from lighter_freezers.layers.operations.parse import read_operations
 
 __all__ = ["LayerOperations"]
@@ -101,13 +101,11 @@ class LayerOperations(EngineCallback):
         self._average_over = arguments.at_least("average_over", average_over, 1)
         self._on_failure: OnFailure = arguments.choice("on_failure", on_failure, ("stop", "skip"))
         self._terms = parse_terms(optimizer_state, cut_gradient)
-        self._memory = Memory()
 
     def actions(self) -> list[Action]:
         """The one action that does these operations; another fit of the same Trainer continues it."""
         queued = QueuedOperations(
             self._operations,
-            self._memory,
             monitor=self._monitor,
             average_over=self._average_over,
             on_failure=self._on_failure,

@@ -1,47 +1,114 @@
-"""The engine's state in a checkpoint, and how a resumed run restores it."""
+"""The state of rules and actions: what goes into a checkpoint, and how the next run or fit takes it over."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 
-from lighter_freezers.engine.actions import Actions
-from lighter_freezers.engine.checkpoint_identity import FORMAT, warn_of_changes
-from lighter_freezers.engine.metric_watch import MetricWatch
+from torch import nn
+
+from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.checkpoint_identity import (
+    FORMAT,
+    STATE_KEY,
+    refuse_other_format,
+    refuse_state_of_old_key,
+    warn_of_changes,
+)
+from lighter_freezers.engine.fit import Fit
 from lighter_freezers.engine.rules import ActiveRule
-from lighter_freezers.engine.trainer_like import SavedState
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import Moment
 
-__all__ = ["EMPTY", "restore", "save", "warn"]
+__all__ = ["RunState"]
 
-EMPTY: SavedState = {"rules": {}, "actions": {}, "validated_at": None}  # of a run without an engine
+_EMPTY: SavedState = {"rules": {}, "actions": {}, "validated_at": None}  # of a run without an engine
 
 
-def save(active_rules: Sequence[ActiveRule], actions: Actions, metrics: MetricWatch) -> dict[str, object]:
-    """Latches and release steps of all rules, and the state of all actions, in plain types."""
+class RunState:
+    """Where the state of a fit comes from: a checkpoint, or the last fit of the same Trainer.
+
+    A fit without a checkpoint goes on where the last one ended only with the same Trainer, the same module
+    and `global_step > 0`. Copies of this object are empty.
+    """
+
+    def __init__(self) -> None:
+        self._last: SavedState = {}  # at the end of the last fit
+        self._last_fit: tuple[weakref.ref[TrainerLike], weakref.ref[nn.Module]] | None = None
+        self._carried: SavedState = {}  # what this fit goes on with once it trains
+        self._loaded: SavedState = {}
+        self._unmatched: tuple[list[str], list[str]] = ([], [])  # actions without state, state without owner
+
+    def __reduce__(self) -> tuple[type["RunState"], tuple[()]]:
+        return RunState, ()
+
+    def begin(self, trainer: TrainerLike, model: nn.Module) -> None:
+        """A fit is being set up."""
+        last = [each() for each in self._last_fit or ()]
+        is_next = last == [trainer, model] and trainer_clock.moment(trainer).optimizer_step > 0
+        self._carried, self._loaded = self._last if is_next else {}, {}
+
+    def current(self, fit: Fit | None) -> dict[str, object]:
+        """What a checkpoint of this moment contains; no fit between two of them."""
+        if fit is None:
+            return dict(self._last)  # `trainer.save_checkpoint` after the fit
+        return dict(self._carried or _state_of(fit))
+
+    def look_at(self, fit: Fit, checkpoint: SavedState) -> None:
+        """Refuse state of an older version; without any state, everything starts from the schedule."""
+        if STATE_KEY not in checkpoint["callbacks"]:
+            refuse_state_of_old_key(checkpoint["callbacks"])
+            self._restore(fit, _EMPTY)
+
+    def load(self, fit: Fit, state: SavedState) -> None:
+        """Restore the state of a checkpoint."""
+        refuse_other_format(state)
+        self._restore(fit, state)
+
+    def load_again(self, fit: Fit) -> None:
+        """Restore it for rules that could not be made before it was loaded."""
+        if self._loaded:
+            self._restore(fit, self._loaded)
+
+    def carry_over(self, fit: Fit) -> None:
+        """Training starts: go on where the last fit ended, unless a checkpoint was loaded."""
+        if self._carried:
+            carried, self._carried = self._carried, {}
+            _restore(fit, carried)
+
+    def warn_of_changes(self, fit: Fit, moment: Moment) -> None:
+        """Warn of what begins anew at the first step of a resumed run, and of state without an owner."""
+        if self._loaded:
+            anew = [active.title for active in fit.active_rules if active.misses_state(moment)]
+            warn_of_changes([*anew, *self._unmatched[0]], self._unmatched[1])
+
+    def end(self, trainer: TrainerLike, model: nn.Module, fit: Fit) -> None:
+        """A fit that has trained has ended or failed."""
+        self._last = self.current(fit)
+        self._last_fit = weakref.ref(trainer), weakref.ref(model)
+
+    def _restore(self, fit: Fit, state: SavedState) -> None:
+        self._carried, self._loaded = {}, state
+        self._unmatched = _restore(fit, state)
+
+
+def _state_of(fit: Fit) -> SavedState:
     return {
         "format": FORMAT,
-        "rules": {active.key: active.state() for active in active_rules},
-        "actions": actions.state(),
-        "validated_at": metrics.validated_at,
+        "rules": {active.key: active.state() for active in fit.active_rules},
+        "actions": fit.actions.state(),
+        "validated_at": fit.metrics.validated_at,
     }
 
 
-def restore(
-    active_rules: Sequence[ActiveRule], actions: Actions, metrics: MetricWatch, state: SavedState
-) -> tuple[list[str], list[str]]:
-    """Restore the state of every rule and action.
+def _restore(fit: Fit, state: SavedState) -> tuple[list[str], list[str]]:
+    """Give every rule and action its state.
 
     Returns:
         Titles of the actions that find no state and lose by it, and of what has state and no owner.
     """
-    without_owner = _restore_rules(active_rules, state["rules"])
-    without_state, done_by_others = actions.remember(state["actions"])
-    metrics.validated_at = state["validated_at"]
+    without_owner = _restore_rules(fit.active_rules, state["rules"])
+    without_state, done_by_others = fit.actions.remember(state["actions"])
+    fit.metrics.validated_at = state["validated_at"]
     return without_state, [*without_owner, *done_by_others]
-
-
-def warn(active_rules: Sequence[ActiveRule], unmatched: tuple[list[str], list[str]], moment: Moment) -> None:
-    """Warn what starts without state at the first step of a resumed run, and about state without an owner."""
-    anew = [active.title for active in active_rules if active.misses_state(moment)]
-    warn_of_changes([*anew, *unmatched[0]], unmatched[1])
 
 
 def _restore_rules(active_rules: Sequence[ActiveRule], states: Mapping[str, SavedState]) -> list[str]:

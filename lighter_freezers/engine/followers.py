@@ -74,6 +74,7 @@ class Followers:
         self._held = self._active_holds()
         self._norms.follow()
         self.optimizers.follow(context.model, self._held)
+        self.optimizers.keep_up()
         self._follow_gradients(context.moment)
         self.announcer = Announcer(context.model, self._active_rules, list(self._actions))
         frozen = [parameter for parameter in context.model.parameters() if not parameter.requires_grad]

@@ -1,7 +1,6 @@
 """The action of a schedule of LoRA ranks in one fit: it changes the model, and tracks what is done."""
 
 import math
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,9 +29,6 @@ from lighter_freezers.lora.sites import LoraSite, required_sites
 from lighter_freezers.lora.statistics import BottleneckStatistics
 
 __all__ = ["RankAction", "RankOptions"]
-
-# What the last fit of a Trainer leaves to the next, by the titles of actions.
-_left: weakref.WeakKeyDictionary[TrainerLike, dict[str, SavedState]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,6 @@ class RankAction(Action):
         self._new = NewComponents()
         self._statistics = BottleneckStatistics({})
         self._curves = RankCurves({})
-        self._fit: weakref.ref[TrainerLike] | None = None  # the Trainer, if this is a fit
         self._saved: SavedState | None = None  # what there was to remember
 
     @property
@@ -140,11 +135,8 @@ class RankAction(Action):
         if options.shrink == "kfac":
             chosen = {name for ranks in self._ranks for name in ranks}
             self._statistics = BottleneckStatistics({n: s for n, s in self._sites.items() if n in chosen})
-        if stage == "fit":
-            self._fit = weakref.ref(trainer)
-            saved = self._saved or _left.get(trainer, {}).get(self.title)
-            if saved:  # by a checkpoint, where the model was built after it, or by the last fit
-                self.remember(saved)
+        if stage == "fit" and self._saved:  # by a checkpoint, where the model was built after it
+            self.remember(self._saved)
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
         """The factors whose rank changes, without those that the user froze."""
@@ -223,13 +215,10 @@ class RankAction(Action):
         self._statistics.remember(state["statistics"])
 
     def leave(self) -> None:
-        """Remove the hooks, and keep the progress for another fit of this Trainer."""
+        """Remove the hooks."""
         self._statistics.remove()
         for hold in self._holds.values():
             hold.abandon()  # at rank 0 they stay frozen, as `resize_lora_layer` leaves them
-        trainer = self._fit() if self._fit else None
-        if trainer is not None:
-            _left.setdefault(trainer, {})[self.title] = self.state()
 
     def _change(self, context: StepContext, ranks: Mapping[str, int]) -> list[tuple[LoraSite, RankChange]]:
         options = self._options

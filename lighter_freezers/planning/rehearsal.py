@@ -1,12 +1,11 @@
 """A rehearsal: the engine runs the schedule of a whole run, with a few real steps in each phase.
 
 It is a callback of a Trainer that trains a copy. Between the steps of two phases the clock jumps to the next
-change; the engine reads that clock in place of the Trainer's counters.
+change, and the engine advances to that moment.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,7 +14,7 @@ from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.rules import ActiveRule
-from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
 from lighter_freezers.planning.conditions import Awaited, awaited_now
@@ -56,24 +55,6 @@ class RehearsedPhase:
     record: PhaseRecord | None = None
 
 
-class _SeenTrainer:
-    """The Trainer for the engine: all attributes of the real one, but the counters of the run clock."""
-
-    def __init__(self, trainer: TrainerLike, clock: RunClock) -> None:
-        self._trainer, self._clock = trainer, clock
-
-    def __getattr__(self, name: str) -> Any:  # whatever the Trainer has
-        return getattr(self._trainer, name)
-
-    @property
-    def global_step(self) -> int:
-        return self._clock.step
-
-    @property
-    def current_epoch(self) -> int:
-        return self._clock.epoch
-
-
 class Rehearsal(Callback):
     """Runs the schedule of one run on its Trainer's model; it is the first callback of that Trainer.
 
@@ -93,6 +74,7 @@ class Rehearsal(Callback):
         self._meter = PhaseMeter(num_timed)
         self._engine = Engine()
         self._script: Iterator[None] = iter(())
+        self._next_step: int | None = None  # at which something may change before the next epoch
         self._changed = False
         self._when = ""
         self._or_when: tuple[str, ...] = ()
@@ -104,13 +86,11 @@ class Rehearsal(Callback):
         Engine.of(trainer).add_listener(self)
 
     def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
-        """Take the engine out of the Trainer, and start: all hooks before the first step have run."""
+        """Drive the engine from here on, and start: all hooks before the first step have run."""
         if self.length is not None:
             return
         self._engine = Engine.of(trainer)
-        trainer.callbacks = [  # type: ignore[attr-defined]  # a list of its own: Lightning iterates over the other
-            each for each in callbacks_of(trainer) if each is not self._engine
-        ]
+        self._engine.drive()
         self.length = run_length(self._user_trainer, trainer.num_training_batches, trainer.train_dataloader)
         trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
         trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = 0
@@ -118,9 +98,8 @@ class Rehearsal(Callback):
             config.frequency = _SELDOM
         self.rules = _rules(self._engine.active_rules, self._engine.actions, pl_module)
         self.warnings += notices_at_the_start(self._engine.active_rules, trainer.optimizers, pl_module)
-        seen = _SeenTrainer(trainer, self.clock)
-        self._script = self._play(seen, pl_module, self.length)
-        self._attempt(lambda: self._look(seen, pl_module, is_new_epoch=True), trainer)
+        self._script = self._play(self.length)
+        self._attempt(lambda: self._look(is_new_epoch=True), trainer)
 
     def on_train_batch_start(
         self, trainer: TrainerLike, pl_module: LightningModule, batch: object, batch_idx: int
@@ -133,10 +112,8 @@ class Rehearsal(Callback):
     def on_before_optimizer_step(
         self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Do what the engine does in this hook, and measure the gradients."""
+        """Measure the gradients."""
         self._num_optimizer_steps += 1
-        if callable(self._engine.on_before_optimizer_step):
-            self._engine.on_before_optimizer_step(trainer, pl_module, optimizer)
         self._meter.see_gradients(pl_module)
 
     def on_train_batch_end(
@@ -149,10 +126,6 @@ class Rehearsal(Callback):
         self.clock.steps_per_window = max(1, self._num_optimizer_steps)  # those of the last window
         self._close()
         self._attempt(lambda: next(self._script), trainer)
-
-    def on_train_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
-        """Put the engine back into the Trainer; its teardown then restores the model."""
-        callbacks_of(trainer).append(self._engine)
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Start the next phase; called by the engine."""
@@ -203,10 +176,10 @@ class Rehearsal(Callback):
         if self._meter.records and self.rehearsed_phases[-1].record is None:
             self.rehearsed_phases[-1] = replace(self.rehearsed_phases[-1], record=self._meter.records[-1])
 
-    def _play(self, trainer: TrainerLike, model: LightningModule, length: RunLength) -> Iterator[None]:
+    def _play(self, length: RunLength) -> Iterator[None]:
         """Run first what has a known step, then what waits for a metric; stop at each change."""
         for is_new_epoch in self.clock.batches(length):
-            if self._look(trainer, model, is_new_epoch=is_new_epoch):
+            if self._look(is_new_epoch=is_new_epoch):
                 yield
         self.num_steps = self.clock.step
         self.warnings += notices_at_the_end(
@@ -216,17 +189,20 @@ class Rehearsal(Callback):
             Moment(self.clock.step, self.clock.epoch),
         )
         for _ in self._wait_for_metrics():
-            if self._look(trainer, model, is_new_epoch=True):
+            if self._look(is_new_epoch=True):
                 yield
 
-    def _look(self, trainer: TrainerLike, model: LightningModule, *, is_new_epoch: bool) -> bool:
+    def _look(self, *, is_new_epoch: bool) -> bool:
         """Let the engine check the clock; returns whether something changed."""
         self._changed = False
         if self.num_steps is None and is_new_epoch:
             self._or_when = self._conditions()
-        if is_new_epoch:
-            self._engine.on_train_epoch_start(trainer, model)
-        self._engine.on_train_batch_start(trainer, model, None, self.clock.batch_idx)
+        moment = Moment(self.clock.step, self.clock.epoch)
+        is_due = is_new_epoch or (self._next_step is not None and self._next_step <= moment.optimizer_step)
+        assert self.length is not None
+        if is_due and self.clock.batch_idx % self.length.window == 0:
+            self._engine.advance(moment)
+            self._next_step = self._engine.next_step(moment)
         if self._changed and self.num_steps is None:
             self._or_when = self._conditions()
         return self._changed

@@ -1,8 +1,6 @@
 """The action behind LayerOperations: does a queue of operations on one model, in one fit."""
 
-import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from torch import nn
@@ -26,21 +24,9 @@ from lighter_freezers.reports.loggers import write_metrics, write_text
 if TYPE_CHECKING:
     from lighter_freezers.lora.optimizer_state import NewComponents
 
-__all__ = ["Memory", "OnFailure", "QueuedOperations"]
+__all__ = ["OnFailure", "QueuedOperations"]
 
 OnFailure = Literal["stop", "skip"]
-
-
-@dataclass
-class Memory:
-    """What a fit leaves to the next fit of the same Trainer, which continues without a checkpoint."""
-
-    trainer: weakref.ref[TrainerLike] | None = None
-    state: SavedState | None = None
-
-    def __getstate__(self) -> dict[str, None]:
-        """Pickle without the state: another process has another Trainer."""
-        return {"trainer": None, "state": None}
 
 
 class QueuedOperations(Action):
@@ -48,7 +34,6 @@ class QueuedOperations(Action):
 
     Args:
         operations: From `read_operations`.
-        memory: The state of the previous fit; at the end it receives the state of this one.
         monitor: The loss that operations wait for.
         average_over: Optimizer steps in one mean of the training loss.
         on_failure: Whether an operation that fails stops the run.
@@ -61,7 +46,6 @@ class QueuedOperations(Action):
     def __init__(
         self,
         operations: Sequence[Operation],
-        memory: Memory,
         *,
         monitor: str,
         average_over: int,
@@ -71,7 +55,6 @@ class QueuedOperations(Action):
         super().__init__()
         self.terms = terms
         self.reshapes = execution.changes_ranks(operations)
-        self._memory = memory
         self._monitor = monitor
         self._average_over = average_over
         self._on_failure = on_failure
@@ -82,7 +65,6 @@ class QueuedOperations(Action):
         self._curves: RateCurves | None = None
         self._new_components: NewComponents | None = None
         self._saved: SavedState | None = None
-        self._has_begun = False
 
     @property
     def monitors(self) -> frozenset[str]:
@@ -143,14 +125,10 @@ class QueuedOperations(Action):
         self._new_components = execution.new_components(self._queue.operations)
 
     def resume(self, context: StepContext) -> None:
-        """Continue from the checkpoint, or from the end of the previous fit; else start the first wait."""
-        step = context.moment.optimizer_step
-        goes_on = step and self._memory.trainer is not None and self._memory.trainer() is context.trainer
-        saved = self._memory.state if self._saved is None and goes_on else self._saved
-        self._memory.trainer = weakref.ref(context.trainer)
-        self._has_begun = True
+        """Continue from the state there is; else start the first wait."""
+        saved = self._saved
         if saved is None:
-            self._queue.begin(step)
+            self._queue.begin(context.moment.optimizer_step)
             return
         self._queue.remember(saved)
         self._holds.restore(context.model, saved["layers"])
@@ -218,9 +196,7 @@ class QueuedOperations(Action):
             )
 
     def leave(self) -> None:
-        """Leave the flags as they are, and keep the state for another fit."""
-        if self._has_begun:
-            self._memory.state = self.state()
+        """Leave the flags as they are."""
         self._holds.leave()
 
     def _do(self, operation: Operation, context: StepContext, notes: Sequence[str]) -> tuple[Effect, bool]:

@@ -1,0 +1,81 @@
+"""The rules and actions of one fit, and what follows them. It needs no Lightning: any loop may advance it."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from lighter_freezers.engine import baselines, idle_schedules, ledger
+from lighter_freezers.engine.actions import Action, Actions, StepContext
+from lighter_freezers.engine.followers import Followers
+from lighter_freezers.engine.intrusions import Intrusions
+from lighter_freezers.engine.metric_watch import MetricWatch
+from lighter_freezers.engine.rules import FreezeRule, active_rules_of, follow_all, refuse_overlap
+from lighter_freezers.engine.triggers import Moment
+
+__all__ = ["Fit"]
+
+
+class Fit:
+    """One fit of one model.
+
+    Args:
+        actions: New ones, in the order of their callbacks.
+        rules: In the order of their callbacks.
+    """
+
+    def __init__(self, actions: Sequence[Action] = (), rules: Sequence[FreezeRule] = ()) -> None:
+        self.actions = Actions(actions)
+        self.active_rules = active_rules_of(rules)
+        self.metrics = MetricWatch([*self.active_rules, *self.actions])
+        self.followers = Followers(self.active_rules, self.actions)
+        self.intrusions = Intrusions()
+
+    def bind(self, model: nn.Module, moment: Moment, on_intrusion: Callable[[], None]) -> None:
+        """Find the parameters of every rule, and hold what the current moment requires."""
+        for active in self.active_rules:
+            if active.bind(model):
+                active.hold.watch(on_intrusion)
+        refuse_overlap(self.active_rules)
+        holdable = [each for active in self.active_rules for each in active.hold.parameters]
+        holdable += [each for action in self.actions for each in action.freezable(model)]
+        baselines.mark(model, holdable)
+        follow_all(self.active_rules, moment)
+        if self.active_rules and not len(self.actions):  # an action may thaw something before that
+            idle_schedules.refuse_idle_phase(self.active_rules, model)
+
+    def resume(self, context: StepContext) -> None:
+        """Hold what was held when the state of this fit was saved, or what this moment requires."""
+        idle_schedules.refuse_replaced(self.active_rules, context.model)
+        for active in self.active_rules:
+            active.resume(context.moment)
+        self.actions.resume(context)
+
+    def advance(self, context: StepContext) -> bool:
+        """Apply all that is due at a moment between two optimizer steps; returns whether anything was."""
+        with ledger.flips() as flips:
+            follow_all(self.active_rules, context.moment)
+            outcome = self.actions.perform(context)
+        has_moved = self.followers.follow(context, flips, outcome)
+        self.followers.optimizers.keep_up()
+        return has_moved
+
+    def next_steps(self, moment: Moment) -> list[int]:
+        """The optimizer steps at which something may be due without a new metric value."""
+        steps = [active.next_step(moment) for active in self.active_rules]
+        return [step for step in steps if step is not None] + self.actions.next_steps(moment)
+
+    def reassert(self) -> bool:
+        """Freeze again what other code switched on; returns whether any had received a gradient."""
+        was_pending = self.intrusions.is_pending
+        holds = [active.hold for active in self.active_rules]
+        holds += [hold for action in self.actions for hold in action.holds]
+        self.intrusions.undo(holds, self.followers.announcer)
+        return was_pending
+
+    def leave(self, model: nn.Module) -> None:
+        """The fit has ended or failed: restore the model, but for the flags, which stay as they are."""
+        for active in self.active_rules:
+            active.leave()
+        self.actions.leave()
+        self.followers.release()
+        baselines.mark(model, [each for each in model.parameters() if not each.requires_grad])
