@@ -64,16 +64,16 @@ def freeze_last_n_layers(model: nn.Module, n: int) -> int:
 def freeze_except_last_n(model: nn.Module, n: int) -> int:
     """Train the last n layers, the norm after them and the head, and freeze everything else.
 
-    Layers among the last n that were frozen before are thawed; of layers with LoRA only the factors. An
-    embedding whose weight the head shares trains with the head.
+    Layers among the last n that were frozen before are thawed; in layers with LoRA, only the factors are. An
+    embedding that shares its weight with the head trains with the head.
 
     Args:
         model: Any module with blocks.
-        n: Number of layers that train; 0 for the head alone. A number above that of the model means all, with
-            a warning.
+        n: Number of layers that train; 0 for the head alone. If n exceeds the number of layers in the model,
+            all of them train, with a warning.
 
     Returns:
-        The number of elements that trained until now and do no longer.
+        The number of elements that were trainable before the call and are now frozen.
 
     Raises:
         TypeError: n is not a whole number.
@@ -90,15 +90,15 @@ def freeze_except_last_n(model: nn.Module, n: int) -> int:
 
 
 def unfreeze_first_n_layers(model: nn.Module, n: int) -> int:
-    """Let the first n layers train; of layers with LoRA only the factors.
+    """Unfreeze the first n layers; in layers with LoRA, only the factors.
 
     Args:
         model: Any module with blocks.
-        n: Number of layers; a number above that of the model means all, with a warning.
+        n: Number of layers; if it exceeds the number in the model, all are unfrozen, with a warning.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds trains once it is
-        released.
+        The number of elements that became trainable. Parameters held by a running Freezer train once it
+        releases them.
 
     Raises:
         TypeError: n is not a whole number.
@@ -110,15 +110,15 @@ def unfreeze_first_n_layers(model: nn.Module, n: int) -> int:
 
 
 def unfreeze_last_n_layers(model: nn.Module, n: int) -> int:
-    """Let the last n layers train; of layers with LoRA only the factors.
+    """Unfreeze the last n layers; in layers with LoRA, only the factors.
 
     Args:
         model: Any module with blocks.
-        n: Number of layers; a number above that of the model means all, with a warning.
+        n: Number of layers; if it exceeds the number in the model, all are unfrozen, with a warning.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds trains once it is
-        released.
+        The number of elements that became trainable. Parameters held by a running Freezer train once it
+        releases them.
 
     Raises:
         TypeError: n is not a whole number.
