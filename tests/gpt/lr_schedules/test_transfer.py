@@ -80,7 +80,7 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
-@pytest.mark.filterwarnings("ignore:The trunk trains, but with rate 0")
+@pytest.mark.filterwarnings("ignore:The trunk trains at a learning rate of 0")
 def test_it_drives_groups_called_trunk_and_head() -> None:
     """With the same numbers as without an optimizer, whatever rates the groups had."""
     optimizer = two_groups()
