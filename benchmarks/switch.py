@@ -182,7 +182,7 @@ def time_transitions(
         with fits.quiet(), peers.lighter_lines() as found:
             keep(lighter_fit(freezer, num_tensors))
         lines["lighter Freezer: log lines per transition"] = len(found) / 2
-        lines["lighter Freezer: characters per transition"] = sum(map(len, found)) / 2
+        lines["lighter Freezer: logged characters per transition"] = sum(map(len, found)) / 2
 
     def other() -> None:
         with fits.quiet("lightning.pytorch"):

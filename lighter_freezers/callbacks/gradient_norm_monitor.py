@@ -109,7 +109,7 @@ class GradientNormMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Made from `name` alone: other arguments may change on a resume, and the files continue."""
+        """Depends on `name` alone, so a resumed run with other arguments still appends to the same files."""
         return f"GradientNormMonitor[{self.name}]"
 
     @property

@@ -14,15 +14,15 @@ _KEEP_GRADIENTS_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
 def refuse_unsupported_strategy(strategy: object, is_static: bool, reshapes: bool = False) -> None:
-    """Refuse a strategy that cannot follow a change of flags or shapes during a run.
+    """Refuse a strategy that does not support changing flags or shapes during a run.
 
     Args:
         strategy: The Trainer's strategy.
-        is_static: What is held at the start stays held to the end, so any strategy works.
-        reshapes: Parameters may get other shapes.
+        is_static: Nothing changes during the run, so any strategy works.
+        reshapes: Parameters may change shape.
 
     Raises:
-        RuntimeError: The strategy cannot follow; the message names it and the way out.
+        RuntimeError: The strategy is not supported; the message names it and suggests an alternative.
     """
     name = type(strategy).__name__
     if _is_one_of(strategy, ("FSDPStrategy",)) and not getattr(strategy, "kwargs", {}).get("use_orig_params"):

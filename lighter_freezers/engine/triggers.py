@@ -257,9 +257,7 @@ def _mapping(argument: str, config: object, forms: str = _FORMS) -> Mapping[str,
 def _known_keys(argument: str, config: Mapping[str, object], known: Sequence[str]) -> None:
     unknown = [key for key in config if key not in known]
     if unknown:
-        raise ValueError(
-            f"{argument} does not know {', '.join(map(repr, unknown))}. Keys: {', '.join(known)}."
-        )
+        raise ValueError(f"{argument} has no key {', '.join(map(repr, unknown))}. Keys: {', '.join(known)}.")
 
 
 @dataclass(frozen=True)

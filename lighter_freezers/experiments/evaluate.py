@@ -212,7 +212,7 @@ def _model_and_tokenizer(
 ) -> tuple[nn.Module, Tokenizer]:
     if isinstance(model, nn.Module):
         if tokenizer is None:
-            raise ValueError("A model in memory does not know its tokenizer: give tokenizer, too.")
+            raise ValueError("A model in memory comes without its tokenizer: pass `tokenizer` as well.")
         return check_causal(model), tokenizer
     network, saved_tokenizer = load_evaluated(model, base_model_id)
     network = network.to("cuda" if torch.cuda.is_available() else "cpu")

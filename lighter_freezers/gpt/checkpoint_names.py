@@ -38,8 +38,8 @@ def with_gpt_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if name in renamed and not torch.equal(renamed[name], tensor):
             raise ValueError(
-                f"'{origins[name]}' and '{origin}' are both '{name}', with different values. "
-                "Save the model that you want alone."
+                f"'{origins[name]}' and '{origin}' both map to '{name}', but their values differ. "
+                "Save a checkpoint that contains only one of these models."
             )
         origins[name], renamed[name] = origin, tensor
     if HEAD in renamed:

@@ -101,7 +101,7 @@ class GPTConfig:
         unknown = [key for key in values if key not in known]
         if unknown:
             raise ValueError(
-                f"GPTConfig does not know {', '.join(map(str, unknown))}. It knows {', '.join(known)}."
+                f"GPTConfig has no field {', '.join(map(str, unknown))}. Fields: {', '.join(known)}."
             )
         return cls(**values)
 

@@ -78,8 +78,8 @@ def freeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
 def freeze_except_last_n(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Train the last n layers, the norm behind them and the head, and freeze all the rest.
 
-    Layers among the last n that were frozen before are thawed; of layers with LoRA only the factors. An
-    embedding whose weight the head shares trains with the head.
+    Layers among the last n that were frozen before are thawed; in layers with LoRA, only the factors are. An
+    embedding that shares its weight with the head trains with the head.
 
     Args:
         model: Any module with blocks.
@@ -88,7 +88,7 @@ def freeze_except_last_n(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
         **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
-        The number of elements that trained until now and do no longer.
+        The number of elements that were trainable before the call and are now frozen.
 
     Raises:
         TypeError: n is not a whole number.
@@ -117,8 +117,8 @@ def unfreeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> i
         **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds trains once it is
-        released.
+        The number of elements that became trainable. Parameters held by a running Freezer train once it
+        releases them.
 
     Raises:
         TypeError: n is not a whole number.
@@ -140,8 +140,8 @@ def unfreeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> in
         **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds trains once it is
-        released.
+        The number of elements that became trainable. Parameters held by a running Freezer train once it
+        releases them.
 
     Raises:
         TypeError: n is not a whole number.

@@ -1,6 +1,6 @@
-"""Which parameters: rules over names, resolved on a model. The only place that matches prefixes.
+"""Resolves rules over parameter names to the parameters of a model. The only place that matches prefixes.
 
-`patterns.py` defines how patterns match; callers decide what to do with the selected parameters.
+`patterns.py` matches patterns; callers decide what to do with the selected parameters.
 """
 
 import warnings

@@ -33,7 +33,7 @@ PLATEAU = {"monitor": "val/loss", "patience": 1}
         ({"lr_decay": 2.6, "unfreeze_embeddings": 3}, "unfreeze_embeddings concerns what thaws"),
         ({"plateau": {"patience": 2}}, "plateau needs 'monitor', the name of a logged metric"),
         ({"plateau": {"monitor": "val/loss"}}, "plateau needs 'patience', a number of checks"),
-        ({"plateau": PLATEAU | {"below": 2}}, "plateau does not know 'below'. Keys: monitor, patience"),
+        ({"plateau": PLATEAU | {"below": 2}}, "plateau has no key 'below'. Keys: monitor, patience"),
         ({"plateau": PLATEAU | {"mode": "least"}}, "plateau.mode must be 'min'"),
     ],
     ids=str,

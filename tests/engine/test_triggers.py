@@ -84,7 +84,7 @@ def test_nan_is_no_progress() -> None:
         ({"monitor": "m"}, ValueError, "exactly one of below, above, plateau"),
         ({"monitor": "m", "below": 1, "above": 2}, ValueError, "exactly one of"),
         ({"monitor": "m", "below": "5e-5"}, TypeError, r"write 5\.0e-5"),
-        ({"monitor": "m", "belwo": 1.0}, ValueError, "does not know 'belwo'. Keys: monitor, below"),
+        ({"monitor": "m", "belwo": 1.0}, ValueError, "has no key 'belwo'. Keys: monitor, below"),
         ({"monitor": "m", "plateau": 3}, TypeError, "until_metric.plateau must be a mapping"),
         ({"monitor": "m", "plateau": {}}, ValueError, "needs 'patience'"),
         ({"monitor": "m", "plateau": {"patience": 0}}, ValueError, "needs 'patience'"),

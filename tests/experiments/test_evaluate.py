@@ -98,7 +98,7 @@ def test_each_shows_the_arguments_of_all(task: str) -> None:
 def test_a_model_in_memory_needs_its_tokenizer(model: str, tmp_path: Path) -> None:
     """And is then the same as the one on disk; results are written if there is a folder for them."""
     network = causal_lm(num_positions=ROOM + 64)
-    with pytest.raises(ValueError, match="does not know its tokenizer"):
+    with pytest.raises(ValueError, match="comes without its tokenizer"):
         evaluate_wikisql(network, **SMALL)
     in_memory = evaluate_wikisql(network, tokenizer=model, generation=FEW, output_dir=str(tmp_path), **SMALL)
     on_disk = evaluate_wikisql(model, generation=FEW, output_dir=str(tmp_path), **SMALL)

@@ -71,5 +71,5 @@ def test_two_models_in_one_file_are_not_mixed(tmp_path: Path) -> None:
     weights = {f"network.{name}": tensor for name, tensor in small(seed=5).state_dict().items()}
     weights |= {f"model.{name}": tensor for name, tensor in small(seed=6).state_dict().items()}
 
-    with pytest.raises(ValueError, match=r"'network\.\S+' and 'model\.\S+' are both"):
+    with pytest.raises(ValueError, match=r"'network\.\S+' and 'model\.\S+' both map to"):
         load_pretrained(small(), saved({"state_dict": weights}, tmp_path / "two.ckpt"))

@@ -262,7 +262,7 @@ def test_a_model_can_be_copied_and_moved() -> None:
 def test_a_mapping_is_a_config() -> None:
     """As YAML has it; an unknown key comes back with the known ones."""
     assert GPT(SMALL).config == GPTConfig(**SMALL)
-    with pytest.raises(ValueError, match="does not know n_layers. It knows block_size, vocab_size, n_layer"):
+    with pytest.raises(ValueError, match="has no field n_layers. Fields: block_size, vocab_size, n_layer"):
         GPT({**SMALL, "n_layers": 2})
 
 

@@ -57,7 +57,7 @@ class _LeanOptimizer:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._away: set[int] = set()
-        self._full: list[dict[str, list[object]]] = []  # while parameters are removed: the full groups
+        self._full: list[dict[str, list[object]]] = []  # the complete groups, while parameters are removed
         self._hooks: list[RemovableHandle] = [
             optimizer.register_state_dict_pre_hook(lambda _: self._fill()),
             optimizer.register_state_dict_post_hook(lambda *_: self._empty()),

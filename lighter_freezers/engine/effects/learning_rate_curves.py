@@ -39,8 +39,8 @@ class RateCurves:
         for scheduler in schedulers:
             if not isinstance(scheduler, LRScheduler):
                 raise RuntimeError(
-                    f"{type(scheduler).__name__} is no torch LRScheduler, so set_lr, scale_lr and "
-                    "reset_lr_schedule cannot know its curve. Use one of torch, or remove these operations."
+                    f"{type(scheduler).__name__} is not a torch LRScheduler, so set_lr, scale_lr and "
+                    "reset_lr_schedule do not support it. Use a torch scheduler, or remove these operations."
                 )
         for group in self._groups:
             group.setdefault("initial_lr", _copied(group["lr"]))

@@ -73,7 +73,7 @@ def read_rows(file: Path, fields: Sequence[str]) -> list[Row]:
 def each_row(file: Path, fields: Sequence[str]) -> Iterator[Row]:
     """Yield the rows that `read_rows` reads, one at a time, to save memory; possibly none."""
     if not file.is_file():
-        raise ValueError(f"The file {file} does not exist (seen from {Path.cwd()}).")
+        raise ValueError(f"The file {file} does not exist (working directory: {Path.cwd()}).")
     if _suffix(file) not in SUFFIXES:
         raise ValueError(f"{file}: expected the suffix {_or(SUFFIXES)}, got {file.suffix or 'none'!r}.")
     yield from {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[_suffix(file)](file, fields)

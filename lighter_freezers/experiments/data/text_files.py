@@ -38,10 +38,10 @@ def text_files(path: Path) -> Corpus:
 def _find(path: Path) -> dict[str, Path]:
     """The files by name, in alphabetical order on every system."""
     if not path.exists():
-        raise ValueError(f"The text {path} does not exist (seen from {Path.cwd()}). {HELP}")
+        raise ValueError(f"{path} does not exist (working directory: {Path.cwd()}). {HELP}")
     if path.is_file():
         if path.suffix != ".txt":
-            raise ValueError(f"The text {path} is not a .txt file. {HELP}")
+            raise ValueError(f"{path} is not a .txt file. {HELP}")
         return {path.name: path}
     files = {file.relative_to(path).as_posix(): file for file in path.rglob("*.txt") if file.is_file()}
     if not files:

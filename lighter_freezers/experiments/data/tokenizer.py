@@ -106,7 +106,7 @@ def tokenizer_of_file(file: Path) -> TextTokenizer:
     """
     if not file.is_file():
         raise ValueError(
-            f"The tokenizer {file} does not exist (seen from {Path.cwd()}). Give the .json file that "
+            f"Tokenizer {file} does not exist (working directory: {Path.cwd()}). Give the .json file that "
             "`data.tokenizer.save(...)` or the package tokenizers has written, or `standard_library`."
         )
     try:

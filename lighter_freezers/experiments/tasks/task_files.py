@@ -144,7 +144,7 @@ def _own_folder(task: PromptedTask, source: str, cache_dir: Path | None) -> Path
         )
     fetched = "'hub' or 'hub:OWNER/NAME'" if task.hub else "'hub:OWNER/NAME'"
     raise ValueError(
-        f"source={source!r} is neither a folder nor a tar archive (seen from {Path.cwd()}). "
+        f"source={source!r} is neither a folder nor a tar archive (working directory: {Path.cwd()}). "
         f"{task.name} knows '{default_source(task)}', {fetched}, and the path of a folder or a tar archive."
     )
 
@@ -223,7 +223,7 @@ def fetched(address: str, folder: Path, task_name: str) -> Path:
     except (OSError, http.client.HTTPException) as error:
         raise _unreachable(task_name, address, error) from error
     keep(file, content)
-    log.info("Fetched %s, %s bytes, to %s.", address, f"{len(content):,}", file)
+    log.info("Fetched %s (%s bytes) to %s.", address, f"{len(content):,}", file)
     return file
 
 

@@ -139,8 +139,8 @@ class TransferLearningScheduler(OptionalOptimizerLR):
             return
         if self.last_epoch == 1 and self._trunk_trains():
             warnings.warn(
-                f"The trunk trains, but with rate 0 until iteration {self.feature_extraction_iters}. "
-                "Freeze it until then, as a Freezer with that `until_step` does: it saves the backward pass.",
+                f"The trunk trains at a learning rate of 0 until iteration {self.feature_extraction_iters}. "
+                "Freeze it until then, with a Freezer with that `until_step`, to save the backward pass.",
                 stacklevel=2,
             )
         if self.last_epoch == self.feature_extraction_iters + 1 and not self._trunk_trains():

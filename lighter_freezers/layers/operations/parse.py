@@ -105,7 +105,7 @@ def _operation(argument: str, entry: object, monitor: str) -> Operation:
     unknown = [key for key in entry if key not in KEYS]
     if unknown:
         hint = " The checkpoint stores what is done: remove 'completed'." if "completed" in unknown else ""
-        raise ValueError(f"{argument} ({name}) does not know {unknown}. Keys: {', '.join(KEYS)}.{hint}")
+        raise ValueError(f"{argument} ({name}) has unknown keys {unknown}. Keys: {', '.join(KEYS)}.{hint}")
     desc = entry.get("desc")
     if desc is not None and not isinstance(desc, str):
         raise TypeError(f"{argument}.desc must be a text. Got {desc!r}.")

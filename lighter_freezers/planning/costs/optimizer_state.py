@@ -15,7 +15,7 @@ __all__ = ["state_bytes"]
 
 _Kind: TypeAlias = tuple[
     int, torch.Size, torch.dtype
-]  # the group, and what else the size of a state depends on
+]  # group, shape and dtype: all that the size of a state depends on
 
 _PLAIN_STEP = {"fused": False, "foreach": False, "capturable": False}  # the others refuse meta tensors
 

@@ -135,7 +135,7 @@ def test_what_nobody_can_know_is_refused() -> None:
     class Homemade:
         optimizer = None
 
-    with pytest.raises(RuntimeError, match="Homemade is no torch LRScheduler"):
+    with pytest.raises(RuntimeError, match="Homemade is not a torch LRScheduler"):
         RateCurves([optimizer(0.1)], [Homemade()])
     with pytest.raises(RuntimeError, match="learning rate 0"):
         RateCurves([optimizer(0.0)], []).set_height(0.1)

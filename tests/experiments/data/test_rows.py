@@ -104,7 +104,7 @@ def test_what_cannot_be_read_is_refused(
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """With the folder from which it was looked for."""
-    with pytest.raises(ValueError, match=rf"rows\.jsonl does not exist \(seen from {Path.cwd()}\)"):
+    with pytest.raises(ValueError, match=rf"rows\.jsonl does not exist \(working directory: {Path.cwd()}\)"):
         read_rows(tmp_path / "rows.jsonl", ["text"])
 
 

@@ -175,7 +175,7 @@ def test_an_optimizer_that_does_not_know_the_whole_trunk_yet() -> None:
         LONE, lambda fit, m: seen.append(rates(m.network, fit.optimizers[0])), "on_before_zero_grad"
     )
     freezer = Freezer(name_starts_with="transformer.lower", until_step=THAW)
-    with pytest.warns(UserWarning, match="The trunk trains, but with rate 0"):
+    with pytest.warns(UserWarning, match="The trunk trains at a learning rate of 0"):
         trainer(LONE, callbacks=[freezer, at_step], max_epochs=3).fit(built, batches(), batches())
 
     assert seen == [planned(step) for step in range(NUM_STEPS)]

@@ -80,7 +80,7 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
-@pytest.mark.filterwarnings("ignore:The trunk trains, but with rate 0")
+@pytest.mark.filterwarnings("ignore:The trunk trains at a learning rate of 0")
 def test_it_drives_groups_called_trunk_and_head() -> None:
     """With the same numbers as without an optimizer, whatever rates the groups had."""
     optimizer = two_groups()
@@ -136,7 +136,7 @@ def test_a_trunk_that_trains_at_rate_zero_is_noticed() -> None:
     optimizer = two_groups()
     scheduler = TransferLearningScheduler(optimizer, feature_extraction_iters=3)
     optimizer.step()
-    with pytest.warns(UserWarning, match="The trunk trains, but with rate 0 until iteration 3"):
+    with pytest.warns(UserWarning, match="The trunk trains at a learning rate of 0 until iteration 3"):
         scheduler.step()
     for _ in range(5):
         optimizer.step()

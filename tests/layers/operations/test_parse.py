@@ -76,7 +76,7 @@ def test_a_file_gives_what_the_list_gives_and_is_not_touched(
         ({"trigger_loss": None, "max_wait_iters": None}, ValueError, r"does not say when. Give trigger_loss"),
         ({"reevaluate": "yes"}, TypeError, "reevaluate must be true or false"),
         ({"desc": 3}, TypeError, "desc must be a text"),
-        ({"trigger": 3}, ValueError, r"does not know \['trigger'\]. Keys: name, value"),
+        ({"trigger": 3}, ValueError, r"has unknown keys \['trigger'\]. Keys: name, value"),
         ({"completed": True}, ValueError, "The checkpoint stores what is done: remove 'completed'"),
         ({"name": "set_layer_lora_rank", "value": "attn.3"}, TypeError, r"must be \[layer, rank\]"),
         ({"name": "set_layer_lora_rank", "value": ["attn.3", "8"]}, TypeError, "Remove the quotes"),
