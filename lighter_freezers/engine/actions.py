@@ -4,14 +4,14 @@ An action decides when it is due and applies its change; the engine then updates
 it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.checkpoint_identity import (
     changed_entries,
     find_states,
@@ -19,70 +19,23 @@ from lighter_freezers.engine.checkpoint_identity import (
     list_key,
     numbered,
 )
-from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.metric_watch import TRAINING_LOSS
+from lighter_freezers.engine.step_context import ActionResult, StepContext
 from lighter_freezers.engine.terms import Terms
-from lighter_freezers.engine.trainer_like import SavedState, SchedulerLike, TrainerLike
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.training_loss import TrainingLoss
 from lighter_freezers.engine.triggers import LossOrWait, Moment
+from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["Action", "Actions", "ActionResult", "StepContext"]
 
 
-@dataclass(frozen=True)
-class ActionResult:
-    """What the actions of one moment changed; the ledger knows which parameters froze or thawed.
-
-    Attributes:
-        is_reshaped: Whether parameters have other shapes, other names, or are other objects than before.
-        notes: One sentence for each change, as logged after the step number.
-        ranks: LoRA rank after it, for the components whose rank changed.
-    """
-
-    is_reshaped: bool = False
-    notes: tuple[str, ...] = ()
-    ranks: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class StepContext:
-    """What an action works on, at one moment of one fit.
-
-    Attributes:
-        trainer: The Trainer.
-        model: The LightningModule.
-        moment: Between which steps, and in which epoch.
-        is_freed: Whether the DDP wrapper has been removed.
-    """
-
-    trainer: TrainerLike
-    model: nn.Module
-    moment: Moment
-    is_freed: bool = False
-
-    @property
-    def optimizers(self) -> list[Optimizer]:
-        """The Trainer's optimizers."""
-        return list(self.trainer.optimizers)
-
-    @property
-    def schedulers(self) -> list[SchedulerLike]:
-        """The Trainer's LR schedulers."""
-        return [config.scheduler for config in self.trainer.lr_scheduler_configs]
-
-    def free_parameters(self) -> None:
-        """Remove the DDP wrapper, so that only the module and the optimizer refer to the parameters.
-
-        An action calls this right before it changes the shape of a parameter. The module is wrapped again
-        after the last action of this moment.
-        """
-        if not self.is_freed:
-            self.is_freed = ddp_wrapper.take_off(self.trainer.strategy)
-
-
 class Action:
     """A change of the model at optimizer-step boundaries. Each kind of callback has its own subclass.
+
+    A subclass says when it is due (`next_step`, `is_due`) and applies its change (`apply`). What it holds
+    through `new_hold` the engine follows: optimizer state, norm layers, the backward pass, DDP, log, plan.
 
     Attributes:
         title: Names it in logs and errors.
@@ -95,14 +48,22 @@ class Action:
     """
 
     title: str
-    kind: str
-    entries: Mapping[str, str]
+    kind: str = "action"
+    entries: Mapping[str, str] = MappingProxyType({})
     terms: Terms = Terms()
     reshapes: bool = False
     monitor_argument: str = "monitor"
 
     def __init__(self) -> None:
         self.on_intrusion: Callable[[], None] = lambda: None
+        self._holds_of_setup: list[Hold] = []
+
+    def new_hold(self, parameters: Iterable[Parameter]) -> Hold:
+        """A hold under the action's title and terms, which the engine follows; call it in `setup`."""
+        hold = Hold(parameters, self.title, self.terms)
+        hold.watch(lambda: self.on_intrusion())
+        self._holds_of_setup.append(hold)
+        return hold
 
     @property
     def monitors(self) -> frozenset[str]:
@@ -122,7 +83,7 @@ class Action:
     @property
     def holds(self) -> Sequence[Hold]:
         """What it holds frozen, or may hold."""
-        return ()
+        return self._holds_of_setup
 
     @property
     def ranks(self) -> Mapping[str, int]:
@@ -143,11 +104,12 @@ class Action:
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
         """Canonical name -> parameter of what it may thaw later, so that an optimizer can include it."""
-        return {}
+        held = {id(each) for each in self.freezable(model) if not ledger.is_user_frozen(each)}
+        return {name: each for name, each in canonical_parameters(model).items() if id(each) in held}
 
     def freezable(self, model: nn.Module) -> list[Parameter]:
         """What it may freeze: a norm layer stops updating once all its parameters are held."""
-        return []
+        return [each for hold in self.holds for each in hold.parameters]
 
     def start(self, context: StepContext) -> None:
         """Called when a fit starts: optimizers and schedulers are as built; a checkpoint is loaded later."""
@@ -171,12 +133,12 @@ class Action:
         """Record a value of one of `monitors`, reduced over ranks; whether the action may be due now."""
         raise NotImplementedError
 
-    def before_optimizer_step(self, optimizer: Optimizer) -> None:
+    def before_optimizer_step(self, context: StepContext, optimizer: Optimizer) -> None:
         """Read the accumulated, unscaled gradients; called while `wants_gradients` is true."""
 
     def state(self) -> dict[str, object]:
         """The state for a checkpoint, in plain types; `done`: key -> title of finished entries."""
-        raise NotImplementedError
+        return {"done": {}}
 
     def remember(self, state: SavedState) -> None:
         """Restore what `state` returned; called after the weights are loaded and before `resume`."""
@@ -185,7 +147,10 @@ class Action:
         """Called when training ended without an error."""
 
     def leave(self) -> None:
-        """Called when the fit has ended or failed."""
+        """Called when the fit has ended or failed: stop holding, and leave the flags as they are."""
+        for hold in self._holds_of_setup:
+            hold.abandon()
+        self._holds_of_setup = []
 
 
 class Actions:
@@ -276,6 +241,7 @@ class Actions:
                 "kind": action.kind,
                 "title": action.title,
                 "training_loss": losses.get(key),
+                "done": {},
                 **action.state(),
             }
             for key, action in self._actions.items()

@@ -87,13 +87,12 @@ class Engine(Callback):
         for callback in callbacks_of(trainer):
             if isinstance(callback, cls):
                 return callback
-        engine = cls()
         callbacks = callbacks_of(trainer)
         is_ours = [
             isinstance(each, Callback) and type(each).setup is not Callback.setup for each in callbacks
         ]
         # after the first of ours with a `setup`: it runs now, and Lightning is iterating over this list
-        place = is_ours.index(True) + 1
+        engine, place = cls(), is_ours.index(True) + 1
         callbacks[place:place] = [engine, *averaging.AverageKeeper.where_needed(trainer, engine)]
         return engine
 
@@ -146,6 +145,7 @@ class Engine(Callback):
     def _set_up_late(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Set up again in `on_fit_start`, after `configure_model` has built the module."""
         for action in self.actions:
+            action.leave()  # what it held of a module that was not finished
             action.setup(trainer, pl_module, "fit")
         if self._is_set_up:
             self._fit.bind(pl_module, trainer_clock.moment(trainer), self._on_intrusion)
@@ -257,7 +257,7 @@ class Engine(Callback):
         Returns:
             Whether a hold began or ended, or an action was done.
         """
-        assert self._run is not None
+        assert self._run
         has_moved = self._fit.advance(StepContext(*self._run, moment))
         if has_moved:
             self._arm()
@@ -313,9 +313,10 @@ class Engine(Callback):
     ) -> None:
         """Undo an intrusion, and pass the gradients to the actions that want them."""
         self._reassert()
+        context = StepContext(trainer, pl_module, trainer_clock.moment(trainer))
         for action in self.actions:
             if action.wants_gradients:
-                action.before_optimizer_step(optimizer)
+                action.before_optimizer_step(context, optimizer)
         self._arm()
 
     def _on_intrusion(self) -> None:

@@ -65,6 +65,7 @@ class RankAction(Action):
     reshapes = True
 
     def __init__(self, entries: Sequence[RankEntry], options: RankOptions) -> None:
+        super().__init__()
         self.title = f"LoraRankScheduler[{options.adapter_name}]"
         self._options, self.terms = options, options.terms
         self._plan = RankPlan(entries)
@@ -111,7 +112,7 @@ class RankAction(Action):
         """Whether new components wait for their first gradient, or empty factors have one, as under DDP."""
         return self._new.is_waiting or (is_parallel() and bool(self._empty_sites))
 
-    def before_optimizer_step(self, optimizer: Optimizer) -> None:
+    def before_optimizer_step(self, context: StepContext, optimizer: Optimizer) -> None:
         """Initialise the moments of new components; of empty factors there are none, as in one process."""
         self._new.start(optimizer)
         if is_parallel():

@@ -56,16 +56,22 @@ def notices_at_the_end(
     held, said = set(has_held), []
     over = f"the run ends at step {end.optimizer_step}, in epoch {end.epoch}"
     for active in active_rules:
-        if active.title not in held:
+        if active.title not in held and not _only_sets_rates(active):
             said.append(f"{active.title} never holds: {over}")
-        elif active.hold.is_active and _ends(active) and not active.monitors:
+        elif active.hold.is_active and _ends(active) and not active.monitors and active.released_at is None:
             said.append(f"{active.title} never thaws: {over}")
     for action in actions:
-        if action.is_due(Moment(_ALWAYS, _ALWAYS)):
+        if action.entries and action.is_due(Moment(_ALWAYS, _ALWAYS)):  # else it has no list to finish
             step = action.next_step(end)
             due = f"is due at step {step}" if step is not None else "has changes left to make"
             said.append(f"{action.title} {due}, but {over}")
     return said
+
+
+def _only_sets_rates(active: ActiveRule) -> bool:
+    """Whether it holds nothing from the first step on, and requests a rate."""
+    schedule = active.rule.schedule
+    return active.learning_rate is not None and 0 in (schedule.until_step, schedule.until_epoch)
 
 
 def _ends(active: ActiveRule) -> bool:

@@ -161,3 +161,12 @@ def test_ranks_and_phases_of_lora_are_planned(lora: Any) -> None:
     assert [(phase.step, phase.num_trainable) for phase in seen.phases] == [(0, 288), (3, 352)]
     assert seen.phases[1].ranks == {"attn.0": 4}
     assert [(phase.step, phase.num_trainable) for phase in other.phases] == [(0, 128), (2, 160), (5, 288)]
+
+
+def test_rules_that_only_set_rates_or_hold_again_are_no_mistake() -> None:
+    """The first holds nothing by intention; the second has thawed once, and holds when the run ends."""
+    callbacks = [
+        Freezer(name_starts_with="layer1.", until_step=0, unfreeze_lr_factor=0.5),
+        Freezer(name_starts_with="layer2.", windows=[[0, 2], [3, 9]]),
+    ]
+    assert not [each for each in planned(callbacks).warnings if "never" in each]

@@ -97,7 +97,7 @@ class QueuedOperations(Action):
         """Whether LoRA components wait for their first gradient."""
         return self._new_components is not None and self._new_components.is_waiting
 
-    def before_optimizer_step(self, optimizer: Optimizer) -> None:
+    def before_optimizer_step(self, context: StepContext, optimizer: Optimizer) -> None:
         """Initialise the optimizer moments of new LoRA components from their first gradient."""
         assert self._new_components is not None
         self._new_components.start(optimizer)

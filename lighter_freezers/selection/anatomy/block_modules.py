@@ -1,11 +1,12 @@
 """The modules that are the blocks of a model, which the anatomy only names: to hook into or to compile."""
 
 from torch import nn
+from torch.nn import Parameter
 
-from lighter_freezers.selection.anatomy.anatomy import Anatomy
-from lighter_freezers.selection.names import walk
+from lighter_freezers.selection.anatomy.anatomy import Anatomy, anatomy_of
+from lighter_freezers.selection.names import canonical_parameters, walk
 
-__all__ = ["block_modules"]
+__all__ = ["block_modules", "parameters_of_blocks"]
 
 
 def block_modules(model: nn.Module, anatomy: Anatomy) -> list[list[nn.Module]]:
@@ -26,3 +27,17 @@ def block_modules(model: nn.Module, anatomy: Anatomy) -> list[list[nn.Module]]:
     for stack in anatomy.stacks:
         found.append([modules[path] for path in stack.block_paths if path in modules])
     return found
+
+
+def parameters_of_blocks(model: nn.Module) -> dict[str, list[Parameter]]:
+    """The parameters of each block, in forward order: "0", "1", ..., or "encoder.0", ..., "decoder.0", ...
+
+    Raises:
+        ValueError: The model has no blocks.
+    """
+    anatomy, named = anatomy_of(model), canonical_parameters(model)
+    blocks = anatomy.blocks_for("parameters_of_blocks")
+    return {
+        title: [named[name] for name in names]
+        for title, names in zip(anatomy.block_titles, blocks, strict=True)
+    }
