@@ -43,8 +43,8 @@ class FreezeStateLogger(Callback):
     | key | what | when |
     |---|---|---|
     | `freeze/trainable_parameters` | elements that train | start, each change and the step before it, end |
-    | `freeze/frozen_share` | share of all elements that does not, 0 to 1 | the same |
-    | `freeze/components/<component>` | share of it that trains, 0 to 1 | the same, at its own changes |
+    | `freeze/frozen_share` | share of all elements that are frozen, 0 to 1 | the same |
+    | `freeze/components/<component>` | share of it that trains, 0 to 1 | the same, when it changes |
     | `freeze/state` | a Markdown table (TensorBoard only) | start, each change |
     | `freeze/timeline` | a picture, layers by steps, with LoRA ranks | each checkpoint, end |
 

@@ -26,9 +26,9 @@ class Freezer(EngineCallback):
 
     Any number of Freezers compose, in any order: a parameter is frozen while one of them holds it, and
     returns to its previous state once the last one releases it. A parameter that no Freezer selects is never
-    touched. Where several hold a parameter, the strictest of what they ask for counts: `free` before `reset`
-    before `keep`, `eval` before `stats` before `train`, `never` before `auto`; of several rates that of the
-    Freezer that releases it last, and of those that release it at one step the lowest.
+    touched. If several hold a parameter, the strictest option applies: `free` before `reset` before `keep`,
+    `eval` before `stats` before `train`, `never` before `auto`. Of several rates, that of the Freezer that
+    releases the parameter last applies; among those that release it at the same step, the lowest.
 
     | call | what is frozen, and when |
     |---|---|
@@ -36,54 +36,54 @@ class Freezer(EngineCallback):
     | `Freezer(name_starts_with="encoder", until_epoch=5, until_step=900)` | the same, 900 steps at most |
     | `Freezer(patterns="layers:attn.0", windows=[[0, 500], [2000, 2500]])` | steps 0-499 and 2000-2499 |
     | `Freezer(patterns="*", except_name_starts_with="head")` | all but the head, for the whole run |
-    | `Freezer(names="wte.weight", until_metric={"monitor": "val/loss", "below": 2.5})` | until then |
+    | `Freezer(names="wte.weight", until_metric={"monitor": "val/loss", "below": 2.5})` | below 2.5: thaws |
 
     Names match with or without the wrapper's `network.` or `model.`, through the segments that torch.compile,
-    DDP, FSDP and checkpoint wrappers add, and by every alias of a tied weight. Exceptions beat matches.
+    DDP, FSDP and checkpoint wrappers add, and by every alias of a tied weight. Exceptions take precedence.
 
     Args:
         names: Full parameter names.
         name_starts_with: Literal prefixes of parameter names: `layer1` matches `layer10` too, with a warning.
-        except_names: Full names to leave alone, even where something above matches.
-        except_name_starts_with: Prefixes to leave alone.
+        except_names: Full names to exclude, even if an argument above matches them.
+        except_name_starts_with: Prefixes to exclude.
         until_step: Hold before this optimizer step, counted from 0 as `trainer.global_step` does: not
             batches, and with several optimizers each of their steps. None means no limit.
         until_epoch: Hold before this epoch, counted from 0. With `until_step`, whichever comes first.
         patterns: Globs on the full name (`encoder.*.bias`; `*` crosses dots), `re:` and a regular expression
             searched in the full name, `class:BatchNorm2d` for what modules of this class own, `layers:attn.2`
             for a layer of a transformer.
-        except_patterns: The same, to leave alone.
-        from_step: Begin to hold at this optimizer step. None means at once.
-        from_epoch: Begin to hold at this epoch; with `from_step`, whichever comes first.
+        except_patterns: The same kinds of patterns, to exclude.
+        from_step: Start holding at this optimizer step. None means at once.
+        from_epoch: Start holding at this epoch; with `from_step`, whichever comes first.
         windows: Pairs `[first step, end step)` in which to hold, instead of the four bounds above.
-        until_metric: Release for good when a logged metric meets a condition: `{monitor: val/loss, below:
+        until_metric: Release permanently when a logged metric meets a condition: `{monitor: val/loss, below:
             2.5}`, `{monitor: val/acc, above: 0.9}`, or
             `{monitor: val/loss, plateau: {patience: 3, min_delta: 1.0e-3, mode: min}}`. It is checked after
             each validation and at the end of each epoch, as the mean over all ranks.
         frozen_norms: What a batch-norm layer does while all its parameters are held: `eval` normalises with
             its running statistics and stops updating them; `stats` normalises with the batch and stops
-            updating them; `train` leaves the layer alone.
-        unfreeze_lr: Learning rate of what thaws, at every step from then on, whatever the LR scheduler does
-            to the other groups. None leaves it to the optimizer and its scheduler.
-        unfreeze_lr_factor: Instead of `unfreeze_lr`: this factor times what the LR scheduler gives to the
-            rest of the group.
-        warmup_steps: Optimizer steps over which the learning rate of what thaws rises linearly from zero.
-        optimizer_state: The optimizer's state of a parameter when it freezes: `keep` it, `reset` it, or
-            `free` it and remove the parameter from its group until it thaws, so that an optimizer step only
-            costs what trains. With `reset` and `free` moments start from 0 after the thaw.
-        optimizer_params: `auto` puts what will thaw and is in no optimizer into a group of its own, with the
-            options of its nearest relative by name; `error` refuses it.
-        optimizer: Which optimizer that is, where a run has several and the parameter's neighbours do not
-            decide: its number, counted from 0, its class, or a module that it alone trains.
-        on_overlap: `compose`, or `error` where another Freezer selects the same parameter.
-        on_missing: `error` or `warn` where a name, prefix or pattern matches nothing.
-        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where nothing below learns
-            from it but an embedding that is tied to the head, which then learns through the head alone;
-            `never` leaves the gradient of such an embedding as it is.
+            updating them; `train` leaves the layer unchanged.
+        unfreeze_lr: Learning rate of thawed parameters, at every step after the thaw, whatever the LR
+            scheduler does to the other groups. None leaves it to the optimizer and its scheduler.
+        unfreeze_lr_factor: Instead of `unfreeze_lr`: this factor times the scheduled rate of the rest of the
+            group.
+        warmup_steps: Optimizer steps over which the learning rate of thawed parameters rises linearly from 0.
+        optimizer_state: What happens to a parameter's optimizer state when it freezes: `keep` it, `reset` it,
+            or `free` it and remove the parameter from its group until it thaws, so that an optimizer step
+            only processes what trains. With `reset` and `free`, moments start from 0 after the thaw.
+        optimizer_params: `auto` adds parameters that will thaw but are in no optimizer to a new group, with
+            the options of the parameter with the closest name; `error` makes this an error.
+        optimizer: The optimizer to which such parameters are added if a run has several and the parameter's
+            neighbours do not decide: its index, its class, or a module that only it trains.
+        on_overlap: `compose`, or `error` if another Freezer selects the same parameter.
+        on_missing: `error` or `warn` if a name, prefix or pattern matches nothing.
+        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks if nothing below needs the
+            gradient, or only an embedding tied to the head, which then learns through the head alone;
+            `never` keeps the gradient of such an embedding.
         restore_on_end: Thaw when the run ends. By default flags stay as they were in the last step.
 
     Raises:
-        TypeError: An argument has the wrong type, such as a string where a number belongs.
+        TypeError: An argument has the wrong type, such as a string instead of a number.
         ValueError: Nothing is selected, or arguments contradict each other.
 
     Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two

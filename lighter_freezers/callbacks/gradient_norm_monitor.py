@@ -29,7 +29,7 @@ DEFAULT_PERIOD = 50  # where the Trainer logs nothing
 
 
 class GradientNormMonitor(Callback):
-    """Measure the gradient norms of embeddings, attention, MLPs and head, together and block by block.
+    """Measure the gradient norms of embeddings, attention, MLPs and head, in total and per block.
 
     | call | what it does |
     |---|---|
@@ -38,13 +38,13 @@ class GradientNormMonitor(Callback):
     | `GradientNormMonitor(per_layer=False)` | the groups only |
     | `GradientNormMonitor(dirpath="norms", name="run7")` | `norms/run7.group_norms.csv` and so on |
 
-    It measures L2 norms of the gradients that an optimizer step is about to use: accumulated, unscaled,
-    reduced over ranks, and not yet clipped. A measurement reads the device once. Where the Trainer clips by
-    norm, both use the same pass over the gradients.
+    It measures L2 norms of the gradients that an optimizer step is about to use: after accumulation,
+    unscaling and reduction over ranks, but before clipping. A measurement reads the device once. If the
+    Trainer clips by norm, measuring and clipping share one pass over the gradients.
 
-    A cell is empty where nothing had a gradient: a frozen layer, or a kind of layer that the model lacks.
-    A row with step N has the gradient of the step that follows N others, so it is the first row that shows a
-    change made at step N.
+    A cell is empty where nothing had a gradient: for a frozen layer, or a kind of layer that the model does
+    not have. Row N holds the gradient of the step after N completed steps, so it is the first row that
+    reflects a change made at step N.
 
     Runs on: setup, the transitions that the package's other callbacks make, on_before_optimizer_step,
     on_train_batch_end, on_validation_end, on_save_checkpoint, on_train_end, on_exception.
@@ -54,17 +54,16 @@ class GradientNormMonitor(Callback):
     Writes: `<name>.group_norms.csv`, `<name>.layer_norms.csv`, `<name>.summary.json`, and for the plots
     `<name>.losses.csv` and `<name>.transitions.csv`. A row is in the file before the next step starts.
 
-    Saves: where its files are. A resumed run continues them; rows after the step of its checkpoint are
+    Saves: the location of its files. A resumed run continues them; rows after the step of its checkpoint are
     dropped.
 
     Args:
-        every_n_steps: Optimizer steps from one measurement to the next. None for the Trainer's
-            `log_every_n_steps`.
-        per_layer: Whether to measure each block, too.
+        every_n_steps: Optimizer steps between measurements. None for the Trainer's `log_every_n_steps`.
+        per_layer: Whether to measure each block as well.
         dirpath: Folder of the files. None for the Trainer's log folder.
         name: Prefix of the file names; two monitors of one Trainer need different ones. A run that finds
             files of another run there uses `<name>-v1`, and so on.
-        save_format: `json` writes `<name>.gradient_norms.json`, too, at each checkpoint and at the end.
+        save_format: `json` also writes `<name>.gradient_norms.json`, at each checkpoint and at the end.
         val_loss: The logged metric for the column `val_loss` of the losses. None for `val/loss` or
             `val_loss`, whichever is logged.
 

@@ -37,13 +37,13 @@ class GradualUnfreezing(EngineCallback):
     | `GradualUnfreezing(every_n_epochs=1, lr_decay=2.6)` | a block has its upper neighbour's rate / 2.6 |
 
     Blocks, head and embeddings are found by the structure of the model. An encoder-decoder is one stack, with
-    the decoder on top. The final norm, and an embedding that is tied to the head, thaw with the head. Where
-    nothing in the head can train, as with LoRA in the blocks only, the first stage has blocks too. What the
-    user has frozen stays frozen. It composes with a Freezer: what either holds is frozen.
+    the decoder on top. The final norm, and an embedding that is tied to the head, thaw with the head. If
+    nothing in the head can train, as with LoRA in the blocks only, the first stage includes blocks. What the
+    user has frozen stays frozen. Beside a Freezer, a parameter is frozen while either of them holds it.
 
     Args:
-        every_n_epochs: Epochs from one stage to the next.
-        every_n_steps: Optimizer steps from one stage to the next.
+        every_n_epochs: Epochs between stages.
+        every_n_steps: Optimizer steps between stages.
         total_epochs: Distribute the blocks evenly: all of them train from epoch `total_epochs - 1` on,
             counted from 0. Blocks thaw in the same epochs as with `GradualUnfreezer`.
         plateau: One more stage each time a logged metric has not improved for `patience` consecutive checks:
@@ -53,28 +53,27 @@ class GradualUnfreezing(EngineCallback):
         direction: `top-down` from the block below the head downwards, `bottom-up` from the first block
             upwards. The head trains from the first step in either.
         layers_per_stage: Blocks that thaw together. Not with `total_epochs`.
-        unfreeze_embeddings: `last` in the stage in which the last block thaws, `never`, or the number of a
-            stage; 0 trains them from the first step.
+        unfreeze_embeddings: When the embeddings thaw: `last` for the stage in which the last block thaws,
+            `never`, or a stage number; 0 trains them from the first step.
         lr_decay: A layer's rate is the LR scheduler's rate divided by this to the power of the number of
             layers above it: 1 for the head, 2.6 for the top block, 2.6 * 2.6 for the next. At least 1; 2.6 in
-            the paper. None leaves the rates alone.
-        warmup_steps: Optimizer steps over which the rate of what thaws rises linearly from zero.
+            the paper. None leaves the rates unchanged.
+        warmup_steps: Optimizer steps over which the rate of thawed layers rises linearly from zero.
         blocks: Paths of the modules that are the blocks, in order, or patterns such as `encoder.*`. None to
-            find them. Like the next two, as for `anatomy_of`: what is said wins, and is checked.
-        head: Paths of what is the head.
-        embeddings: Paths of what are embeddings.
-        optimizer: Which optimizer takes what no optimizer knows, where a run has several and the layer's
-            neighbours do not decide: its number, counted from 0, its class, or a module that it alone trains.
-        optimizer_state: The optimizer's state of layers that wait: `keep` it,
+            find them. As in `anatomy_of`, this and the next two override detection, and are checked.
+        head: Paths of the modules that form the head.
+        embeddings: Paths of the embeddings.
+        optimizer: The optimizer to which missing parameters are added if a run has several and the layer's
+            neighbours do not decide: its index, its class, or a module that only it trains.
+        optimizer_state: The optimizer state of layers that have not thawed yet: `keep` it,
             `reset` it when the hold begins, or `free` it and remove the parameter from its group until it
             thaws.
-        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where only an embedding
-            that is tied to the head learns from it; `never` leaves the gradient of such an embedding as it
-            is.
+        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks if only an embedding tied
+            to the head would use the gradient; `never` keeps the gradient of such an embedding.
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: No argument or more than one sets the time; in `setup`, the model has no blocks.
+        ValueError: No argument or several set when stages start; in `setup`, the model has no blocks.
 
     Runs on: `setup`, and `on_train_start` to warn about stages after the last step; the Trainer's engine does
     everything else, at `on_train_batch_start` between two optimizer steps.

@@ -29,48 +29,47 @@ class LayerOperations(EngineCallback):
     | no `max_wait_iters` | wait for the loss as long as it takes |
     | `reevaluate: true` | the next operation waits for a loss that is measured after this one |
 
-    | name | value | does |
+    | name | value | effect |
     |---|---|---|
-    | `freeze_layer` | `attn.2` | hold all of a layer frozen |
-    | `unfreeze_layer` | `attn.2` | let it train; where it has LoRA, the factors only |
-    | `set_layer_lora_rank` | `[attn.3, 16]` | LoRA of this rank; 0 merges it into the weight |
-    | `set_layer_lora_rank` | `[wte, 0, drop]` | rank 0 without a merge, as a tied weight needs it |
+    | `freeze_layer` | `attn.2` | freezes the whole layer |
+    | `unfreeze_layer` | `attn.2` | unfreezes it; if it has LoRA, only the factors |
+    | `set_layer_lora_rank` | `[attn.3, 16]` | sets the LoRA rank; 0 merges the update into the weight |
+    | `set_layer_lora_rank` | `[wte, 0, drop]` | rank 0 without merging, as required for a tied weight |
     | `set_attn_lora_rank` | `16` | the same for every attention |
     | `set_embedding_lora_rank` | `8` | the same for the token embeddings |
-    | `merge_lora_weights` | nothing, or a layer | the update goes into the weight, LoRA starts again |
-    | `set_lr` | `1.0e-4` | the height of the learning rate curve: without a scheduler the rate itself |
-    | `scale_lr` | `0.5` | the whole curve times this |
-    | `reset_lr_schedule` | nothing | the schedule restarts, warm-up included |
+    | `merge_lora_weights` | nothing, or a layer | merges the update into the weight and restarts LoRA |
+    | `set_lr` | `1.0e-4` | sets the learning rate, or with a scheduler its base rate |
+    | `scale_lr` | `0.5` | multiplies the whole learning-rate curve by this factor |
+    | `reset_lr_schedule` | nothing | restarts the schedule, including warm-up |
 
-    `mlp.*` and `attn.0-3` are several layers; the path of a module, `encoder.layer1`, is one too.
+    `mlp.*` and `attn.0-3` select several layers; a module path such as `encoder.layer1` also works.
 
     Args:
         operations: The list, or the path of a YAML or JSON file with it, which is only read.
-        monitor: The loss: a metric that is logged in validation or in training, as the mean over all ranks;
-            or `training_loss`, the mean of what `training_step` returns, which needs no validation.
+        monitor: The loss: a metric logged in validation or in training, averaged over all ranks; or
+            `training_loss`, the mean of the loss returned by `training_step`, which needs no validation.
         average_over: Optimizer steps in one mean of `training_loss`. It stays on the device and is read one
             step late, and only while an operation waits for it.
-        on_failure: What happens when an operation cannot be done: `stop` the run with the reason, or `skip`
-            the operation with a warning. Either way it does not count as done.
-        optimizer_state: The optimizer's state of what operations freeze: `keep` it,
+        on_failure: What happens when an operation fails: `stop` the run with the reason, or `skip` the
+            operation with a warning. Either way it does not count as done.
+        optimizer_state: The optimizer state of parameters that operations freeze: `keep` it,
             `reset` it when the hold begins, or `free` it and remove the parameter from its group until it
             thaws.
-        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where only an embedding
-            that is tied to the head learns from it; `never` leaves the gradient of such an embedding as it
-            is.
+        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks if only an embedding tied
+            to the head would use the gradient; `never` keeps the gradient of such an embedding.
 
     Raises:
-        TypeError: A value has the wrong type, such as a string where a number belongs.
+        TypeError: A value has the wrong type, such as a string instead of a number.
         ValueError: An operation or one of its values is unknown; unknown layers are an error in `setup`.
 
     Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
     optimizer steps.
 
-    Saves: the result of each operation, since when the next one waits, the latest loss, and what is held. A
-    resumed run replays nothing. Operations that are not done yet may be changed before a resume.
+    Saves: the result of each operation, the step from which the next one waits, the latest loss, and what is
+    held. A resumed run repeats no operation. Pending operations may be changed before a resume.
 
-    Logs: one line per operation. `operations/log`, a table, to TensorBoard, and the number of operations that
-    were done as `operations/done`.
+    Logs: one line per operation; `operations/log`, a table, to TensorBoard; and the number of completed
+    operations as `operations/done`.
 
     Example:
         ```yaml

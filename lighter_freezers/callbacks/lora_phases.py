@@ -30,7 +30,7 @@ __all__ = ["LoraPhases"]
 
 
 class LoraPhases(EngineCallback):
-    """Train some LoRA adapters at a time, phase after phase: in each phase only those that it names.
+    """Train LoRA adapters in phases: in each phase, only the adapters that it names train.
 
     | call | what trains |
     |---|---|
@@ -40,24 +40,23 @@ class LoraPhases(EngineCallback):
     | `LoraPhases("early->late", phase1_end=300)` | adapters of the lower half of the blocks; the upper half |
     | `LoraPhases(phases=[...])` | what each phase names |
 
-    An adapter that does not train stays in the model with its values. `optimizer_state` sets whether its
-    optimizer state is kept. Everything but adapters is left alone.
+    An adapter outside the current phase stays in the model with its values. `optimizer_state` sets whether
+    its optimizer state is kept. Other parameters are not affected.
 
     Args:
         strategy: One of the four above. None for `phases`.
         phase1_end: The optimizer step at which the second phase begins.
         phase2_end: The optimizer step at which the third phase begins; None for `early->late`.
-        phases: Instead of a strategy, a list of phases: `start_step`; `end_step`, which may be left out;
+        phases: Instead of a strategy, a list of phases: `start_step`; `end_step`, which is optional;
             `active_modules`, a list of `attention`, `mlp` and layers outside the blocks such as `wte`;
-            `layer_range`, first and last block, both included, or nothing for all. The first begins at step
-            0, the last has no end.
+            `layer_range`, the first and last block, both inclusive, or nothing for all. The first phase
+            begins at step 0, the last has no end.
         adapter_name: PEFT's name of the adapters.
-        optimizer_state: The optimizer's state of an adapter that rests: `keep` it,
+        optimizer_state: The optimizer state of an adapter outside the current phase: `keep` it,
             `reset` it when the hold begins, or `free` it and remove the parameter from its group until it
             thaws.
-        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where only an embedding
-            that is tied to the head learns from it; `never` leaves the gradient of such an embedding as it
-            is.
+        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks if only an embedding tied
+            to the head would use the gradient; `never` keeps the gradient of such an embedding.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -66,11 +65,11 @@ class LoraPhases(EngineCallback):
     Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
     optimizer steps.
 
-    Saves: nothing of its own: phases follow from the step.
+    Saves: nothing, since phases follow from the step.
 
-    Logs: at the start of each phase one line, and one row of the same columns each time:
+    Logs: at the start of each phase, one line and one row, always with the same columns:
     `lora_phases/phase`, counted from 1, `lora_phases/trainable_parameters`, and for every layer with LoRA
-    `lora_phases/<layer>`, 1 where it trains and 0 where it does not.
+    `lora_phases/<layer>`, 1 if it trains and 0 if it does not.
 
     Example:
         ```yaml

@@ -21,8 +21,8 @@ __all__ = ["LoraRankScheduler"]
 class LoraRankScheduler(EngineCallback):
     """Change the LoRA rank of layers at a step, an epoch, or when a loss is low enough.
 
-    The layers are those of PEFT (`apply_lora`). Growth keeps the function of the model; shrinking loses as
-    little of the update as the lower rank allows. Optimizers keep their groups and the state of the
+    It works on standard PEFT layers (`apply_lora`). Growing a rank preserves the model's function; shrinking
+    loses as little of the update as the lower rank allows. Optimizers keep their groups and the state of the
     components that stay, LR schedulers are unaffected, and frozen adapters stay frozen.
 
     | entry of `schedule` | what it does |
@@ -37,38 +37,37 @@ class LoraRankScheduler(EngineCallback):
             (from 0), or `trigger_loss` and/or `max_wait_iters`; `desc` is a comment. A rank pattern maps
             layers to ranks: `attn.N`, `mlp.N`, `block.N` (N may be `0-3` or `*`), `wte`, `lm_head` stand for
             all layers with LoRA in them, whatever the model calls these; any other key is a regular
-            expression for the end of a layer's name, as in PEFT. Entries with `trigger_loss` are done in
-            their order: `trigger_loss` is met by a value strictly below it, `.inf` at once, null never;
+            expression for the end of a layer's name, as in PEFT. Entries with `trigger_loss` run in order:
+            `trigger_loss` is met by a value strictly below it, `.inf` at once, null never;
             `max_wait_iters` counts optimizer steps since the previous entry, 0 means at once, null no limit.
         adapter_name: PEFT's name of the adapter.
-        monitor: The metric for `trigger_loss`, read where it is logged, as the mean over all ranks.
+        monitor: The metric for `trigger_loss`, read when it is logged, averaged over all ranks.
             `training_loss` is a running mean of the training loss.
-        on_zero: What rank 0 means: `drop` the update (a warning says how large it is), `merge` it into the
-            base weight, or `freeze` the components as they are. `merge` refuses tied and quantised weights.
+        on_zero: What rank 0 means: `drop` the update (a warning states its norm), `merge` it into the base
+            weight, or `freeze` the components as they are. Tied and quantised weights cannot be merged into.
         shrink: `svd` changes the update least, `kfac` the loss; `kfac` collects statistics during training,
             at the cost of two small products per layer.
         average_over: Optimizer steps in one mean of `training_loss`.
-        seed: Makes new components differ from run to run.
-        optimizer_state: The optimizer's state of components that `on_zero: freeze` holds: `keep` it,
+        seed: Seed for initialising new components.
+        optimizer_state: The optimizer state of components that `on_zero: freeze` holds: `keep` it,
             `reset` it when the hold begins, or `free` it and remove the parameter from its group until it
             thaws.
-        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks where only an embedding
-            that is tied to the head learns from it; `never` leaves the gradient of such an embedding as it
-            is.
+        cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks if only an embedding tied
+            to the head would use the gradient; `never` keeps the gradient of such an embedding.
 
     Raises:
-        TypeError: A value has the wrong type, such as a string where a number belongs.
-        ValueError: An entry does not say what or when; in `setup`, a name without LoRA or an impossible rank.
-        RuntimeError: In `setup`: strategy, optimizer, callback or layer cannot follow a change of rank.
+        TypeError: A value has the wrong type, such as a string instead of a number.
+        ValueError: An entry lacks a time or ranks; in `setup`, a name without LoRA or an impossible rank.
+        RuntimeError: In `setup`: strategy, optimizer, callback or layer does not support rank changes.
 
     Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
     optimizer steps.
 
-    Saves: which entries are done, since when the next one waits, the latest loss. The ranks themselves follow
-    from the shapes of the saved weights, and are restored before the weights are loaded.
+    Saves: which entries are done, the step from which the next one waits, and the latest loss. The ranks
+    themselves follow from the shapes of the saved weights, and are restored before the weights are loaded.
 
-    Logs: `lora/rank/<layer>`, `lora/parameters`, and `lora/discarded/<layer>` where part of an update is
-    lost. `FreezeStateLogger` draws the ranks into its timeline.
+    Logs: `lora/rank/<layer>`, `lora/parameters`, and `lora/discarded/<layer>` if part of an update is lost.
+    `FreezeStateLogger` shows the ranks in its timeline.
 
     Example:
         ```yaml

@@ -20,7 +20,7 @@ __all__ = ["PhaseRecorder"]
 
 
 class PhaseRecorder(Callback):
-    """Measure what a step costs in each phase of a run, and write it beside the run's other files.
+    """Measure the cost of a step in each phase of a run, and write it next to the run's other files.
 
     A phase here is the time between two changes of what trains. Its first step is traced: its floating-point
     operations, gradients, optimizer state and saved activations are counted. The second is a warm-up and not
@@ -33,12 +33,12 @@ class PhaseRecorder(Callback):
     | `PhaseRecorder(num_timed=5)` | the same with up to 5 |
     | `PhaseRecorder(num_timed=0)` | counts and bytes only |
 
-    Times are those of the GPU, or without one the CPU time of the process, so that other load on the machine
-    does not count. The file is `freeze_report.json` in the folder of the Trainer's logger, or in its
-    `default_root_dir` without one; it is written at the end of each phase.
+    Times are GPU times, or without a GPU the CPU time of the process, so that other load on the machine does
+    not count. The file is `freeze_report.json` in the folder of the Trainer's logger, or in
+    `default_root_dir` if there is no logger; it is written at the end of each phase.
 
     Args:
-        num_timed: Optimizer steps to time in each phase, at most.
+        num_timed: Maximum number of optimizer steps to time in each phase.
 
     Raises:
         TypeError: `num_timed` is not a whole number.

@@ -22,29 +22,29 @@ NUM_LAST = 10  # batches in `final_train_loss`
 
 
 class ResultsSummary(Callback):
-    """Write `results_summary.json` into the run's folder, when training ends and again when a test ends.
+    """Write `results_summary.json` to the run's folder when training ends, and again when a test ends.
 
     | key of the file | what |
     |---|---|
-    | `config` | what `lighter` built the run from, or the module's `hparams` |
-    | `optimizer_steps`, `epochs` | how long it trained |
+    | `config` | the config from which `lighter` built the run, or the module's `hparams` |
+    | `optimizer_steps`, `epochs` | length of the training |
     | `train_loss`, `final_train_loss` | mean over all batches of this fit; over the last ten |
     | `train_seconds` | wall time of the training loop, validation included |
     | `parameters` | elements of the model, at the end |
-    | `trainable_parameters`, `final_trainable_parameters` | those that train in the first step; at the end |
-    | `metrics` | the last values of all that was logged in the fit |
-    | `gradient_stats` | of each `*.summary.json` that `GradientNormMonitor` wrote |
-    | `evaluation` | what `lighter test` logged, without `test/` |
-    | `versions` | Python and packages |
+    | `trainable_parameters`, `final_trainable_parameters` | those that train, in the first step; at the end |
+    | `metrics` | the last value of every metric logged in the fit |
+    | `gradient_stats` | the content of each `*.summary.json` that `GradientNormMonitor` wrote |
+    | `evaluation` | metrics that `lighter test` logged, without the prefix `test/` |
+    | `versions` | versions of Python and packages |
 
     The folder is the Trainer's log folder, `version_N` of a logger. A second fit there writes
-    `results_summary_1.json`. A test adds its figures to the existing file: give the logger of the test the
-    version of the run (`trainer::logger::version=0`). Compare runs with `lighter-freezers compare`.
+    `results_summary_1.json`. A test adds its metrics to the existing file: set the version of the test's
+    logger to that of the run (`trainer::logger::version=0`). Compare runs with `lighter-freezers compare`.
 
     Runs on: on_train_start, on_train_batch_end (which keeps the loss on the device), on_train_end,
     on_fit_end, on_test_end.
 
-    Saves: nothing; after a resume, losses and seconds are those since then.
+    Saves: nothing; after a resume, losses and seconds only cover the time since the resume.
 
     Example:
         ```yaml

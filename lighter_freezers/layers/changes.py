@@ -27,7 +27,7 @@ def freeze(model: nn.Module, names: Iterable[str], deed: str) -> int:
         deed: What was requested; the log line starts with it.
 
     Returns:
-        The number of elements that trained until now.
+        The number of elements that were trainable and are now frozen.
     """
     named = canonical_parameters(model)
     frozen = num_elements(ledger.freeze([named[name] for name in names]))

@@ -39,7 +39,7 @@ def freeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int
         **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
-        The number of elements that trained until now.
+        The number of elements that were trainable and are now frozen.
 
     Raises:
         TypeError: n is not a whole number.
@@ -63,7 +63,7 @@ def freeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
         **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
-        The number of elements that trained until now.
+        The number of elements that were trainable and are now frozen.
 
     Raises:
         TypeError: n is not a whole number.

@@ -30,23 +30,23 @@ def freeze_model(model: nn.Module) -> int:
         model: Any module.
 
     Returns:
-        The number of elements that trained until now.
+        The number of elements that were trainable and are now frozen.
     """
     return freeze(model, canonical_parameters(model), "The model")
 
 
 def unfreeze_model(model: nn.Module) -> int:
-    """Let all parameters train, including those that were frozen when the model was built.
+    """Unfreeze all parameters, including those that were frozen when the model was built.
 
-    Among these are the fixed positions of a Whisper. The weights below the adapters of a model with LoRA, and
-    what `modules_to_save` stands for, stay frozen as PEFT keeps them, and one log line names them.
+    These include the fixed positions of a Whisper. In a model with LoRA, the weights below the adapters and
+    the originals of `modules_to_save` stay frozen, as in PEFT, and one log line names them.
 
     Args:
         model: Any module. Integer tensors, such as quantised weights, cannot train and are left alone.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds trains once it is
-        released.
+        The number of elements that became trainable. Parameters held by a running Freezer train once it
+        releases them.
     """
     return thaw(model, canonical_parameters(model), "The model")
 
@@ -55,11 +55,11 @@ def freeze_embeddings(model: nn.Module) -> int:
     """Freeze everything before the first layer: embedding tables, positions, patches, a stem.
 
     Args:
-        model: Any module. Where the head shares the weight of an embedding, the head is frozen too, with a
+        model: Any module. If the head shares the weight of an embedding, the head is frozen too, with a
             warning.
 
     Returns:
-        The number of elements that trained until now.
+        The number of elements that were trainable and are now frozen.
 
     Raises:
         ValueError: The model has no embeddings.
@@ -72,14 +72,14 @@ def freeze_embeddings(model: nn.Module) -> int:
 
 
 def unfreeze_embeddings(model: nn.Module) -> int:
-    """Let the embeddings train, and with them a head that shares their weight.
+    """Unfreeze the embeddings, along with a head that shares their weight.
 
     Args:
-        model: Any module. Of embeddings with LoRA only the factors are thawed.
+        model: Any module. In embeddings with LoRA, only the factors are thawed.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds trains once it is
-        released.
+        The number of elements that became trainable. Parameters held by a running Freezer train once it
+        releases them.
 
     Raises:
         ValueError: The model has no embeddings.
@@ -91,11 +91,11 @@ def freeze_lm_head(model: nn.Module) -> int:
     """Freeze the head: what comes after the layers and the norm, such as an `lm_head` or a classifier.
 
     Args:
-        model: Any module. Where the head shares the weight of an embedding, the embedding is frozen too, with
+        model: Any module. If the head shares the weight of an embedding, the embedding is frozen too, with
             a warning.
 
     Returns:
-        The number of elements that trained until now.
+        The number of elements that were trainable and are now frozen.
 
     Raises:
         ValueError: The model has no head.
@@ -108,14 +108,14 @@ def freeze_lm_head(model: nn.Module) -> int:
 
 
 def unfreeze_lm_head(model: nn.Module) -> int:
-    """Let the head train, and with it an embedding that shares its weight.
+    """Unfreeze the head, along with an embedding that shares its weight.
 
     Args:
-        model: Any module. Of a head with LoRA only the factors are thawed.
+        model: Any module. In a head with LoRA, only the factors are thawed.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds trains once it is
-        released.
+        The number of elements that became trainable. Parameters held by a running Freezer train once it
+        releases them.
 
     Raises:
         ValueError: The model has no head.
@@ -129,7 +129,7 @@ def freeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensiti
     | patterns | what is frozen |
     |---|---|
     | `"attn"` | every parameter with `attn` anywhere in its name |
-    | `[".*attention.*", ".*attn.*"]` | what any of these matches |
+    | `[".*attention.*", ".*attn.*"]` | every parameter that matches either pattern |
     | `r"\.bias$"` | all biases |
     | `"layernorm"`, `case_sensitive=False` | also a `LayerNorm` |
 
@@ -139,7 +139,7 @@ def freeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensiti
         case_sensitive: False to ignore case.
 
     Returns:
-        The number of elements that trained until now.
+        The number of elements that were trainable and are now frozen.
 
     Raises:
         TypeError: A pattern is not a string.
@@ -149,7 +149,7 @@ def freeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensiti
 
 
 def unfreeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool = True) -> int:
-    """Let the parameters train whose names match a regular expression anywhere.
+    """Unfreeze the parameters whose names match a regular expression anywhere.
 
     Args:
         model: Any module. A tied weight is found by each of its names.
@@ -157,8 +157,8 @@ def unfreeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensi
         case_sensitive: False to ignore case.
 
     Returns:
-        The number of elements that train from now on. What a running Freezer holds trains once it is
-        released.
+        The number of elements that became trainable. Parameters held by a running Freezer train once it
+        releases them.
 
     Raises:
         TypeError: A pattern is not a string.
