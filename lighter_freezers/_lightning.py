@@ -1,4 +1,8 @@
-"""The only module that imports either Lightning namespace for the callbacks."""
+"""The only module that imports either Lightning namespace for the callbacks.
+
+It imports both, so that a callback passes `isinstance` in either, whatever the order of imports. The second
+costs 0.08 s on top of 4 s for the first (CPU time of `import lightning.pytorch` after `pytorch_lightning`).
+"""
 
 from typing import Any, TypeAlias
 

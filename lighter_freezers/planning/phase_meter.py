@@ -77,34 +77,42 @@ class PhaseMeter:
 
     Args:
         num_timed: Steps to time in a phase, at most.
+        measures_equal_once: Whether a phase in which the same parameters train, under the same holders, as in
+            an earlier one takes one step, for the optimizer's state, and the rest from that phase.
     """
 
-    def __init__(self, num_timed: int) -> None:
+    def __init__(self, num_timed: int, *, measures_equal_once: bool = False) -> None:
         self._num_timed = num_timed
+        self._measures_equal_once = measures_equal_once
+        self._measured: dict[tuple[str, tuple[str, ...]], PhaseRecord] = {}
+        self._kind: tuple[str, tuple[str, ...]] = ("", ())  # what trains in the current phase, under whom
         self.records: list[PhaseRecord] = []
         self._open: _OpenPhase | None = None
 
     @property
     def has_enough(self) -> bool:
         """Whether this phase needs no further step."""
-        return self._open is None or self._open.num_steps >= _UNTIMED + self._num_timed
+        if self._open is None:
+            return True
+        return self._open.num_steps >= (1 if self._open.like else _UNTIMED + self._num_timed)
 
     def begin(self, model: nn.Module, transition: Transition) -> None:
         """Start a phase, and end the previous one."""
         self.end()
-        self._open = _OpenPhase(
-            PhaseRecord(
-                transition.optimizer_step,
-                transition.epoch,
-                trainable_key(model),
-                num_trainable(model.parameters()),
-            )
+        record = PhaseRecord(
+            transition.optimizer_step,
+            transition.epoch,
+            trainable_key(model),
+            num_trainable(model.parameters()),
         )
+        self._kind = record.trains, tuple(sorted(transition.holders))
+        self._open = _OpenPhase(record, self._measured.get(self._kind) if self._measures_equal_once else None)
 
     def end(self) -> None:
         """End the current phase; one without a step is dropped."""
         if self._open is not None and self._open.num_steps:
             self.records.append(self._open.record())
+            self._measured.setdefault(self._kind, self.records[-1])
         self.break_off()
 
     def break_off(self) -> None:
@@ -135,8 +143,9 @@ class PhaseMeter:
 class _OpenPhase:
     """The current phase and its measurements."""
 
-    def __init__(self, record: PhaseRecord) -> None:
+    def __init__(self, record: PhaseRecord, like: PhaseRecord | None) -> None:
         self._record = record
+        self.like = like  # an earlier phase in which the same trained
         self.num_steps = 0
         self.gradient_bytes: int | None = None
         self._optimizer_bytes: int | None = None
@@ -160,7 +169,7 @@ class _OpenPhase:
         if not self._is_running:  # the phase started in the middle of a window
             return
         device = trainer.strategy.root_device
-        if not self.num_steps:
+        if not self.num_steps and self.like is None:
             self.untrace()
             self._trace = StepMeter(model, batch)
             self._trace.__enter__()
@@ -201,6 +210,9 @@ class _OpenPhase:
             self._trace = None
 
     def record(self) -> PhaseRecord:
+        if self.like is not None:
+            step, epoch = self._record.optimizer_step, self._record.epoch
+            return replace(self.like, optimizer_step=step, epoch=epoch, optimizer_bytes=self._optimizer_bytes)
         seconds = [_seconds(marks) for marks in self._marks[: max(0, self.num_steps - _UNTIMED)]]
         return replace(
             self._record,

@@ -18,9 +18,10 @@ __all__ = ["plan"]
 def plan(
     trainer: TrainerLike,
     model: nn.Module,
+    train_dataloaders: object = None,
+    val_dataloaders: object = None,
     datamodule: object = None,
     *,
-    train_dataloaders: object = None,
     num_rounds: int = 3,
     num_timed: int = 4,
 ) -> Plan:
@@ -32,16 +33,16 @@ def plan(
 
     | call | what it does |
     |---|---|
-    | `plan(trainer, model, datamodule)` | as `trainer.fit` is called |
-    | `plan(trainer, model, train_dataloaders=loader)` | the same with a loader |
+    | `plan(trainer, model, loader)`, `plan(trainer, model, datamodule)` | as `trainer.fit` is called |
     | `plan(trainer, model)` | the module has its own loader |
     | `plan(trainer, model, num_rounds=1, num_timed=0)` | one step in each phase: counts, no times |
 
     Args:
         trainer: The Trainer of the run, of either namespace.
         model: Its LightningModule.
-        datamodule: Its data.
-        train_dataloaders: Its data, as `trainer.fit` takes them.
+        train_dataloaders: Its data, as `trainer.fit` takes them: loaders, or a datamodule.
+        val_dataloaders: Accepted as `trainer.fit` does; a plan measures training steps only.
+        datamodule: Its data, instead of loaders.
         num_rounds: How many times to run the whole schedule, at least 1; ratios of times are medians over
             rounds.
         num_timed: Steps to time in each phase of a round.
@@ -83,6 +84,8 @@ def plan(
     """
     rounds = arguments.at_least("num_rounds", num_rounds, 1)
     timed = arguments.count("num_timed", num_timed) or 0
+    if datamodule is None and hasattr(train_dataloaders, "prepare_data"):
+        datamodule, train_dataloaders = train_dataloaders, None
     rehearsals = []
     with hushed() as said:
         for _ in range(rounds):

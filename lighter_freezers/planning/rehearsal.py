@@ -71,7 +71,7 @@ class Rehearsal(Callback):
         self.warnings: list[str] = []
         self.num_steps: int | None = None
         self.length: RunLength | None = None
-        self._meter = PhaseMeter(num_timed)
+        self._meter = PhaseMeter(num_timed, measures_equal_once=True)
         self._engine = Engine()
         self._script: Iterator[None] = iter(())
         self._next_step: int | None = None  # at which something may change before the next epoch

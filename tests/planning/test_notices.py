@@ -170,3 +170,24 @@ def test_rules_that_only_set_rates_or_hold_again_are_no_mistake() -> None:
         Freezer(name_starts_with="layer2.", windows=[[0, 2], [3, 9]]),
     ]
     assert not [each for each in planned(callbacks).warnings if "never" in each]
+
+
+def test_what_trains_again_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four phases, two of them new: two traced steps, and the same figures where the same trains."""
+    from lighter_freezers.planning import phase_meter
+
+    traced = []
+    meter = phase_meter.StepMeter
+    monkeypatch.setattr(phase_meter, "StepMeter", lambda *given: (traced.append(1), meter(*given))[1])
+    seen = planned([Freezer(name_starts_with="layer1.", windows=[[0, 2], [4, 6]])], max_epochs=2)
+
+    assert len(traced) == 2
+    assert [phase.flops for phase in seen.phases[:2]] == [phase.flops for phase in seen.phases[2:]]
+    assert seen.phases[0].flops < seen.phases[1].flops
+
+
+def test_arguments_stand_in_the_order_of_fit() -> None:
+    runner = trainer("pytorch_lightning", max_epochs=1)
+    by_place = plan(runner, regression("pytorch_lightning"), batches(), batches(), **COUNTS)
+    by_name = plan(runner, regression("pytorch_lightning"), train_dataloaders=batches(), **COUNTS)
+    assert by_place.phases[0].flops == by_name.phases[0].flops
