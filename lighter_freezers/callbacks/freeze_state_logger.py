@@ -1,4 +1,4 @@
-"""The callback that shows what is frozen, in every logger of the Trainer. It freezes nothing."""
+"""The callback that shows what is frozen, in every logger of the Trainer. It does not freeze anything."""
 
 from collections.abc import Iterable
 from typing import cast

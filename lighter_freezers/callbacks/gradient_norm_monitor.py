@@ -1,4 +1,4 @@
-"""The callback that measures gradient norms, and writes them to files and loggers. It changes nothing."""
+"""The callback that measures gradient norms and writes them to files and loggers. Training is unaffected."""
 
 from pathlib import Path
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What callbacks that average weights would do to frozen layers: undone, or refused before the run."""
+"""Keeps callbacks that average weights from changing frozen layers, or rejects them before the run."""
 
 from collections.abc import Iterable
 from itertools import chain

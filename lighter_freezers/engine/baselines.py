@@ -1,4 +1,4 @@
-"""Keeps with a model which of its frozen parameters trained before they were held, so that a copy knows it.
+"""Stores in a model which of its frozen parameters were trainable before they were held, for its copies.
 
 The ledger knows parameters by identity, which `copy.deepcopy`, pickle and `torch.save` do not preserve. Each
 module that owns such a parameter therefore carries its name in an attribute, as plain strings.

@@ -1,4 +1,4 @@
-"""The state of rules and actions: what goes into a checkpoint, and how the next run or fit takes it over."""
+"""The state of rules and actions: how it is saved in a checkpoint, and restored in the next run or fit."""
 
 import weakref
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The rules and actions of one fit, and what follows them. It needs no Lightning: any loop may advance it."""
+"""The rules and actions of one fit, and their effects. Independent of Lightning: any loop can advance it."""
 
 from collections.abc import Callable, Sequence
 

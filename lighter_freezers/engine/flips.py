@@ -1,4 +1,4 @@
-"""Which parameters froze and thawed at one moment, noted where the flags are written."""
+"""Records which parameters froze and thawed at one moment, where the flags are written."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What follows a change of flags or shapes: optimizers, norm layers, DDP wrapper, log, listeners."""
+"""Updates what depends on flags and shapes: optimizers, norm layers, DDP wrapper, log, listeners."""
 
 from collections.abc import Sequence
 from typing import Protocol

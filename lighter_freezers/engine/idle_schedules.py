@@ -1,4 +1,4 @@
-"""Refuses schedules under which nothing would train, and warns of what would never thaw."""
+"""Rejects schedules under which nothing would train, and warns of parameters that would never thaw."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Undoes what other code switched on while it was held, and warns of it once."""
+"""Freezes held parameters again if other code made them trainable, and warns once."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Who holds which parameter frozen: the only room that writes `requires_grad` and clears `.grad`.
+"""Who holds which parameter frozen: the only package that writes `requires_grad` and clears `.grad`.
 
 There is one ledger per process, keyed by parameter identity, so it does not matter which model, callback or
 method a hold comes from. A parameter trains while its baseline is trainable and it has no holder.

@@ -1,4 +1,4 @@
-"""What the ledger knows of each parameter, for as long as the parameter lives. It changes no flag."""
+"""The ledger's record of each parameter, kept as long as the parameter exists. It changes no flags."""
 
 import weakref
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Arguments of a freezing rule as they stand in YAML, and the title that they make."""
+"""Parses the arguments of a freezing rule from YAML, and derives its title from them."""
 
 from collections.abc import Sequence
 

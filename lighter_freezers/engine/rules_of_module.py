@@ -1,4 +1,4 @@
-"""Lets a LightningModule bring freezing rules of its own, without replacing the user's Freezers."""
+"""Lets a LightningModule define its own freezing rules, without replacing the user's Freezers."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What a holder asks for while it holds, besides the frozen parameters themselves."""
+"""Options of a hold, in addition to which parameters it freezes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

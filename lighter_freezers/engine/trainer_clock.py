@@ -1,4 +1,4 @@
-"""The only room that reads a Trainer's counters and metrics."""
+"""The only module that reads a Trainer's counters and metrics."""
 
 import math
 from collections.abc import Iterable

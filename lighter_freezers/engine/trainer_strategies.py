@@ -1,4 +1,4 @@
-"""What the Trainer's strategies support: a run that a strategy cannot follow is refused before it starts."""
+"""What the Trainer's strategies support: a run that needs more is rejected before it starts."""
 
 from collections.abc import Iterable
 

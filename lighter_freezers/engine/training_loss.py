@@ -1,4 +1,4 @@
-"""The training loss: what a batch returned, the mean of several, and averages read one step late."""
+"""The training loss: of one batch, averaged over several, and running means read one step late."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Thaws a model from the head downwards, for a training loop of your own that counts the epochs.
+"""Thaws a model from the head downwards, for a custom training loop that counts the epochs.
 
 In a Trainer the callback `GradualUnfreezing` does this; both share the schedule in `thaw_pace.py`.
 """

@@ -1,4 +1,4 @@
-"""Freeze the lower layers of a model and train the upper ones, whole or by LoRA, in one call."""
+"""Freeze the lower layers of a model and train the upper ones, in full or through LoRA, in one call."""
 
 import copy
 import re

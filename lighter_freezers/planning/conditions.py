@@ -1,4 +1,4 @@
-"""Conditions on a metric, which have no known step: what waits for one, and a value that would meet it."""
+"""Conditions on a metric, whose step is unknown: what depends on them, and values that would meet them."""
 
 import math
 from collections.abc import Sequence

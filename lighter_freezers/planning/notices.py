@@ -1,4 +1,4 @@
-"""Warnings about a schedule: a rule without effect, a thaw too late, parameters that no optimizer trains."""
+"""Warnings about a schedule: rules without effect, thaws after the last step, parameters in no optimizer."""
 
 from collections.abc import Iterable, Sequence
 

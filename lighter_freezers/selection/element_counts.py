@@ -1,4 +1,4 @@
-"""How many numbers parameters hold, how many of these train, and which share does not."""
+"""Counts the elements of parameters, how many of them train, and the share that is frozen."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""The model around a frozen prefix: what trains below it, and the messages about that, each logged once."""
+"""Finds what trains below a frozen prefix of a model, and logs each message about it once."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Optimizer groups without what is frozen: its state is freed, and a step costs what trains.
+"""Removes frozen parameters from optimizer groups: frees their state, and steps only process what trains.
 
 The groups themselves stay, so LR schedulers and learning rates are unaffected. A parameter that was removed
 returns to its old place. Checkpoints do not depend on it: while one is saved or loaded, groups have all their

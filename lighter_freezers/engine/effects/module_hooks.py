@@ -1,4 +1,4 @@
-"""Hooks on a user's modules that leave nothing of this package in a pickled module."""
+"""Hooks on a user's modules that are not pickled with the module."""
 
 from collections.abc import Callable
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Chooses the optimizer for a parameter that will thaw and is in none: that of its neighbours, if it fits."""
+"""Chooses the optimizer for a parameter that will thaw but is in none: that of its neighbours, if it fits."""
 
 import re
 from collections.abc import Mapping, Sequence

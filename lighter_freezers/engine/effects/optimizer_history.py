@@ -1,4 +1,4 @@
-"""Optimizers that step along what they remember: their history is dropped, or frozen values are put back.
+"""For optimizers whose steps depend on past steps: drops their history, or restores frozen values.
 
 Most optimizers skip a parameter without a gradient. LBFGS does not: it keeps one history of all parameters.
 Nor do wrappers such as Lookahead, which pull weights towards a copy of their own, and schedule-free

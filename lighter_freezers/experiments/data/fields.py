@@ -1,4 +1,4 @@
-"""Reads the fields of a row: a text, words with labels, a score. Anything else is an error."""
+"""Reads the fields of a row: a text, words with labels, or a score. Anything else is an error."""
 
 from collections.abc import Sequence
 

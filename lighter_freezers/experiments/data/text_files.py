@@ -1,4 +1,4 @@
-"""A corpus of the user's own: one .txt file or a folder of them, with a reproducible split."""
+"""A corpus from the user's text: one .txt file or a folder of them, with a reproducible split."""
 
 import hashlib
 from pathlib import Path

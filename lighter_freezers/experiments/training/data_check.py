@@ -1,4 +1,4 @@
-"""Refuses data that a GPT cannot be trained on, before the first batch."""
+"""Rejects data on which a GPT cannot be trained, before the first batch."""
 
 from lighter_freezers.gpt.config import GPTConfig
 

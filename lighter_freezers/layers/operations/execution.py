@@ -1,4 +1,4 @@
-"""What a list of operations needs of a model and its optimizers, from the start and all along."""
+"""Prepares a model and its optimizers for a list of operations, at the start and throughout the run."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The training losses since the last row, kept on the device and not read."""
+"""The training losses since the last row, kept on the device until they are needed."""
 
 from torch import Tensor
 
