@@ -68,7 +68,7 @@ def run(fit: Fit, on_step: OnStep) -> None:
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             parameters = [p for p in self.parameters() if p.requires_grad or not fit.is_filtered]
-            return torch.optim.SGD(parameters, lr=0.0)
+            return torch.optim.SGD(parameters, lr=1.0e-3)
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = import_module(fit.namespace).Trainer(

@@ -17,7 +17,8 @@ class Pair(nn.Module):
     def __init__(self, num_tensors: int) -> None:
         super().__init__()
         for name in ("weight", "bias")[:num_tensors]:
-            self.register_parameter(name, nn.Parameter(torch.zeros(1)))
+            shape = (1, 1) if name == "weight" else (1,)  # a matrix, as a layer has one
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
 
 
 class Part(nn.Module):

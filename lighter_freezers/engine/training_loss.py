@@ -15,7 +15,9 @@ __all__ = ["TrainingLoss", "loss_of", "mean_loss"]
 def loss_of(outputs: object) -> torch.Tensor | None:
     """The loss in the outputs of a batch, not read from the device; None where `training_step` skipped it."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    return loss.detach() if isinstance(loss, torch.Tensor) else None
+    if not isinstance(loss, torch.Tensor):
+        return None
+    return loss.detach() if loss.requires_grad else loss  # Lightning's is detached already
 
 
 def mean_loss(
