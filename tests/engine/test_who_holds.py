@@ -123,3 +123,19 @@ def test_a_parameter_that_passes_from_one_holder_to_another_has_not_changed() ->
     )
     assert seen == ["no state"] * 8
     assert transitions[1:] == [(3, (), ())]  # an operation was done, and nothing froze or thawed
+
+
+def test_an_operation_looks_no_layer_up_during_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finding layers by name takes ten times as long as the transition itself."""
+    from lighter_freezers.layers.operations import layer_holds
+
+    looked_up = []
+    find = layer_holds.parameters_of_layers
+    monkeypatch.setattr(
+        layer_holds, "parameters_of_layers", lambda *given: (looked_up.append(given[1]), find(*given))[1]
+    )
+    operations = [
+        {"name": name, "value": "layer2", "max_wait_iters": 1} for name in ("freeze_layer", "unfreeze_layer")
+    ]
+    _, seen = seen_at_each_step([LayerOperations(operations)], lambda *_: len(looked_up))
+    assert seen == [seen[0]] * 8

@@ -111,6 +111,10 @@ class QueuedOperations(Action):
         if stage == "fit" and self.reshapes:  # whether a merge is possible is known once there is an adapter
             execution.check_operations(self._queue.operations, model)
 
+        for operation in self._queue.operations if stage == "fit" else ():
+            if operation.kind.about in ("freezing", "thawing"):
+                self._holds.resolve(model, str(operation.value))
+
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
         """What operations may thaw."""
         return execution.trainable_later(self._queue.operations, model)

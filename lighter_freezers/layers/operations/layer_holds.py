@@ -52,6 +52,20 @@ class LayerHolds:
         self._on_intrusion = on_intrusion
         self.holds: list[Hold] = []
         self._thawed: dict[int, Parameter] = {}  # trainable though the user had frozen them
+        self._resolved: dict[str, tuple[tuple[str, ...], str]] = {}  # layers -> names, other name where tied
+
+    def resolve(self, model: nn.Module, layers: str) -> tuple[dict[str, Parameter], str]:
+        """The parameters of layers by name, and the other name of a tied layer.
+
+        Names are found once, which takes longer than a transition; call it for all layers before the run.
+        """
+        now = canonical_parameters(model)
+        if not now.keys() >= set(self._resolved.get(layers, ((), ""))[0]) or layers not in self._resolved:
+            named = parameters_of_layers(model, layers)
+            self._resolved[layers] = tuple(named), _tie(model, layers, named)
+            return named, self._resolved[layers][1]
+        names, tie = self._resolved[layers]
+        return {name: now[name] for name in names}, tie
 
     def freeze(self, model: nn.Module, layers: str) -> str:
         """Hold all parameters of layers. A LoRA factor of rank 0 is skipped: once it has a rank, it trains.
@@ -60,10 +74,10 @@ class LayerHolds:
             The effect in words.
         """
         held = {id(parameter) for hold in self.holds for parameter in hold.parameters}
-        named = parameters_of_layers(model, layers)
+        named, tie = self.resolve(model, layers)
         fresh = [p for p in named.values() if p.numel() and id(p) not in held]
         frozen = self._hold(fresh)
-        return (_counted("froze", frozen) or "no effect, it was frozen already") + _tie(model, layers, named)
+        return (_counted("froze", frozen) or "no effect, it was frozen already") + tie
 
     def unfreeze(self, model: nn.Module, layers: str) -> str:
         """Release layers, and thaw what the user had frozen in them.
@@ -73,13 +87,13 @@ class LayerHolds:
         Returns:
             The effect in words.
         """
-        named = parameters_of_layers(model, layers)
+        named, tie = self.resolve(model, layers)
         thawed = self._let_go(named.values())
         free = [named[name] for name in adapters_in(model).free(named, named)]
         asked = [p for p in free if ledger.is_user_frozen(p)]
         self._thawed.update((id(p), p) for p in asked)
         thawed += ledger.thaw(asked, self._title)
-        return (_counted("thawed", thawed) or _why_nothing_thawed(free)) + _tie(model, layers, named)
+        return (_counted("thawed", thawed) or _why_nothing_thawed(free)) + tie
 
     def state(self, model: nn.Module) -> dict[str, list[str]]:
         """The names of what is held and of what was made trainable."""
