@@ -103,7 +103,7 @@ class Announcer:
         )
 
     def warn_of_no_rate(self, parameters: Sequence[Parameter]) -> None:
-        """Say that what has just thawed stands still, if anything does."""
+        """Warn if parameters that have just thawed have a learning rate of 0."""
         if parameters:
             log.warning(
                 "%s thawed, but the learning rate there is 0, so nothing of it moves before the LR scheduler "

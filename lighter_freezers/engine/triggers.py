@@ -116,7 +116,7 @@ class History:
         best: The best value so far; None before the first.
         num_without_progress: Consecutive checks without a new best; where several plateaus are waited for,
             plus `patience` checks for each plateau that is over.
-        has_fired: Latched: true for good once the condition was met.
+        has_fired: Latched: stays true once the condition was met.
     """
 
     best: float | None = None
@@ -159,7 +159,7 @@ class Plateau:
     number: int = 1
 
     def observe(self, value: float, history: History) -> History:
-        """The history after one more value; a NaN is no progress."""
+        """The history after one more value; NaN counts as no progress."""
         sign = 1.0 if self.mode == "min" else -1.0
         is_best = not math.isnan(value) and (
             history.best is None or sign * value < sign * history.best - self.min_delta

@@ -90,7 +90,7 @@ def load_evaluated(path: str | os.PathLike[str], base: str | None = None) -> tup
     if not (Path(path) / ADAPTER_CONFIG).is_file():
         if base is not None:
             raise ValueError(
-                f"{path} has no {ADAPTER_CONFIG}, so it is no adapter of PEFT. Give the folder of one, or, "
+                f"{path} has no {ADAPTER_CONFIG}, so it is not a PEFT adapter. Give the folder of one, or, "
                 "if it is a whole model, leave the base model out."
             )
         return load_causal_model(path, "auto"), load_tokenizer(path)

@@ -161,7 +161,7 @@ def test_a_model_that_knows_the_answers_is_right() -> None:
         ({"generation": {"bold": True}}, TypeError, "bold"),
         ({"source": "nowhere"}, ValueError, "nowhere"),
         ({"no_such_option": 1}, TypeError, "no_such_option"),
-        ({"base_model_id": "base"}, ValueError, "no adapter_config.json, so it is no adapter of PEFT"),
+        ({"base_model_id": "base"}, ValueError, "no adapter_config.json, so it is not a PEFT adapter"),
     ],
 )
 def test_mistakes_are_told(wrong: Any, error: type[Exception], message: str, model: str) -> None:

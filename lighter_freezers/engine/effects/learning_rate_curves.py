@@ -31,7 +31,7 @@ class RateCurves:
         schedulers: Its LR schedulers.
 
     Raises:
-        RuntimeError: A scheduler is not one of torch's, so its curve is unknown.
+        RuntimeError: A scheduler is not a torch LRScheduler, so its curve is unknown.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[SchedulerLike]) -> None:

@@ -112,7 +112,7 @@ def tokenizer_of_file(file: Path) -> TextTokenizer:
     try:
         bpe = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust library raises plain Exception, whatever is wrong with the file
-        raise ValueError(f"{file} is no file of the package tokenizers: {error}.") from error
+        raise ValueError(f"{file} is not a file of the package tokenizers: {error}.") from error
     bpe.no_padding()
     bpe.no_truncation()
     end_of_text = next((mark for mark in ENDS_OF_TEXT if bpe.token_to_id(mark) is not None), None)

@@ -14,7 +14,7 @@ __all__ = ["drop_frozen", "fill_frozen", "has_adapter", "save_final_model"]
 
 
 def drop_frozen(model: nn.Module, state: MutableMapping[str, Tensor]) -> None:
-    """Remove from a state dict what is frozen for good, since the base model has it.
+    """Remove permanently frozen weights from a state dict, since the base model has it.
 
     What a LoRA update was merged into stays, or what PiSSA and its like took a part of; so do buffers.
 

@@ -187,7 +187,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"missing\.json does not exist .*data\.tokenizer\.save"):
         tokenizer_of_file(tmp_path / "missing.json")
-    with pytest.raises(ValueError, match=r"other\.json is no file of the package tokenizers"):
+    with pytest.raises(ValueError, match=r"other\.json is not a file of the package tokenizers"):
         tokenizer_of_file(tmp_path / "other.json")
     with pytest.raises(ValueError, match=r"has no token that ends a text: none of <eos>, "):
         tokenizer_of_file(foreign(tmp_path, end_of_text="[SEP]"))

@@ -152,7 +152,7 @@ def test_the_final_model_without_lora_is_a_whole_one(tmp_path: Path) -> None:
     )
     assert torch.equal(logits(loaded), logits(model.network))
     assert tokenizer("abc").input_ids == [66, 67, 68]
-    with pytest.raises(ValueError, match="no adapter_config.json, so it is no adapter"):
+    with pytest.raises(ValueError, match="no adapter_config.json, so it is not a PEFT adapter"):
         load_evaluated(tmp_path / "final_model", "base")
 
 
