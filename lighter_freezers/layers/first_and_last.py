@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -45,10 +44,9 @@ def freeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int
         TypeError: n is not a whole number.
         ValueError: n is negative, or the model has no blocks.
     """
-    anatomy, towers = _towers(model, "freeze_first_n_layers", said)
-    n, layers = _counted(n, towers, "freeze_first_n_layers")
+    anatomy, towers, n, layers = _towers(model, n, "freeze_first_n_layers", said)
     chosen = [name for blocks in towers for block in blocks[:n] for name in block]
-    frozen = freeze(model, chosen, f"The first {n} of {layers}{tower_words(anatomy, said)}")
+    frozen = freeze(model, chosen, f"The first {n} of {layers}")
     _warn_of_lost_gain(model, anatomy, n)
     return frozen
 
@@ -69,10 +67,9 @@ def freeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
         TypeError: n is not a whole number.
         ValueError: n is negative, or the model has no blocks.
     """
-    anatomy, towers = _towers(model, "freeze_last_n_layers", said)
-    n, layers = _counted(n, towers, "freeze_last_n_layers")
+    _, towers, n, layers = _towers(model, n, "freeze_last_n_layers", said)
     chosen = [name for blocks in towers for block in blocks[max(len(blocks) - n, 0) :] for name in block]
-    return freeze(model, chosen, f"The last {n} of {layers}{tower_words(anatomy, said)}")
+    return freeze(model, chosen, f"The last {n} of {layers}")
 
 
 def freeze_except_last_n(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
@@ -94,11 +91,10 @@ def freeze_except_last_n(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
         TypeError: n is not a whole number.
         ValueError: n is negative, or the model has no blocks.
     """
-    anatomy, towers = _towers(model, "freeze_except_last_n", said)
-    n, layers = _counted(n, towers, "freeze_except_last_n")
+    anatomy, towers, n, layers = _towers(model, n, "freeze_except_last_n", said)
     top = anatomy.top(n, said.get("tower"))
     rest = canonical_parameters(model).keys() - {*top, *anatomy.head_weights}
-    which = f"the last {n} of {layers}{tower_words(anatomy, said)} and the head"
+    which = f"the last {n} of {layers} and the head"
     frozen = freeze(model, rest, f"All but {which}")
     blocks = [block for each in towers for block in each[max(len(each) - n, 0) :]]
     inside = {name for block in blocks for name in block}
@@ -124,10 +120,9 @@ def unfreeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> i
         TypeError: n is not a whole number.
         ValueError: n is negative, or the model has no blocks.
     """
-    anatomy, towers = _towers(model, "unfreeze_first_n_layers", said)
-    n, layers = _counted(n, towers, "unfreeze_first_n_layers")
+    _, towers, n, layers = _towers(model, n, "unfreeze_first_n_layers", said)
     chosen = [block for blocks in towers for block in blocks[:n]]
-    return thaw_layers(model, chosen, f"The first {n} of {layers}{tower_words(anatomy, said)}")
+    return thaw_layers(model, chosen, f"The first {n} of {layers}")
 
 
 def unfreeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
@@ -147,22 +142,20 @@ def unfreeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> in
         TypeError: n is not a whole number.
         ValueError: n is negative, or the model has no blocks.
     """
-    anatomy, towers = _towers(model, "unfreeze_last_n_layers", said)
-    n, layers = _counted(n, towers, "unfreeze_last_n_layers")
+    _, towers, n, layers = _towers(model, n, "unfreeze_last_n_layers", said)
     chosen = [block for blocks in towers for block in blocks[max(len(blocks) - n, 0) :]]
-    return thaw_layers(model, chosen, f"The last {n} of {layers}{tower_words(anatomy, said)}")
+    return thaw_layers(model, chosen, f"The last {n} of {layers}")
 
 
-def _towers(model: nn.Module, deed: str, said: Said) -> tuple[Anatomy, list[tuple[tuple[str, ...], ...]]]:
-    """The blocks of each tower that is meant; of most models there is one."""
+def _towers(
+    model: nn.Module, n: int, deed: str, said: Said
+) -> tuple[Anatomy, list[tuple[tuple[str, ...], ...]], int, str]:
+    """The blocks of each tower that is meant, n checked against them, and "12 layers" for the log line."""
     anatomy = anatomy_said(model, said)
     anatomy.blocks_for(deed)
-    return anatomy, [anatomy.blocks_of(name) for name in anatomy.named_towers(said.get("tower"))]
-
-
-def _counted(n: int, towers: Sequence[Sequence[object]], deed: str) -> tuple[int, str]:
+    towers = [anatomy.blocks_of(name) for name in anatomy.named_towers(said.get("tower"))]
     most = max(map(len, towers))
-    return checked_count(n, most, deed), f"{most} layers"
+    return anatomy, towers, checked_count(n, most, deed), f"{most} layers{tower_words(anatomy, said)}"
 
 
 def _warn_of_lost_gain(model: nn.Module, anatomy: Anatomy, n: int) -> None:
