@@ -20,6 +20,7 @@ __all__ = [
     "colour_of",
     "explain_marks",
     "grid",
+    "label_axes",
     "mark",
     "mark_among",
     "mean",
@@ -147,6 +148,15 @@ def set_scale(axes: "Axes", is_log: bool, values: Iterable[float]) -> None:
         axes.set_yscale("log")
     else:
         axes.set_ylim(0, 1.05 * max(finite, default=1.0) or 1.0)
+
+
+def label_axes(
+    axes: "Axes", title: str, x: str, y: str, *, size: float = 10, pad: float | None = None
+) -> None:
+    """Write the title of a panel and the labels of its axes."""
+    axes.set_title(title, fontsize=size, pad=pad)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
 
 
 def grid(axes: "Axes") -> None:

@@ -54,9 +54,9 @@ def _draw_one(run: Run, table: StepTable, path: str | Path, log_scale: bool, win
     marks = run.marks()
     for index, group in enumerate(groups):
         bold = canvas.smoothed(table, f"{group}_norm", window, marks)
-        _line(left, table, group, bold, colour=canvas.colour_of(group, index), label=group)
+        _line(left, table, group, bold, color=canvas.colour_of(group, index), label=group)
     bold = canvas.smoothed(table, "total_norm", window, marks)
-    _line(right, table, "total", bold, colour=canvas.colour_of("total", 0), label="total")
+    _line(right, table, "total", bold, color=canvas.colour_of("total", 0), label="total")
     num_all = sum(any(map(math.isfinite, column)) for column in table.columns.values()) - 1
     titles = (
         "by kind of layer" if num_all <= len(groups) else f"the {len(groups)} largest of {num_all}",
@@ -85,7 +85,7 @@ def _compare(
         for index, (run, table) in enumerate(zip(runs, tables, strict=True)):
             if table in shown:
                 bold = canvas.smoothed(table, f"{group}_norm", window, run.marks())
-                _line(axes, table, group, bold, **_style(index), label=run.label)
+                _line(axes, table, group, bold, **canvas.run_style(index), label=run.label)
                 canvas.mark_among(axes, run.marks(), index)
         _finish(axes, group, [v for table in shown for v in table.columns[f"{group}_norm"]], log_scale, 6)
     for axes in panels[len(groups) :]:
@@ -99,32 +99,25 @@ def _compare(
     return canvas.save(figure, path)
 
 
-def _style(index: int) -> dict[str, str]:
-    style = canvas.run_style(index)
-    return {"colour": style["color"], "dashes": style["linestyle"]}
-
-
 def _line(
     axes: "Axes",
     table: StepTable,
     group: str,
     bold: Sequence[float],
     *,
-    colour: str,
+    color: str,
     label: str,
-    dashes: str = "-",
+    linestyle: str = "-",
 ) -> None:
     values = table.columns[f"{group}_norm"]
     marker = "." if len(values) < FEW else None  # a single value between two gaps would draw no line
-    axes.plot(table.steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    axes.plot(table.steps, bold, color=colour, linewidth=1.6, linestyle=dashes, label=label, marker=marker)
+    axes.plot(table.steps, values, color=color, alpha=0.25, linewidth=0.8)
+    axes.plot(table.steps, bold, color=color, linewidth=1.6, linestyle=linestyle, label=label, marker=marker)
 
 
 def _finish(axes: "Axes", title: str, values: Sequence[float], log_scale: bool, pad: float = 14) -> None:
     canvas.set_scale(axes, log_scale, values)
-    axes.set_title(title, fontsize=10, pad=pad)
-    axes.set_xlabel(canvas.STEP)
-    axes.set_ylabel(canvas.NORM)
+    canvas.label_axes(axes, title, canvas.STEP, canvas.NORM, pad=pad)
     canvas.grid(axes)
 
 

@@ -183,9 +183,7 @@ def _heat(
     axes.set_facecolor(NOTHING)
     edges = list(_edges(steps))
     axes.pcolormesh(edges, np.arange(len(rows) + 1) - 0.5, values, cmap="cividis", norm=colours)
-    axes.set_title(title, fontsize=10, pad=14)
-    axes.set_xlabel(canvas.STEP)
-    axes.set_ylabel(LAYER)
+    canvas.label_axes(axes, title, canvas.STEP, LAYER, pad=14)
     axes.set_yticks(_layer_ticks(len(rows)))
 
 
@@ -209,9 +207,7 @@ def _finish(
 ) -> None:
     nested = [values for each in shown for values in each.values()]
     canvas.set_scale(axes, log_scale, (v for values in nested for v in values))
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(LAYER)
-    axes.set_ylabel(canvas.NORM)
+    canvas.label_axes(axes, title, LAYER, canvas.NORM)
     axes.set_xticks(_layer_ticks(num_layers))
     canvas.grid(axes)
 
