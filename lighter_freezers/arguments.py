@@ -1,7 +1,7 @@
 """Checks of the plain values that YAML passes to callbacks: types, ranges, choices."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 __all__ = [
@@ -12,11 +12,21 @@ __all__ = [
     "fraction",
     "index_or_name",
     "number",
+    "plain",
     "positive",
     "step_windows",
 ]
 
 Choice = TypeVar("Choice", bound=str)
+
+
+def plain(value: object) -> object:
+    """A value of a config library (`ListConfig`, `UserDict`) as lists and dicts; others stay."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, tuple)):
+        return [plain(each) for each in value]
+    return value
 
 
 def number(argument: str, value: object) -> float:

@@ -99,6 +99,7 @@ class GradientNormMonitor(Callback):
         self.name = _file_name(name)
         self.save_format = arguments.choice("save_format", save_format, ("csv", "json"))
         self.val_loss = val_loss
+        self._has_warned = False
         self._period = 0
         self._plan: NormPlan | None = None  # of the current fit
         self._files: NormFiles | None = None  # on the first rank
@@ -175,6 +176,14 @@ class GradientNormMonitor(Callback):
             raise RuntimeError(
                 f"GradientNormMonitor: val_loss='{self.val_loss}' was not logged in validation. Closest: "
                 f"{', '.join(closest_names(self.val_loss, logged, 3)) or 'nothing is logged'}."
+            )
+        if value is None and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "GradientNormMonitor finds no validation loss (%s): val_loss stays empty. Name the "
+                "metric: val_loss=... Logged: %s",
+                " or ".join(VAL_LOSSES),
+                ", ".join(logged) or "nothing",
             )
         if value is not None:
             mean = trainer_clock.reduced(trainer, value)

@@ -220,7 +220,7 @@ class Engine(Callback):
     def on_validation_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Pass the metrics to the rules and actions that wait for one."""
         if trainer.sanity_checking:
-            self._fit.metrics.refuse_misspelt(trainer)
+            self._fit.metrics.check_sanity(trainer)
         elif self._fit.metrics.observe_validation(trainer):
             self._wait = 1
         self._reassert()

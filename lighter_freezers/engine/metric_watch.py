@@ -3,10 +3,12 @@
 import re
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Protocol
 
 import torch
 
+from lighter_freezers._log import log
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.selection.names import closest_names
@@ -122,17 +124,21 @@ class MetricWatch:
         ]
         return any(fired)
 
-    def refuse_misspelt(self, trainer: TrainerLike) -> None:
-        """After the sanity check: a monitor that is named like a validation metric must be one.
+    def check_sanity(self, trainer: TrainerLike) -> None:
+        """After the sanity check: a monitor that is named like a validation metric should be one.
+
+        Any other name is a warning, because a module may log it in real validations only.
 
         Raises:
-            RuntimeError: It is none of them.
+            RuntimeError: It is all but the same as one of them.
         """
         names = list(trainer_clock.metrics(trainer))
         families = {_family(name) for name in names}
         for watcher, monitor in self._waiting:
             if monitor not in names and _family(monitor) in families:
-                raise RuntimeError(_unknown(watcher, monitor, names))
+                if get_close_matches(monitor, names, 1, cutoff=0.93):
+                    raise RuntimeError(_unknown(watcher, monitor, names))
+                log.warning("%s", _unknown(watcher, monitor, names, "not logged in the sanity check"))
 
     def _refuse_unknown(self, names: list[str]) -> None:
         for watcher, monitor in self._waiting:
@@ -145,10 +151,10 @@ def _family(name: str) -> str:
     return re.split(r"[/_]", name, maxsplit=1)[0]
 
 
-def _unknown(watcher: Watcher, monitor: str, names: list[str]) -> str:
+def _unknown(watcher: Watcher, monitor: str, names: list[str], fact: str = "never logged") -> str:
     closest = closest_names(monitor, names, 3)
     return (
-        f"{watcher.title} waits for the metric '{monitor}', but it was never logged. "
+        f"{watcher.title} waits for the metric '{monitor}', but it was {fact}. "
         f"Closest: {', '.join(closest) or 'none'}. Logged: {', '.join(sorted(names)) or 'nothing'}. "
         f"Correct {watcher.monitor_argument}, or call self.log('{monitor}', ...) in the validation step."
     )

@@ -175,7 +175,7 @@ class OptimizerFollower:
         number: int,
     ) -> list[ThawedGroup]:
         title = " + ".join(dict.fromkeys(active.rule.title for active in freezers if active.learning_rate))
-        moved = optimizer_groups.split_off(parameters, f"{title} ({number})", self._optimizers, schedulers)
+        moved = optimizer_groups.split_off(parameters, f"{title} - {number}", self._optimizers, schedulers)
         return [ThawedGroup(optimizer, group, home, freezers) for optimizer, group, home in moved]
 
 

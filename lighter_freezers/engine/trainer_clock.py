@@ -102,8 +102,12 @@ def last_moment(trainer: TrainerLike) -> Moment | None:
 
 
 def metrics(trainer: TrainerLike) -> dict[str, torch.Tensor]:
-    """The latest values of all logged metrics, not read on the host."""
-    return dict(trainer.callback_metrics)
+    """The latest values of all logged metrics, not read on the host.
+
+    A LighterModule logs the mean of an epoch as `val/loss/epoch`: it is found as `val/loss`, too.
+    """
+    logged = dict(trainer.callback_metrics)
+    return {**{name.removesuffix("/epoch"): value for name, value in logged.items()}, **logged}
 
 
 def reduced(trainer: TrainerLike, value: torch.Tensor) -> float:

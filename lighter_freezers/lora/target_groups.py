@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from lighter_freezers import arguments
 from lighter_freezers.selection.layer_names import components
 from lighter_freezers.selection.names import closest_names, walk
 
@@ -63,7 +64,7 @@ def with_target_modules(network: nn.Module, config: Mapping[str, object]) -> dic
     Raises:
         ValueError: Both are given, or the group is unknown or empty.
     """
-    written_out = dict(config)
+    written_out = {key: arguments.plain(value) for key, value in config.items()}
     group = written_out.pop("target", None)
     if group is None:
         return written_out

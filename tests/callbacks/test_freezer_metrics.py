@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+import torch
 
 from lighter_freezers import Freezer
+from tests import lab
 from tests.lab import batches, frozen_at_each_step, regression, trainer
 
 LONE = "pytorch_lightning"
@@ -75,3 +77,40 @@ def test_a_metric_that_nobody_logs_is_an_error_after_the_first_epoch() -> None:
     ):
         fit.fit(regression(LONE), batches(), batches())
     assert fit.current_epoch == 0
+
+
+@pytest.mark.parametrize("namespace", lab.NAMESPACES)
+def test_a_metric_of_real_validations_only_is_no_error_in_the_sanity_check(
+    namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning there; the first real validation logs it, and the layers thaw."""
+    module = regression(namespace)
+
+    def validate(batch: Any, batch_idx: int) -> None:
+        module.log("val_loss", 1.0)
+        if not module.trainer.sanity_checking:
+            module.log("val_acc", 0.9)
+
+    module.validation_step = validate
+    freezer = Freezer(name_starts_with="layer2", until_metric={"monitor": "val_acc", "above": 0.5})
+    fit = trainer(namespace, callbacks=[freezer], max_epochs=2, num_sanity_val_steps=1)
+    held: list[bool] = []
+    module.on_train_batch_start = lambda *_: held.append(not module.network.layer2.weight.requires_grad)
+    fit.fit(module, batches(), batches())
+
+    assert held == [True] * 4 + [False] * 4
+    assert "'val_acc', but it was not logged in the sanity check" in caplog.text
+
+
+@pytest.mark.parametrize("namespace", lab.NAMESPACES)
+def test_the_name_of_a_lighter_module_without_epoch_is_enough(namespace: str) -> None:
+    """It logs `val/loss/epoch`; `val/loss` means the same."""
+    module = regression(namespace)
+    module.validation_step = lambda batch, batch_idx: module.log("val/loss/epoch", torch.tensor(1.0))
+    freezer = Freezer(name_starts_with="layer2", until_metric={"monitor": "val/loss", "below": 2.0})
+    fit = trainer(namespace, callbacks=[freezer], max_epochs=2, num_sanity_val_steps=1)
+    held: list[bool] = []
+    module.on_train_batch_start = lambda *_: held.append(not module.network.layer2.weight.requires_grad)
+    fit.fit(module, batches(), batches())
+
+    assert held == [True] * 4 + [False] * 4

@@ -224,7 +224,7 @@ def test_a_learning_rate_monitor_names_the_group(tmp_path: Path) -> None:
     )
     fit.fit(regression(LONE), batches(), batches())
 
-    assert logged["lr-SGD/Freezer['layer2' until step 2] (1)"][2:] == [0.001, 0.001]
+    assert logged["lr-SGD/Freezer layer2 until step 2 - 1"][2:] == [0.001, 0.001]
     assert logged["lr-SGD/pg1"] == [0.05] * 4
 
 

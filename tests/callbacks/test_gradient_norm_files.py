@@ -227,3 +227,23 @@ def test_the_config_measures_and_draws(tmp_path: Path) -> None:
     logged = [event.value for event in events.Scalars("gradient_norm/mlp.5")]
     layers = rows(folder / "gradient_analysis.layer_norms.csv")
     assert logged == pytest.approx([float(row["layer_5_mlp"]) for row in layers if row["layer_5_mlp"]])
+
+
+def test_the_validation_loss_of_a_lighter_module_is_found(tmp_path: Path) -> None:
+    """It is called `val/loss/epoch` there."""
+    module = regression(LONE)
+    module.validation_step = lambda batch, batch_idx: module.log("val/loss/epoch", 1.0)
+    monitor = GradientNormMonitor(1, dirpath=str(tmp_path))
+    trainer(LONE, callbacks=[monitor], max_epochs=1).fit(module, batches(), batches())
+
+    assert [row["val_loss"] for row in rows(tmp_path / "gradient_analysis.losses.csv") if row["val_loss"]]
+
+
+def test_a_missing_validation_loss_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two validations, one warning."""
+    module = regression(LONE)
+    module.validation_step = lambda batch, batch_idx: module.log("val/acc", 1.0)
+    monitor = GradientNormMonitor(1, dirpath=str(tmp_path))
+    trainer(LONE, callbacks=[monitor], max_epochs=2).fit(module, batches(), batches())
+
+    assert caplog.text.count("finds no validation loss") == 1

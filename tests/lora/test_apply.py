@@ -1,5 +1,6 @@
 """LoRA from a config, around any network, and the errors of a config."""
 
+from collections import UserList
 from typing import Any
 
 import pytest
@@ -102,3 +103,11 @@ def test_any_module_will_do() -> None:
     model: nn.Module = apply_lora(TinyNet(), {"r": 2, "target_modules": r"layer1\d*"})
 
     assert list(find_lora_sites(model)) == ["layer1", "layer10"]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, UserList])
+def test_a_misspelt_target_is_refused_in_lists_of_any_kind(kind: Any) -> None:
+    """Config libraries hand on lists that are no `list`."""
+    network = GPT(SIZES)
+    with pytest.raises(ValueError, match="'c_porj'"):
+        apply_lora(network, {"r": 4, "target_modules": kind(["c_attn", "c_porj"])})

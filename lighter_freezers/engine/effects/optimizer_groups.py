@@ -4,6 +4,7 @@ Groups are only made at the start of a fit, in an order that depends on the argu
 run finds the groups that its checkpoint was saved with.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -123,6 +124,7 @@ def split_off(
         Optimizer, index of the new group, index of the old group.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
+    group_name = " ".join(re.sub(r"[^\w.\-/:]+", " ", group_name).split())  # MLflow refuses others
     moved: list[tuple[Optimizer, int, int]] = []
     for optimizer in optimizers:
         for index, home in enumerate(list(optimizer.param_groups)):
@@ -130,7 +132,7 @@ def split_off(
             if not leaving:
                 continue
             _remove(home, leaving.values())
-            unique_name = group_name if not moved else f"{group_name} ({len(moved) + 1})"
+            unique_name = group_name if not moved else f"{group_name} {len(moved) + 1}"
             _add_group(optimizer, index, leaving, unique_name, schedulers)
             moved.append((optimizer, len(optimizer.param_groups) - 1, index))
     return moved
