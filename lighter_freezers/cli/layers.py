@@ -1,7 +1,10 @@
 """`lighter-freezers layers`: what the layers of a model are, and what rules call them."""
 
 import argparse
+import os
+import sys
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -42,10 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _model_and_data(inputs: list[str]) -> tuple[nn.Module, object]:
     module, colon, name = inputs[0].partition(":")
     if len(inputs) == 1 and colon and name.isidentifier():
+        sys.path.insert(0, os.getcwd())  # a console script does not look there
         found = getattr(import_module(module), name, None)
         if found is None:
             raise ValueError(f"'{module}' has no '{name}': write package.module:name of a model.")
-        return (found if isinstance(found, nn.Module) else found()), None
+        model = found if isinstance(found, nn.Module) else found()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"'{inputs[0]}' is no model: it makes a {type(model).__name__}.")
+        return model, None
     from lighter_freezers.planning.from_config import built_from_config
 
     model, _, data, _ = built_from_config(inputs)
@@ -60,7 +67,10 @@ def _example(model: nn.Module, data: Any) -> Any:
         if example is None:
             raise ValueError("--batch needs data in the config, or a model with example_input_array.")
         return example
+    data.prepare_data()
+    data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     if isinstance(batch, dict):
-        return batch.get("input", batch)
+        taken = signature(model.forward).parameters
+        return batch.get("input", {key: value for key, value in batch.items() if key in taken})
     return batch[0] if isinstance(batch, (list, tuple)) else batch

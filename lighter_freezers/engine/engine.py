@@ -202,7 +202,7 @@ class Engine(Callback):
         """Check the schedules at the next batch, since some count epochs."""
         self._wait = 1
         self._boundaries.begin_epoch()
-        self._fit.followers.optimizers.keep_up()
+        self._fit.begin_epoch(pl_module)
         self._reassert()
 
     def on_train_batch_start(

@@ -50,6 +50,11 @@ class Fit:
             active.resume(context.moment)
         self.actions.resume(context)
 
+    def begin_epoch(self, model: nn.Module) -> None:
+        """Check that the layers are still those of the set-up, and write the learning rates that moved."""
+        idle_schedules.refuse_replaced(self.active_rules, model)
+        self.followers.optimizers.keep_up()
+
     def advance(self, context: StepContext) -> bool:
         """Apply all that is due at a moment between two optimizer steps; returns whether anything was."""
         with ledger.flips() as flips:

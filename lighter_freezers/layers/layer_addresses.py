@@ -1,5 +1,6 @@
 """What the layers of a model are, with the addresses that rules call them by: to read and to copy."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from torch import nn
@@ -38,8 +39,10 @@ def _lines(model: nn.Module, anatomy: Anatomy, read: Anatomy) -> Iterator[str]:
     yield f"{'layers:...':28}{'parameters':>14} {'share':>8}"
     if anatomy.embeddings:
         yield line("embeddings", anatomy.embeddings, summary.compress(anatomy.embeddings))
+    first = Counter[str]()  # stages of one name count on, as the addresses do
     for stack, name in zip(anatomy.stacks, anatomy.stack_names, strict=True):
-        yield from (line(address, names, note) for address, names, note in _blocks(stack, name))
+        yield from (line(*block) for block in _blocks(stack, name, first[name]))
+        first[name] += len(stack.blocks)
     if anatomy.final_norms:
         yield line("(final norms)", anatomy.final_norms, summary.compress(anatomy.final_norms))
     if anatomy.head_weights:
@@ -53,10 +56,10 @@ def _lines(model: nn.Module, anatomy: Anatomy, read: Anatomy) -> Iterator[str]:
         yield f"Uncertain: a forward pass runs {what} {one}, the source says {other}"
 
 
-def _blocks(stack: Stack, name: str) -> Iterator[tuple[str, tuple[str, ...], str]]:
+def _blocks(stack: Stack, name: str, first: int) -> Iterator[tuple[str, tuple[str, ...], str]]:
     prefix = f"{name}." if name else ""
     again = f", runs {stack.num_passes} times" if stack.num_passes > len(stack.blocks) else ""
-    for index, (path, block) in enumerate(zip(stack.block_paths, stack.blocks, strict=True)):
+    for index, (path, block) in enumerate(zip(stack.block_paths, stack.blocks, strict=True), first):
         yield f"{prefix}block.{index}", block, path + again
 
 

@@ -44,7 +44,7 @@ def apply_lora(
     | `{r: 8, target: attention_only}` | queries and values, whatever the model calls them |
 
     Args:
-        network: PeftModule module: a GPT of this package, a model of transformers, your own.
+        network: Any module: a GPT of this package, a model of transformers, your own.
         config: What `peft.LoraConfig` takes, as a mapping; or a `LoraConfig`. A 0 in `rank_pattern` is
             allowed here: the layer can get a rank later. Keys of `rank_pattern` and `alpha_pattern` are
             PEFT's, of which the first that matches counts, or short names (`attn.3`, `mlp.*`, `wte`). In a

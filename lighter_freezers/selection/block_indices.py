@@ -13,7 +13,7 @@ def block_indices(text: str, num_blocks: int, layer: str) -> list[int] | None:
     | `3`, `-1` | 3, 7 |
     | `0-5` | 0 to 5, both ends |
     | `:-4`, `2:` | as Python's slices |
-    | `0%-50%`, `50%` | 0 to 3: x % is floor(x * 8 / 100); never empty unless it ends at 0 % |
+    | `0%-50%`, `50%` | 0 to 3: x % is floor(x * 8 / 100); never empty unless both ends are equal |
     | `*` | all |
 
     Args:
@@ -30,6 +30,8 @@ def block_indices(text: str, num_blocks: int, layer: str) -> list[int] | None:
     if text == "*":
         return list(range(num_blocks))
     if re.fullmatch(r"-\d+", text):
+        if int(text) + num_blocks < 0:
+            raise ValueError(f"'{layer}' means none of the {num_blocks} blocks.")
         return [int(text) + num_blocks]
     if (span := re.fullmatch(r"(\d+)-(\d+)", text)) is not None:
         first, last = int(span[1]), int(span[2])

@@ -72,6 +72,13 @@ class _Places:
         self._around = {"", *WRAPPERS}.union(
             *(_leading_paths(path.rpartition(".")[0]) for path in self._block_index)
         )
+        # a layer that PEFT adapted is one component, not its factors
+        self._adapted = {
+            path
+            for stack in self.stacks
+            for path, block in zip(stack.block_paths, stack.blocks, strict=True)
+            if any(name.removeprefix(f"{path}.base_layer.") != name for name in block)
+        }
         self._parts = BLOCK_PARTS
         inside = [self._cut(name)[1] for stack in self.stacks for block in stack.blocks for name in block]
         self.is_transformer = any(_lookup(rest, BLOCK_PARTS) == "attn" for rest in inside)
@@ -94,7 +101,7 @@ class _Places:
             return part if index is None else f"{part}.{index}"
         path, rest = self._cut(name)
         child, _, below = rest.partition(".")
-        is_own_parameter = path in self._block_index and not below
+        is_own_parameter = path in self._adapted or (path in self._block_index and not below)
         return without_wrapper(path if is_own_parameter else join(path, child))
 
     def _cut(self, name: str) -> tuple[str, str]:
@@ -149,12 +156,12 @@ def parameters_of_layer(model: nn.Module, layer: str) -> dict[str, nn.Parameter]
     """The parameters of one layer, by the short name every transformer shares.
 
     Args:
-        model: Any module with one stack of blocks: a network, or a LightningModule around it.
-        layer: `head`, `embeddings`, `norms`, `biases`; `attn.N`, `mlp.N`, `ln_1.N`, `ln_2.N`, the whole block
-            as `block.N`, each behind the name of a stack or tower where there are several, as in
-            `vision.block.3` (a block also as the model calls it:
-            `h.N`, `layers.N`), `wte`, `wpe`, `ln_f`, `lm_head`, or another component of `components(model)`,
-            such as the `classifier_head` of a GPT. N counts from 0.
+        model: Any module: a network, or a LightningModule around it.
+        layer: `attn.N`, `mlp.N`, `ln_1.N`, `ln_2.N` or the whole block as `block.N` (or as the model calls
+            it: `h.N`, `layers.N`), behind the name of a stack or tower where there are several, as in
+            `vision.block.3`;
+            `head`, `embeddings`, `norms`, `biases`; `wte`, `wpe`, `ln_f`, `lm_head`, or another component of
+            `components(model)`, such as the `classifier_head` of a GPT. N counts from 0.
 
     Returns:
         Canonical name to parameter, in model order. A tied weight has its first name: where `lm_head` is tied
@@ -167,11 +174,13 @@ def parameters_of_layer(model: nn.Module, layer: str) -> dict[str, nn.Parameter]
         raise TypeError(f"A layer is a string such as 'attn.2', not {layer!r} ({type(layer).__name__}).")
     anatomy, layer = _among(model, layer)
     every = canonical_parameters(model)
-    if names := _role(model, anatomy.anatomy, "bias" if layer == "biases" else layer):
+    places = {name: anatomy.place(name) for name, _ in named_aliases(model)}
+    is_component = (layer, None) in places.values()  # what the model calls `head` comes before the role
+    names = [] if is_component else _role(model, anatomy.anatomy, "bias" if layer == "biases" else layer)
+    if names:
         inside = {name for stack in anatomy.stacks for block in stack.blocks for name in block}
         is_all = len(anatomy.stacks) == len(anatomy.anatomy.stacks)
         return {name: every[name] for name in every if name in set(names) and (is_all or name in inside)}
-    places = {name: anatomy.place(name) for name, _ in named_aliases(model)}
     part, index = _parse_layer(layer, anatomy, set(places.values()))
     chosen = {
         id(parameter)
@@ -204,6 +213,8 @@ def expand_layers(model: nn.Module, layers: str) -> list[str]:
 def _among(model: nn.Module, layer: str) -> tuple[_Places, str]:
     """The places of the stack or tower that a layer begins with, and the rest of its name."""
     places = _Places(model)
+    if any(places.place(name) == (layer, None) for name, _ in named_aliases(model)):
+        return places, layer  # such as `encoder.final_layer_norm`
     prefix = places.anatomy.prefix_of(layer)
     return (_Places(model, prefix), layer[len(prefix) + 1 :]) if prefix else (places, layer)
 

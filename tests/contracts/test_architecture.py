@@ -105,7 +105,7 @@ HOMES = [
     Home(
         "knows what transformers call their parts",
         _spells_a_part,
-        ("selection/part_names.py", "selection/layer_names.py", "lora/sites.py", "gpt/pretrained.py"),
+        ("selection/layer_names.py", "lora/sites.py", "gpt/pretrained.py"),
         "part = {'self_attn': 'attn'}",
     ),
     Home(

@@ -50,7 +50,7 @@ VARIANTS = {
 ELSEWHERE = {
     "plan_and_report",  # tests/cli/test_plan_and_report.py
     "gradient_norms",  # tests/callbacks/test_gradient_norm_files.py
-    *("rank_schedule", "rank_by_loss"),  # tests/lora/test_lora_configs.py
+    *("rank_schedule", "rank_by_loss", "lora_plus"),  # tests/lora/test_lora_configs.py
     # test_operation_configs.py
     *("complete_example", "progressive_rank_scaling", "layerwise_unfreezing", "component_wise"),
     *("phases", "phases_early_late", "phases_free"),

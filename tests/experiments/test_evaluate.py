@@ -220,5 +220,5 @@ def test_multi_nli_knows_its_labels_whatever_the_sample(
     monkeypatch.setattr(
         module._answers, "texts", lambda network, batch, data: [answer] * len(batch["input_ids"])
     )
-    [scores] = trainer("pytorch_lightning").test(module, data, verbose=False)
+    [scores] = trainer("pytorch_lightning", default_root_dir=tmp_path).test(module, data, verbose=False)
     assert scores["test/accuracy"] == accuracy

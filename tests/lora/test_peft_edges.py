@@ -198,8 +198,11 @@ def test_an_adapter_of_another_name(tmp_path: Path) -> None:
 
 def named(model: Any) -> nn.Module:
     """The layer q as the attention of a block."""
-    block = nn.ModuleDict({"attn": nn.ModuleDict({"q": model.q})})
-    return nn.ModuleDict({"h": nn.ModuleList([block])})
+    blocks = [
+        nn.ModuleDict({"attn": nn.ModuleDict({"q": q}), "mlp": nn.Linear(2, 2)})
+        for q in (model.q, nn.Linear(2, 2))
+    ]
+    return nn.ModuleDict({"h": nn.ModuleList(blocks)})
 
 
 def test_of_several_adapters_each_has_its_ranks(tmp_path: Path) -> None:

@@ -339,3 +339,18 @@ def test_a_stack_or_a_tower_by_its_name() -> None:
     resnet = ARCHITECTURES["resnet18"]()
     assert expand_layers(resnet, "block.-1") == ["block.7"]
     assert {name[:8] for name in parameters_of_layer(resnet, "block.7")} == {"layer4.1"}
+
+
+def test_a_component_comes_before_a_role() -> None:
+    """What the model calls `head` is meant, whatever the anatomy takes for its head."""
+    model = nn.Module()
+    model.head, model.blocks = nn.Linear(2, 2), nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+
+    assert list(parameters_of_layer(model, "head")) == ["head.weight", "head.bias"]
+
+
+def test_a_negative_index_beyond_the_blocks() -> None:
+    """It is named as it was written."""
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    with pytest.raises(ValueError, match=r"'block.-9' means none of the 3 blocks"):
+        expand_layers(model, "block.-9")

@@ -19,7 +19,8 @@ HEADER = """# What is a layer: the zoo
 
 Models built small from their real classes, and what the layer functions take for their layers.
 Each row is a test.
-The rows record what the code answers, read through but not derived a second time by hand.
+Rows of timm, MONAI and segmentation-models-pytorch are skipped where these are not installed.
+The rows record what the code answers; they were not derived a second time by hand.
 A test fails when an answer changes, and checks the order of blocks against a forward pass where one runs.
 `refused` means that a verb ends with an error that shows what was found and asks for `blocks:`.
 This table is made by `python -m tests.zoo.table`.

@@ -43,7 +43,7 @@ def find_rows(root: Node) -> list[Row]:
         )
     if deep:
         return _merged(_with_single_blocks(root, _no_slivers(deep)))
-    units = [row for row in rows if any(block.children for block in row.blocks)]
+    units = [row for row in rows if any(b.children and not b.is_adapted for b in row.blocks)]
     return _alike(units or rows)
 
 

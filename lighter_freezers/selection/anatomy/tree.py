@@ -67,6 +67,11 @@ class Node:
         return isinstance(self.module, CONTAINERS) and not self.own
 
     @cached_property
+    def is_adapted(self) -> bool:
+        """Whether PEFT put it around a layer: it is that layer still, and no block of factors."""
+        return any(child.name == "base_layer" for child in self.children)
+
+    @cached_property
     def reading(self) -> Reading:
         """What its `forward` says."""
         module_class: Any = type(self.module)  # Any: it may have a forward of its own
@@ -155,7 +160,8 @@ def _build(name: str, path: str, module: nn.Module, seen: dict[int, Node], first
             num_layers += below.num_layers
             node.has_tables |= below.has_tables
             shapes.append(below.shape)
-    node.elements, node.num_layers = elements, num_layers
+    base = [child for child in node.children if child.name == "base_layer"]
+    node.elements, node.num_layers = elements, base[0].num_layers if base else num_layers
     node.shape = hash((type(inner), elements, *shapes))
     return node
 
