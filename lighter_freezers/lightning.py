@@ -18,11 +18,13 @@ from lighter_freezers.experiments.training.text_data import TextData
 if TYPE_CHECKING:
     from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
     from lighter_freezers.callbacks.freezer import Freezer
+    from lighter_freezers.callbacks.gradient_norm_monitor import GradientNormMonitor
     from lighter_freezers.callbacks.gradual_unfreezing import GradualUnfreezing
     from lighter_freezers.callbacks.layer_operations import LayerOperations
     from lighter_freezers.callbacks.lora_phases import LoraPhases
     from lighter_freezers.callbacks.lora_rank_scheduler import LoraRankScheduler
     from lighter_freezers.callbacks.phase_recorder import PhaseRecorder
+    from lighter_freezers.callbacks.plots_at_end import PlotsAtEnd
     from lighter_freezers.callbacks.results_summary import ResultsSummary
 
 __all__ = [
@@ -31,11 +33,13 @@ __all__ = [
     "Freezer",
     "GPTModule",
     "GenerationDataModule",
+    "GradientNormMonitor",
     "GradualUnfreezing",
     "LayerOperations",
     "LoraPhases",
     "LoraRankScheduler",
     "PhaseRecorder",
+    "PlotsAtEnd",
     "ResultsSummary",
     "SequenceScoreDataModule",
     "TextDataModule",

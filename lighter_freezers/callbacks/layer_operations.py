@@ -49,9 +49,9 @@ class LayerOperations(EngineCallback):
         monitor: The loss: a metric logged in validation or in training, averaged over all ranks; or
             `training_loss`, the mean of the loss returned by `training_step`, which needs no validation.
         average_over: Optimizer steps in one mean of `training_loss`. It stays on the device and is read one
-            step late, and only while an operation waits for it.
+            step late, and only while an operation that is still to come needs it.
         on_failure: What happens when an operation fails: `stop` the run with the reason, or `skip` the
-            operation with a warning. Either way it does not count as done.
+            operation, which the log names; it is recorded as skipped and not tried again.
         optimizer_state: The optimizer state of parameters that operations freeze: `keep` it,
             `reset` it when the hold begins, or `free` it and remove the parameter from its group until it
             thaws.

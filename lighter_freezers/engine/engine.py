@@ -126,9 +126,9 @@ class Engine(Callback):
                 action.setup(trainer, pl_module, stage)
             if stage == "fit":
                 self._set_up_fit(trainer, pl_module)
-        except ValueError:
-            # a selector or an operation that names nothing is a ValueError: final for a finished model, but
-            # expected where `configure_model` has yet to build layers; `on_fit_start` then checks again
+        except (ValueError, RuntimeError):
+            # a selector that names nothing, or a model of which nothing trains: final for a finished model,
+            # but expected where `configure_model` has yet to build layers; `on_fit_start` then checks again
             if not self._builds_late:
                 raise
 

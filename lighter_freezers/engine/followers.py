@@ -43,6 +43,7 @@ class Followers:
         self._actions = actions
         self._listeners: list[TransitionListener] = []
         self._held: list[Hold] = []
+        self._has_warned_of_rate = False
         self._norms = FrozenNorms(nn.Module(), [])
         self._boundary = GradientBoundary(nn.Module())
         self._graphs = CompiledGraphs(nn.Module())
@@ -117,9 +118,11 @@ class Followers:
         transition = self.announcer.transition(context.moment, frozen, thawed, False, outcome)
         if frozen or thawed or outcome != ActionResult():
             self._announce(context, transition)
-        if thawed and context.trainer.is_global_zero:
+        if thawed and context.trainer.is_global_zero and not self._has_warned_of_rate:
             self.optimizers.keep_up()
-            self.announcer.warn_of_no_rate(self.optimizers.without_rate(thawed))
+            if idle := self.optimizers.without_rate(thawed):
+                self._has_warned_of_rate = True
+                self.announcer.warn_of_no_rate(idle, has_scheduler=bool(context.schedulers))
         return True
 
     def _look_again(self, context: StepContext) -> None:

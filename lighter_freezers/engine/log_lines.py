@@ -102,15 +102,15 @@ class Announcer:
             stacklevel=2,
         )
 
-    def warn_of_no_rate(self, parameters: Sequence[Parameter]) -> None:
-        """Warn if parameters that have just thawed have a learning rate of 0."""
-        if parameters:
-            log.warning(
-                "%s thawed, but the learning rate there is 0, so nothing of it moves before the LR scheduler "
-                "raises the rate (TransferLearningScheduler: at feature_extraction_iters). Thaw it then, or "
-                "let the schedule begin earlier",
-                self._summary.compress(self._named(parameters)),
-            )
+    def warn_of_no_rate(self, parameters: Sequence[Parameter], *, has_scheduler: bool) -> None:
+        """Warn that parameters which have just thawed have a learning rate of 0."""
+        until = " until the LR scheduler raises it" if has_scheduler else ""
+        log.warning(
+            "%s thawed, but the learning rate there is 0, so these weights do not move%s. Thaw them later "
+            "or give them a rate. This warning appears once per run",
+            self._summary.compress(self._named(parameters)),
+            until,
+        )
 
     def _named(self, parameters: Sequence[Parameter]) -> tuple[str, ...]:
         """The names of parameters that change together; their text is built the first time."""

@@ -140,3 +140,4 @@ def test_a_thaw_at_rate_zero_warns(namespace: str, rate: float, arguments: Any, 
     with caplog.at_level(logging.WARNING, "lighter_freezers"):
         trainer(namespace, callbacks=[freezer]).fit(module, batches(), batches())
     assert ("layer2 thawed, but the learning rate there is 0" in caplog.text) is (rate == 0)
+    assert "LR scheduler" not in caplog.text  # there is none

@@ -15,7 +15,7 @@ class DrawnBlocks(EngineCallback):
 
 
 class _Draw(Action):
-    title, terms = "DrawnBlocks", Terms(optimizer_state="free")
+    title, kind, terms = "DrawnBlocks", "drawn blocks", Terms(optimizer_state="free")
 
     def __init__(self, num_blocks: int, every_n_steps: int, seed: int) -> None:
         super().__init__()

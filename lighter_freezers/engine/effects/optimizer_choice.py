@@ -72,10 +72,10 @@ class Neighbours:
         Returns:
             Its index; None where several are equally near.
         """
+        if asked is not None and asked not in self._asked:  # a name that means none is an error in any case
+            self._asked[asked] = _named(asked, self._names, self._optimizers)
         if len(candidates) == 1:
             return candidates[0]
-        if asked is not None and asked not in self._asked:
-            self._asked[asked] = _named(asked, self._names, self._optimizers)
         wanted = [index for index in self._asked[asked] if index in candidates] if asked is not None else []
         if wanted:
             return wanted[0]
