@@ -13,6 +13,8 @@ from benchmarks.gpt_steps import Size
 from benchmarks.plain_gpt import PlainGPT
 from lighter_freezers import GPT
 
+pytestmark = pytest.mark.wide  # a benchmark from its command to its page
+
 SIZE = Size(layers=2, width=16, heads=2, time=128, batch=4, vocab=65)
 TINY = ["--layers", "2", "--width", "16", "--heads", "2", "--time", "128", "--batch", "4"]
 NAMES = {

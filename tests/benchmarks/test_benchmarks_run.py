@@ -25,6 +25,8 @@ from benchmarks import (
 )
 from benchmarks.measure import Report, Row, Samples, interleave
 
+pytestmark = pytest.mark.wide  # a benchmark from its command to its page
+
 TINY_LORA = ["--large", "128", "256", "--layers", "1", "--width", "64"]
 TINY_LORA += ["--rounds", "2", "--steps", "2", "--learn", "3", "--seeds", "1"]
 TINY: list[tuple[ModuleType, str, list[str]]] = [

@@ -10,6 +10,8 @@ import torch
 from benchmarks import smollm2_study as study
 from tests.experiments.training import causal_lms
 
+pytestmark = pytest.mark.wide  # a benchmark from its command to its page
+
 ROOT = Path(__file__).parents[2]
 
 

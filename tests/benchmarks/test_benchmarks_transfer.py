@@ -10,6 +10,8 @@ import torch
 
 from benchmarks import fits, transfer
 
+pytestmark = pytest.mark.wide  # a benchmark from its command to its page
+
 FEW = Namespace(steps=2, sequences=16)
 
 

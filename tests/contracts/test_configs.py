@@ -159,6 +159,7 @@ def test_a_mode_is_learnt_from_the_pretrained_checkpoint(mode: str, pretrained: 
     assert "step 2: thawed" in printed
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_variants_of_a_mode_are_overrides(

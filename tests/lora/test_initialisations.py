@@ -24,9 +24,12 @@ from lighter_freezers.lora.restore import install_rank_restore
 from tests.lab import trainer
 from tests.lora.stock_peft import X, base, stock_outputs, train
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Full backward hook:UserWarning", "ignore:PiSSA changes:UserWarning", "ignore:.*eva_config"
-)
+pytestmark = [
+    pytest.mark.wide,
+    pytest.mark.filterwarnings(
+        "ignore:Full backward hook:UserWarning", "ignore:PiSSA changes:UserWarning", "ignore:.*eva_config"
+    ),
+]
 
 MOVING = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga")
 ROUNDING = 2e-6  # of outputs of size 1; PEFT's own conversion has 3.6e-7

@@ -26,12 +26,15 @@ from lighter_freezers.lora.sites import find_lora_sites
 from tests.lab import trainer
 from tests.lora.stock_peft import X, base, stock_outputs, stock_parameters, train
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Already found:UserWarning",
-    "ignore:.*no bias",
-    "ignore:.*AdaLora",
-    "ignore:.*did not match any targeted:RuntimeWarning",
-)
+pytestmark = [
+    pytest.mark.wide,
+    pytest.mark.filterwarnings(
+        "ignore:Already found:UserWarning",
+        "ignore:.*no bias",
+        "ignore:.*AdaLora",
+        "ignore:.*did not match any targeted:RuntimeWarning",
+    ),
+]
 
 EXPERTS = {"r": 4, "target_modules": ["q"], "target_parameters": ["experts.up", "experts.down"]}
 TOKENS = {"r": 4, "target_modules": ["q", "k"], "trainable_token_indices": {"emb": [1, 2]}}
