@@ -142,7 +142,10 @@ def without_rate(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer
     """Those of some parameters that are in a group with the learning rate 0."""
     ids = {id(parameter) for parameter in parameters}
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return [p for group in groups if not float(group["lr"]) for p in group["params"] if id(p) in ids]
+    idle = [
+        group for group in groups if group["lr"] is not None and not float(group["lr"])
+    ]  # Adafactor: None
+    return [parameter for group in idle for parameter in group["params"] if id(parameter) in ids]
 
 
 def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> None:
