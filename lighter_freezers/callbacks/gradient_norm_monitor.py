@@ -119,11 +119,11 @@ class GradientNormMonitor(Callback):
 
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Refuse what cannot be measured, and register with the engine for the transitions of this fit."""
+        if stage == "fit":
+            refuse_flat_gradients(trainer.strategy, "GradientNormMonitor")
         engine = Engine.of(trainer)  # in every stage, or a later callback would insert it ahead of itself
-        if stage != "fit":
-            return
-        refuse_flat_gradients(trainer.strategy, "GradientNormMonitor")
-        engine.add_listener(self)
+        if stage == "fit":
+            engine.add_listener(self)
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Open the files, or record a transition; called by the engine on every rank."""
