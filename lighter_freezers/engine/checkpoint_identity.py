@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import LossOrWait, MetricBelow, MetricTrigger, Schedule
+from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = [
@@ -227,5 +228,4 @@ def _what(entry: str) -> str:
 
 
 def _listed(titles: Sequence[str]) -> str:
-    distinct = list(dict.fromkeys(titles))
-    return ", ".join(distinct[:4]) + (f" and {len(distinct) - 4} more" if len(distinct) > 4 else "")
+    return first_few(list(dict.fromkeys(titles)), 4)

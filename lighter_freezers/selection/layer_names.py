@@ -11,7 +11,7 @@ from typing import TypeAlias
 from torch import nn
 
 from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
-from lighter_freezers.selection.anatomy.tree import tree_of
+from lighter_freezers.selection.anatomy.tree import leading, tree_of
 from lighter_freezers.selection.block_indices import block_indices
 from lighter_freezers.selection.names import (
     WRAPPERS,
@@ -70,7 +70,7 @@ class _Places:
         runs = [sum(every, ())] if _are_stages(self.stacks) else every
         self._block_index = {path: index for run in runs for index, path in enumerate(run)}
         self._around = {"", *WRAPPERS}.union(
-            *(_leading_paths(path.rpartition(".")[0]) for path in self._block_index)
+            *(leading(path.rpartition(".")[0]) for path in self._block_index)
         )
         # a layer that PEFT adapted is one component, not its factors
         self._adapted = {
@@ -119,11 +119,6 @@ class _Places:
 def _are_stages(stacks: Sequence[Stack]) -> bool:
     """Whether stacks are stages of one trunk, as in a ResNet, so that blocks count through all of them."""
     return len({re.sub(r"\d+", "", stack.path) for stack in stacks}) == 1
-
-
-def _leading_paths(path: str) -> set[str]:
-    segments = path.split(".")
-    return {".".join(segments[:length]) for length in range(1, len(segments) + 1)}
 
 
 def _lookup(path: str, table: Mapping[str, str]) -> str | None:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from os.path import commonprefix
 
 from torch import nn
 
@@ -213,14 +214,7 @@ def _is_like(one: Node, other: Node) -> bool:
     if one.has_mixer and other.has_mixer and names & others:
         return True
     first, second = type(one.module).__name__, type(other.module).__name__
-    return len(_common(first, second)) > 6
-
-
-def _common(one: str, other: str) -> str:
-    end = next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
-    return one[:end]
+    return len(commonprefix([first, second])) > 6
 
 
 def _resolved(parent: Node, family: Sequence[Node], known: dict[object, bool]) -> list[Row]:
