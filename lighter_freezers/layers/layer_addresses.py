@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
+from lighter_freezers.selection.anatomy.addresses import stack_names
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
 
@@ -40,7 +41,7 @@ def _lines(model: nn.Module, anatomy: Anatomy, read: Anatomy) -> Iterator[str]:
     if anatomy.embeddings:
         yield line("embeddings", anatomy.embeddings, summary.compress(anatomy.embeddings))
     first = Counter[str]()  # stages of one name count on, as the addresses do
-    for stack, name in zip(anatomy.stacks, anatomy.stack_names, strict=True):
+    for stack, name in zip(anatomy.stacks, stack_names(anatomy), strict=True):
         yield from (line(*block) for block in _blocks(stack, name, first[name]))
         first[name] += len(stack.blocks)
     if anatomy.final_norms:

@@ -63,9 +63,7 @@ def targets_in(model: nn.Module, layer: str, adapter_name: str) -> list[nn.Modul
     Raises:
         ValueError: There is no such layer, or none of its modules can have LoRA.
     """
-    chosen = {
-        id(p) for name in expand_layers(model, layer) for p in parameters_of_layer(model, name).values()
-    }
+    chosen = set(map(id, parameters_of_layer(model, layer).values()))
     found = {path: module for path, module in _plain_modules(model).items() if id(module.weight) in chosen}
     if layer in ("wte", "lm_head"):  # tied, they have one weight
         found = {path: m for path, m in found.items() if isinstance(m, nn.Embedding) == (layer == "wte")}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from lighter_freezers.lora.sites import matches_pattern
-from lighter_freezers.selection.layer_names import expand_layers, parameters_of_layer
+from lighter_freezers.selection.layer_names import parameters_of_layer
 from lighter_freezers.selection.names import closest_names
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def _by_layer(
 def _short(network: nn.Module, targets: Mapping[str, nn.Module | nn.Parameter], key: str) -> Iterable[str]:
     """The targets that are in `attn.3`, `mlp.*` or `wte`."""
     try:
-        layers = expand_layers(network, key)
-        ids = {id(p) for layer in layers for p in parameters_of_layer(network, layer).values()}
+        ids = set(map(id, parameters_of_layer(network, key).values()))
     except ValueError:
         return []
     named = [name for name, target in targets.items() if id(_weight(target)) in ids]

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lighter_freezers.lora.peft_configs import PeftModule, refuse_other_tuners, usual_adapter
 from lighter_freezers.lora.resize import ZeroFactor
-from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
+from lighter_freezers.selection.layer_names import components, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters, closest_names, named_aliases, walk
 
 __all__ = [
@@ -177,8 +177,7 @@ def select_sites(model: nn.Module, sites: Mapping[str, LoraSite], pattern: str) 
         ValueError: It means no layer with LoRA; the message says which there are.
     """
     try:
-        layers = expand_layers(model, pattern)
-        ids = {id(p) for layer in layers for p in parameters_of_layer(model, layer).values()}
+        ids = set(map(id, parameters_of_layer(model, pattern).values()))
     except ValueError as error:
         ids, reason = set(), str(error)
     else:

@@ -11,7 +11,9 @@ from typing import TypeAlias
 from torch import nn
 
 from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
-from lighter_freezers.selection.anatomy.tree import leading, tree_of
+from lighter_freezers.selection.anatomy.addresses import home_of, prefix_of, stack_names, stacks_named
+from lighter_freezers.selection.anatomy.rows import family_of, runs_beside
+from lighter_freezers.selection.anatomy.tree import Node, leading, tree_of
 from lighter_freezers.selection.block_indices import block_indices
 from lighter_freezers.selection.names import (
     WRAPPERS,
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 WHOLE_BLOCK = "block"
+_ROLES = ("head", "embeddings", "norms", "biases")
 Place: TypeAlias = tuple[str, int | None]  # ("attn", 3) or, outside the blocks, ("wte", None)
 FEEDFORWARD_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 
@@ -60,13 +63,13 @@ GLOBAL_LAYERS: Mapping[str, str] = {
 class _Places:
     """The place of each parameter name of one model, from its anatomy."""
 
-    def __init__(self, model: nn.Module, among: str = "") -> None:
-        """Read a model; `among` names one of its stacks or towers, so that indices count in it alone."""
-        self.anatomy = anatomy_of(model)
+    def __init__(self, anatomy: Anatomy, among: str = "") -> None:
+        """Take an anatomy; `among` names one of its stacks or towers, so that indices count in it alone."""
+        self.anatomy = anatomy
         self.model_class = self.anatomy.model_class
-        self.stacks = self.anatomy.among(among)
+        self.stacks = stacks_named(anatomy, among)
         every = [stack.block_paths for stack in self.stacks]
-        self.num_blocks = sum(map(len, every))
+        self.blocks = [block for stack in self.stacks for block in stack.blocks]
         runs = [sum(every, ())] if _are_stages(self.stacks) else every
         self._block_index = {path: index for run in runs for index, path in enumerate(run)}
         self._around = {"", *WRAPPERS}.union(
@@ -118,7 +121,7 @@ class _Places:
 
 def _are_stages(stacks: Sequence[Stack]) -> bool:
     """Whether stacks are stages of one trunk, as in a ResNet, so that blocks count through all of them."""
-    return len({re.sub(r"\d+", "", stack.path) for stack in stacks}) == 1
+    return len({family_of(stack.path) for stack in stacks}) == 1
 
 
 def _lookup(path: str, table: Mapping[str, str]) -> str | None:
@@ -140,15 +143,17 @@ def components(model: nn.Module) -> dict[str, list[str]]:
         `wte`, `attn.0`, `mlp.0`, `ln_f`, ...; others have a component for each module right inside a block
         (`layers.0.conv1`) and for each module next to the blocks (`head`).
     """
-    anatomy = _Places(model)
+    anatomy = _Places(anatomy_of(model))
     grouped: dict[str, list[str]] = {}
     for name in canonical_parameters(model):
         grouped.setdefault(anatomy.component(name), []).append(name)
     return grouped
 
 
-def parameters_of_layer(model: nn.Module, layer: str) -> dict[str, nn.Parameter]:
-    """The parameters of one layer, by the short name every transformer shares.
+def parameters_of_layer(
+    model: nn.Module, layer: str, anatomy: Anatomy | None = None
+) -> dict[str, nn.Parameter]:
+    """The parameters of a layer or of several, by the short names every transformer shares.
 
     Args:
         model: Any module: a network, or a LightningModule around it.
@@ -156,33 +161,23 @@ def parameters_of_layer(model: nn.Module, layer: str) -> dict[str, nn.Parameter]
             it: `h.N`, `layers.N`), behind the name of a stack or tower where there are several, as in
             `vision.block.3`;
             `head`, `embeddings`, `norms`, `biases`; `wte`, `wpe`, `ln_f`, `lm_head`, or another component of
-            `components(model)`, such as the `classifier_head` of a GPT. N counts from 0.
+            `components(model)`, such as the `classifier_head` of a GPT. N counts from 0, and may be what
+            `block_indices` knows: `-1`, `0-5`, `:-4`, `0%-50%`, `*`.
+        anatomy: Of this model, where the user says what its blocks are. None to find them.
 
     Returns:
         Canonical name to parameter, in model order. A tied weight has its first name: where `lm_head` is tied
-        to `wte`, both layers are one and the same parameter.
+        to `wte`, both layers are one and the same parameter. A block has all that the layer verbs take for
+        it, such as the downsampling between two stages.
 
     Raises:
         ValueError: If the model has no such layer; the message says which it has.
     """
     if not isinstance(layer, str):
         raise TypeError(f"A layer is a string such as 'attn.2', not {layer!r} ({type(layer).__name__}).")
-    anatomy, layer = _among(model, layer)
-    every = canonical_parameters(model)
-    places = {name: anatomy.place(name) for name, _ in named_aliases(model)}
-    is_component = (layer, None) in places.values()  # what the model calls `head` comes before the role
-    names = [] if is_component else _role(model, anatomy.anatomy, "bias" if layer == "biases" else layer)
-    if names:
-        inside = {name for stack in anatomy.stacks for block in stack.blocks for name in block}
-        is_all = len(anatomy.stacks) == len(anatomy.anatomy.stacks)
-        return {name: every[name] for name in every if name in set(names) and (is_all or name in inside)}
-    part, index = _parse_layer(layer, anatomy, set(places.values()))
-    chosen = {
-        id(parameter)
-        for name, parameter in named_aliases(model)
-        if places[name] == (part, index) or (part == WHOLE_BLOCK and places[name][1] == index)
-    }
-    return {name: parameter for name, parameter in every.items() if id(parameter) in chosen}
+    found = _Found(model, anatomy_of(model) if anatomy is None else anatomy, layer)
+    names = {name for each in found.expanded() for name in found.names_of(each)}
+    return {name: parameter for name, parameter in found.parameters.items() if name in names}
 
 
 def expand_layers(model: nn.Module, layers: str) -> list[str]:
@@ -192,47 +187,97 @@ def expand_layers(model: nn.Module, layers: str) -> list[str]:
         model: Any module with blocks.
         layers: A layer name whose index may be what `block_indices` knows; any other comes back as it is.
     """
-    part, _, index = layers.rpartition(".")
-    if not part or not part.rpartition(".")[2].isidentifier() or not re.search(r"[-:%*]", index):
+    if not _is_range(layers):
         return [layers]
-    places, _ = _among(model, part)
-    _refuse_ambiguous(layers, places)
-    found = block_indices(index, places.num_blocks, layers)
-    if index == "*":  # of a hybrid only some blocks have an attention
-        inner = part.rpartition(".")[2]
-        having = {place[1] for place in map(places.place, canonical_parameters(model)) if place[0] == inner}
-        found = [block for block in found or [] if block in having] or found
-    return [layers] if found is None else [f"{part}.{block}" for block in found]
+    found = _Found(model, anatomy_of(model), layers)
+    return [f"{found.prefix}{each}" for each in found.expanded()]
 
 
-def _among(model: nn.Module, layer: str) -> tuple[_Places, str]:
-    """The places of the stack or tower that a layer begins with, and the rest of its name."""
-    places = _Places(model)
-    if any(places.place(name) == (layer, None) for name, _ in named_aliases(model)):
-        return places, layer  # such as `encoder.final_layer_norm`
-    prefix = places.anatomy.prefix_of(layer)
-    return (_Places(model, prefix), layer[len(prefix) + 1 :]) if prefix else (places, layer)
+class _Found:
+    """What an address means in one model."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, address: str) -> None:
+        self._model, self._asked = model, address
+        self.parameters = canonical_parameters(model)
+        self._aliases = dict(named_aliases(model))
+        places = _Places(anatomy)
+        is_component = any(places.place(name) == (address, None) for name in self._aliases)
+        tower = "" if is_component else prefix_of(anatomy, address)  # not `encoder.final_layer_norm`
+        self.prefix = f"{tower}." if tower else ""
+        self._rest = address[len(self.prefix) :]
+        self._places = _Places(anatomy, tower) if tower else places
+        self._place = {name: self._places.place(name) for name in self._aliases}
+
+    def expanded(self) -> list[str]:
+        """The single layers, without the name of their stack or tower."""
+        part, _, index = self._rest.rpartition(".")
+        if not _is_range(self._rest):
+            return [self._rest]
+        _refuse_ambiguous(self._asked, self.prefix, self._places)
+        blocks = block_indices(index, len(self._places.blocks), self._asked)
+        if blocks is None:
+            return [self._rest]
+        if index == "*":  # of a hybrid only some blocks have an attention
+            having = {block for inner, block in self._place.values() if inner == part}
+            blocks = [block for block in blocks if block in having] or blocks
+        return [f"{part}.{block}" for block in blocks]
+
+    def names_of(self, layer: str) -> set[str]:
+        """First names of the parameters of a single layer."""
+        places = set(self._place.values())
+        is_role = layer in _ROLES and (layer, None) not in places  # what the model calls `head` comes first
+        if is_role and (names := self._of_role(layer)):
+            return names
+        part, index = _parse_layer(layer, self._asked, self.prefix, self._places, places)
+        if part == WHOLE_BLOCK and index is not None:
+            return set(self._places.blocks[index])
+        chosen = {id(p) for name, p in self._aliases.items() if self._place[name] == (part, index)}
+        return {name for name, parameter in self.parameters.items() if id(parameter) in chosen}
+
+    def _of_role(self, role: str) -> set[str]:
+        anatomy, root = self._places.anatomy, tree_of(self._model)
+        if role == "norms":
+            names = {name for node in root.walk() if node.is_norm for name in node.names()}
+        elif role == "biases":
+            names = {name for name in self.parameters if name.rpartition(".")[2] == "bias"}
+        else:
+            names = set(anatomy.head_weights if role == "head" else anatomy.embeddings)
+        if not self.prefix:
+            return names
+        home = home_of(anatomy, self._places.stacks)
+        inside = {name for name in names if home and home in leading(name)}
+        if role == "head":
+            inside |= {name for name in anatomy.heads if self._is_fed_alone(root, name)}
+        if not inside:
+            elsewhere = f" Those of the model: '{role}'." if names else ""
+            raise ValueError(
+                f"'{self._asked}': the {self.prefix[:-1]} of {anatomy.model_class} has no {role} of its own."
+                + elsewhere
+            )
+        return inside
+
+    def _is_fed_alone(self, root: Node, name: str) -> bool:
+        """Whether the source says that a head gets what this tower computes, and nothing of the others."""
+        by_path = {node.path: node for node in root.walk()}
+        head, own = by_path[name.rpartition(".")[0]], self._places.stacks
+        others = [stack for stack in self._places.anatomy.stacks if stack not in own]
+        beside = [runs_beside(root, by_path[stack.block_paths[-1]], head) for stack in (*others, *own)]
+        return bool(others) and all(beside[: len(others)]) and not any(beside[len(others) :])
 
 
-def _role(model: nn.Module, anatomy: Anatomy, layer: str) -> Sequence[str]:
-    """The names that `head`, `embeddings`, `norms` and `biases` stand for; none for other layers."""
-    if layer == "head":
-        return anatomy.head_weights
-    if layer == "embeddings":
-        return anatomy.embeddings
-    if layer == "norms":
-        return [name for node in tree_of(model).walk() if node.is_norm for name in node.names()]
-    return [name for name in canonical_parameters(model) if name.rpartition(".")[2] == layer == "bias"]
+def _is_range(layer: str) -> bool:
+    part, _, index = layer.rpartition(".")
+    return bool(part and part.rpartition(".")[2].isidentifier() and re.search(r"[-:%*]", index))
 
 
-def _parse_layer(layer: str, anatomy: _Places, places: set[Place]) -> Place:
+def _parse_layer(layer: str, asked: str, prefix: str, anatomy: _Places, places: set[Place]) -> Place:
     if (layer, None) in places:
         return layer, None
     part, _, text = layer.rpartition(".")
     parts = {found for found, index in places if index is not None}
     if not part or not (part in parts or _is_integer(text) or part in BLOCK_PARTS.values()):
         raise ValueError(_unknown_layer(layer, anatomy, places))
-    _refuse_ambiguous(layer, anatomy)
+    _refuse_ambiguous(asked, prefix, anatomy)
     if part in (WHOLE_BLOCK, anatomy.stacks[0].path.rpartition(".")[2]):
         part = WHOLE_BLOCK
     elif part not in parts:
@@ -241,7 +286,7 @@ def _parse_layer(layer: str, anatomy: _Places, places: set[Place]) -> Place:
             f"Unknown component '{part}' in '{layer}': the blocks of {anatomy.model_class} have "
             f"{', '.join(known)}. Closest: '{closest_names(part, known, 1)[0]}'."
         )
-    index = _parse_index(layer, part, text, anatomy.num_blocks)
+    index = _parse_index(layer, part, text, len(anatomy.blocks))
     if part != WHOLE_BLOCK and (part, index) not in places:
         there = sorted(found for found, block in places if block == index)
         raise ValueError(f"Block {index} has no '{part}': it has {', '.join(there)}.")
@@ -252,7 +297,7 @@ def _is_integer(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
 
 
-def _refuse_ambiguous(layer: str, anatomy: _Places) -> None:
+def _refuse_ambiguous(layer: str, prefix: str, anatomy: _Places) -> None:
     if not anatomy.stacks:
         why = anatomy.anatomy.doubt or "no modules in it repeat"
         raise ValueError(
@@ -260,11 +305,14 @@ def _refuse_ambiguous(layer: str, anatomy: _Places) -> None:
             "Select by parameter name instead."
         )
     if not _are_stages(anatomy.stacks):
+        every = zip(anatomy.anatomy.stacks, stack_names(anatomy.anatomy), strict=True)
+        names = list(dict.fromkeys(name for stack, name in every if stack in anatomy.stacks))
         stacks = ", ".join(f"'{stack.path}' with {len(stack.blocks)}" for stack in anatomy.stacks)
-        example = f"{anatomy.anatomy.stack_names[0]}.{layer}"
         raise ValueError(
             f"'{layer}' is ambiguous: {anatomy.model_class} has {len(anatomy.stacks)} stacks of blocks "
-            f"({stacks}). Say which: '{example}'."
+            f"({stacks}). Say which: "
+            + ", ".join(f"'{name}.{layer.removeprefix(prefix)}'" for name in names)
+            + "."
         )
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "join",
     "layout",
     "named_aliases",
+    "spellings",
     "unwrapped",
     "walk",
     "without_wrapper",
@@ -48,6 +49,24 @@ def without_wrapper(name: str) -> str:
     """Drop a leading `network.` or `model.`."""
     head, _, rest = name.partition(".")
     return rest if rest and head in WRAPPERS else name
+
+
+def spellings(rule: str) -> Iterator[str]:
+    """A rule as it is, behind each wrapper, without its own wrapper, and behind the other wrapper instead."""
+    yield rule  # first of all, since what matches so has nothing that a canonical name lacks
+    canonical = canonical_name(rule)
+    if canonical != rule:
+        yield canonical
+    for wrapper in WRAPPERS:
+        yield f"{wrapper}.{canonical}"
+    head, dot, rest = canonical.partition(".")
+    if head not in WRAPPERS:
+        return
+    if rest:
+        yield rest
+    for wrapper in WRAPPERS:
+        if wrapper != head:
+            yield f"{wrapper}{dot}{rest}"
 
 
 def join(path: str, name: str) -> str:

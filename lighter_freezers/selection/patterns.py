@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lighter_freezers.selection.layer_names import expand_layers, parameters_of_layer
+from lighter_freezers.selection.layer_names import parameters_of_layer
 from lighter_freezers.selection.names import closest_names, join, walk, without_wrapper
 
 __all__ = ["check_pattern", "match_class", "match_glob", "match_layers", "match_regex", "split_kind"]
@@ -87,4 +87,4 @@ def match_layers(layers: str, model: nn.Module) -> list[str]:
     Raises:
         ValueError: If the model has no such layer.
     """
-    return [name for layer in expand_layers(model, layers) for name in parameters_of_layer(model, layer)]
+    return list(parameters_of_layer(model, layers))

@@ -13,12 +13,12 @@ from typing import Literal
 from torch import nn
 
 from lighter_freezers.selection.names import (
-    WRAPPERS,
     Layout,
     canonical_name,
     closest_names,
     layout,
     named_aliases,
+    spellings,
     walk,
 )
 from lighter_freezers.selection.patterns import (
@@ -174,7 +174,7 @@ class _Finder:
     def mark_names(self, field: str, names: Iterable[str], marks: Marks) -> Iterator[str]:
         """Mark parameters by their full names; yield a message for each that does not exist."""
         for text in names:
-            if not any(self._mark_name(spelling, marks) for spelling in _spellings(text)):
+            if not any(self._mark_name(spelling, marks) for spelling in spellings(text)):
                 yield self._explain_name(field, text)
 
     def _mark_name(self, name: str, marks: Marks) -> bool:
@@ -188,7 +188,7 @@ class _Finder:
     def mark_prefixes(self, field: str, prefixes: Iterable[str], marks: Marks) -> Iterator[str]:
         """Mark what starts with a prefix; yield a message for each prefix without a match."""
         for text in prefixes:
-            for spelling in _spellings(text):
+            for spelling in spellings(text):
                 parent, found = self._starting_with(spelling)
                 if found:
                     marks.add(parent, found)
@@ -240,7 +240,7 @@ class _Finder:
             return match_layers(text, self._model)
         if kind == "re":
             return match_regex(text, self._names)
-        matches = (match_glob(spelling, self._names) for spelling in _spellings(text))
+        matches = (match_glob(spelling, self._names) for spelling in spellings(text))
         return next(filter(None, matches), [])
 
     def _layout_at(self, path: str) -> Layout | None:
@@ -260,7 +260,7 @@ class _Finder:
         return [path for path, _ in walk(self._model) if path]
 
     def _explain_name(self, field: str, text: str) -> str:
-        module = next((spelling for spelling in _spellings(text) if spelling in self._module_paths), None)
+        module = next((spelling for spelling in spellings(text) if spelling in self._module_paths), None)
         if module is None:
             return self._explain(field, text, self._names)
         argument = ARGUMENTS[field.replace("names", "prefixes")]
@@ -293,24 +293,6 @@ def _has_parameters(module: nn.Module | None) -> bool:
         if parameter is not None:
             return True
     return any(map(_has_parameters, module._modules.values()))
-
-
-def _spellings(rule: str) -> Iterator[str]:
-    """A rule as it is, behind each wrapper, without its own wrapper, and behind the other wrapper instead."""
-    yield rule  # first of all, since what matches so has nothing that a canonical name lacks
-    canonical = canonical_name(rule)
-    if canonical != rule:
-        yield canonical
-    for wrapper in WRAPPERS:
-        yield f"{wrapper}.{canonical}"
-    head, dot, rest = canonical.partition(".")
-    if head not in WRAPPERS:
-        return
-    if rest:
-        yield rest
-    for wrapper in WRAPPERS:
-        if wrapper != head:
-            yield f"{wrapper}{dot}{rest}"
 
 
 def _warn_of_longer_index(argument: str, text: str, last: str, found: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 import transformers
 from torch import nn
 
@@ -210,7 +211,7 @@ def test_a_model_of_one_block_has_a_stack() -> None:
     [
         ("attn.7", r"Layer index 7 out of range: the model has 4 layers, attn\.0 to attn\.3\."),
         ("block.4", r"Layer index 4 out of range: the model has 4 layers, block\.0 to block\.3\."),
-        ("attn.-5", r"Layer index -5 in 'attn\.-5' is out of range: write attn\.0 to attn\.3\."),
+        ("attn.-5", r"'attn\.-5' means none of the 4 blocks"),
         ("attn.two", r"Layer index 'two' in 'attn\.two' is not an integer: write attn\.0 to attn\.3\."),
         (
             "atn.2",
@@ -339,6 +340,55 @@ def test_a_stack_or_a_tower_by_its_name() -> None:
     resnet = ARCHITECTURES["resnet18"]()
     assert expand_layers(resnet, "block.-1") == ["block.7"]
     assert {name[:8] for name in parameters_of_layer(resnet, "block.7")} == {"layer4.1"}
+
+
+def test_stacks_of_one_name_have_two_words() -> None:
+    """Each address that the error of an ambiguous one recommends is taken, and selects one stack."""
+    vision = nn.ModuleDict({"transformer": gpt2(), "global_transformer": gpt2(3)})
+    model = nn.ModuleDict({"vision_model": vision, "language_model": llama()})
+    with pytest.raises(ValueError, match=r"'vision\.block\.0' is ambiguous.*Say which: ") as refusal:
+        parameters_of_layer(model, "vision.block.0")
+    first, second = str(refusal.value).rpartition("Say which: ")[2].rstrip(".").split(", ")
+
+    assert (first, second) == ("'vision.transformer.block.0'", "'vision.global_transformer.block.0'")
+    for address, length in ((first, 2), (second, 3)):
+        path = f"vision_model.{address.split('.')[1]}.transformer.h"
+        assert {name.rsplit(".", 3)[0] for name in parameters_of_layer(model, address.strip("'"))} & {
+            f"{path}.0.attn",
+            f"{path}.0",
+        }
+        last = address.strip("'")[:-1] + f"{length - 1}"
+        assert expand_layers(model, address.strip("'")[:-1] + "-1") == [last]
+
+
+def test_a_block_has_what_the_verbs_take_for_it() -> None:
+    """The downsampling between two stages is part of `block.N`, as it is of layer N of the verbs."""
+    model = torchvision.models.swin_transformer.SwinTransformer(
+        [2, 2], 8, [1, 2], [1, 2], [2, 2], num_classes=2
+    )
+    blocks = anatomy_of(model).blocks
+    for index, block in enumerate(blocks):
+        assert set(parameters_of_layer(model, f"block.{index}")) == set(block)
+    assert any(name.startswith("features.2.") for block in blocks for name in block)
+
+
+def test_the_head_of_a_tower() -> None:
+    """`vision.head` is what reads that tower alone; where there is none, the error says so."""
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": 32, "max_position_embeddings": 16}
+    vision = sizes | {"image_size": 8, "patch_size": 4}
+    clip = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    )
+    heads = {tower: list(parameters_of_layer(clip, f"{tower}.head")) for tower in ("vision", "text")}
+
+    assert heads == {"vision": ["visual_projection.weight"], "text": ["text_projection.weight"]}
+    tables = list(parameters_of_layer(clip, "text.embeddings"))
+    assert tables == [f"text_model.embeddings.{each}_embedding.weight" for each in ("token", "position")]
+    assert all(name.startswith("vision_model.") for name in parameters_of_layer(clip, "vision.norms"))
+    model = nn.ModuleDict({"student": gpt2().transformer, "teacher": llama()})
+    with pytest.raises(ValueError, match=r"'student\.head': the student of ModuleDict has no head "):
+        parameters_of_layer(model, "student.head")
 
 
 def test_a_component_comes_before_a_role() -> None:

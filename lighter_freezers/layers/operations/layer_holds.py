@@ -10,7 +10,7 @@ from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.terms import Terms
 from lighter_freezers.selection.adapters import adapters_in
 from lighter_freezers.selection.element_counts import num_elements
-from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
+from lighter_freezers.selection.layer_names import components, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
 
@@ -25,16 +25,13 @@ def parameters_of_layers(model: nn.Module, layers: str) -> dict[str, Parameter]:
     Raises:
         ValueError: The model has no such layer; the message says which it has.
     """
-    named: dict[str, Parameter] = {}
     try:
-        for layer in expand_layers(model, layers):
-            named.update(parameters_of_layer(model, layer))
+        return parameters_of_layer(model, layers)
     except ValueError as error:
         try:
             return ParameterSelector(prefixes=(f"{layers}.",)).select(model)
         except ValueError:
             raise error from None  # its message lists the layers
-    return named
 
 
 class LayerHolds:

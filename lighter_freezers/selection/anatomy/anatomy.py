@@ -22,7 +22,7 @@ from lighter_freezers.selection.anatomy.rows import (
 from lighter_freezers.selection.anatomy.stacks import find_rows
 from lighter_freezers.selection.anatomy.trace import first_calls
 from lighter_freezers.selection.anatomy.tree import Node, leading, tree_of
-from lighter_freezers.selection.names import closest_names, join, unwrapped
+from lighter_freezers.selection.names import closest_names, join, spellings, unwrapped
 
 __all__ = ["Anatomy", "Stack", "anatomy_of"]
 
@@ -126,22 +126,6 @@ class Anatomy:
         depth = max(map(len, titles), default=0)
         padded = [[""] * (depth - len(each)) + each for each in titles]
         return tuple(" + ".join(filter(None, level)) for level in zip(*padded, strict=True))
-
-    @property
-    def stack_names(self) -> tuple[str, ...]:
-        """What an address calls each stack: `encoder`, `vision`, `layer3`; "" for the only one."""
-        return tuple(short_name(stack.title) for stack in self.stacks)
-
-    def prefix_of(self, address: str) -> str:
-        """The name of a stack or tower that an address begins with, as in `vision.block.3`; "" if none."""
-        known = {*self.stack_names, *self.towers, *(stack.title for stack in self.stacks)} - {""}
-        inside = [each for each in leading(address) if each in known and each != address]
-        return inside[0] if inside else ""
-
-    def among(self, name: str) -> tuple[Stack, ...]:
-        """The stacks of that name, or in the tower of that name; all of them for ""."""
-        named = zip(self.stacks, self.stack_names, strict=True)
-        return tuple(stack for stack, short in named if name in ("", short, stack.title, stack.tower))
 
     def blocks_of(self, tower: str) -> tuple[tuple[str, ...], ...]:
         """The blocks of one tower, in forward order."""
@@ -256,17 +240,21 @@ def anatomy_of(
 
 
 def _say_roles(root: Node, roles: Roles, kind: Literal["head", "embedding"], said: Sequence[str]) -> None:
-    """Give the role that the user said to all below some paths."""
-    every = list(root.names())
+    """Give the role that the user said to all below some paths; a tied weight stays an embedding."""
+    every = {name: name for name in root.names()}
+    every |= {join(node.path, key): first for node in root.walk() for key, first in node.tied.items()}
     for path in [said] if isinstance(said, str) else said:
-        found = [name for name in every if path in leading(name)]
+        matches = ([name for name in every if each in leading(name)] for each in spellings(path))
+        found = next(filter(None, matches), [])
         if not found:
             close = ", ".join(closest_names(path, {each for name in every for each in leading(name)}))
             argument = "head" if kind == "head" else "embeddings"
             raise ValueError(
                 f"{argument}: '{path}' is no module or parameter of the model. Closest: {close}."
             )
-        roles.of.update(dict.fromkeys(found, Role(kind)))
+        tied = [every[name] for name in found if every[name] != name]
+        roles.tied += [name for name in tied if name not in roles.tied and kind == "head"]
+        roles.of.update(dict.fromkeys(set(found) & set(roles.of), Role(kind)))
 
 
 def _in_order(rows: Sequence[Row], roles: Roles) -> list[Row]:

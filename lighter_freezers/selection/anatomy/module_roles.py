@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
-from lighter_freezers.selection.anatomy.rows import Row, family_of, runs_beside
+from lighter_freezers.selection.anatomy.rows import Row, runs_beside
 from lighter_freezers.selection.anatomy.tree import TABLES, Node, in_run_order, leading
 from lighter_freezers.selection.names import join
 
@@ -299,7 +299,7 @@ def _declared_head(root: Node, stacks: Sequence[str]) -> str:
 def _is_chain(first: Row, second: Row) -> bool:
     """Whether two neighbouring stacks are stages of one trunk, and not an encoder and a decoder."""
     one, two = first.parent.path.split("."), second.parent.path.split(".")
-    return family_of(first) == family_of(second) or one[:-1] == two[:-1]
+    return first.family == second.family or one[:-1] == two[:-1]
 
 
 def _shared_depth(name: str, path: str) -> int:

@@ -5,15 +5,20 @@ How they are found is in `stacks.py`.
 
 import os.path
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lighter_freezers.selection.anatomy.tree import Node, leading
-from lighter_freezers.selection.names import closest_names, join
+from lighter_freezers.selection.names import closest_names, join, spellings
 
 __all__ = ["Row", "doubts_about", "family_of", "rows_said", "runs_beside", "short_name", "titles_of"]
 
 _TRUNK = 0.25  # of the weights: what has more cannot be a stem
+
+
+def family_of(path: str) -> str:
+    """What the paths of all stages of one trunk have in common."""
+    return re.sub(r"\d+", "", path)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class Row:
         return join(self.parent.path, shared) if shared else self.parent.path
 
     @property
+    def family(self) -> str:
+        """The same for all rows of one trunk."""
+        return family_of(self.parent.path)
+
+    @property
     def elements(self) -> int:
         """Elements of all its parameters."""
         return sum(block.elements for block in self.blocks)
@@ -57,11 +67,6 @@ class Row:
         """How many blocks a forward runs through; one that stands in its list twice counts twice."""
         blocks = set(map(id, self.blocks))
         return len(self.blocks) + sum(id(node) in blocks for node in self.parent.repeated)
-
-
-def family_of(row: Row) -> str:
-    """Rows of one trunk have the paths of their blocks in common, but for numbers."""
-    return re.sub(r"\d+", "", row.parent.path)
 
 
 def runs_beside(root: Node, one: Node, other: Node) -> bool:
@@ -86,8 +91,7 @@ def rows_said(root: Node, blocks: Sequence[str]) -> list[Row]:
     by_path = {node.path: node for node in root.walk()}
     found: dict[str, Node] = {}
     for pattern in [blocks] if isinstance(blocks, str) else blocks:
-        matches = re.compile(r"[^.]*".join(map(re.escape, pattern.split("*")))).fullmatch
-        inside = {path: node for path, node in by_path.items() if path and matches(path)}
+        inside = next(filter(None, (_matching(each, by_path) for each in spellings(pattern))), {})
         if not inside:
             close = ", ".join(closest_names(pattern, by_path))
             raise ValueError(
@@ -108,6 +112,11 @@ def rows_said(root: Node, blocks: Sequence[str]) -> list[Row]:
         else:
             rows.append(Row(parent, (node,)))
     return rows
+
+
+def _matching(pattern: str, by_path: Mapping[str, Node]) -> dict[str, Node]:
+    matches = re.compile(r"[^.]*".join(map(re.escape, pattern.split("*")))).fullmatch
+    return {path: node for path, node in by_path.items() if path and matches(path)}
 
 
 def doubts_about(rows: Sequence[Row], stem: Sequence[Node]) -> str:

@@ -13,7 +13,7 @@ from os.path import commonprefix
 
 from torch import nn
 
-from lighter_freezers.selection.anatomy.rows import Row, family_of, runs_beside
+from lighter_freezers.selection.anatomy.rows import Row, runs_beside
 from lighter_freezers.selection.anatomy.tree import CONTAINERS, MIXER, Node, leading
 
 __all__ = ["find_rows"]
@@ -37,11 +37,9 @@ def find_rows(root: Node) -> list[Row]:
         least = _STEM * (root.elements - tables)
         families = Counter[str]()
         for row in deep:
-            families[family_of(row)] += row.elements
-        kept = {family_of(row) for row in mixers} | {name for name, size in families.items() if size > least}
-        return _merged(
-            _with_single_blocks(root, _no_slivers([row for row in deep if family_of(row) in kept]))
-        )
+            families[row.family] += row.elements
+        kept = {row.family for row in mixers} | {name for name, size in families.items() if size > least}
+        return _merged(_with_single_blocks(root, _no_slivers([row for row in deep if row.family in kept])))
     if deep:
         return _merged(_with_single_blocks(root, _no_slivers(deep)))
     units = [row for row in rows if any(b.children and not b.is_adapted for b in row.blocks)]
@@ -62,9 +60,9 @@ def _merged(rows: Sequence[Row]) -> list[Row]:
 def _no_slivers(rows: Sequence[Row]) -> list[Row]:
     families = Counter[str]()
     for row in rows:
-        families[family_of(row)] += row.elements
+        families[row.family] += row.elements
     most = max(families.values(), default=0)
-    return [row for row in rows if families[family_of(row)] >= _SLIVER * most or row.has_mixer]
+    return [row for row in rows if families[row.family] >= _SLIVER * most or row.has_mixer]
 
 
 def _with_single_blocks(root: Node, rows: Sequence[Row]) -> list[Row]:

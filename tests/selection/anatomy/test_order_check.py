@@ -58,6 +58,31 @@ def test_an_example_tells_the_order_and_leaves_no_trace() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("wrapper", ["network", "model"])
+def test_what_is_said_holds_behind_a_wrapper(wrapper: str) -> None:
+    """A Trainer's module has the network behind `network.` or `model.`; names go with and without it."""
+    bare, around = Net([0, 1, 2]), nn.Module()
+    setattr(around, wrapper, Net([0, 1, 2]))
+    for prefix in ("", "network.", "model."):
+        said = {"blocks": [f"{prefix}blocks.*"], "head": [f"{prefix}stem"], "embeddings": [f"{prefix}head"]}
+        for model, path in ((bare, ""), (around, f"{wrapper}.")):
+            anatomy = anatomy_of(model, **said)
+            assert anatomy.stacks[0].block_paths == tuple(f"{path}blocks.{i}" for i in range(3))
+            assert anatomy.heads == (f"{path}stem.weight", f"{path}stem.bias")
+            assert anatomy.embeddings == (f"{path}head.weight", f"{path}head.bias")
+
+
+def test_a_tied_head_may_be_said() -> None:
+    """Under the name of the tied weight: it stays with the embedding, and is the head's."""
+    model = nn.Module()
+    model.embed, model.blocks = nn.Embedding(4, 4), nn.ModuleList(block() for _ in range(3))
+    model.head = nn.Linear(4, 4, bias=False)
+    model.head.weight = model.embed.weight
+    anatomy = anatomy_of(model, blocks=["blocks.*"], head=["head"])
+
+    assert (anatomy.embeddings, anatomy.tied) == (("embed.weight",), ("embed.weight",))
+
+
 def test_what_the_user_says_wins() -> None:
     """Blocks in that order, head and embeddings by path; a verb takes them too."""
     model = Net([2, 1, 0])

@@ -1,6 +1,7 @@
 """Blocks, order and roles of some 290 models: recorded answers, and their order against forward passes."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from torch import nn
 
 from lighter_freezers.layers import freeze_first_n_layers
-from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.anatomy import Anatomy, anatomy_of
+from lighter_freezers.selection.anatomy.addresses import stack_names
+from lighter_freezers.selection.layer_names import parameters_of_layer
 from tests.zoo import transformers_models, vision_models
 from tests.zoo.table import DOCS, REFUSED, main, row_of, rows
 
@@ -53,6 +56,14 @@ def example_of(name: str) -> Any:
     return _tensors(given) if isinstance(given, str) else (torch.zeros(given),)
 
 
+def _addresses(anatomy: Anatomy) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What `layers` prints for the last block of each stack, and what is in it."""
+    count = Counter[str]()
+    for stack, name in zip(anatomy.stacks, stack_names(anatomy), strict=True):
+        count[name] += len(stack.blocks)
+        yield f"{name}.block.{count[name] - 1}".lstrip("."), stack.blocks[-1]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_of_the_zoo(name: str) -> None:
@@ -66,6 +77,8 @@ def test_a_model_of_the_zoo(name: str) -> None:
     assert row_of(name, anatomy, every) == ROWS[name]
     groups = [*anatomy.blocks, anatomy.embeddings, anatomy.final_norms, anatomy.heads, anatomy.others]
     assert sorted(each for group in groups for each in group) == sorted(every)
+    for address, block in _addresses(anatomy):
+        assert set(parameters_of_layer(model, address, anatomy)) == set(block), address
     if ROWS[name].stacks == REFUSED:
         with pytest.raises(ValueError, match="blocks="):
             freeze_first_n_layers(model, 1)
