@@ -1,18 +1,20 @@
 """When something changes and what follows: rules, actions, triggers, ledger and the engine itself.
 
 The names in `__all__` are those to build on. They are resolved on first use: rules, schedules, triggers and
-actions are plain values that load torch and no Lightning; only `EngineCallback` loads Lightning.
+actions are plain values that load torch and no Lightning; only `Engine` and `EngineCallback` load Lightning.
 """
 
 from importlib import import_module
 
 _NAMES = {  # module -> its public names
     "engine.actions": "Action",
-    "engine.engine": "EngineCallback",
+    "engine.effects.learning_rates": "LearningRateRequest",
+    "engine.engine": "Engine EngineCallback",
     "engine.ledger": "Hold",
     "engine.rules": "FreezeRule",
     "engine.step_context": "ActionResult StepContext",
     "engine.terms": "Terms",
+    "engine.transition": "Transition",
     "engine.triggers": "LossOrWait MetricBelow Moment Plateau Schedule",
     "selection.anatomy.block_modules": "parameters_of_blocks",
     "selection.select": "ParameterSelector",

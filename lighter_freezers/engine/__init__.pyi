@@ -1,10 +1,12 @@
 # The public names for type checkers and editors; a test compares them with those of `__init__.py`.
 from lighter_freezers.engine.actions import Action as Action
-from lighter_freezers.engine.engine import EngineCallback as EngineCallback
+from lighter_freezers.engine.effects.learning_rates import LearningRateRequest as LearningRateRequest
+from lighter_freezers.engine.engine import Engine as Engine, EngineCallback as EngineCallback
 from lighter_freezers.engine.ledger import Hold as Hold
 from lighter_freezers.engine.rules import FreezeRule as FreezeRule
 from lighter_freezers.engine.step_context import ActionResult as ActionResult, StepContext as StepContext
 from lighter_freezers.engine.terms import Terms as Terms
+from lighter_freezers.engine.transition import Transition as Transition
 from lighter_freezers.engine.triggers import (
     LossOrWait as LossOrWait,
     MetricBelow as MetricBelow,

@@ -5,6 +5,7 @@ it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from torch import nn
@@ -44,6 +45,8 @@ class Action:
         terms: What else it asks for while it holds something.
         reshapes: Whether it may give parameters other shapes.
         monitor_argument: What the user calls the argument that names the metrics, for errors.
+        depends_on_data: Whether what it does follows from data or gradients, so that a plan says "may".
+        wants_loss: Whether `StepContext.loss` has to be kept for it.
         on_intrusion: The function its holds pass to `Hold.watch`; set by the engine before `setup`.
     """
 
@@ -53,6 +56,8 @@ class Action:
     terms: Terms = Terms()
     reshapes: bool = False
     monitor_argument: str = "monitor"
+    depends_on_data: bool = False
+    wants_loss: bool = False
 
     def __init__(self) -> None:
         self.on_intrusion: Callable[[], None] = lambda: None
@@ -221,7 +226,7 @@ class Actions:
         due = [action for action in self if action.is_due(context.moment)]
         if not due:
             return None
-        outcomes = [action.apply(context) for action in due]
+        outcomes = [replace(action.apply(context), depends_on_data=action.depends_on_data) for action in due]
         self._losses = {
             key: loss for key, loss in self._losses.items() if TRAINING_LOSS in self._actions[key].monitors
         }
@@ -293,4 +298,5 @@ def _joined(outcomes: Sequence[ActionResult]) -> ActionResult:
         is_reshaped=any(outcome.is_reshaped for outcome in outcomes),
         notes=tuple(note for outcome in outcomes for note in outcome.notes),
         ranks={name: rank for outcome in outcomes for name, rank in outcome.ranks.items()},
+        depends_on_data=any(outcome.depends_on_data for outcome in outcomes),
     )

@@ -258,7 +258,7 @@ class Engine(Callback):
             Whether a hold began or ended, or an action was done.
         """
         assert self._run
-        has_moved = self._fit.advance(StepContext(*self._run, moment))
+        has_moved = self._fit.advance(self._fit.context(*self._run, moment))
         if has_moved:
             self._arm()
         return has_moved
@@ -291,7 +291,7 @@ class Engine(Callback):
         attribute to None turns the hook off, profiler entry included; a method that returns at once would
         still cost a call at every step.
         """
-        has_ending = self._fit.followers.optimizers.acts_each_step or self._fit.actions.listens_to_loss
+        has_ending = self._fit.followers.optimizers.acts_each_step or self._fit.listens_to_loss
         self.on_train_batch_end = self._end_batch if has_ending and not self._is_driven else None
         wanting = [action for action in self.actions if action.wants_gradients]
         wants_gradients = self._fit.intrusions.is_pending or bool(wanting)
@@ -301,7 +301,7 @@ class Engine(Callback):
         self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, *_: object
     ) -> None:
         """Record the loss for the actions that wait for it, and set the learning rates again."""
-        if self._fit.actions.note_loss(trainer, outputs, self._boundaries.window):
+        if self._fit.note_loss(trainer, outputs, self._boundaries.window):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
         if self._fit.followers.optimizers.acts_each_step:
             self._fit.followers.optimizers.keep_up()
@@ -313,7 +313,7 @@ class Engine(Callback):
     ) -> None:
         """Undo an intrusion, and pass the gradients to the actions that want them."""
         self._reassert()
-        context = StepContext(trainer, pl_module, trainer_clock.moment(trainer))
+        context = self._fit.context(trainer, pl_module, trainer_clock.moment(trainer))
         for action in self.actions:
             if action.wants_gradients:
                 action.before_optimizer_step(context, optimizer)

@@ -10,6 +10,8 @@ from lighter_freezers.engine.followers import Followers
 from lighter_freezers.engine.intrusions import Intrusions
 from lighter_freezers.engine.metric_watch import MetricWatch
 from lighter_freezers.engine.rules import FreezeRule, active_rules_of, follow_all, refuse_overlap
+from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.training_loss import StepLoss
 from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["Fit"]
@@ -29,6 +31,7 @@ class Fit:
         self.metrics = MetricWatch([*self.active_rules, *self.actions])
         self.followers = Followers(self.active_rules, self.actions)
         self.intrusions = Intrusions()
+        self.step_loss: StepLoss | None = None  # kept while an action wants it
 
     def bind(self, model: nn.Module, moment: Moment, on_intrusion: Callable[[], None]) -> None:
         """Find the parameters of every rule, and hold what the current moment requires."""
@@ -48,7 +51,13 @@ class Fit:
         idle_schedules.refuse_replaced(self.active_rules, context.model)
         for active in self.active_rules:
             active.resume(context.moment)
+        if any(action.wants_loss for action in self.actions):
+            self.step_loss = StepLoss(context.moment.optimizer_step)
         self.actions.resume(context)
+
+    def context(self, trainer: TrainerLike, model: nn.Module, moment: Moment) -> StepContext:
+        """What actions get at this moment."""
+        return StepContext(trainer, model, moment, loss=self.step_loss.value if self.step_loss else None)
 
     def begin_epoch(self, model: nn.Module) -> None:
         """Check that the layers are still those of the set-up, and write the learning rates that moved."""
@@ -68,6 +77,17 @@ class Fit:
         """The optimizer steps at which something may be due without a new metric value."""
         steps = [active.next_step(moment) for active in self.active_rules]
         return [step for step in steps if step is not None] + self.actions.next_steps(moment)
+
+    @property
+    def listens_to_loss(self) -> bool:
+        """Whether `note_loss` has to be called after each batch."""
+        return self.step_loss is not None or self.actions.listens_to_loss
+
+    def note_loss(self, trainer: TrainerLike, outputs: object, window: int) -> bool:
+        """Record the loss of one batch; returns whether an average that an action waits for is complete."""
+        if self.step_loss is not None:
+            self.step_loss.note(trainer, outputs)
+        return self.actions.note_loss(trainer, outputs, window)
 
     def reassert(self) -> bool:
         """Freeze again what other code switched on; returns whether any had received a gradient."""

@@ -69,6 +69,7 @@ class Announcer:
             notes=done.notes,
             ranks=done.ranks,
             is_reshaped=done.is_reshaped,
+            depends_on_data=done.depends_on_data,
         )
 
     def log_lines(self, transition: Transition) -> None:

@@ -1,17 +1,23 @@
 """What an action gets at one moment of a fit, and what it returns."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.anatomy.block_modules import parameters_of_blocks
 
 __all__ = ["ActionResult", "StepContext"]
+
+Plain = TypeVar("Plain")  # anything that can be pickled
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,13 @@ class ActionResult:
         is_reshaped: Whether parameters have other shapes, other names, or are other objects than before.
         notes: One sentence for each change, as logged after the step number.
         ranks: LoRA rank after it, for the components whose rank changed.
+        depends_on_data: Whether another run of the same schedule may differ here; set by the engine.
     """
 
     is_reshaped: bool = False
     notes: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
+    depends_on_data: bool = False
 
 
 @dataclass
@@ -38,12 +46,20 @@ class StepContext:
         model: The LightningModule.
         moment: Between which steps, and in which epoch.
         is_freed: Whether the DDP wrapper has been removed.
+        loss: The mean training loss of the last optimizer step in this process, on its device; None before
+            the first, and where no action `wants_loss`.
     """
 
     trainer: TrainerLike
     model: nn.Module
     moment: Moment
     is_freed: bool = False
+    loss: Tensor | None = None
+
+    @property
+    def blocks(self) -> dict[str, list[Parameter]]:
+        """The parameters of each block in forward order, as `parameters_of_blocks` names them."""
+        return parameters_of_blocks(self.model)
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -59,6 +75,30 @@ class StepContext:
         """A generator that depends on these two numbers alone: the same on all ranks and after a resume."""
         return random.Random(f"{seed}/{window}")
 
+    @torch.no_grad()
+    def gradient_norm(self, parameters: Iterable[Parameter]) -> Tensor | None:
+        """The norm of the gradients of these parameters together, on their device; None where there are none.
+
+        It is not read on the host. Under FSDP2 it is that of the whole gradients, and every rank has to call
+        it.
+        """
+        grads = [each.grad for each in parameters if each.grad is not None and each.grad.numel()]
+        if not grads:
+            return None
+        norms = torch.stack([torch.linalg.vector_norm(_values(each), dtype=torch.float32) for each in grads])
+        whole: Tensor = norms.full_tensor() if hasattr(norms, "full_tensor") else norms  # DTensors of FSDP2
+        norm: Tensor = torch.linalg.vector_norm(whole)
+        return norm
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all ranks, the same on each of them; every rank has to call it."""
+        on_device = value.detach().clone().to(self.trainer.strategy.root_device)
+        return self.trainer.strategy.reduce(on_device, reduce_op="mean")
+
+    def of_rank_zero(self, value: Plain) -> Plain:
+        """What rank zero passes, on all ranks; every rank has to call it."""
+        return self.trainer.strategy.broadcast(value)
+
     def free_parameters(self) -> None:
         """Remove the DDP wrapper, so that only the module and the optimizer refer to the parameters.
 
@@ -67,3 +107,8 @@ class StepContext:
         """
         if not self.is_freed:
             self.is_freed = ddp_wrapper.take_off(self.trainer.strategy)
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """The entries of a gradient: of a sparse one those that are stored."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient

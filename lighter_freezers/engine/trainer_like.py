@@ -1,7 +1,7 @@
 """The parts of Lightning that this package relies on, in either namespace. Any Trainer with them works."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ __all__ = [
 ParameterGroup: TypeAlias = dict[str, Any]  # as torch types an optimizer's groups: each key has its own type
 OfLightning: TypeAlias = Any  # a member that the base class declares, by the types of its own namespace
 SavedState: TypeAlias = Mapping[str, Any]  # plain values; the writer of a key sets its type
+_Object = TypeVar("_Object")
 
 
 class SchedulerLike(Protocol):
@@ -75,6 +76,9 @@ class StrategyLike(Protocol):
 
     def reduce(self, tensor: Tensor, /, *, reduce_op: str) -> Tensor:
         """The same tensor on all processes."""
+
+    def broadcast(self, obj: _Object, /) -> _Object:
+        """What the first process passes, on all processes."""
 
 
 class PrecisionLike(Protocol):

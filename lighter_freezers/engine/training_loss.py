@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lighter_freezers.engine.trainer_clock import window_length
+from lighter_freezers.engine.trainer_clock import moment, window_length
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import Moment
 
-__all__ = ["TrainingLoss", "loss_of", "mean_loss"]
+__all__ = ["StepLoss", "TrainingLoss", "loss_of", "mean_loss"]
 
 
 def loss_of(outputs: object) -> torch.Tensor | None:
@@ -38,6 +38,28 @@ def mean_loss(
     else:
         mean = (on_device * torch.tensor(windows, device=on_device.device)).mean()
     return torch.as_tensor(trainer.strategy.reduce(mean, reduce_op="mean"))
+
+
+class StepLoss:
+    """The mean loss of the last optimizer step in this process, never read on the host.
+
+    Args:
+        optimizer_step: Steps done so far.
+    """
+
+    def __init__(self, optimizer_step: int) -> None:
+        self.value: torch.Tensor | None = None
+        self._losses: list[torch.Tensor] = []
+        self._step = optimizer_step
+
+    def note(self, trainer: TrainerLike, outputs: object) -> None:
+        """Record the loss of one batch; after the last of a window `value` is their mean."""
+        loss, step = loss_of(outputs), moment(trainer).optimizer_step
+        if loss is not None:
+            self._losses.append(loss)
+        if self._losses and step != self._step:
+            self.value = torch.stack(self._losses).mean() * window_length(trainer)
+            self._losses, self._step = [], step
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class Transition:
         ranks: LoRA rank from now on, for the components whose rank changed; all of them when it is initial.
         is_reshaped: Whether parameters have other shapes or names than before, so that sizes have to be
             looked up again.
+        depends_on_data: Whether another run of the same schedule may differ here.
     """
 
     optimizer_step: int
@@ -32,3 +33,4 @@ class Transition:
     notes: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
     is_reshaped: bool = False
+    depends_on_data: bool = False

@@ -19,12 +19,16 @@ _ALWAYS = 2**62
 
 
 def notices_at_the_start(
-    active_rules: Sequence[ActiveRule], optimizers: Iterable[Optimizer], model: nn.Module
+    active_rules: Sequence[ActiveRule],
+    actions: Sequence[Action],
+    optimizers: Iterable[Optimizer],
+    model: nn.Module,
 ) -> list[str]:
     """The warnings before the first step.
 
     Args:
         active_rules: The rules, which hold what the first step holds.
+        actions: The actions.
         optimizers: Those of the Trainer.
         model: The module that trains.
     """
@@ -32,6 +36,11 @@ def notices_at_the_start(
         f"{active.title} has nothing to freeze: all that it matches was frozen before, and stays so"
         for active in active_rules
         if active.selected and all(map(ledger.is_user_frozen, active.selected.values()))
+    ]
+    said += [
+        f"{action.title} decides by what it measures in the run: what it may change is known only then"
+        for action in actions
+        if action.depends_on_data
     ]
     known = parameters_in(optimizers)
     named = canonical_parameters(model)

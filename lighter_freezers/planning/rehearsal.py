@@ -97,7 +97,9 @@ class Rehearsal(Callback):
         for config in trainer.lr_scheduler_configs:
             config.frequency = _SELDOM
         self.rules = _rules(self._engine.active_rules, self._engine.actions, pl_module)
-        self.warnings += notices_at_the_start(self._engine.active_rules, trainer.optimizers, pl_module)
+        self.warnings += notices_at_the_start(
+            self._engine.active_rules, self._engine.actions, trainer.optimizers, pl_module
+        )
         self._script = self._play(self.length)
         self._attempt(lambda: self._look(is_new_epoch=True), trainer)
 
@@ -149,12 +151,16 @@ class Rehearsal(Callback):
         self._meter.begin(pl_module, transition)
 
     def _in_words(self, transition: Transition) -> list[str]:
-        verb = "starts with frozen" if transition.is_initial else "freezes"
-        said = [*transition.notes]
+        freezes, thaws, for_example = "freezes", "thaws", ""
+        if transition.is_initial:
+            freezes = "starts with frozen"
+        elif transition.depends_on_data:
+            freezes, thaws, for_example = "may freeze", "may thaw", "for example "
+        said = [f"{for_example}{note}" for note in transition.notes]
         if transition.frozen:
-            said.append(f"{verb} {self._summary.compress(transition.frozen)}")
+            said.append(f"{freezes} {self._summary.compress(transition.frozen)}")
         if transition.thawed:
-            said.append(f"thaws {self._summary.compress(transition.thawed)}")
+            said.append(f"{thaws} {self._summary.compress(transition.thawed)}")
         if transition.is_initial and not transition.frozen:
             said.append("starts with nothing frozen")
         return said

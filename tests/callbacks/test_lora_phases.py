@@ -157,6 +157,29 @@ def test_the_optimizer_state_of_a_resting_adapter(optimizer_state: Any, steps: l
     assert [seen.seen[index] for index in (3, 7, 15)] == steps
 
 
+def test_a_resting_adapter_leaves_the_optimizer() -> None:
+    """`optimizer_state: free`: neither state nor a place in a group until it trains, as exact as `reset`."""
+    weights = {}
+    for optimizer_state in ("reset", "free"):
+        built = module()
+        rested = built.network.transformer.h[0].attn.c_attn.lora_B["default"].weight
+
+        def is_known(t: Any, _: Any, rested: Any = rested) -> tuple[bool, bool]:
+            [optimizer] = t.optimizers
+            in_group = any(each is rested for group in optimizer.param_groups for each in group["params"])
+            return in_group, bool(optimizer.state.get(rested))
+
+        seen = recorder(LONE, is_known)
+        phases = LoraPhases("both->mlp->both", 4, 8, optimizer_state=optimizer_state)
+        trainer(LONE, callbacks=[phases, seen], max_epochs=3, limit_val_batches=0).fit(
+            built, loader(), loader()
+        )
+        rests = (optimizer_state == "reset", False)
+        assert seen.seen == [(True, True)] * 4 + [rests] * 4 + [(True, True)] * 4
+        weights[optimizer_state] = rested.detach()
+    assert torch.equal(weights["reset"], weights["free"])
+
+
 def test_a_freezer_beside_it_holds_too() -> None:
     """They compose: what a Freezer holds does not train in its phase."""
     freezer = Freezer(patterns="layers:attn.0", until_step=6)

@@ -69,6 +69,8 @@ def test_what_cannot_follow_is_refused_by_name() -> None:
         ({"adapter_name": 5}, TypeError, "adapter_name must be a name"),
         ({"average_over": 0}, ValueError, "at least 1"),
         ({"seed": "1"}, TypeError, "seed must be a whole number"),
+        ({"optimizer_state": "drop"}, ValueError, "optimizer_state must be one of keep, reset, free"),
+        ({"cut_gradient": "always"}, ValueError, "cut_gradient must be one of auto, never"),
     ],
 )
 def test_arguments_are_checked_when_they_are_read(

@@ -282,3 +282,24 @@ def test_new_components_learn() -> None:
         A, B = site.factors.matrices
         assert A[3:].any(dim=1).all(), site.title
         assert B[:, 3:].any(dim=0).all(), site.title
+
+
+@pytest.mark.parametrize(
+    ("optimizer_state", "expected"),
+    [("keep", (True, True)), ("reset", (True, False)), ("free", (False, False))],
+)
+def test_the_optimizer_state_of_a_frozen_rank(optimizer_state: Any, expected: tuple[bool, bool]) -> None:
+    """Of factors that `on_zero: freeze` holds: whether the optimizer knows them, and has their state."""
+
+    def known(run: Any, module: Any) -> tuple[bool, bool]:
+        [optimizer] = run.optimizers
+        factor = next(s for s in find_lora_sites(module).values() if s.title == "h.0.fc").factors.parameters[
+            1
+        ]
+        in_group = any(each is factor for group in optimizer.param_groups for each in group["params"])
+        return in_group, bool(optimizer.state.get(factor))
+
+    seen = recorder(LONE, known)
+    schedule = [{"step": 2, "rank_pattern": {"h.0.fc": 0}}]
+    fit(schedule, LONE, seen, on_zero="freeze", optimizer_state=optimizer_state)
+    assert seen.seen == [(True, True)] * 2 + [expected] * 6

@@ -88,3 +88,47 @@ def test_a_callback_never_loads_what_it_does_not_use(name: str) -> None:
 def test_a_module_that_is_loaded_is_seen() -> None:
     """The measurement itself: what a statement imports turns up."""
     assert "tensorboard" in roots(loaded("import tensorboard"))
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("lighter_freezers.engine", "pytorch_lightning", "lightning.pytorch"),
+        pytest.param(
+            ("pytorch_lightning", "lighter_freezers.engine", "lightning.pytorch"), marks=pytest.mark.wide
+        ),
+        pytest.param(
+            ("pytorch_lightning", "lightning.pytorch", "lighter_freezers.engine"), marks=pytest.mark.wide
+        ),
+        pytest.param(
+            ("lightning.pytorch", "lighter_freezers.engine", "pytorch_lightning"), marks=pytest.mark.wide
+        ),
+        pytest.param(
+            ("lightning.pytorch", "pytorch_lightning", "lighter_freezers.engine"), marks=pytest.mark.wide
+        ),
+        pytest.param(
+            ("lighter_freezers.engine", "lightning.pytorch", "pytorch_lightning"), marks=pytest.mark.wide
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_callback_is_one_of_both_namespaces_in_any_order_of_imports(order: tuple[str, ...]) -> None:
+    """A Trainer takes it bare and in a list, and so does `isinstance`."""
+    imports = [
+        "from lighter_freezers import Freezer; ours = Freezer(names='weight')"
+        if name == "lighter_freezers.engine"
+        else f"import {name}"
+        for name in order
+    ]
+    checks = """
+import sys
+import lightning.pytorch, pytorch_lightning
+for namespace in (pytorch_lightning, lightning.pytorch):
+    assert isinstance(ours, namespace.Callback)
+    for given in (ours, [ours]):
+        options = dict(accelerator="cpu", logger=False, enable_checkpointing=False)
+        assert ours in namespace.Trainer(callbacks=given, **options).callbacks
+"""
+    code = "\n".join([*imports, checks])
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr

@@ -99,6 +99,20 @@ def test_a_plan_shows_its_phases() -> None:
     assert "but the run ends" not in text
 
 
+def test_a_plan_says_may_of_what_depends_on_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.engine.drawn_blocks._Draw.depends_on_data", True)
+    runner = trainer(LONE, callbacks=[DrawnBlocks(num_blocks=1, every_n_steps=3, seed=5)], max_epochs=2)
+    planned = plan(runner, regression(LONE, BlockNet, adamw), train_dataloaders=batches(), num_timed=0)
+    start, *later = planned.phases
+    assert [change for change in start.changes if "may" in change] == []
+    assert later
+    for phase in later:
+        note, *changes = phase.changes
+        assert note.startswith("for example DrawnBlocks trains blocks")
+        assert all(change.startswith(("may freeze ", "may thaw ")) for change in changes)
+    assert any("DrawnBlocks decides by what it measures" in warning for warning in planned.warnings)
+
+
 def test_it_runs_from_yaml(tmp_path: Path) -> None:
     """`lighter fit` in a fresh process, with the policy in a module of the user's."""
     (tmp_path / "my_policy.py").write_text(POLICY.read_text())
@@ -154,7 +168,8 @@ def test_the_guide_shows_this_policy() -> None:
 
 
 def test_rules_and_actions_load_no_lightning() -> None:
-    names = [name for name in lighter_freezers.engine.__all__ if name != "EngineCallback"]
+    callbacks = {"Engine", "EngineCallback"}
+    names = [name for name in lighter_freezers.engine.__all__ if name not in callbacks]
     code = f"from lighter_freezers.engine import {', '.join(names)}\nimport sys\nprint(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     loaded = {name.split(".")[0] for name in run.stdout.split()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lighter_freezers import Freezer, GradientNormMonitor
+from lighter_freezers import Freezer, GradientNormMonitor, LayerOperations
 from tests.lab import NAMESPACES, batches, frozen_layers, recorder, regression, trainer
 
 LONE = NAMESPACES[0]
@@ -27,6 +27,54 @@ def test_validation_before_the_fit_sets_each_callback_up_once(namespace: str, tm
     run.validate(regression(namespace), batches(), verbose=False)
 
     assert stages == ["validate"]
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_other_stages_before_and_after_a_fit_change_nothing(namespace: str) -> None:
+    """`validate`, `test` and `predict`, with the same callbacks in the same and in a second Trainer."""
+
+    def all_stages(run: Any, module: Any) -> None:
+        before = [(p.requires_grad, p.detach().clone()) for p in module.parameters()]
+        run.validate(module, batches(), verbose=False)
+        run.test(module, batches(), verbose=False)
+        run.predict(module, batches())
+        after = [(p.requires_grad, p.detach()) for p in module.parameters()]
+        assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(before, after, strict=True))
+
+    def fitted(with_stages: bool) -> tuple[Any, list[list[str]]]:
+        module, seen = regression(namespace), recorder(namespace, lambda _, m: frozen_layers(m))
+        type(module).test_step = lambda self, batch, batch_idx: None
+        type(module).predict_step = lambda self, batch, batch_idx: self.network(batch[0])
+        ours = [Freezer(name_starts_with="layer1.", until_step=2), operations()]
+        run = trainer(namespace, callbacks=[*ours, seen])
+        if with_stages:
+            all_stages(run, module)
+            all_stages(trainer(namespace, callbacks=ours), module)
+        run.fit(module, batches(), batches())
+        if with_stages:
+            all_stages(run, module)
+        return module, seen.seen
+
+    (plain, frozen), (module, seen) = fitted(with_stages=False), fitted(with_stages=True)
+    assert frozen == seen == [["layer1"], ["layer1", "layer2"], ["layer2"], ["layer2"]]
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), module.parameters(), strict=True))
+
+
+def operations() -> LayerOperations:
+    return LayerOperations([{"name": "freeze_layer", "value": "layer2", "max_wait_iters": 1}])
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_callbacks_serve_several_trainers(namespace: str) -> None:
+    """One after another, each with a model of its own, as if they were new."""
+    ours = [Freezer(name_starts_with="layer1.", until_step=2), operations()]
+    runs = []
+    for _ in range(2):
+        module, seen = regression(namespace), recorder(namespace, lambda _, m: frozen_layers(m))
+        trainer(namespace, callbacks=[*ours, seen]).fit(module, batches(), batches())
+        runs.append((seen.seen, [p.detach().clone() for p in module.parameters()]))
+    assert runs[0][0] == runs[1][0] == [["layer1"], ["layer1", "layer2"], ["layer2"], ["layer2"]]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
 
 
 def test_a_head_that_is_built_late_may_be_all_that_trains() -> None:

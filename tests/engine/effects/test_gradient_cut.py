@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lighter_freezers import GPT, Freezer
+from lighter_freezers import GPT, Freezer, LayerOperations
 from lighter_freezers.planning.costs.step_cost import StepMeter
 from tests.lab import NAMESPACES, ResumableLoader, recorder, trainer
 
@@ -113,6 +113,21 @@ def test_the_freezer_can_leave_it_alone() -> None:
 
     assert auto.seen[0] < 0.9 * never.seen[0]
     assert not torch.equal(*weights)
+
+
+def test_operations_can_leave_it_alone() -> None:
+    """The same for `LayerOperations` on a tied model: as a Freezer that holds the same layers, either way."""
+    layers = ["wpe", *(f"{part}.{index}" for index in (0, 1) for part in ("attn", "mlp", "ln_1", "ln_2"))]
+    weights = {}
+    for cut in ("auto", "never"):
+        frozen = [{"name": "freeze_layer", "value": layer, "max_wait_iters": 0} for layer in layers]
+        seen = [meter(LONE), meter(LONE)]
+        by_operations = fit([LayerOperations(frozen, cut_gradient=cut), seen[0]])
+        by_freezer = fit([below(2, cut_gradient=cut), seen[1]])
+        assert seen[0].seen == seen[1].seen
+        weights[cut] = by_operations.network.transformer.wte.weight
+        assert torch.equal(weights[cut], by_freezer.network.transformer.wte.weight)
+    assert not torch.equal(weights["auto"], weights["never"])
 
 
 def test_by_hand_it_is_the_same() -> None:
