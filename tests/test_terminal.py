@@ -1,0 +1,77 @@
+"""What a user sees of a run: the lines about changes stay on the screen, above every progress bar."""
+
+import contextlib
+import io
+import logging
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from lighter_freezers import Freezer, _log
+from tests import lab
+from tests.cli.small_run import CONFIG
+from tests.lab import NAMESPACES
+from tests.terminal import screen_of
+
+BARS = ("RichProgressBar", "TQDMProgressBar")
+WIDTHS = (80, 110, 200)
+CORE = [(NAMESPACES[0], BARS[0], 80), (NAMESPACES[1], BARS[1], 110)]
+WIDE = [(space, bar, width) for space in NAMESPACES for bar in BARS for width in WIDTHS]
+CHANGES = (
+    "step 0: starts with frozen layer1, layer2 (144 parameters), 64 % frozen, held by Freezer['layer1.' "
+    "until step 1], Freezer['layer2.' until step 2]",
+    "step 1: thawed layer1 (72 parameters), 32 % frozen, held by Freezer['layer2.' until step 2]",
+    "step 2: thawed layer2 (72 parameters), 0 % frozen",
+    "step 5: froze layer10 (72 parameters), 32 % frozen, held by Freezer['layer10.' from step 5]",
+)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "bar", "width"),
+    [*CORE, *(pytest.param(*case, marks=pytest.mark.wide) for case in WIDE if case not in CORE)],
+)
+def test_lines_about_changes_stay_above_a_bar(namespace: str, bar: str, width: int) -> None:
+    """Each stands once and whole, in order, from the left edge; nothing else is on its lines."""
+    screen = screen_of([sys.executable, "-m", "tests.terminal", namespace, bar], width)
+
+    places = [_place(screen, change) for change in CHANGES]
+    assert places == sorted(places)
+    assert places[-1] < screen.rindex("metric_0") < screen.index("the run has ended")
+
+
+@pytest.mark.wide
+def test_lines_stay_above_the_bar_of_lighter_fit(tmp_path: Path) -> None:
+    """The bar that a config gets when it names none."""
+    freezer = "{_target_: lighter_freezers.Freezer, name_starts_with: network.blocks.0, until_step: 10}"
+    text = CONFIG.replace("enable_progress_bar: false", "max_steps: -1")
+    config = tmp_path / "run.yaml"
+    config.write_text(text.replace("  callbacks:\n", f"  callbacks:\n    - {freezer}\n"))
+
+    screen = screen_of([shutil.which("lighter") or "lighter", "fit", str(config)], 110)
+
+    assert screen.index("\nstep 0: starts with frozen") < screen.index("\nstep 10: thawed")
+    assert screen.index("\nstep 10: thawed") < screen.rindex("Epoch 4/4")
+
+
+def test_lines_go_to_the_stream_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook, a bar or a test may replace `sys.stderr` after the import."""
+    logger = logging.getLogger("lighter_freezers")
+    monkeypatch.setattr(logger, "handlers", [_log.Terminal()])
+    monkeypatch.setattr(logger, "propagate", False)
+    now = io.StringIO()
+
+    with contextlib.redirect_stderr(now):
+        lab.frozen_at_each_step(NAMESPACES[0], [Freezer(name_starts_with="layer1.", until_step=2)])
+
+    assert "step 2: thawed layer1" in now.getvalue()
+
+
+def _place(screen: str, line: str) -> int:
+    """Where a line stands on a screen that breaks lines anywhere; it stands there once."""
+    anywhere = r"\s*".join(map(re.escape, line.replace(" ", "")))
+    found = [match.start() for match in re.finditer(rf"^{anywhere}$", screen, re.MULTILINE)]
+    assert len(found) == 1, f"{len(found)} times: {line}\n{screen}"
+    return found[0]
