@@ -181,13 +181,22 @@ def refuse_other_format(state: SavedState) -> None:
         )
 
 
-def warn_of_changes(without_state: Sequence[str], without_owner: Sequence[str]) -> None:
+def warn_of_changes(
+    without_state: Sequence[str], without_owner: Sequence[str], untrained: Sequence[str] = ()
+) -> None:
     """Warn what starts without state in a resumed run, and which state has no owner.
 
     Args:
         without_state: Titles of what has no state and loses something by it.
         without_owner: Titles of what has saved state and no longer exists.
+        untrained: Names of parameters with saved optimizer state that their optimizer no longer has.
     """
+    if untrained:
+        warnings.warn(
+            f"The checkpoint has optimizer state of {first_few(untrained)}, which that optimizer does not "
+            "train in this run: it is dropped.",
+            stacklevel=3,
+        )
     if without_state:
         warnings.warn(
             f"The checkpoint has no state for {_listed(without_state)}: they start without it. State is "

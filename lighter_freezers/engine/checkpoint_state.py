@@ -13,6 +13,12 @@ from lighter_freezers.engine.checkpoint_identity import (
     refuse_state_of_old_key,
     warn_of_changes,
 )
+from lighter_freezers.engine.effects.saved_groups import (
+    Checkpoint,
+    GroupNames,
+    map_by_name,
+    store_by_name,
+)
 from lighter_freezers.engine.fit import Fit
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
@@ -36,6 +42,9 @@ class RunState:
         self._carried: SavedState = {}  # what this fit goes on with once it trains
         self._loaded: SavedState = {}
         self._unmatched: tuple[list[str], list[str]] = ([], [])  # actions without state, state without owner
+        self._groups: list[GroupNames] = []  # of the optimizers, also after the fit
+        self._to_map: Checkpoint = {}  # loaded, until the groups of the optimizers are known
+        self._lost: list[str] = []  # parameters whose optimizer state has no place in this run
 
     def __reduce__(self) -> tuple[type["RunState"], tuple[()]]:
         return RunState, ()
@@ -45,6 +54,7 @@ class RunState:
         last = [each() for each in self._last_fit or ()]
         is_next = last == [trainer, model] and trainer_clock.moment(trainer).optimizer_step > 0
         self._carried, self._loaded = self._last if is_next else {}, {}
+        self._groups, self._to_map, self._lost = [], {}, []
 
     def current(self, fit: Fit | None) -> dict[str, object]:
         """What a checkpoint of this moment contains; no fit between two of them."""
@@ -52,11 +62,27 @@ class RunState:
             return dict(self._last)  # `trainer.save_checkpoint` after the fit
         return dict(self._carried or _state_of(fit))
 
-    def look_at(self, fit: Fit, checkpoint: SavedState) -> None:
+    def save_groups(self, trainer: TrainerLike, checkpoint: Checkpoint) -> None:
+        """Store the state of the optimizers in the groups that they had before this package made any."""
+        if self._groups and STATE_KEY in checkpoint["callbacks"]:
+            checkpoint["callbacks"][STATE_KEY]["groups"] = store_by_name(checkpoint, self._groups, trainer)
+
+    def look_at(self, trainer: TrainerLike, fit: Fit, checkpoint: Checkpoint) -> None:
         """Refuse state of an older version; without any state, everything starts from the schedule."""
         if STATE_KEY not in checkpoint["callbacks"]:
             refuse_state_of_old_key(checkpoint["callbacks"])
             self._restore(fit, _EMPTY)
+        self._to_map = checkpoint
+        if self._groups:  # a strategy that loads checkpoints after `on_fit_start`
+            self.map_groups(trainer, self._groups)
+
+    def map_groups(self, trainer: TrainerLike, groups: list[GroupNames]) -> None:
+        """The groups of the optimizers are known: what is loaded gets them before Lightning reads it."""
+        self._groups = groups
+        if self._to_map:
+            saved = self._to_map["callbacks"].get(STATE_KEY, {}).get("groups")
+            self._lost = map_by_name(self._to_map, saved, groups, trainer)
+            self._to_map = {}
 
     def load(self, fit: Fit, state: SavedState) -> None:
         """Restore the state of a checkpoint."""
@@ -78,7 +104,7 @@ class RunState:
         """Warn of what begins anew at the first step of a resumed run, and of state without an owner."""
         if self._loaded:
             anew = [active.title for active in fit.active_rules if active.misses_state(moment)]
-            warn_of_changes([*anew, *self._unmatched[0]], self._unmatched[1])
+            warn_of_changes([*anew, *self._unmatched[0]], self._unmatched[1], self._lost)
 
     def end(self, trainer: TrainerLike, model: nn.Module, fit: Fit) -> None:
         """A fit that has trained has ended or failed."""

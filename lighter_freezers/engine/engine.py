@@ -8,15 +8,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lighter_freezers._lightning import Callback, LightningModule
-from lighter_freezers.engine import (
-    averaging,
-    baselines,
-    checkpoint_identity,
-    checkpoint_state,
-    trainer_clock,
-)
+from lighter_freezers.engine import averaging, baselines, checkpoint_state, ledger, trainer_clock
 from lighter_freezers.engine.actions import Action, StepContext
+from lighter_freezers.engine.checkpoint_identity import STATE_KEY
 from lighter_freezers.engine.effects import ddp_wrapper
+from lighter_freezers.engine.effects.saved_groups import Checkpoint
 from lighter_freezers.engine.fit import Fit
 from lighter_freezers.engine.followers import TransitionListener
 from lighter_freezers.engine.rules import ActiveRule, FreezeRule
@@ -69,7 +65,7 @@ class Engine(Callback):
     held), `on_train_batch_start` (transitions, between optimizer steps only).
     """
 
-    state_key = checkpoint_identity.STATE_KEY  # no property, because Lightning reads it at every hook
+    state_key = STATE_KEY  # no property, because Lightning reads it at every hook
 
     def __init__(self) -> None:
         self._fit = Fit()
@@ -161,10 +157,14 @@ class Engine(Callback):
         """Latches and release steps of all rules, and the state of all actions, in plain types."""
         return self._state.current(self._fit if self._is_fit and self._run else None)
 
-    def on_load_checkpoint(self, trainer: object, pl_module: object, checkpoint: SavedState) -> None:
+    def on_save_checkpoint(self, trainer: TrainerLike, pl_module: object, checkpoint: Checkpoint) -> None:
+        """Store the optimizers' state by the names of the parameters."""
+        self._state.save_groups(trainer, checkpoint)
+
+    def on_load_checkpoint(self, trainer: TrainerLike, pl_module: object, checkpoint: Checkpoint) -> None:
         """Refuse state of an older version; without any state, everything starts from the schedule."""
         if self._is_fit:
-            self._state.look_at(self._fit, checkpoint)
+            self._state.look_at(trainer, self._fit, checkpoint)
 
     def load_state_dict(self, state_dict: SavedState) -> None:
         """Restore the latches of every rule; `on_train_start` then holds accordingly."""
@@ -174,13 +174,14 @@ class Engine(Callback):
 
     def on_fit_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Put every parameter that may thaw into an optimizer; set up modules built after `setup`."""
-        if self._builds_late:
-            before = _flags(pl_module)
-            self._set_up_late(trainer, pl_module)
-            if before != _flags(pl_module):
-                ddp_wrapper.rebuild(trainer.strategy)
+        with ledger.flips() as flips:
+            if self._builds_late:
+                self._set_up_late(trainer, pl_module)
+        if any(flips.net):
+            ddp_wrapper.rebuild(trainer.strategy)
         context = StepContext(trainer, pl_module, trainer_clock.moment(trainer))
         self._fit.followers.prepare(context, self._listeners)
+        self._state.map_groups(trainer, self._fit.followers.optimizers.group_names)
 
     def on_train_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """On a resume, hold what the checkpoint held. Stop the norm layers of what is held, and log it.
@@ -191,11 +192,12 @@ class Engine(Callback):
         self._has_begun = True
         self._state.carry_over(self._fit)
         self._wait, self._boundaries = 1, trainer_clock.StepBoundaries(trainer)
-        context, before = StepContext(trainer, pl_module, trainer_clock.moment(trainer)), _flags(pl_module)
-        self._fit.resume(context)
+        context = StepContext(trainer, pl_module, trainer_clock.moment(trainer))
+        with ledger.flips() as flips:
+            self._fit.resume(context)
         if trainer.is_global_zero:
             self._state.warn_of_changes(self._fit, context.moment)
-        self._fit.followers.begin(context, has_changed=before != _flags(pl_module))
+        self._fit.followers.begin(context, has_changed=any(flips.net))
         self._arm()
 
     def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
@@ -344,7 +346,3 @@ class Engine(Callback):
 
 def _engine_callbacks(trainer: TrainerLike) -> list[EngineCallback]:
     return [callback for callback in callbacks_of(trainer) if isinstance(callback, EngineCallback)]
-
-
-def _flags(model: nn.Module) -> list[bool]:
-    return [parameter.requires_grad for parameter in model.parameters()]

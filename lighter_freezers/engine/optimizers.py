@@ -18,6 +18,7 @@ from lighter_freezers.engine.effects.optimizer_history import (
     drop_shared_history,
     refuse_dropped_state,
 )
+from lighter_freezers.engine.effects.saved_groups import GroupNames, group_names, members_of
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.terms import OptimizerState
@@ -47,6 +48,7 @@ class OptimizerFollower:
         self._lean = LeanGroups([])
         self._values = FrozenValues([])
         self._named: dict[str, Parameter] = {}
+        self.group_names: list[GroupNames] = []  # of all optimizers, once they are prepared
 
     @property
     def acts_each_step(self) -> bool:
@@ -76,10 +78,13 @@ class OptimizerFollower:
         for state in sorted(self._states - {"keep"}):
             refuse_dropped_state(trainer.optimizers, state)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        built = members_of(trainer.optimizers)
         added = self._add_missing(model, schedulers, trainable_later or {})
-        groups = [] if all(isinstance(each, LRScheduler) for each in schedulers) else added
+        groups = [] if all(isinstance(each, LRScheduler) for each in schedulers) else [*added]
         for freezers, parameters in _selected_alike(self._active_rules):
             groups += self._split_off(freezers, parameters, schedulers, len(groups) + 1)
+        homes = {(id(each.optimizer), each.group_index): each.home_index for each in [*added, *groups]}
+        self.group_names = group_names(model, trainer.optimizers, built, homes)
         self._rates = ThawedRates(
             groups, lambda: trainer_clock.moment(trainer), has_schedulers=bool(schedulers)
         )

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,16 +66,33 @@ def fit(cell: Cell, num_ranks: int) -> dict[str, Any]:
     return {"weights": dict(module.state_dict()), "frozen": dict(seen.seen)}
 
 
-def fit_all(cells: list[Cell]) -> list[dict[str, Any]]:
+def resume_with_another(folder: Path, num_ranks: int) -> dict[str, Any]:
+    """An epoch with one Freezer with a rate, and one with another that selects something else."""
+    for num_epochs, layer, ckpt_path in ((1, "layer2", None), (2, "layer1.", folder / f"{num_ranks}.ckpt")):
+        module = regression("pytorch_lightning", optimizer=adamw)
+        loader = batches(64, int(os.environ["RANK"]) if num_ranks > 1 else 0, num_ranks)
+        run = trainer(
+            "pytorch_lightning",
+            callbacks=[Freezer(name_starts_with=layer, until_step=6, unfreeze_lr=0.003)],
+            max_epochs=num_epochs,
+            devices=num_ranks,
+            **({"strategy": "ddp"} if num_ranks > 1 else {}),
+        )
+        run.fit(module, loader, loader, ckpt_path=ckpt_path)
+        run.save_checkpoint(folder / f"{num_ranks}.ckpt")
+    return {"weights": dict(module.state_dict()), "frozen": {}}
+
+
+def fit_all(cells: list[Cell], folder: Path) -> list[dict[str, Any]]:
     """What each rank does: one fit after the other in the same pair of processes."""
-    return [fit(cell, 2) for cell in cells]
+    return [*(fit(cell, 2) for cell in cells), resume_with_another(folder, 2)]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[Cell, tuple[dict[str, Any], dict[str, Any]]]:
-    cells = EXACT + ROUNDED
-    ranks = run_ranks(fit_all, tmp_path_factory.mktemp("ranks"), 2, cells)
-    return dict(zip(cells, zip(*ranks, strict=True), strict=True))
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, tuple[dict[str, Any], dict[str, Any]]]:
+    cells, folder = EXACT + ROUNDED, tmp_path_factory.mktemp("ranks")
+    ranks = run_ranks(fit_all, folder, 2, cells, folder)
+    return dict(zip([*cells, "resumed"], zip(*ranks, strict=True), strict=True))
 
 
 def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
@@ -92,3 +110,11 @@ def test_two_ranks_equal_one_process(two_ranks: Any, cell: Cell) -> None:
     assert first["frozen"] == second["frozen"] == alone["frozen"]
     assert len(set(map(tuple, alone["frozen"].values()))) > 1
     assert largest_difference(first, alone) < (2e-6 if cell in EXACT else 5e-3)
+
+
+def test_two_ranks_resume_by_name_like_one_process(two_ranks: Any, tmp_path: Path) -> None:
+    """Each rank gives the state of the optimizer its groups."""
+    torch.set_num_threads(1)
+    first, second = two_ranks["resumed"]
+    assert largest_difference(first, second) == 0.0
+    assert largest_difference(first, resume_with_another(tmp_path, 1)) < 2e-6

@@ -1,7 +1,7 @@
 """Optimizer parameter groups: every parameter that may thaw is in one, and LR schedulers follow.
 
-Groups are only made at the start of a fit, in an order that depends on the arguments alone, so that a resumed
-run finds the groups that its checkpoint was saved with.
+Groups are only made at the start of a fit, in an order that depends on the arguments alone. `saved_groups.py`
+maps those of a checkpoint to those of the run that resumes.
 """
 
 import re
@@ -19,10 +19,18 @@ from lighter_freezers.engine.effects.optimizer_choice import (
 )
 from lighter_freezers.engine.trainer_like import ParameterGroup, SchedulerLike
 
-__all__ = ["AddedGroup", "add_missing", "forget_state", "parameters_in", "split_off", "without_rate"]
+__all__ = [
+    "PER_GROUP",
+    "AddedGroup",
+    "add_missing",
+    "forget_state",
+    "parameters_in",
+    "split_off",
+    "without_rate",
+]
 
 # What torch's LR schedulers keep as one entry per parameter group.
-_PER_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "lr_lambdas", "base_momentums", "max_momentums")
+PER_GROUP = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "lr_lambdas", "base_momentums", "max_momentums")
 
 
 def parameters_in(optimizers: Iterable[Optimizer]) -> set[int]:
@@ -196,7 +204,7 @@ def _extend(scheduler: SchedulerLike, optimizer: Optimizer, home_index: int) -> 
     if getattr(scheduler, "optimizer", None) is not optimizer:
         return
     num_groups_before = len(optimizer.param_groups) - 1
-    for key in _PER_GROUP:
+    for key in PER_GROUP:
         entries = getattr(scheduler, key, None)
         if isinstance(entries, list) and len(entries) == num_groups_before:
             # a new list: SequentialLR shares the list of its parts
