@@ -1,11 +1,14 @@
 """Checks of the plain values that YAML passes to callbacks: types, ranges, choices."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 __all__ = [
+    "Share",
     "at_least",
+    "bound",
     "choice",
     "count",
     "flag",
@@ -18,6 +21,37 @@ __all__ = [
 ]
 
 Choice = TypeVar("Choice", bound=str)
+_BEYOND_ALL_STEPS = 2**40
+
+
+class Share(int):
+    """A step or an epoch as a share of the run, such as `30%`.
+
+    As a number it is beyond the end of any run, and the larger, the larger the share: nothing is reached
+    before `run_shares.py` has put the step or epoch in its place, once the length of the run is known.
+
+    Args:
+        percent: From 0 to 100.
+        unit: What is counted.
+    """
+
+    percent: float
+    unit: Literal["step", "epoch"]
+
+    def __new__(cls, percent: float, unit: Literal["step", "epoch"]) -> "Share":  # noqa: D102 # as above
+        share = super().__new__(cls, _BEYOND_ALL_STEPS + round(percent * 10**6))
+        share.percent, share.unit = percent, unit
+        return share
+
+    def __getnewargs__(self) -> tuple[float, Literal["step", "epoch"]]:  # type: ignore[override] # for copies
+        return self.percent, self.unit
+
+    def times(self, number: int) -> "Share":
+        """So many times this share, which may be more than the run."""
+        return Share(self.percent * number, self.unit)
+
+    def __repr__(self) -> str:
+        return f"{self.percent:g}%"
 
 
 def plain(value: object) -> object:
@@ -56,6 +90,22 @@ def count(argument: str, value: object) -> int | None:
     if value < 0:
         raise ValueError(f"{argument} counts from 0. Got {value}.")
     return value
+
+
+def bound(argument: str, value: object, unit: Literal["step", "epoch"] = "step") -> int | None:
+    """Check a step or epoch of the run from YAML: a count, or a share of the run such as `30%`.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is negative, or more than the whole run.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
+    if match is None and not (isinstance(value, str) and "%" in value):
+        return count(argument, value)
+    percent = float(match[1]) if match else -1.0
+    if not 0 <= percent <= 100:
+        raise ValueError(f"{argument}: a share of the run is between 0% and 100%, as 30%. Got {value!r}.")
+    return Share(percent, unit) if percent else 0
 
 
 def index_or_name(argument: str, value: object) -> int | str | None:
@@ -116,7 +166,7 @@ def step_windows(argument: str, value: object) -> tuple[tuple[int, int], ...]:
 def _window(argument: str, pair: object) -> tuple[int, int]:
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
         raise TypeError(f"{argument} must be a pair [first step, end step). Got {pair!r}.")
-    start, end = count(f"{argument}[0]", pair[0]), count(f"{argument}[1]", pair[1])
+    start, end = bound(f"{argument}[0]", pair[0]), bound(f"{argument}[1]", pair[1])
     if start is None or end is None or start >= end:
         raise ValueError(f"{argument} must begin before it ends. Got {list(pair)}.")
     return start, end

@@ -34,6 +34,7 @@ class Freezer(EngineCallback):
     |---|---|
     | `Freezer(name_starts_with="encoder", until_epoch=5)` | the encoder, in epochs 0 to 4 |
     | `Freezer(name_starts_with="encoder", until_epoch=5, until_step=900)` | the same, 900 steps at most |
+    | `Freezer(name_starts_with="encoder", until_step="30%")` | the encoder, for 30 % of the run |
     | `Freezer(patterns="layers:attn.0", windows=[[0, 500], [2000, 2500]])` | steps 0-499 and 2000-2499 |
     | `Freezer(patterns="*", except_name_starts_with="head")` | all but the head, for the whole run |
     | `Freezer(names="wte.weight", until_metric={"monitor": "val/loss", "below": 2.5})` | below 2.5: thaws |
@@ -47,7 +48,8 @@ class Freezer(EngineCallback):
         except_names: Full names to exclude, even if an argument above matches them.
         except_name_starts_with: Prefixes to exclude.
         until_step: Hold before this optimizer step, counted from 0 as `trainer.global_step` does: not
-            batches, and with several optimizers each of their steps. None means no limit.
+            batches, and with several optimizers each of their steps. None means no limit. This and the other
+            bounds may be shares of the run, such as `30%`.
         until_epoch: Hold before this epoch, counted from 0. With `until_step`, whichever comes first.
         patterns: Globs on the full name (`encoder.*.bias`; `*` crosses dots), `re:` and a regular expression
             searched in the full name, `class:BatchNorm2d` for what modules of this class own, `layers:attn.2`
@@ -112,14 +114,14 @@ class Freezer(EngineCallback):
         name_starts_with: Names = None,
         except_names: Names = None,
         except_name_starts_with: Names = None,
-        until_step: int | None = None,
-        until_epoch: int | None = None,
+        until_step: int | str | None = None,
+        until_epoch: int | str | None = None,
         *,
         patterns: Names = None,
         except_patterns: Names = None,
-        from_step: int | None = None,
-        from_epoch: int | None = None,
-        windows: Sequence[Sequence[int]] | None = None,
+        from_step: int | str | None = None,
+        from_epoch: int | str | None = None,
+        windows: Sequence[Sequence[int | str]] | None = None,
         until_metric: Mapping[str, object] | None = None,
         frozen_norms: NormMode = "eval",
         unfreeze_lr: float | None = None,

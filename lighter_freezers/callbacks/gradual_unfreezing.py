@@ -8,7 +8,7 @@ from torch import nn
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.compiled_graphs import is_compiled
-from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.terms import CutGradient, OptimizerState
@@ -42,8 +42,8 @@ class GradualUnfreezing(EngineCallback):
     user has frozen stays frozen. Beside a Freezer, a parameter is frozen while either of them holds it.
 
     Args:
-        every_n_epochs: Epochs between stages.
-        every_n_steps: Optimizer steps between stages.
+        every_n_epochs: Epochs between stages, or a share of the run such as `10%`.
+        every_n_steps: Optimizer steps between stages, or a share of the run.
         total_epochs: Distribute the blocks evenly: all of them train from epoch `total_epochs - 1` on,
             counted from 0. Blocks thaw in the same epochs as with `GradualUnfreezer`.
         plateau: One more stage each time a logged metric has not improved for `patience` consecutive checks:
@@ -97,8 +97,8 @@ class GradualUnfreezing(EngineCallback):
 
     def __init__(
         self,
-        every_n_epochs: int | None = None,
-        every_n_steps: int | None = None,
+        every_n_epochs: int | str | None = None,
+        every_n_steps: int | str | None = None,
         *,
         total_epochs: int | None = None,
         plateau: Mapping[str, object] | None = None,
@@ -142,7 +142,12 @@ class GradualUnfreezing(EngineCallback):
         last = last_moment(trainer)
         if last is None or not (trainer.is_global_zero and pl_module.automatic_optimization):
             return
-        late = [title for hold, title in self._beginnings if hold != Schedule() and hold.is_active(last)]
+        shares = Engine.of(trainer).shares
+        late = [
+            title
+            for hold, title in self._beginnings
+            if hold != Schedule() and shares.resolved(hold).is_active(last)
+        ]
         if late:
             log.warning(
                 "%r: %s would thaw after the run has ended, in epoch %d at step %d. Train longer, or thaw "

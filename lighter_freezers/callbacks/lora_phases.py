@@ -45,7 +45,8 @@ class LoraPhases(EngineCallback):
 
     Args:
         strategy: One of the four above. None for `phases`.
-        phase1_end: The optimizer step at which the second phase begins.
+        phase1_end: The optimizer step at which the second phase begins, or a share of the run such as `30%`;
+            so are the other steps.
         phase2_end: The optimizer step at which the third phase begins; None for `early->late`.
         phases: Instead of a strategy, a list of phases: `start_step`; `end_step`, which is optional;
             `active_modules`, a list of `attention`, `mlp` and layers outside the blocks such as `wte`;
@@ -85,8 +86,8 @@ class LoraPhases(EngineCallback):
     def __init__(
         self,
         strategy: str | None = None,
-        phase1_end: int | None = None,
-        phase2_end: int | None = None,
+        phase1_end: int | str | None = None,
+        phase2_end: int | str | None = None,
         *,
         phases: Sequence[Mapping[str, object]] | None = None,
         adapter_name: str = "default",
@@ -123,16 +124,15 @@ class LoraPhases(EngineCallback):
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Log the phase that has just started; called by the engine."""
         step = transition.optimizer_step
-        index = max(i for i, phase in enumerate(self._phases) if phase.start_step <= step)
+        phases = Engine.of(trainer).shares.resolved(tuple(self._phases))
+        index = max(i for i, phase in enumerate(phases) if phase.start_step <= step)
         if index == self._logged or not trainer.is_global_zero:
             return
         self._logged = index
         sizes = {name: p.numel() for name, p in canonical_parameters(pl_module).items() if p.requires_grad}
         active = [sum(sizes.get(name, 0) for name in adapter.names) for adapter in self._adapters]
         place = f"{index + 1} of {len(self._phases)}"
-        log.info(
-            "step %d: LoRA phase %s trains %s, %d parameters", step, place, self._phases[index], sum(active)
-        )
+        log.info("step %d: LoRA phase %s trains %s, %d parameters", step, place, phases[index], sum(active))
         totals = {"lora_phases/phase": index + 1, "lora_phases/trainable_parameters": sum(active)}
         layers = {
             f"lora_phases/{adapter.title}": float(size > 0)

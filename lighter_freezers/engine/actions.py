@@ -22,6 +22,7 @@ from lighter_freezers.engine.checkpoint_identity import (
 )
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.metric_watch import TRAINING_LOSS
+from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.step_context import ActionResult, StepContext
 from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
@@ -118,6 +119,9 @@ class Action:
 
     def start(self, context: StepContext) -> None:
         """Called when a fit starts: optimizers and schedulers are as built; a checkpoint is loaded later."""
+
+    def resolve(self, shares: RunShares) -> None:
+        """Called before `resume`: put steps and epochs in place of shares of the run (`30%`)."""
 
     def resume(self, context: StepContext) -> None:
         """Called when training starts, with the checkpoint loaded: hold what was held; replay no change."""

@@ -122,6 +122,7 @@ def _state_of(fit: Fit) -> SavedState:
         "rules": {active.key: active.state() for active in fit.active_rules},
         "actions": fit.actions.state(),
         "validated_at": fit.metrics.validated_at,
+        **fit.shares.state(),
     }
 
 
@@ -134,6 +135,7 @@ def _restore(fit: Fit, state: SavedState) -> tuple[list[str], list[str]]:
     without_owner = _restore_rules(fit.active_rules, state["rules"])
     without_state, done_by_others = fit.actions.remember(state["actions"])
     fit.metrics.validated_at = state["validated_at"]
+    fit.shares.remember(state)
     return without_state, [*without_owner, *done_by_others]
 
 

@@ -16,6 +16,7 @@ from lighter_freezers.engine.effects.saved_groups import Checkpoint
 from lighter_freezers.engine.fit import Fit
 from lighter_freezers.engine.followers import TransitionListener
 from lighter_freezers.engine.rules import ActiveRule, FreezeRule
+from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of, stand_before
 from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 from lighter_freezers.engine.triggers import Moment
@@ -71,26 +72,28 @@ class Engine(Callback):
         self._fit = Fit()
         self._listeners: list[TransitionListener] = []
         self._wait = 1  # batches until something may change
-        self._builds_late = self._is_set_up = self._is_fit = False
-        self._has_resumed = self._has_begun = False
+        self._builds_late = self._is_set_up = self._is_fit = self._has_resumed = self._has_begun = False
         self._run: tuple[TrainerLike, LightningModule] | None = None  # the one under way
-        self._is_driven = False  # by `advance`, not by the Trainer's batches
+        self._is_driven = False  # by `advance`
         self._state = checkpoint_state.RunState()
 
     @classmethod
     def of(cls, trainer: TrainerLike) -> "Engine":
         """The engine of a Trainer, added next to the first callback of ours if there is none yet."""
-        for callback in callbacks_of(trainer):
-            if isinstance(callback, cls):
-                return callback
         callbacks = callbacks_of(trainer)
-        is_ours = [
-            isinstance(each, Callback) and type(each).setup is not Callback.setup for each in callbacks
-        ]
+        if present := [each for each in callbacks if isinstance(each, cls)]:
+            return present[0]
+        is_ours = [isinstance(one, Callback) and type(one).setup is not Callback.setup for one in callbacks]
         # after the first of ours with a `setup`: it runs now, and Lightning is iterating over this list
         engine, place = cls(), is_ours.index(True) + 1
         callbacks[place:place] = [engine, *averaging.AverageKeeper.where_needed(trainer, engine)]
         return engine
+
+    @property
+    def shares(self) -> RunShares:
+        """Resolves shares of this run, once training starts."""
+        assert self._run
+        return self._fit.shares.begin(*self._run)
 
     def add_listener(self, listener: TransitionListener) -> None:
         """Notify a callback of the transitions of this fit. It calls this in its `setup`."""
@@ -237,9 +240,7 @@ class Engine(Callback):
         for action in self.actions:
             action.end(trainer)
 
-    def on_exception(
-        self, trainer: TrainerLike, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: TrainerLike, pl_module: LightningModule, exception: object) -> None:
         """Restore the model when a run fails."""
         self._disband()
 
@@ -254,11 +255,7 @@ class Engine(Callback):
         self._arm()
 
     def advance(self, moment: Moment) -> bool:
-        """Apply all that is due at a moment, between two optimizer steps.
-
-        Returns:
-            Whether a hold began or ended, or an action was done.
-        """
+        """Apply all that is due at a moment, between two optimizer steps; returns whether anything was."""
         assert self._run
         has_moved = self._fit.advance(self._fit.context(*self._run, moment))
         if has_moved:
@@ -280,8 +277,8 @@ class Engine(Callback):
         moment = trainer_clock.moment(trainer)
         self.advance(moment)
         steps = self._fit.next_steps(moment)
-        is_restless = bool(steps) and not pl_module.automatic_optimization
-        if is_restless or self._fit.followers.optimizers.restores_values:
+        is_manual = not pl_module.automatic_optimization
+        if (steps and is_manual) or self._fit.followers.optimizers.restores_values:
             self._wait = 1  # under manual optimization a batch may take any number of optimizer steps
         else:
             self._wait = self._boundaries.num_batches_until(steps, moment.optimizer_step)
@@ -295,8 +292,9 @@ class Engine(Callback):
         """
         has_ending = self._fit.followers.optimizers.acts_each_step or self._fit.listens_to_loss
         self.on_train_batch_end = self._end_batch if has_ending and not self._is_driven else None
-        wanting = [action for action in self.actions if action.wants_gradients]
-        wants_gradients = self._fit.intrusions.is_pending or bool(wanting)
+        wants_gradients = self._fit.intrusions.is_pending or any(
+            each.wants_gradients for each in self.actions
+        )
         self.on_before_optimizer_step = self._look_at_gradients if wants_gradients else None
 
     def _end_batch(

@@ -10,6 +10,7 @@ from lighter_freezers.engine.followers import Followers
 from lighter_freezers.engine.intrusions import Intrusions
 from lighter_freezers.engine.metric_watch import MetricWatch
 from lighter_freezers.engine.rules import FreezeRule, active_rules_of, follow_all, refuse_overlap
+from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.training_loss import StepLoss
 from lighter_freezers.engine.triggers import Moment
@@ -31,6 +32,7 @@ class Fit:
         self.metrics = MetricWatch([*self.active_rules, *self.actions])
         self.followers = Followers(self.active_rules, self.actions)
         self.intrusions = Intrusions()
+        self.shares = RunShares()
         self.step_loss: StepLoss | None = None  # kept while an action wants it
 
     def bind(self, model: nn.Module, moment: Moment, on_intrusion: Callable[[], None]) -> None:
@@ -49,7 +51,11 @@ class Fit:
     def resume(self, context: StepContext) -> None:
         """Hold what was held when the state of this fit was saved, or what this moment requires."""
         idle_schedules.refuse_replaced(self.active_rules, context.model)
+        self.shares.begin(context.trainer, context.model)
+        for action in self.actions:
+            action.resolve(self.shares)
         for active in self.active_rules:
+            active.resolve(self.shares)
             active.resume(context.moment)
         if any(action.wants_loss for action in self.actions):
             self.step_loss = StepLoss(context.moment.optimizer_step)

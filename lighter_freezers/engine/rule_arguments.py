@@ -14,11 +14,11 @@ __all__ = ["parse_learning_rate", "parse_schedule", "rule_title"]
 
 
 def parse_schedule(
-    from_step: int | None,
-    from_epoch: int | None,
-    until_step: int | None,
-    until_epoch: int | None,
-    windows: Sequence[Sequence[int]] | None,
+    from_step: int | str | None,
+    from_epoch: int | str | None,
+    until_step: int | str | None,
+    until_epoch: int | str | None,
+    windows: Sequence[Sequence[int | str]] | None,
     *,
     sets_rate: bool = False,
 ) -> Schedule:
@@ -29,23 +29,21 @@ def parse_schedule(
         ValueError: Two of them contradict each other.
     """
     bounds = {
-        "from_step": from_step,
-        "from_epoch": from_epoch,
-        "until_step": until_step,
-        "until_epoch": until_epoch,
+        "from_step": arguments.bound("from_step", from_step),
+        "from_epoch": arguments.bound("from_epoch", from_epoch, "epoch"),
+        "until_step": arguments.bound("until_step", until_step),
+        "until_epoch": arguments.bound("until_epoch", until_epoch, "epoch"),
     }
-    given = [name for name, value in bounds.items() if arguments.count(name, value) is not None]
+    given = [name for name, value in bounds.items() if value is not None]
     if windows is not None and given:
         raise ValueError(f"windows says when to hold; {', '.join(given)} would too. Give one or the other.")
     for begin, end in (("from_step", "until_step"), ("from_epoch", "until_epoch")):
         first, last = bounds[begin], bounds[end]
         if first is not None and last is not None and first >= last:
             raise ValueError(f"{begin}={first} is not before {end}={last}, so this Freezer would never hold.")
-    if 0 in (until_step, until_epoch) and not sets_rate:
+    if 0 in (bounds["until_step"], bounds["until_epoch"]) and not sets_rate:
         log.warning("a Freezer until step or epoch 0 never holds anything: both are counted from 0")
-    return Schedule(
-        from_step, from_epoch, until_step, until_epoch, arguments.step_windows("windows", windows)
-    )
+    return Schedule(**bounds, windows=arguments.step_windows("windows", windows))
 
 
 def parse_learning_rate(

@@ -1,7 +1,7 @@
 """One freezing rule and its state in a run: what it selects, whether it holds now, what it remembers."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from lighter_freezers.engine.checkpoint_identity import numbered, rule_key
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Schedule
@@ -176,6 +177,10 @@ class ActiveRule:
         self.released_at = state["released_at"]
         self._was_holding = state["is_holding"]
         self._is_restored = True
+
+    def resolve(self, shares: RunShares) -> None:
+        """The length of the run is known: put steps and epochs in place of shares of it."""
+        self.rule = replace(self.rule, schedule=shares.resolved(self.rule.schedule))
 
     def resume(self, moment: Moment) -> None:
         """Hold what it held when the checkpoint was saved, or if unknown what the schedule requires."""

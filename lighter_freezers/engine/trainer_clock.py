@@ -15,7 +15,9 @@ __all__ = [
     "last_moment",
     "metrics",
     "moment",
+    "num_epochs",
     "reduced",
+    "unknown_length",
     "validation_was_due",
     "window_length",
 ]
@@ -95,10 +97,32 @@ def validation_was_due(trainer: TrainerLike, batch_idx: int) -> bool:
 def last_moment(trainer: TrainerLike) -> Moment | None:
     """The last step of the run and its epoch; None where the end of the run is unknown."""
     num_steps, num_batches = trainer.estimated_stepping_batches, trainer.num_training_batches
-    if math.isinf(num_steps):
+    if math.isinf(num_steps) or num_steps < 0:  # -1 for a stream without max_steps
         return None
     steps_per_epoch = math.inf if math.isinf(num_batches) else math.ceil(num_batches / window_length(trainer))
     return Moment(int(num_steps) - 1, int((num_steps - 1) // steps_per_epoch))
+
+
+def num_epochs(trainer: TrainerLike) -> int | None:
+    """Epochs of the whole run; None where it is unknown."""
+    if trainer.max_steps == -1:
+        return None if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    last = last_moment(trainer)
+    return None if last is None else last.epoch + 1
+
+
+def unknown_length(trainer: TrainerLike, *, is_manual: bool) -> str | None:
+    """Why it is not known how many optimizer steps the run has; None where it is."""
+    if is_manual:
+        return "under manual optimization a batch may take any number of optimizer steps"
+    accumulation = callbacks_of_kind(callbacks_of(trainer), "GradientAccumulationScheduler")
+    if any(getattr(callback, "epochs", [0]) != [0] for callback in accumulation):
+        return "GradientAccumulationScheduler changes how many batches make a step"
+    if last_moment(trainer) is not None:
+        return None
+    if trainer.max_epochs == -1:
+        return "the Trainer has neither max_epochs nor max_steps"
+    return "the training data has no length (an iterable dataset) and the Trainer no max_steps"
 
 
 def metrics(trainer: TrainerLike) -> dict[str, torch.Tensor]:

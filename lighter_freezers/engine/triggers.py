@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lighter_freezers.arguments import count, number
+from lighter_freezers.arguments import bound, count, number
 
 __all__ = [
     "History",
@@ -326,7 +326,7 @@ def parse_loss_or_wait(argument: str, config: Mapping[str, object], monitor: str
         ValueError: Neither is given, or it could never fire.
     """
     loss, wait = config.get("trigger_loss"), config.get("max_wait_iters")
-    max_wait = count(f"{argument}.max_wait_iters", wait)
+    max_wait = bound(f"{argument}.max_wait_iters", wait)
     if isinstance(loss, str) and loss.strip("+-.").lower() in ("inf", "infinity"):
         raise TypeError(f"{argument}.trigger_loss: write .inf in YAML, Infinity in JSON. Got {loss!r}.")
     trigger_loss = None if loss is None else number(f"{argument}.trigger_loss", loss)

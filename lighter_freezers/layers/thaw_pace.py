@@ -48,8 +48,8 @@ class Pace:
         if self.plateau is not None:
             return Schedule(), replace(self.plateau, number=stage)
         if self.every_n_steps is not None:
-            return Schedule(until_step=stage * self.every_n_steps), None
-        return Schedule(until_epoch=stage * (self.every_n_epochs or 1)), None
+            return Schedule(until_step=_times(stage, self.every_n_steps)), None
+        return Schedule(until_epoch=_times(stage, self.every_n_epochs or 1)), None
 
     def __str__(self) -> str:
         if self.plateau is not None:
@@ -59,12 +59,14 @@ class Pace:
         if self.total_epochs is not None:
             return f"over {self.total_epochs} epochs"
         number, unit = (self.every_n_steps, "step") if self.every_n_steps else (self.every_n_epochs, "epoch")
+        if isinstance(number, arguments.Share):
+            return f"every {number} of the run"
         return f"every {unit}" if number == 1 else f"every {number} {unit}s"
 
 
 def parse_pace(
-    every_n_epochs: int | None,
-    every_n_steps: int | None,
+    every_n_epochs: int | str | None,
+    every_n_steps: int | str | None,
     total_epochs: int | None,
     plateau: Mapping[str, object] | None,
 ) -> Pace:
@@ -74,18 +76,28 @@ def parse_pace(
         TypeError: A value has the wrong type.
         ValueError: Two are given, or a number is 0.
     """
-    numbers = {
+    ways = {
         "every_n_epochs": every_n_epochs,
         "every_n_steps": every_n_steps,
         "total_epochs": total_epochs,
+        "plateau": plateau,
     }
-    given = [name for name, value in [*numbers.items(), ("plateau", plateau)] if value is not None]
+    given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} each say when layers thaw. Give one of them.")
-    for name, value in numbers.items():
-        if arguments.count(name, value) == 0:
+    counted = {
+        "every_n_epochs": arguments.bound("every_n_epochs", every_n_epochs, "epoch"),
+        "every_n_steps": arguments.bound("every_n_steps", every_n_steps),
+        "total_epochs": arguments.count("total_epochs", total_epochs),
+    }
+    for name, number in counted.items():
+        if number == 0:
             raise ValueError(f"{name} must be at least 1. Got 0.")
-    return Pace(**numbers, plateau=None if plateau is None else parse_plateau("plateau", plateau))
+    return Pace(**counted, plateau=None if plateau is None else parse_plateau("plateau", plateau))
+
+
+def _times(stage: int, bound: int) -> int:
+    return bound.times(stage) if isinstance(bound, arguments.Share) else stage * bound
 
 
 def num_unfrozen_layers(epoch: int, num_layers: int, total_epochs: int) -> int:

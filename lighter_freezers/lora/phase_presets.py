@@ -95,7 +95,7 @@ def _as_config(
 
 
 def parse_strategy(
-    strategy: str | None, phase1_end: int | None, phase2_end: int | None, *, has_phases: bool
+    strategy: str | None, phase1_end: int | str | None, phase2_end: int | str | None, *, has_phases: bool
 ) -> tuple[str, list[int]]:
     """The strategy and the steps at which its phases end; "" where phases are given instead.
 
@@ -111,7 +111,7 @@ def parse_strategy(
     if strategy is None or strategy not in STRATEGIES:
         close, known = closest_names(str(strategy), STRATEGIES, 1)[0], ", ".join(STRATEGIES)
         raise ValueError(f"Unknown strategy {strategy!r}. Closest: '{close}'. All: {known}. Or give phases.")
-    ends = [arguments.count(name, given[name]) for name in ("phase1_end", "phase2_end")]
+    ends = [arguments.bound(name, given[name]) for name in ("phase1_end", "phase2_end")]
     wanted = len(STRATEGIES[strategy]) - 1
     bounds = [end for end in ends[:wanted] if end]
     if len(bounds) < wanted:

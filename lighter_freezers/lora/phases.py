@@ -219,10 +219,10 @@ def _phase(argument: str, entry: object) -> LoraPhase:
             raise ValueError(
                 f"{argument} does not know '{key}'. Closest: {closest_names(str(key), KEYS, 1)[0]}."
             )
-    start = arguments.count(f"{argument}.start_step", entry.get("start_step"))
+    start = arguments.bound(f"{argument}.start_step", entry.get("start_step"))
     if start is None:
         raise ValueError(f"{argument} needs start_step, the optimizer step at which it begins.")
-    end = arguments.count(f"{argument}.end_step", entry.get("end_step"))
+    end = arguments.bound(f"{argument}.end_step", entry.get("end_step"))
     if end is not None and end <= start:
         raise ValueError(f"{argument} ends at step {end}, before or where it starts ({start}).")
     return LoraPhase(start, end, _modules(argument, entry.get("active_modules")), _range(argument, entry))

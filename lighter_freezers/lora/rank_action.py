@@ -12,6 +12,7 @@ from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
@@ -166,6 +167,10 @@ class RankAction(Action):
         self._hold_frozen()
         self._curves.begin(context.trainer, context.moment.optimizer_step)
         self._statistics.install()
+
+    def resolve(self, shares: RunShares) -> None:
+        """Put steps and epochs in place of shares of the run."""
+        self._plan.entries = shares.resolved(self._plan.entries)
 
     def next_step(self, moment: Moment) -> int | None:
         """The next step of the schedule, or the end of a wait."""

@@ -26,7 +26,7 @@ class RankPlan:
     """
 
     def __init__(self, entries: Sequence[RankEntry]) -> None:
-        self.entries = entries
+        self.entries = tuple(entries)
         keys = numbered(_key(entry) for entry in entries)
         self.titles = {key: str(entry) for key, entry in zip(keys, entries, strict=True)}
         self._done: set[int] = set()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lighter_freezers.arguments import count
+from lighter_freezers.arguments import bound, count
 from lighter_freezers.engine.triggers import LossOrWait, Moment, parse_loss_or_wait
 from lighter_freezers.selection.names import closest_names
 
@@ -74,7 +74,8 @@ def _entry(argument: str, entry: object, monitor: str) -> RankEntry:
     pattern = _rank_pattern(f"{argument}.rank_pattern", entry.get("rank_pattern"))
     description = str(entry.get("desc") or "")
     given = {key: entry.get(key) for key in _KEYS[:4] if entry.get(key) is not None}
-    step, epoch = count(f"{argument}.step", given.get("step")), count(f"{argument}.epoch", given.get("epoch"))
+    step = bound(f"{argument}.step", given.get("step"))
+    epoch = bound(f"{argument}.epoch", given.get("epoch"), "epoch")
     if ("step" in given) + ("epoch" in given) + bool({"trigger_loss", "max_wait_iters"} & given.keys()) != 1:
         raise ValueError(
             f"{argument} must say when, in one way: step, epoch, or trigger_loss with max_wait_iters. "

@@ -11,6 +11,7 @@ from lighter_freezers._log import log
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.effects.learning_rate_curves import RateCurves
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
@@ -138,6 +139,10 @@ class QueuedOperations(Action):
         self._holds.restore(context.model, saved["layers"])
         if self._new_components is not None:
             execution.restore_lora(context.model, self._new_components, saved["new_components"])
+
+    def resolve(self, shares: RunShares) -> None:
+        """Put steps in place of shares of the run."""
+        self._queue.resolve(shares)
 
     def next_step(self, moment: Moment) -> int | None:
         """The optimizer step at which the wait of the next operation ends."""

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from lighter_freezers.engine.checkpoint_identity import entry_key, match_done, numbered
+from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.layers.operations.parse import Operation
 
@@ -61,6 +62,12 @@ class OperationQueue:
     def looks_at_loss(self) -> bool:
         """Whether a pending operation depends on the loss."""
         return any(operation.trigger.looks_at_loss for operation in self.pending)
+
+    def resolve(self, shares: RunShares) -> None:
+        """Put steps in place of shares of the run."""
+        self.operations = shares.resolved(self.operations)
+        every = dict(zip(self.titles, self.operations, strict=True))
+        self._left = {key: every[key] for key in self._left}
 
     def begin(self, optimizer_step: int) -> None:
         """Start the first wait at this step."""
