@@ -6,6 +6,8 @@ Type checkers and editors read the names in `__init__.pyi`.
 
 from importlib import import_module
 
+from lighter_freezers._extras import missing_package
+
 _NAMES = {  # module -> its public names
     "callbacks.freeze_state_logger": "FreezeStateLogger",
     "callbacks.freezer": "Freezer",
@@ -75,7 +77,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(
             f"module 'lighter_freezers' has no attribute {name!r}. Public names: {', '.join(__all__)}"
         )
-    value = getattr(import_module(_HOMES[name]), name)
+    try:
+        value = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        raise missing_package(error, f"lighter_freezers.{name}") from error
     globals()[name] = value
     return value
 

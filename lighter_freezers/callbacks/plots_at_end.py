@@ -2,11 +2,11 @@
 
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from torch import nn
 
+from lighter_freezers._extras import require
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
 from lighter_freezers.engine.engine import Engine
@@ -52,8 +52,7 @@ class PlotsAtEnd(Callback):
         Engine.of(trainer)  # the engine is inserted after the first callback of ours with a `setup`
         if stage != "fit":
             return
-        if find_spec("matplotlib") is None:
-            raise ImportError('PlotsAtEnd needs matplotlib: pip install "lighter-freezers[plots]".')
+        require("PlotsAtEnd", "matplotlib")
         if not any(hasattr(callback, "norms_file") for callback in callbacks_of(trainer)):
             raise RuntimeError(
                 "PlotsAtEnd plots the files of GradientNormMonitor, but the Trainer has none. Add "

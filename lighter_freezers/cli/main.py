@@ -17,6 +17,7 @@ __all__ = ["main"]
 # name -> (module, the line in `lighter-freezers --help`)
 _COMMANDS = {
     "compare": ("lighter_freezers.cli.compare", "settings, figures and curves of runs, side by side"),
+    "init": ("lighter_freezers.cli.init", "the configs that come with the package: list them, copy one"),
     "layers": ("lighter_freezers.cli.layers", "the layers of a model, and what rules call them"),
     "plan": ("lighter_freezers.cli.plan", "what a config will freeze, when, and what it costs"),
     "plots": ("lighter_freezers.cli.plots", "pictures of gradient norms and losses of runs"),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 import lighter_freezers
+from lighter_freezers._extras import require
 from lighter_freezers.engine.engine import EngineCallback
 
 __all__ = ["Source", "read_source"]
@@ -46,6 +47,7 @@ def read_source(path: Path) -> Source:
         ValueError: It is not a config, or what it describes cannot be built.
         TypeError: What it describes is not a model.
     """
+    require("A config", "lighter")
     from lighter.engine.runner import ConfigLoader, ProjectImporter
     from sparkwheel.utils.exceptions import BaseError
     from yaml import YAMLError

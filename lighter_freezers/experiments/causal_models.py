@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from lighter_freezers._extras import require
 from lighter_freezers.arguments import choice
 from lighter_freezers.selection.names import unwrapped
 
@@ -151,11 +152,7 @@ def checkpoint_activations(network: nn.Module) -> None:
 
 
 def _transformers() -> Any:  # the package, which may be missing
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "Causal language models need transformers, which is not installed. "
-            'Get it: pip install "lighter-freezers[experiments]"'
-        ) from error
+    require("A causal language model", "transformers")
+    import transformers
+
     return transformers

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lighter_freezers._extras import require
 from lighter_freezers.gpt.checkpoint_config import config_of_model_args, config_of_transformers
 from lighter_freezers.selection.names import closest_names
 
@@ -94,6 +95,7 @@ def _tensors_of(part: object) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    require(f"'{path}'", "safetensors")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -189,6 +191,7 @@ def _read_json(path: Path) -> dict[str, Any]:  # as Hugging Face writes it
 
 def _fetched(hub_id: str) -> Path:
     """The folder of a hub model, from the cache or the network; a pickle only if nothing else exists."""
+    require(f"The hub's model '{hub_id}'", "huggingface_hub")
     from huggingface_hub import snapshot_download
 
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
+from lighter_freezers._extras import require
 from lighter_freezers.arguments import count, number
 from lighter_freezers.lora.config_patterns import resolve_patterns
 from lighter_freezers.lora.initial_factors import moves_base
@@ -70,6 +71,7 @@ def apply_lora(
           config: {r: 8, lora_alpha: 16, target_modules: [c_attn, wte]}
         ```
     """
+    require("LoRA", "peft")
     from peft import inject_adapter_in_model
 
     refuse_other_tuners(network)

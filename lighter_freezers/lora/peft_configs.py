@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
+from lighter_freezers._extras import require
+
 if TYPE_CHECKING:
     from peft import PeftConfig
 
@@ -40,6 +42,7 @@ def peft_configs(model: nn.Module) -> dict[str, PeftModule]:
 
 def usual_adapter(model: nn.Module) -> str:
     """The adapter that is meant where no name is given: `default`, else the only one, else the active one."""
+    require("LoRA", "peft")
     from peft.tuners.lora import LoraLayer
 
     layers: Iterator[PeftModule] = (module for module in model.modules() if isinstance(module, LoraLayer))
@@ -55,6 +58,7 @@ def refuse_other_tuners(model: nn.Module) -> None:
     Raises:
         ValueError: It has; the message names them.
     """
+    require("LoRA", "peft")
     from peft.tuners.adalora import AdaLoraLayer
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer

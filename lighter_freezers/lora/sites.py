@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.conv import _ConvNd
 
+from lighter_freezers._extras import require
 from lighter_freezers.lora.peft_configs import PeftModule, refuse_other_tuners, usual_adapter
 from lighter_freezers.lora.resize import ZeroFactor
 from lighter_freezers.selection.layer_names import components, parameters_of_layer
@@ -249,6 +250,7 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
 
 def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, PeftModule]:
     """Every layer of PEFT with this adapter by its canonical path, also those whose rank cannot change."""
+    require("LoRA", "peft")
     from peft.tuners.adalora import AdaLoraLayer
     from peft.tuners.lora import LoraLayer
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lighter_freezers._extras import require
 from lighter_freezers.planning.copied_trainer import hushed
 from lighter_freezers.planning.plan import plan
 from lighter_freezers.planning.values import Plan
@@ -34,6 +35,7 @@ def built_from_config(inputs: Sequence[Any]) -> tuple[Any, Any, Any, Sequence[st
     Raises:
         ValueError: A file or a key is missing, or the config cannot be built.
     """
+    require("A config", "lighter")
     from lighter.engine.runner import ConfigLoader, ProjectImporter
 
     config = ConfigLoader.load(list(inputs))

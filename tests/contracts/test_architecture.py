@@ -12,10 +12,10 @@ SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in so
 TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
 
 ROOMS = ("selection", "engine", "reports", "lora", "planning", "layers", "gpt", "callbacks", "experiments")
-BASE = ("_log", "_lightning", "arguments")  # below all rooms
+BASE = ("_log", "_extras", "_lightning", "arguments")  # below all rooms
 DOORS = ("__init__", "lightning")  # above them: they re-export
 ORDER = (*((module,) for module in BASE), *((room,) for room in ROOMS), DOORS, ("cli", "__main__"))
-CROSS_ROOM_PRIVATES = {"_log", "_lightning"}
+CROSS_ROOM_PRIVATES = {"_log", "_extras", "_lightning"}
 LAZY = {"peft", "transformers", "datasets", "matplotlib", "torchvision", "tensorboard", "pandas"}
 LAZY |= {"gguf", "nltk", "pyarrow", "rouge_score"}
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}

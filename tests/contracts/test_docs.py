@@ -135,7 +135,7 @@ def test_the_readme_is_short_and_has_the_two_commands() -> None:
     lines = README.read_text().splitlines()
 
     assert len(lines) < 150
-    assert "pip install -e . && lighter fit configs/quickstart.yaml" in lines
+    assert 'pip install -e ".[lighter,experiments]" && lighter fit configs/quickstart.yaml' in lines
     assert 'pip install -e ".[test]" && pytest' in lines
 
 

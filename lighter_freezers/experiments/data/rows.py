@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lighter_freezers._extras import require
+
 __all__ = ["Row", "SUFFIXES", "each_row", "parquet_rows", "read_rows", "shown"]
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -204,17 +206,13 @@ def parquet_rows(file: Path) -> Iterator[dict[str, object]]:
     """The rows of a Parquet file, a block at a time: lists and nested fields as Python's lists and dicts.
 
     Raises:
-        RuntimeError: pyarrow is not installed.
+        ImportError: pyarrow is not installed.
         ValueError: It is not a Parquet file.
     """
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise RuntimeError(
-            f"{file} is a Parquet file, and pyarrow, which reads it, cannot be imported: {error}. Get it: "
-            'pip install "lighter-freezers[experiments]". A .jsonl or .csv file needs nothing.'
-        ) from error
+    require(f"The Parquet file {file}", "pyarrow")
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
     try:
         with ParquetFile(file) as opened:
             for batch in opened.iter_batches():

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import TypeAlias
 
+from lighter_freezers._extras import require
 from lighter_freezers.experiments.evaluation.sql_match import sql_match
 from lighter_freezers.experiments.evaluation.text_metrics import (
     bleu,
@@ -89,9 +89,6 @@ def check_metric_packages(names: Iterable[str]) -> None:
     Raises:
         ImportError: A package for one of them is not installed.
     """
-    needed = [name for name in names if name in _PACKAGES and find_spec(_PACKAGES[name]) is None]
-    if needed:
-        raise ImportError(
-            f"Packages for {' and '.join(needed)} are missing, without which there is no score: pip install "
-            '"lighter-freezers[experiments]", or choose other metrics.'
-        )
+    for name in names:
+        if name in _PACKAGES:
+            require(f"The metric {name}", _PACKAGES[name])

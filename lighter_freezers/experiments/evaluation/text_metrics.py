@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection, Sequence
 
+from lighter_freezers._extras import require
+
 __all__ = [
     "bleu",
     "check_pairs",
@@ -132,10 +134,9 @@ def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
         ValueError: Predictions and references do not match.
     """
     check_pairs(predictions, references)
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ImportError('ROUGE needs rouge-score: pip install "lighter-freezers[experiments]".') from error
+    require("ROUGE", "rouge_score")
+    from rouge_score.rouge_scorer import RougeScorer
+
     scorer = RougeScorer(list(_KINDS.values()), use_stemmer=False, split_summaries=False)
     scores = [
         scorer.score_multi([sentences(text) for text in texts], sentences(prediction))
@@ -181,10 +182,9 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> d
         ValueError: Predictions and references do not match.
     """
     check_pairs(predictions, references)
-    try:
-        from nltk.translate.meteor_score import meteor_score
-    except ImportError as error:
-        raise ImportError('METEOR needs NLTK: pip install "lighter-freezers[experiments]".') from error
+    require("METEOR", "nltk")
+    from nltk.translate.meteor_score import meteor_score
+
     scores = [
         float(meteor_score([_tokens(text) for text in texts], _tokens(prediction), wordnet=_NoSynonyms()))
         for prediction, texts in zip(predictions, references, strict=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from lighter_freezers._extras import require
 from lighter_freezers._log import log
 from lighter_freezers.experiments.data.cache import cache_folder, keep
 from lighter_freezers.experiments.data.corpus import SPLITS
@@ -228,6 +229,7 @@ def fetched(address: str, folder: Path, task_name: str) -> Path:
 
 
 def _hub_snapshot(task: PromptedTask, dataset: str) -> Path:
+    require(f"The hub's data set {dataset}", "huggingface_hub")
     from huggingface_hub import snapshot_download
 
     name, _, revision = dataset.partition("@")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lighter_freezers._extras import require
 from lighter_freezers.reports.plots.runs import Mark, Run, StepTable
 from lighter_freezers.reports.whole_files import write_whole
 
@@ -50,11 +51,10 @@ STEP, NORM = "optimizer step", "L2 norm of the gradient"  # the label of axes
 
 def new_figure(width: float, height: float) -> "Figure":
     """A figure in inches that needs no display and is not registered with pyplot."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Plots need matplotlib: pip install "lighter-freezers[plots]".') from error
+    require("A plot", "matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
