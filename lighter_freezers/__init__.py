@@ -6,8 +6,6 @@ Type checkers and editors read the names in `__init__.pyi`.
 
 from importlib import import_module
 
-from lighter_freezers._extras import missing_package
-
 _NAMES = {  # module -> its public names
     "callbacks.freeze_state_logger": "FreezeStateLogger",
     "callbacks.freezer": "Freezer",
@@ -80,6 +78,8 @@ def __getattr__(name: str) -> object:
     try:
         value = getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
+        from lighter_freezers._extras import missing_package
+
         raise missing_package(error, f"lighter_freezers.{name}") from error
     globals()[name] = value
     return value

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
-from peft.tuners.lora.config import CordaConfig, LoraGAConfig
+from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
-from peft.tuners.lora.loraga import preprocess_loraga
 from torch import nn
 
 from lighter_freezers import (
@@ -41,13 +41,14 @@ def prepared(init: str, **options: Any) -> tuple[nn.Module, LoraConfig]:
     if init == "corda":
         options["corda_config"] = CordaConfig()
     if init == "lora_ga":
-        options["lora_ga_config"] = LoraGAConfig()
+        lora_ga = pytest.importorskip("peft.tuners.lora.loraga", reason="PEFT 0.18 has no LoRA-GA")
+        options["lora_ga_config"] = peft.LoraGAConfig()
     options = {"r": 4, "lora_alpha": 6, "target_modules": ["q", "k"], **options}
     config = LoraConfig(init_lora_weights=init, **options)
     if init == "corda":
         preprocess_corda(network, config, lambda: network(X[:1]))
     if init == "lora_ga":
-        preprocess_loraga(network, config, lambda: network(X).square().mean().backward())
+        lora_ga.preprocess_loraga(network, config, lambda: network(X).square().mean().backward())
         network.zero_grad(set_to_none=True)
     return network, config
 

@@ -48,8 +48,9 @@ SAVED: dict[str, dict[str, Any]] = {
     "all biases": {"r": 4, "target_modules": ["q", "k"], "bias": "all"},
     "lora_bias": {"r": 4, "target_modules": ["q", "k"], "lora_bias": True},
     "mica": {"r": 4, "target_modules": ["q", "k"], "init_lora_weights": "mica"},
-    "velora": {"r": 4, "target_modules": ["q", "k"], "velora_config": peft.VeloraConfig()},
 }
+if hasattr(peft, "VeloraConfig"):  # not in PEFT 0.18
+    SAVED["velora"] = {"r": 4, "target_modules": ["q", "k"], "velora_config": peft.VeloraConfig()}
 NO_RANKS = ("mica", "velora", "experts alone")
 
 

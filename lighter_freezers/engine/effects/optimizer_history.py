@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.torch_version import TorchVersion
 
 from lighter_freezers.engine import ledger
 
@@ -28,9 +29,15 @@ def refuse_dropped_state(optimizers: Iterable[Optimizer], optimizer_state: str) 
     """Fail before training where the state of single parameters cannot leave an optimizer.
 
     Raises:
-        RuntimeError: An optimizer wraps another; the message names it and the way out.
+        RuntimeError: An optimizer wraps another, or is the Adagrad of torch before 2.12, which makes its
+            state when it is constructed and never again; the message names it and the way out.
     """
     for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.Adagrad) and TorchVersion(torch.__version__) < "2.12":
+            raise RuntimeError(
+                f"optimizer_state='{optimizer_state}' drops the state of what freezes, which Adagrad cannot make "
+                f"anew before torch 2.12. This is {torch.__version__}. Use optimizer_state='keep'."
+            )
         if _is_wrapper(optimizer):
             raise RuntimeError(
                 f"optimizer_state='{optimizer_state}' drops the state of what freezes, but "
