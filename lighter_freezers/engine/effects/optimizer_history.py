@@ -35,8 +35,8 @@ def refuse_dropped_state(optimizers: Iterable[Optimizer], optimizer_state: str) 
     for optimizer in optimizers:
         if isinstance(optimizer, torch.optim.Adagrad) and TorchVersion(torch.__version__) < "2.12":
             raise RuntimeError(
-                f"optimizer_state='{optimizer_state}' drops the state of what freezes, which Adagrad cannot make "
-                f"anew before torch 2.12. This is {torch.__version__}. Use optimizer_state='keep'."
+                f"optimizer_state='{optimizer_state}' drops the state of what freezes, which Adagrad cannot "
+                f"make anew before torch 2.12. This is {torch.__version__}. Use optimizer_state='keep'."
             )
         if _is_wrapper(optimizer):
             raise RuntimeError(
