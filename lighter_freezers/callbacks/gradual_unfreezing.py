@@ -7,15 +7,19 @@ from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
+from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.effects.compiled_graphs import is_compiled
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.stages import Best, StageClock
 from lighter_freezers.engine.terms import CutGradient, OptimizerState
 from lighter_freezers.engine.trainer_clock import last_moment
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.layers.said import Said, anatomy_said
+from lighter_freezers.layers.stage_list import read_stages
+from lighter_freezers.layers.stage_plan import StagePlan
 from lighter_freezers.layers.thaw_order import Direction, layers_of
 from lighter_freezers.layers.thaw_pace import parse_pace
 from lighter_freezers.layers.thaw_plan import ThawPlan
@@ -35,6 +39,7 @@ class GradualUnfreezing(EngineCallback):
     | `GradualUnfreezing(total_epochs=10)` | half of the blocks halfway, all of them in the tenth epoch |
     | `GradualUnfreezing(plateau={"monitor": "val/loss", "patience": 2})` | one more at each plateau |
     | `GradualUnfreezing(every_n_epochs=1, lr_decay=2.6)` | a block has its upper neighbour's rate / 2.6 |
+    | `GradualUnfreezing(stages=[{"thaw": "head", "until_epoch": 2}, {"thaw": "*"}])` | head; then all |
 
     Blocks, head and embeddings are found by the structure of the model. An encoder-decoder is one stack, with
     the decoder on top. The final norm, and an embedding that is tied to the head, thaw with the head. If
@@ -63,6 +68,16 @@ class GradualUnfreezing(EngineCallback):
             find them. As in `anatomy_of`, this and the next two override detection, and are checked.
         head: Paths of the modules that form the head.
         embeddings: Paths of the embeddings.
+        stages: Instead of a pace, the stages one by one, each a mapping: `thaw` and `freeze` (names of
+            parameters, paths of modules or patterns; one or a list of them), `until_step`, `until_epoch` and
+            `until_metric` as for a Freezer (whichever comes first ends the stage; none in the last),
+            `unfreeze_lr`, `unfreeze_lr_factor` (a number, or a mapping from names to numbers) and
+            `warmup_steps` for what thaws, `frozen_norms` for what is held, `desc` for you. What no stage has
+            thawed yet is frozen.
+        schedule: Instead of `stages`, the path of a YAML file with `stages`, as `lighter-freezers schedule`
+            writes it.
+        best: Whether the value that a plateau has to beat is that of the stages before (`keep`), or begins
+            anew in each stage (`reset`); only with stages.
         optimizer: The optimizer to which missing parameters are added if a run has several and the layer's
             neighbours do not decide: its index, its class, or a module that only it trains.
         optimizer_state: The optimizer state of layers that have not thawed yet: `keep` it,
@@ -113,31 +128,67 @@ class GradualUnfreezing(EngineCallback):
         blocks: Sequence[str] | None = None,
         head: Sequence[str] = (),
         embeddings: Sequence[str] = (),
+        stages: Sequence[Mapping[str, object]] | None = None,
+        schedule: str | None = None,
+        best: Best = "keep",
     ) -> None:
         super().__init__()
-        pace = parse_pace(every_n_epochs, every_n_steps, total_epochs, plateau)
+        self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
+        self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings}
+        terms = parse_terms(optimizer_state, cut_gradient)
+        which = arguments.index_or_name("optimizer", optimizer)
+        self._plan: ThawPlan | StagePlan
+        self._clock: StageClock | None = None
+        if stages is not None or schedule is not None:
+            implicit = {
+                "every_n_epochs": every_n_epochs,
+                "every_n_steps": every_n_steps,
+                "total_epochs": total_epochs,
+                "plateau": plateau,
+                "direction": direction != "top-down",
+                "layers_per_stage": layers_per_stage != 1,
+                "unfreeze_embeddings": unfreeze_embeddings != "last",
+                "lr_decay": lr_decay,
+                "warmup_steps": warmup_steps,
+                **self._said,
+            }
+            self._plan = StagePlan(
+                read_stages(stages, schedule, implicit),
+                which,
+                terms,
+                arguments.choice("best", best, ("keep", "reset")),
+            )
+            return
         self._plan = ThawPlan(
-            pace,
+            parse_pace(every_n_epochs, every_n_steps, total_epochs, plateau),
             arguments.choice("direction", direction, ("top-down", "bottom-up")),
             layers_per_stage,
             unfreeze_embeddings,
             lr_decay,
             arguments.count("warmup_steps", warmup_steps) or 0,
-            arguments.index_or_name("optimizer", optimizer),
-            parse_terms(optimizer_state, cut_gradient),
+            which,
+            terms,
         )
-        self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings}
-        self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
+
+    def actions(self) -> list[Action]:
+        """What counts the stages, where they are given one by one."""
+        if not isinstance(self._plan, StagePlan):
+            return []
+        self._clock = self._plan.clock()
+        return [self._clock]
 
     def rules_for(self, model: nn.Module) -> list[FreezeRule]:
         """The rules that hold each stage until it starts: one per stage, or one per layer with `lr_decay`."""
+        if isinstance(self._plan, StagePlan):
+            return self._plan.rules(model)
         layers = layers_of(model, self._said)
         self._beginnings = self._plan.beginnings(layers)
         return self._plan.rules(layers)
 
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Let the first forward pass check the order of the blocks; warn of stages after the last step."""
-        if not any(map(is_compiled, pl_module.modules())):
+        is_explicit = isinstance(self._plan, StagePlan)
+        if not is_explicit and not any(map(is_compiled, pl_module.modules())):
             check_order(pl_module, anatomy_said(pl_module, self._said))
         last = last_moment(trainer)
         if last is None or not (trainer.is_global_zero and pl_module.automatic_optimization):
@@ -148,12 +199,16 @@ class GradualUnfreezing(EngineCallback):
             for hold, title in self._beginnings
             if hold != Schedule() and shares.resolved(hold).is_active(last)
         ]
+        if self._clock is not None:
+            self._clock.resolve(shares)
+            late = [f"stage {stage + 1}" for stage in self._clock.never_begun(last)]
         if late:
             log.warning(
-                "%r: %s would thaw after the run has ended, in epoch %d at step %d. Train longer, or thaw "
+                "%r: %s would %s after the run has ended, in epoch %d at step %d. Train longer, or thaw "
                 "more at a time",
                 self,
                 first_few(late),
+                "begin" if is_explicit else "thaw",
                 last.epoch,
                 last.optimizer_step + 1,
             )

@@ -27,7 +27,7 @@ from lighter_freezers.engine.step_context import ActionResult, StepContext
 from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.training_loss import TrainingLoss
-from lighter_freezers.engine.triggers import LossOrWait, Moment
+from lighter_freezers.engine.triggers import LossOrWait, MetricTrigger, Moment
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["Action", "Actions", "ActionResult", "StepContext"]
@@ -77,7 +77,7 @@ class Action:
         return frozenset()
 
     @property
-    def awaits(self) -> LossOrWait | None:
+    def awaits(self) -> LossOrWait | MetricTrigger | None:
         """The condition on a metric that it waits for next; None where it waits for none."""
         return None
 

@@ -47,7 +47,12 @@ _OLD_KEY = "Conductor"  # the state key before the format was versioned
 _NUM_LETTERS = 32
 
 
-def rule_key(selector: ParameterSelector, schedule: Schedule, trigger: MetricTrigger | None) -> str:
+def rule_key(
+    selector: ParameterSelector,
+    schedule: Schedule,
+    trigger: MetricTrigger | None,
+    stages: Sequence[int] | None = None,
+) -> str:
     """The key of a freezing rule: what it selects, and when it holds."""
     selected = (selector.names, selector.prefixes, selector.patterns)
     excepted = (selector.except_names, selector.except_prefixes, selector.except_patterns)
@@ -59,6 +64,7 @@ def rule_key(selector: ParameterSelector, schedule: Schedule, trigger: MetricTri
         schedule.until_epoch,
         schedule.windows,
         None if trigger is None else _metric_condition(trigger),
+        *(() if stages is None else (["stages", *stages],)),
     ]
     return _key(next(text for texts in what for text in texts), [what, when])
 

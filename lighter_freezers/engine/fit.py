@@ -11,6 +11,7 @@ from lighter_freezers.engine.intrusions import Intrusions
 from lighter_freezers.engine.metric_watch import MetricWatch
 from lighter_freezers.engine.rules import FreezeRule, active_rules_of, follow_all, refuse_overlap
 from lighter_freezers.engine.run_shares import RunShares
+from lighter_freezers.engine.stages import StageClock
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.training_loss import StepLoss
 from lighter_freezers.engine.triggers import Moment
@@ -33,6 +34,7 @@ class Fit:
         self.followers = Followers(self.active_rules, self.actions)
         self.intrusions = Intrusions()
         self.shares = RunShares()
+        self._clock = _only_clock(self.actions)
         self.step_loss: StepLoss | None = None  # kept while an action wants it
 
     def bind(self, model: nn.Module, moment: Moment, on_intrusion: Callable[[], None]) -> None:
@@ -54,6 +56,7 @@ class Fit:
         self.shares.begin(context.trainer, context.model)
         for action in self.actions:
             action.resolve(self.shares)
+        self._set_stage(self._clock.number if self._clock else 0)
         for active in self.active_rules:
             active.resolve(self.shares)
             active.resume(context.moment)
@@ -73,11 +76,17 @@ class Fit:
     def advance(self, context: StepContext) -> bool:
         """Apply all that is due at a moment between two optimizer steps; returns whether anything was."""
         with ledger.flips() as flips:
+            if self._clock is not None:
+                self._set_stage(self._clock.enter(context.moment))
             follow_all(self.active_rules, context.moment)
             outcome = self.actions.perform(context)
         has_moved = self.followers.follow(context, flips, outcome)
         self.followers.optimizers.keep_up()
         return has_moved
+
+    def _set_stage(self, stage: int) -> None:
+        for active in self.active_rules:
+            active.stage = stage
 
     def next_steps(self, moment: Moment) -> list[int]:
         """The optimizer steps at which something may be due without a new metric value."""
@@ -110,3 +119,18 @@ class Fit:
         self.actions.leave()
         self.followers.release()
         baselines.mark(model, [each for each in model.parameters() if not each.requires_grad])
+
+
+def _only_clock(actions: Actions) -> StageClock | None:
+    """The one action that counts the stages of the run; None where none does.
+
+    Raises:
+        RuntimeError: Several do.
+    """
+    clocks = [action for action in actions if isinstance(action, StageClock)]
+    if len(clocks) > 1:
+        raise RuntimeError(
+            f"{' and '.join(clock.title for clock in clocks)} both say which stages the run has. Write one "
+            "list of stages, and let a Freezer hold what follows a schedule of its own."
+        )
+    return clocks[0] if clocks else None

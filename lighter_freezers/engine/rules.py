@@ -44,6 +44,7 @@ class FreezeRule:
         on_missing: Whether a name that matches nothing is an error.
         restore_on_end: Whether to thaw when the run ends.
         monitor_argument: What the user calls the argument that names the metric, for errors.
+        stages: The stages of the run in which it may hold; None for all of them.
     """
 
     title: str
@@ -58,11 +59,12 @@ class FreezeRule:
     restore_on_end: bool = False
     optimizer: int | str | None = None
     monitor_argument: str = "until_metric.monitor"
+    stages: tuple[int, ...] | None = None
 
     @property
     def is_static(self) -> bool:
         """Whether it holds from the first step to the last."""
-        return self.trigger is None and self.schedule == Schedule()
+        return self.trigger is None and self.stages is None and self.schedule == Schedule()
 
 
 class ActiveRule:
@@ -79,6 +81,7 @@ class ActiveRule:
         self.selected: dict[str, Parameter] = {}
         self.hold = Hold([], rule.title, rule.terms)
         self.history = History()
+        self.stage = 0  # of the run
         is_over = 0 in (rule.schedule.until_step, rule.schedule.until_epoch)
         self.released_at: int | None = 0 if is_over else None  # released before the first step
         self._is_restored = False
@@ -124,7 +127,8 @@ class ActiveRule:
 
     def holds_at(self, moment: Moment) -> bool:
         """Whether it holds at a moment."""
-        return self.rule.schedule.is_active(moment) and not self.history.has_fired
+        is_in_stage = self.rule.stages is None or self.stage in self.rule.stages
+        return is_in_stage and self.rule.schedule.is_active(moment) and not self.history.has_fired
 
     def follow(self, moment: Moment) -> None:
         """Hold or release, as the schedule requires at this moment."""
@@ -136,8 +140,8 @@ class ActiveRule:
 
     def released_by(self, moment: Moment) -> int | None:
         """The optimizer step of the last release, counting one that is due at this moment."""
-        is_over = self.history.has_fired or not self.rule.schedule.is_active(moment)
-        return moment.optimizer_step if self.hold.is_active and is_over else self.released_at
+        is_over = self.hold.is_active and not self.holds_at(moment)
+        return moment.optimizer_step if is_over else self.released_at
 
     def next_step(self, moment: Moment) -> int | None:
         """The next optimizer step at which the schedule may change something; None if there is none."""
@@ -214,7 +218,7 @@ def follow_all(active_rules: Sequence[ActiveRule], moment: Moment) -> None:
 
 def active_rules_of(rules: Sequence[FreezeRule]) -> list[ActiveRule]:
     """One active rule per rule; rules that agree in what and when get distinct keys, in their order."""
-    keys = numbered(rule_key(rule.selector, rule.schedule, rule.trigger) for rule in rules)
+    keys = numbered(rule_key(rule.selector, rule.schedule, rule.trigger, rule.stages) for rule in rules)
     return [ActiveRule(rule, key) for rule, key in zip(rules, keys, strict=True)]
 
 
@@ -228,6 +232,7 @@ def _changes(rule: FreezeRule) -> set[tuple[str, object]]:
     steps = {schedule.from_step, schedule.until_step, *chain.from_iterable(schedule.windows)}
     changes: set[tuple[str, object]] = {("step", step) for step in steps if step}
     changes |= {("epoch", epoch) for epoch in (schedule.from_epoch, schedule.until_epoch) if epoch}
+    changes |= {("stage", stage) for stage in rule.stages or () if stage}
     return changes | ({("metric", rule.trigger)} if rule.trigger else set())
 
 

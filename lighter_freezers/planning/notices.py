@@ -84,5 +84,5 @@ def _only_sets_rates(active: ActiveRule) -> bool:
 
 
 def _ends(active: ActiveRule) -> bool:
-    """Whether its schedule ever ends."""
-    return not active.rule.schedule.is_active(Moment(_ALWAYS, _ALWAYS))
+    """Whether its schedule ever ends; a stage may begin late, or never."""
+    return active.rule.stages is None and not active.rule.schedule.is_active(Moment(_ALWAYS, _ALWAYS))

@@ -14,6 +14,7 @@ from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.rules import ActiveRule
+from lighter_freezers.engine.stages import StageClock
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
@@ -266,6 +267,7 @@ def _rules(
     matched += [
         (action.title, [*action.freezable(model), *action.trainable_later(model).values()])
         for action in actions
+        if not isinstance(action, StageClock)  # whose rules are among the others
     ]
     rules = []
     for title, parameters in matched:

@@ -1,0 +1,140 @@
+"""The stages of a run: which one it is in, and what ends it. What trains in a stage is said by rules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lighter_freezers.engine.actions import Action, ActionResult, StepContext
+from lighter_freezers.engine.run_shares import RunShares
+from lighter_freezers.engine.trainer_like import SavedState
+from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Plateau, Schedule
+
+__all__ = ["Best", "StageClock", "StageEnd"]
+
+Best = Literal["keep", "reset"]
+
+
+@dataclass(frozen=True)
+class StageEnd:
+    """What ends a stage, whichever comes first; the last stage ends with the run.
+
+    Attributes:
+        schedule: Active until the step or the epoch at which it ends.
+        trigger: Ends it when a metric meets a condition during the stage.
+    """
+
+    schedule: Schedule = Schedule()
+    trigger: MetricTrigger | None = None
+
+    def reason(self, moment: Moment, history: History) -> str | None:
+        """Why the stage is over, for the log; None while it is not."""
+        if history.has_fired:
+            return f"{self.trigger}"
+        return f"{self.schedule}" if self.schedule.has_ended(moment) else None
+
+    def __str__(self) -> str:
+        until = [str(self.schedule)] if self.schedule != Schedule() else []
+        return " or ".join(until + ([f"until {self.trigger}"] if self.trigger else []))
+
+
+class StageClock(Action):
+    """Counts the stages of one run. At the start of each step it enters what is due, before any rule.
+
+    Args:
+        title: Names it in logs and errors.
+        ends: What ends each stage but the last.
+        best: Whether the value that a plateau has to beat is kept in the next stage.
+    """
+
+    kind = "stages"
+    monitor_argument = "until_metric.monitor"
+
+    def __init__(self, title: str, ends: Sequence[StageEnd], best: Best = "keep") -> None:
+        super().__init__()
+        self.title = title
+        self._ends = tuple(ends)
+        self._best = best
+        self._history = History()
+        self._entered: list[str] = []  # notes on the stages that began at this moment
+        self.number = 0
+
+    @property
+    def num_stages(self) -> int:
+        """How many there are."""
+        return len(self._ends) + 1
+
+    @property
+    def monitors(self) -> frozenset[str]:
+        """The metrics that may end this stage or a later one."""
+        return frozenset(end.trigger.monitor for end in self._ends[self.number :] if end.trigger)
+
+    @property
+    def awaits(self) -> MetricTrigger | None:
+        """The condition on a metric that may end this stage."""
+        return self._ends[self.number].trigger if self.number < len(self._ends) else None
+
+    def observe(self, monitor: str, value: float) -> bool:
+        """Pass a value to the condition of this stage; returns whether it is met."""
+        trigger = self.awaits
+        if trigger is None or trigger.monitor != monitor:
+            return False
+        self._history = trigger.observe(value, self._history)
+        return self._history.has_fired
+
+    def enter(self, moment: Moment) -> int:
+        """Enter the stages that are due; returns the number of the stage from this moment on."""
+        while self.number < len(self._ends):
+            reason = self._ends[self.number].reason(moment, self._history)
+            if reason is None:
+                break
+            self._begin_next()
+            self._entered.append(f"stage {self.number + 1} of {self.num_stages} begins ({reason})")
+        return self.number
+
+    def next_step(self, moment: Moment) -> int | None:
+        """The step that ends this stage at the latest."""
+        return self._ends[self.number].schedule.next_step(moment) if self.number < len(self._ends) else None
+
+    def is_due(self, moment: Moment) -> bool:
+        """Whether a stage has begun at this moment."""
+        return bool(self._entered)
+
+    def apply(self, context: StepContext) -> ActionResult:
+        """Note which stages have begun."""
+        notes, self._entered = tuple(self._entered), []
+        return ActionResult(notes=notes)
+
+    def resolve(self, shares: RunShares) -> None:
+        """Put steps and epochs in place of shares of the run."""
+        self._ends = shares.resolved(self._ends)
+
+    def state(self) -> dict[str, object]:
+        """The stage, and what its condition has seen."""
+        history = self._history
+        seen = [history.best, history.num_without_progress, history.has_fired]
+        return {"done": {}, "stage": self.number, "history": seen}
+
+    def remember(self, state: SavedState) -> None:
+        """Go on in the stage in which the checkpoint was saved, or in the last one of a shorter list."""
+        self.number = min(state["stage"], len(self._ends))
+        self._history = History(*state["history"])
+
+    def never_begun(self, last: Moment) -> list[int]:
+        """The stages that begin after the last step of the run for certain: no metric may begin them."""
+        late = next(
+            (
+                stage
+                for stage, end in enumerate(self._ends)
+                if end.trigger is None and not end.schedule.has_ended(last)
+            ),
+            self.num_stages,
+        )
+        return list(range(late + 1, self.num_stages))
+
+    def _begin_next(self) -> None:
+        before, self.number = self.awaits, self.number + 1
+        kept, self._history = self._history.best, History()
+        now = self.awaits
+        is_alike = isinstance(before, Plateau) and isinstance(now, Plateau) and before.mode == now.mode
+        if self._best == "keep" and is_alike and before and now and before.monitor == now.monitor:
+            self._history = replace(self._history, best=kept)

@@ -1,0 +1,154 @@
+"""Explicit stages as they stand in YAML: what thaws in each, at which rates, until when."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from lighter_freezers import arguments
+from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
+from lighter_freezers.engine.rule_arguments import parse_learning_rate, parse_schedule, parse_terms
+from lighter_freezers.engine.stages import StageEnd
+from lighter_freezers.engine.terms import NormMode
+from lighter_freezers.engine.triggers import parse_metric_trigger
+from lighter_freezers.selection.names import closest_names
+
+__all__ = ["Stage", "read_stages"]
+
+_KEYS = (
+    "thaw",
+    "freeze",
+    "until_step",
+    "until_epoch",
+    "until_metric",
+    "unfreeze_lr",
+    "unfreeze_lr_factor",
+    "warmup_steps",
+    "frozen_norms",
+    "desc",
+)
+_EXAMPLE = "[{thaw: head, until_epoch: 2}, {thaw: 'layers:block.-4:'}]"
+Entry: TypeAlias = Mapping[str, Any]  # as YAML has it; each value is checked where it is read
+Rates: TypeAlias = tuple[tuple[str, LearningRateRequest], ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        argument: Its place in the list, for errors.
+        thaw: What trains from its beginning on: names, paths of modules and patterns.
+        freeze: What is held again from its beginning on.
+        end: What ends it.
+        rate: The rate of what thaws; None for that of the optimizer.
+        rates: Rates of parts of it: what each covers, and the rate.
+        frozen_norms: What batch-norm layers do that are held in it.
+    """
+
+    argument: str
+    thaw: tuple[str, ...]
+    freeze: tuple[str, ...]
+    end: StageEnd
+    rate: LearningRateRequest | None
+    rates: Rates
+    frozen_norms: NormMode
+
+
+def read_stages(stages: object, schedule: object, beside: Mapping[str, object]) -> tuple[Stage, ...]:
+    """Read a list of stages, or the file in which it stands.
+
+    Args:
+        stages: The list, as YAML has it.
+        schedule: Instead of it, the path of a YAML file with the key `stages`.
+        beside: Arguments that make stages by themselves; none of them may have a value.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A key is unknown or in conflict with another, or a stage never ends.
+    """
+    if stages is not None and schedule is not None:
+        raise ValueError("stages and schedule both say what the stages are. Give one of them.")
+    if given := [name for name, value in beside.items() if value]:
+        raise ValueError(
+            f"The stages say what thaws when; {', '.join(given)} would too. Remove one or the other."
+        )
+    argument, entries = ("stages", arguments.plain(stages)) if schedule is None else _load(schedule)
+    if not isinstance(entries, list):
+        raise TypeError(f"{argument} must be a list such as {_EXAMPLE}. Got {entries!r}.")
+    read = tuple(_stage(f"{argument}[{index}]", entry, index) for index, entry in enumerate(entries))
+    if len(read) < 2:
+        raise ValueError(f"{argument} has {len(read)} of at least 2 stages. For one, use a Freezer.")
+    for stage in read[:-1]:
+        if stage.end == StageEnd():
+            raise ValueError(
+                f"{stage.argument} never ends. Give until_step, until_epoch or until_metric; only the last "
+                "stage ends with the run."
+            )
+    if read[-1].end != StageEnd():
+        raise ValueError(
+            f"{read[-1].argument} is the last stage and ends with the run: remove {read[-1].end}."
+        )
+    return read
+
+
+def _load(schedule: object) -> tuple[str, object]:
+    """The name of the list in errors, and the list."""
+    if not isinstance(schedule, (str, Path)):
+        raise TypeError(f"schedule must be the path of a YAML file. Got {schedule!r}.")
+    path = Path(schedule)
+    if not path.is_file():
+        raise ValueError(f"schedule: there is no file '{path}'. Give its path from '{Path.cwd()}'.")
+    loaded = yaml.safe_load(path.read_text())
+    if not isinstance(loaded, Mapping) or list(loaded) != ["stages"]:
+        raise ValueError(f"schedule: '{path}' must have the key 'stages' and no other: stages: {_EXAMPLE}.")
+    return f"{path.name}: stages", loaded["stages"]
+
+
+def _stage(argument: str, entry: object, index: int) -> Stage:
+    if not isinstance(entry, Mapping):
+        raise TypeError(
+            f"{argument} must be a mapping such as {{thaw: head, until_epoch: 2}}. Got {entry!r}."
+        )
+    for key in entry:
+        if key not in _KEYS:
+            closest = closest_names(str(key), _KEYS, 1)[0]
+            raise ValueError(
+                f"{argument} does not know '{key}'. Closest: '{closest}'. Keys: {', '.join(_KEYS)}."
+            )
+    thaw, freeze = (_words(f"{argument}.{key}", entry.get(key)) for key in ("thaw", "freeze"))
+    if not thaw and not index:
+        raise ValueError(f"{argument} thaws nothing, so nothing would train. Give thaw, such as head.")
+    steps, epochs, metric = (entry.get(key) for key in ("until_step", "until_epoch", "until_metric"))
+    trigger = None if metric is None else parse_metric_trigger(f"{argument}.until_metric", metric)
+    try:
+        schedule = parse_schedule(None, None, steps, epochs, None, sets_rate=True)
+        rate, rates = _parse_rates(entry)
+        norms = parse_terms("keep", "auto", entry.get("frozen_norms", "eval")).frozen_norms
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{argument}: {error}") from error
+    return Stage(argument, thaw, freeze, StageEnd(schedule, trigger), rate, rates, norms)
+
+
+def _words(argument: str, value: object) -> tuple[str, ...]:
+    words = [value] if isinstance(value, str) else ([] if value is None else value)
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+        raise TypeError(f"{argument} must be a name, a pattern or a list of them. Got {value!r}.")
+    return tuple(words)
+
+
+def _parse_rates(entry: Entry) -> tuple[LearningRateRequest | None, Rates]:
+    """The rate of all that thaws, and those of parts of it."""
+    absolute, factor, warmup = (
+        entry.get(key) for key in ("unfreeze_lr", "unfreeze_lr_factor", "warmup_steps")
+    )
+    parts = factor if isinstance(factor, Mapping) else {}
+    whole = parse_learning_rate(absolute, None if parts else factor, warmup or 0)
+    if parts and absolute is not None:
+        raise ValueError(
+            "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
+        )
+    found = [(str(word), parse_learning_rate(None, part, warmup or 0)) for word, part in parts.items()]
+    return whole, tuple((word, rate) for word, rate in found if rate is not None)
