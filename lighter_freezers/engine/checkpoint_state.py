@@ -41,6 +41,7 @@ class RunState:
         self._last_fit: tuple[weakref.ref[TrainerLike], weakref.ref[nn.Module]] | None = None
         self._carried: SavedState = {}  # what this fit goes on with once it trains
         self._loaded: SavedState = {}
+        self._pending: SavedState | None = None  # of the checkpoint, until training begins
         self._unmatched: tuple[list[str], list[str]] = ([], [])  # actions without state, state without owner
         self._groups: list[GroupNames] = []  # of the optimizers, also after the fit
         self._to_map: Checkpoint = {}  # loaded, until the groups of the optimizers are known
@@ -54,13 +55,15 @@ class RunState:
         last = [each() for each in self._last_fit or ()]
         is_next = last == [trainer, model] and trainer_clock.moment(trainer).optimizer_step > 0
         self._carried, self._loaded = self._last if is_next else {}, {}
-        self._groups, self._to_map, self._lost = [], {}, []
+        self._groups, self._to_map, self._lost, self._pending = [], {}, [], None
 
-    def current(self, fit: Fit | None) -> dict[str, object]:
-        """What a checkpoint of this moment contains; no fit between two of them."""
-        if fit is None:
+    def current(self, trainer: TrainerLike | None, fit: Fit) -> dict[str, object]:
+        """What a checkpoint of this moment contains; no Trainer between two fits."""
+        if self._pending is not None:
+            return dict(self._pending)  # training has not begun: the sanity check may have failed
+        if trainer is None:
             return dict(self._last)  # `trainer.save_checkpoint` after the fit
-        return dict(self._carried or _state_of(fit))
+        return dict(self._carried or _state_of(fit, trainer))
 
     def save_groups(self, trainer: TrainerLike, checkpoint: Checkpoint) -> None:
         """Store the state of the optimizers in the groups that they had before this package made any."""
@@ -72,6 +75,7 @@ class RunState:
         if STATE_KEY not in checkpoint["callbacks"]:
             refuse_state_of_old_key(checkpoint["callbacks"])
             self._restore(fit, _EMPTY)
+            self._pending = {}
         self._to_map = checkpoint
         if self._groups:  # a strategy that loads checkpoints after `on_fit_start`
             self.map_groups(trainer, self._groups)
@@ -88,6 +92,7 @@ class RunState:
         """Restore the state of a checkpoint."""
         refuse_other_format(state)
         self._restore(fit, state)
+        self._pending = state
 
     def load_again(self, fit: Fit) -> None:
         """Restore it for rules that could not be made before it was loaded."""
@@ -96,6 +101,7 @@ class RunState:
 
     def carry_over(self, fit: Fit) -> None:
         """Training starts: go on where the last fit ended, unless a checkpoint was loaded."""
+        self._pending = None
         if self._carried:
             carried, self._carried = self._carried, {}
             _restore(fit, carried)
@@ -108,7 +114,7 @@ class RunState:
 
     def end(self, trainer: TrainerLike, model: nn.Module, fit: Fit) -> None:
         """A fit that has trained has ended or failed."""
-        self._last = self.current(fit)
+        self._last = self.current(trainer, fit)
         self._last_fit = weakref.ref(trainer), weakref.ref(model)
 
     def _restore(self, fit: Fit, state: SavedState) -> None:
@@ -116,13 +122,13 @@ class RunState:
         self._unmatched = _restore(fit, state)
 
 
-def _state_of(fit: Fit) -> SavedState:
+def _state_of(fit: Fit, trainer: TrainerLike) -> SavedState:
     return {
         "format": FORMAT,
         "rules": {active.key: active.state() for active in fit.active_rules},
         "actions": fit.actions.state(),
-        "validated_at": fit.metrics.validated_at,
         **fit.shares.state(),
+        **fit.metrics.state(trainer),
     }
 
 
@@ -134,8 +140,8 @@ def _restore(fit: Fit, state: SavedState) -> tuple[list[str], list[str]]:
     """
     without_owner = _restore_rules(fit.active_rules, state["rules"])
     without_state, done_by_others = fit.actions.remember(state["actions"])
-    fit.metrics.validated_at = state["validated_at"]
     fit.shares.remember(state)
+    fit.metrics.remember(state)
     return without_state, [*without_owner, *done_by_others]
 
 

@@ -158,7 +158,7 @@ class Engine(Callback):
 
     def state_dict(self) -> dict[str, object]:
         """Latches and release steps of all rules, and the state of all actions, in plain types."""
-        return self._state.current(self._fit if self._is_fit and self._run else None)
+        return self._state.current(self._run[0] if self._is_fit and self._run else None, self._fit)
 
     def on_save_checkpoint(self, trainer: TrainerLike, pl_module: object, checkpoint: Checkpoint) -> None:
         """Store the optimizers' state by the names of the parameters."""
@@ -198,6 +198,7 @@ class Engine(Callback):
         context = StepContext(trainer, pl_module, trainer_clock.moment(trainer))
         with ledger.flips() as flips:
             self._fit.resume(context)
+        self._fit.metrics.catch_up(trainer)
         if trainer.is_global_zero:
             self._state.warn_of_changes(self._fit, context.moment)
         self._fit.followers.begin(context, has_changed=any(flips.net))
@@ -270,7 +271,7 @@ class Engine(Callback):
         """Apply what is due between two optimizer steps, and compute when to check again."""
         if self._has_resumed:
             self._has_resumed = False
-            self._fit.metrics.warn_of_lost_validation(trainer, batch_idx)
+            self._fit.metrics.note_resumption(trainer, batch_idx)
         self._wait = self._boundaries.num_batches_before(trainer, batch_idx)
         if self._wait:
             return

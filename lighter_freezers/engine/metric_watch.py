@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import torch
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import trainer_clock
-from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.selection.names import closest_names
 
 __all__ = ["TRAINING_LOSS", "MetricWatch", "Watcher"]
@@ -48,14 +48,40 @@ class MetricWatch:
         self._watchers = watchers
         self._before_validation: dict[str, torch.Tensor] = {}
         self._of_validation: set[str] = set()  # the metrics logged by validation
-        self._has_validated = False
-        self.validated_at: int | None = None  # optimizer step of the last validation that was read
+        self._has_validated = self._is_cut = False  # cut: the run was resumed within this epoch
+        self._validated_at: int | None = None  # optimizer step of the last validation that was read
+        self._ended_at: int | None = None  # optimizer step of the last end of an epoch that was read
+        self._unread: SavedState = {}  # of a checkpoint: `epoch` and `values` of an end that was not read
 
     @property
     def _waiting(self) -> list[tuple[Watcher, str]]:
         """The watchers that wait for each logged metric now."""
         waiting = [(watcher, monitor) for watcher in self._watchers for monitor in sorted(watcher.monitors)]
         return [(watcher, monitor) for watcher, monitor in waiting if monitor != TRAINING_LOSS]
+
+    def state(self, trainer: TrainerLike) -> dict[str, object]:
+        """The state for a checkpoint, in plain types."""
+        unread = self._unread or self._at_last_batch(trainer)
+        return {"validated_at": self._validated_at, "epoch_metrics": unread}
+
+    def _at_last_batch(self, trainer: TrainerLike) -> SavedState:
+        """The training metrics of an epoch between its last batch and its end: a resumed run lacks them."""
+        moment = trainer_clock.moment(trainer)
+        if not self._waiting or not trainer.is_last_batch or self._ended_at == moment.optimizer_step:
+            return {}
+        now = {**trainer_clock.metrics(trainer), **trainer_clock.epoch_metrics(trainer)}
+        values = self._read(trainer, now)
+        return {"epoch": moment.epoch, "values": values} if values else {}
+
+    def remember(self, state: SavedState) -> None:
+        """Restore what `state` returned."""
+        self._validated_at, self._unread = state["validated_at"], state.get("epoch_metrics", {})
+
+    def catch_up(self, trainer: TrainerLike) -> None:
+        """Pass on the metrics of an epoch that Lightning counts as ended when training resumes."""
+        if self._unread and trainer_clock.moment(trainer).epoch > self._unread["epoch"]:
+            self._observe(self._unread["values"])
+            self._unread = {}
 
     def note_validation_start(self, trainer: TrainerLike) -> None:
         """Remember what was logged before, to tell afterwards which metrics validation logs."""
@@ -68,17 +94,14 @@ class MetricWatch:
         Returns:
             Whether a trigger fired.
         """
-        self.validated_at = trainer_clock.moment(
-            trainer
-        ).optimizer_step  # a resumed run may wait for something else
+        # also where nothing waits, since a resumed run may wait for something else
+        self._validated_at = trainer_clock.moment(trainer).optimizer_step
         if not self._waiting:
             return False
         self._has_validated = True
         before, now = self._before_validation, trainer_clock.metrics(trainer)
         self._of_validation |= {name for name, value in now.items() if value is not before.get(name)}
-        return self._observe(
-            trainer, {name: value for name, value in now.items() if name in self._of_validation}
-        )
+        return self._observe(self._read(trainer, now, of_validation=True))
 
     def observe_epoch(self, trainer: TrainerLike) -> bool:
         """Pass on the training metrics of an epoch that has just ended.
@@ -89,16 +112,40 @@ class MetricWatch:
         Raises:
             RuntimeError: A metric was logged neither here nor in validation.
         """
+        self._ended_at = trainer_clock.moment(trainer).optimizer_step
+        before, self._unread = self._unread.get("values", {}), {}
+        is_cut, self._is_cut = self._is_cut, False
         if not self._waiting:
             return False
         now = trainer_clock.metrics(trainer)
         if self._has_validated or not trainer.enable_validation:
-            self._refuse_unknown(list(now))
-        return self._observe(
-            trainer, {name: value for name, value in now.items() if name not in self._of_validation}
-        )
+            self._refuse_unknown([*now, *before])
+        if not trainer.is_last_batch:
+            return False  # the run stops within the epoch, and one that goes on has no value here
+        if is_cut:
+            self._warn_of_part(trainer)
+        return self._observe({**self._read(trainer, now), **before})
 
-    def warn_of_lost_validation(self, trainer: TrainerLike, batch_idx: int) -> None:
+    def note_resumption(self, trainer: TrainerLike, batch_idx: int) -> None:
+        """The first batch of a resumed run begins: warn of what the conditions have missed."""
+        self._is_cut = batch_idx > 0
+        self._warn_of_lost_validation(trainer, batch_idx)
+
+    def _warn_of_part(self, trainer: TrainerLike) -> None:
+        """Warn of means over a part of an epoch: Lightning's checkpoints do not contain the other part."""
+        means = trainer_clock.epoch_metrics(trainer)
+        waiting = [(watcher, monitor) for watcher, monitor in self._waiting if monitor in means]
+        if waiting:
+            titles = ", ".join(dict.fromkeys(watcher.title for watcher, _ in waiting))
+            warnings.warn(
+                f"The run was resumed within epoch {trainer_clock.moment(trainer).epoch}, so "
+                f"{', '.join(sorted({monitor for _, monitor in waiting}))} is a value of the rest of this "
+                f"epoch only, which {titles} reads now. Save checkpoints at the end of epochs, or wait for a "
+                "metric of validation, to resume exactly.",
+                stacklevel=2,
+            )
+
+    def _warn_of_lost_validation(self, trainer: TrainerLike, batch_idx: int) -> None:
         """Warn if a checkpoint saved right before a validation makes the resumed run skip that validation.
 
         Lightning then continues with the next batch: the rules miss a value that an uninterrupted run has
@@ -106,7 +153,7 @@ class MetricWatch:
         """
         step = trainer_clock.moment(trainer).optimizer_step
         was_due = trainer_clock.validation_was_due(trainer, batch_idx)
-        if self._waiting and was_due and self.validated_at != step:
+        if self._waiting and was_due and self._validated_at != step:
             waiting = ", ".join(dict.fromkeys(watcher.title for watcher, _ in self._waiting))
             warnings.warn(
                 f"The checkpoint was saved at step {step}, right before a validation, which Lightning does "
@@ -115,10 +162,16 @@ class MetricWatch:
                 stacklevel=2,
             )
 
-    def _observe(self, trainer: TrainerLike, fresh: dict[str, torch.Tensor]) -> bool:
+    def _read(
+        self, trainer: TrainerLike, now: Mapping[str, torch.Tensor], *, of_validation: bool = False
+    ) -> dict[str, float]:
+        """The values that are waited for, of those logged in validation or of all others."""
+        names = dict.fromkeys(monitor for _, monitor in self._waiting)
+        fresh = [name for name in names if name in now and (name in self._of_validation) == of_validation]
+        return {name: trainer_clock.reduced(trainer, now[name]) for name in fresh}
+
+    def _observe(self, values: Mapping[str, float]) -> bool:
         waiting = self._waiting
-        monitors = dict.fromkeys(monitor for _, monitor in waiting)
-        values = {name: trainer_clock.reduced(trainer, fresh[name]) for name in monitors if name in fresh}
         fired = [
             watcher.observe(monitor, values[monitor]) for watcher, monitor in waiting if monitor in values
         ]

@@ -1,7 +1,7 @@
 """The only module that reads a Trainer's counters and metrics."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -11,6 +11,7 @@ from lighter_freezers.engine.triggers import Moment
 __all__ = [
     "NEVER",
     "StepBoundaries",
+    "epoch_metrics",
     "is_update_epoch",
     "last_moment",
     "metrics",
@@ -86,12 +87,17 @@ def is_update_epoch(trainer: TrainerLike) -> bool:
 
 def validation_was_due(trainer: TrainerLike, batch_idx: int) -> bool:
     """Whether an uninterrupted run has validated between the previous batch and this one."""
-    if not trainer.enable_validation:
+    every, num_epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or every is None:
         return False
-    if batch_idx:
-        return trainer.val_check_batch is not None and batch_idx % trainer.val_check_batch == 0
-    epochs = trainer.check_val_every_n_epoch
-    return epochs is not None and trainer.current_epoch > 0 and trainer.current_epoch % epochs == 0
+    if num_epochs is None:  # it counts batches through all epochs
+        num_batches = trainer.fit_loop.total_batch_idx
+        return num_batches > 0 and num_batches % every == 0
+    epoch = trainer.current_epoch + (batch_idx > 0)  # after that of the previous batch
+    is_check = (batch_idx or trainer.num_training_batches) % every == 0 or (
+        math.isinf(every) and not batch_idx
+    )
+    return epoch > 0 and epoch % num_epochs == 0 and is_check
 
 
 def last_moment(trainer: TrainerLike) -> Moment | None:
@@ -125,12 +131,21 @@ def unknown_length(trainer: TrainerLike, *, is_manual: bool) -> str | None:
     return "the training data has no length (an iterable dataset) and the Trainer no max_steps"
 
 
-def metrics(trainer: TrainerLike) -> dict[str, torch.Tensor]:
-    """The latest values of all logged metrics, not read on the host.
+def epoch_metrics(trainer: TrainerLike) -> dict[str, torch.Tensor]:
+    """The means over the training epoch of what is logged on that level, as far as the epoch has come.
 
-    A LighterModule logs the mean of an epoch as `val/loss/epoch`: it is found as `val/loss`, too.
+    Lightning publishes them at its end only, when a checkpoint may have been saved already.
     """
-    logged = dict(trainer.callback_metrics)
+    return _named(trainer.fit_loop.epoch_loop._results.metrics(on_step=False)["callback"])
+
+
+def metrics(trainer: TrainerLike) -> dict[str, torch.Tensor]:
+    """The latest values of all logged metrics, not read on the host."""
+    return _named(trainer.callback_metrics)
+
+
+def _named(logged: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A LighterModule logs the mean of an epoch as `val/loss/epoch`: it is found as `val/loss`, too."""
     return {**{name.removesuffix("/epoch"): value for name, value in logged.items()}, **logged}
 
 

@@ -94,9 +94,14 @@ class PrecisionLike(Protocol):
         """What is clipped."""
 
 
+class _ResultsLike(Protocol):
+    def metrics(self, on_step: bool) -> Mapping[str, Mapping[str, Tensor]]: ...
+
+
 class _EpochLoopLike(Protocol):
     max_steps: int
     min_steps: int | None
+    _results: _ResultsLike  # private, but nothing public has the means of an epoch before it has ended
 
 
 class _FitLoopLike(Protocol):
@@ -105,6 +110,8 @@ class _FitLoopLike(Protocol):
 
     @property
     def epoch_loop(self) -> _EpochLoopLike: ...
+    @property
+    def total_batch_idx(self) -> int: ...
 
 
 class _Member(Protocol):
@@ -164,6 +171,10 @@ class TrainerLike(Protocol):
     @property
     def is_global_zero(self) -> bool:
         """Whether this process writes files."""
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the latest batch was the last one of its epoch."""
 
     @property
     def enable_validation(self) -> bool:
