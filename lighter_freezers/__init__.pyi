@@ -94,6 +94,14 @@ from lighter_freezers.lora.ranks import resize_lora_layer as resize_lora_layer
 from lighter_freezers.lora.set_rank import set_layer_lora_rank as set_layer_lora_rank
 from lighter_freezers.planning.costs.savings import get_memory_savings_estimate as get_memory_savings_estimate
 from lighter_freezers.planning.plan import plan as plan
+from lighter_freezers.policies.auto_freeze import AutoFreeze as AutoFreeze
+from lighter_freezers.policies.auto_rgn import AutoRgn as AutoRgn
+from lighter_freezers.policies.block_cycling import BlockCycling as BlockCycling
+from lighter_freezers.policies.freeze_out import FreezeOut as FreezeOut
+from lighter_freezers.policies.layer_policy import LayerPolicy as LayerPolicy, Window as Window
+from lighter_freezers.policies.lisa import Lisa as Lisa
+from lighter_freezers.policies.misa import Misa as Misa
+from lighter_freezers.policies.spectrum import Spectrum as Spectrum
 from lighter_freezers.reports.gradients.norms import measure_gradient_norms as measure_gradient_norms
 from lighter_freezers.selection.anatomy.anatomy import anatomy_of as anatomy_of
 

@@ -8,7 +8,7 @@ from importlib import import_module
 
 _NAMES = {  # module -> its public names
     "engine.actions": "Action",
-    "engine.effects.learning_rates": "LearningRateRequest",
+    "engine.effects.learning_rates": "LearningRateRequest RateFactor",
     "engine.engine": "Engine EngineCallback",
     "engine.ledger": "Hold",
     "engine.rules": "FreezeRule",

@@ -1,6 +1,9 @@
 # The public names for type checkers and editors; a test compares them with those of `__init__.py`.
 from lighter_freezers.engine.actions import Action as Action
-from lighter_freezers.engine.effects.learning_rates import LearningRateRequest as LearningRateRequest
+from lighter_freezers.engine.effects.learning_rates import (
+    LearningRateRequest as LearningRateRequest,
+    RateFactor as RateFactor,
+)
 from lighter_freezers.engine.engine import Engine as Engine, EngineCallback as EngineCallback
 from lighter_freezers.engine.ledger import Hold as Hold
 from lighter_freezers.engine.rules import FreezeRule as FreezeRule

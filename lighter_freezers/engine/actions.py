@@ -20,6 +20,7 @@ from lighter_freezers.engine.checkpoint_identity import (
     list_key,
     numbered,
 )
+from lighter_freezers.engine.effects.learning_rates import RateFactor
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.metric_watch import TRAINING_LOSS
 from lighter_freezers.engine.run_shares import RunShares
@@ -90,6 +91,11 @@ class Action:
     def holds(self) -> Sequence[Hold]:
         """What it holds frozen, or may hold."""
         return self._holds_of_setup
+
+    @property
+    def rate_factors(self) -> Sequence[RateFactor]:
+        """What scales learning rates during this fit; asked for once, before `start`."""
+        return ()
 
     @property
     def ranks(self) -> Mapping[str, int]:
@@ -230,7 +236,7 @@ class Actions:
         due = [action for action in self if action.is_due(context.moment)]
         if not due:
             return None
-        outcomes = [replace(action.apply(context), depends_on_data=action.depends_on_data) for action in due]
+        outcomes = [_marked(action.apply(context), action) for action in due]
         self._losses = {
             key: loss for key, loss in self._losses.items() if TRAINING_LOSS in self._actions[key].monitors
         }
@@ -295,6 +301,11 @@ class Actions:
         for key, loss in self._losses.items():
             for value in loss.take(moment):
                 self._actions[key].observe(TRAINING_LOSS, value)
+
+
+def _marked(outcome: ActionResult, action: Action) -> ActionResult:
+    """The result, with a note whether it depends on data; none where nothing was done."""
+    return outcome if outcome == ActionResult() else replace(outcome, depends_on_data=action.depends_on_data)
 
 
 def _joined(outcomes: Sequence[ActionResult]) -> ActionResult:

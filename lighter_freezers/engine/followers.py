@@ -55,7 +55,8 @@ class Followers:
         self._listeners = list(listeners)
         states = [each.rule.terms.optimizer_state for each in self._active_rules]
         states += [action.terms.optimizer_state for action in self._actions]
-        self.optimizers = OptimizerFollower(self._active_rules, states)
+        factors = [factor for action in self._actions for factor in action.rate_factors]
+        self.optimizers = OptimizerFollower(self._active_rules, states, factors)
         self.optimizers.prepare(context.trainer, context.model, self._actions.trainable_later(context.model))
         self._actions.start(context)
         freezable = [each for active in self._active_rules for each in active.hold.parameters]

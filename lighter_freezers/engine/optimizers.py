@@ -11,7 +11,7 @@ from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.effects import optimizer_groups
 from lighter_freezers.engine.effects.lean_groups import LeanGroups
-from lighter_freezers.engine.effects.learning_rates import ThawedGroup, ThawedRates
+from lighter_freezers.engine.effects.learning_rates import RateFactor, ThawedGroup, ThawedRates
 from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
 from lighter_freezers.engine.effects.optimizer_history import (
     FrozenValues,
@@ -37,10 +37,17 @@ class OptimizerFollower:
     Args:
         active_rules: All rules of the fit, bound to the model.
         states: What any holder asks of the optimizer state.
+        factors: What scales learning rates.
     """
 
-    def __init__(self, active_rules: Sequence[ActiveRule], states: Collection[OptimizerState]) -> None:
+    def __init__(
+        self,
+        active_rules: Sequence[ActiveRule],
+        states: Collection[OptimizerState],
+        factors: Sequence[RateFactor] = (),
+    ) -> None:
         self._active_rules = active_rules
+        self._factors = factors
         self._states = set(states)
         self._frees = "free" in self._states
         self._rates = ThawedRates([], lambda: Moment(0, 0), has_schedulers=False)
@@ -81,8 +88,10 @@ class OptimizerFollower:
         built = members_of(trainer.optimizers)
         added = self._add_missing(model, schedulers, trainable_later or {})
         groups = [] if all(isinstance(each, LRScheduler) for each in schedulers) else [*added]
-        for freezers, parameters in _selected_alike(self._active_rules):
-            groups += self._split_off(freezers, parameters, schedulers, len(groups) + 1)
+        names = {id(parameter): name for name, parameter in canonical_parameters(model).items()}
+        scaled = [(each, {names[id(p)]: p for p in each.parameters}) for each in self._factors]
+        for owners, parameters in _owned_alike([*((a, a.selected) for a in self._active_rules), *scaled]):
+            groups += self._split_off(owners, parameters, schedulers, len(groups) + 1)
         homes = {(id(each.optimizer), each.group_index): each.home_index for each in [*added, *groups]}
         self.group_names = group_names(model, trainer.optimizers, built, homes)
         self._rates = ThawedRates(
@@ -174,33 +183,37 @@ class OptimizerFollower:
 
     def _split_off(
         self,
-        freezers: Sequence[ActiveRule],
+        owners: Sequence[ActiveRule | RateFactor],
         parameters: dict[str, Parameter],
         schedulers: Sequence[SchedulerLike],
         number: int,
     ) -> list[ThawedGroup]:
-        title = " + ".join(dict.fromkeys(active.rule.title for active in freezers if active.learning_rate))
+        freezers = [each for each in owners if isinstance(each, ActiveRule)]
+        factors = [each for each in owners if isinstance(each, RateFactor)]
+        title = " + ".join(dict.fromkeys(each.title for each in owners if _sets_rate(each)))
         moved = optimizer_groups.split_off(parameters, f"{title} - {number}", self._optimizers, schedulers)
-        return [ThawedGroup(optimizer, group, home, freezers) for optimizer, group, home in moved]
+        return [ThawedGroup(optimizer, group, home, freezers, factors) for optimizer, group, home in moved]
 
 
-def _selected_alike(
-    active_rules: Sequence[ActiveRule],
-) -> list[tuple[Sequence[ActiveRule], dict[str, Parameter]]]:
-    """Parameters that the same rules select, where at least one of these requests a learning rate."""
-    active_rules_of: dict[int, list[int]] = {}
+def _sets_rate(owner: ActiveRule | RateFactor) -> bool:
+    return isinstance(owner, RateFactor) or owner.learning_rate is not None
+
+
+def _owned_alike(
+    owned: Sequence[tuple[ActiveRule | RateFactor, Mapping[str, Parameter]]],
+) -> list[tuple[Sequence[ActiveRule | RateFactor], dict[str, Parameter]]]:
+    """Parameters with the same owners, where at least one of these sets a learning rate."""
+    owners_of: dict[int, list[int]] = {}
     named = {}
-    for index, active in enumerate(active_rules):
-        for name, parameter in active.selected.items():
-            active_rules_of.setdefault(id(parameter), []).append(index)
+    for index, (_, parameters) in enumerate(owned):
+        for name, parameter in parameters.items():
+            owners_of.setdefault(id(parameter), []).append(index)
             named[name] = parameter
     cells: dict[tuple[int, ...], dict[str, Parameter]] = {}
     for name, parameter in named.items():
-        cells.setdefault(tuple(active_rules_of[id(parameter)]), {})[name] = parameter
-    ordered = [([active_rules[index] for index in indices], cells[indices]) for indices in sorted(cells)]
-    return [
-        (freezers, cell) for freezers, cell in ordered if any(active.learning_rate for active in freezers)
-    ]
+        cells.setdefault(tuple(owners_of[id(parameter)]), {})[name] = parameter
+    ordered = [([owned[index][0] for index in indices], cells[indices]) for indices in sorted(cells)]
+    return [(owners, cell) for owners, cell in ordered if any(map(_sets_rate, owners))]
 
 
 def _ask(active: ActiveRule, absent: Mapping[str, Parameter], asked: dict[str, int | str]) -> None:

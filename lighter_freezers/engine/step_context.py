@@ -1,7 +1,7 @@
 """What an action gets at one moment of a fit, and what it returns."""
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers.engine.effects import ddp_wrapper
+from lighter_freezers.engine.effects.optimizer_groups import parameters_in
 from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
 from lighter_freezers.engine.triggers import Moment
 from lighter_freezers.selection.anatomy.block_modules import parameters_of_blocks
@@ -75,20 +76,22 @@ class StepContext:
         """A generator that depends on these two numbers alone: the same on all ranks and after a resume."""
         return random.Random(f"{seed}/{window}")
 
-    @torch.no_grad()
-    def gradient_norm(self, parameters: Iterable[Parameter]) -> Tensor | None:
+    def gradient_norm(
+        self, parameters: Iterable[Parameter], optimizer: Optimizer | None = None
+    ) -> Tensor | None:
         """The norm of the gradients of these parameters together, on their device; None where there are none.
 
         It is not read on the host. Under FSDP2 it is that of the whole gradients, and every rank has to call
-        it.
+        it. With an optimizer, the parameters that others train are left out.
         """
-        grads = [each.grad for each in parameters if each.grad is not None and each.grad.numel()]
-        if not grads:
-            return None
-        norms = torch.stack([torch.linalg.vector_norm(_values(each), dtype=torch.float32) for each in grads])
-        whole: Tensor = norms.full_tensor() if hasattr(norms, "full_tensor") else norms  # DTensors of FSDP2
-        norm: Tensor = torch.linalg.vector_norm(whole)
-        return norm
+        is_one_of_several = optimizer is not None and len(self.trainer.optimizers) > 1
+        known = parameters_in([optimizer]) if optimizer is not None and is_one_of_several else None
+        chosen = [each for each in parameters if known is None or id(each) in known]
+        return _norm([each.grad for each in chosen if each.grad is not None])
+
+    def weight_norm(self, parameters: Iterable[Parameter]) -> Tensor | None:
+        """The norm of these parameters together, on their device, like `gradient_norm`."""
+        return _norm(list(parameters))
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all ranks, the same on each of them; every rank has to call it."""
@@ -109,6 +112,12 @@ class StepContext:
             self.is_freed = ddp_wrapper.take_off(self.trainer.strategy)
 
 
-def _values(gradient: Tensor) -> Tensor:
-    """The entries of a gradient: of a sparse one those that are stored."""
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+@torch.no_grad()
+def _norm(tensors: Sequence[Tensor]) -> Tensor | None:
+    dense = [each.coalesce().values() if each.is_sparse else each for each in tensors if each.numel()]
+    if not dense:
+        return None
+    norms = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) for each in dense])
+    whole: Tensor = norms.full_tensor() if hasattr(norms, "full_tensor") else norms  # DTensors of FSDP2
+    norm: Tensor = torch.linalg.vector_norm(whole)
+    return norm

@@ -246,8 +246,8 @@ class Rehearsal(Callback):
         now = Moment(self.clock.step, self.clock.epoch)
         steps = [
             step
-            for action in self._engine.actions
-            if (step := action.next_step(now)) and step > now.optimizer_step
+            for action in self._engine.actions  # one without a list to finish has no end
+            if action.entries and (step := action.next_step(now)) and step > now.optimizer_step
         ]
         if not steps:
             return False

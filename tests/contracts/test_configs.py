@@ -37,6 +37,7 @@ RECIPES: dict[str, list[list[str]]] = {
     "layerwise_learning_rates": [[]] * 12,
 }
 
+POLICIES = {"lisa", "block_cycling", "auto_freeze", "freeze_out", "spectrum", "misa", "auto_rgn"}
 MODES = {"token_classifier": "val/macro_f1", "sequence_scorer": "val/r2"}
 FEW_STEPS = ["trainer::val_check_interval=2", "data::num_train_sequences=8", "data::num_val_sequences=4"]
 CHECKPOINT = "model::network::config::init_from_checkpoint"
@@ -63,7 +64,14 @@ ELSEWHERE = {
 
 def test_all_configs_are_known_here() -> None:
     """A new config needs a test; a config that is never run is worth nothing."""
-    assert {path.stem for path in CONFIGS} == {"quickstart", "pretrain", *MODES, *RECIPES, *ELSEWHERE}
+    assert {path.stem for path in CONFIGS} == {
+        "quickstart",
+        "pretrain",
+        *MODES,
+        *RECIPES,
+        *POLICIES,
+        *ELSEWHERE,
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -96,6 +104,51 @@ def test_a_recipe_freezes_what_it_says(name: str, tmp_path: Path, cache: Path, m
     assert len(seen.seen) == 24
     assert [list(components) for _, components in seen.seen[::2]] == RECIPES[name]
     assert seen.seen[::2] == seen.seen[1::2]
+
+
+@pytest.mark.parametrize(
+    "name", ["lisa", *(pytest.param(each, marks=pytest.mark.wide) for each in sorted(POLICIES - {"lisa"}))]
+)
+def test_a_policy_trains_what_it_says(name: str, tmp_path: Path, cache: Path, monkeypatch: Any) -> None:
+    """In windows of four of 24 steps, built by lighter from the file."""
+    from lighter.engine.runner import ConfigLoader
+
+    monkeypatch.chdir(tmp_path)
+    file = str(ROOT / f"configs/policies/{name}.yaml")
+    config = ConfigLoader.load([file, *TINY, f"data::cache_dir={cache}"])
+    model, trainer = config.resolve("model"), config.resolve("trainer")
+    policy = trainer.callbacks[0]
+    policy.every_n_steps = policy.every_n_steps and 4
+    if name == "freeze_out":
+        assert policy.num_steps == 12 * 20
+        policy.num_steps = 24
+    seen = recorder("pytorch_lightning", lambda _, m: tuple(frozen_components(m)))
+    trainer.callbacks.append(seen)
+    trainer.fit(model, datamodule=config.resolve("data"))
+
+    frozen_blocks = [
+        {f.rpartition(".")[2] for f in step if f.split(".")[0] in ("attn", "mlp")} for step in seen.seen
+    ]
+    whole = [
+        {n for n in blocks if {f"attn.{n}", f"mlp.{n}"} <= {*step}}
+        for blocks, step in zip(frozen_blocks, seen.seen, strict=True)
+    ]
+    num_whole = [len(blocks) for blocks in whole]
+    if name in ("lisa", "block_cycling"):
+        assert num_whole == [2 if name == "lisa" else 3] * 24
+        assert len(set(map(tuple, map(sorted, whole)))) > 1
+    elif name == "freeze_out":
+        assert num_whole == sorted(num_whole)
+        assert (num_whole[0], num_whole[-1]) == (0, 3)
+    elif name == "auto_freeze":
+        assert num_whole == sorted(num_whole)
+        assert seen.seen[0] == ()
+    elif name == "auto_rgn":
+        rates = {group["lr"] for group in trainer.optimizers[0].param_groups if group["params"]}
+        assert max(rates) == 1.0e-3
+        assert len(rates) > 10
+    else:
+        assert all(any(frozen) for frozen in seen.seen)
 
 
 def test_the_quickstart_by_its_own_command(tmp_path: Path, cache: Path) -> None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine.triggers import Moment
 
-__all__ = ["LearningRateRequest", "Releasing", "ThawedGroup", "ThawedRates"]
+__all__ = ["LearningRateRequest", "RateFactor", "Releasing", "ThawedGroup", "ThawedRates"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,21 @@ class LearningRateRequest:
         return min(1.0, (steps_since_thaw + 1) / self.warmup_steps)
 
 
+@dataclass(frozen=True)
+class RateFactor:
+    """Scales the learning rate of some parameters at each step, besides what the LR scheduler and rules set.
+
+    Attributes:
+        title: Names it in the optimizer's groups.
+        parameters: They get groups of their own.
+        at: Factor at a moment: at least 0, and the same on all ranks and after a resume.
+    """
+
+    title: str
+    parameters: Sequence[Parameter]
+    at: Callable[[Moment], float]
+
+
 class Releasing(Protocol):
     """A holder of parameters that can release them."""
 
@@ -57,15 +73,16 @@ class Releasing(Protocol):
 
 @dataclass
 class ThawedGroup:
-    """An optimizer group whose parameters the same freezers select.
+    """An optimizer group whose parameters the same freezers select, and the same factors scale.
 
-    Where several of them request a rate, the one that released last counts; on a tie, the lowest rate.
+    Where several freezers request a rate, the one that released last counts; on a tie, the lowest rate.
     """
 
     optimizer: Optimizer
     group_index: int  # not the group itself: loading a checkpoint replaces the group objects
     home_index: int
     freezers: Sequence[Releasing]
+    factors: Sequence[RateFactor] = ()
     is_moving: bool = True  # whether the rate may differ at the next step though no other code writes one
     scheduled: object = None  # the rate of the home group that `written` was computed from
     written: object = None
@@ -75,6 +92,9 @@ class ThawedGroup:
         groups = self.optimizer.param_groups
         group, scheduled = groups[self.group_index], groups[self.home_index]["lr"]
         value = self._learning_rate(scheduled, moment)
+        for factor in self.factors:
+            value = value * factor.at(moment)
+            self.is_moving = True
         self.scheduled = scheduled
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].copy_(torch.as_tensor(value))

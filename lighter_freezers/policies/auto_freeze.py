@@ -1,0 +1,60 @@
+"""AutoFreeze: freeze blocks from the input upwards, once their gradients have stopped changing."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from lighter_freezers import arguments
+from lighter_freezers.policies.forward_units import forward_units
+from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
+
+__all__ = ["AutoFreeze"]
+
+
+class AutoFreeze(LayerPolicy):
+    """Freeze blocks from the input upwards whose gradient norms change least; what froze stays frozen.
+
+    AutoFreeze (https://arxiv.org/abs/2102.01386). At the end of each interval, each block that trains has
+    `eta = |before - now| / before`, with the mean gradient norms of the last two intervals. All blocks below
+    the first whose eta is at or above the percentile of those that train freeze. The embeddings go with the
+    first block; the head always trains.
+
+    | call | what trains |
+    |---|---|
+    | `AutoFreeze(every_n_steps=100)` | at first everything, then less at most every 100 steps |
+    | `AutoFreeze(100, percentile=20)` | the same, freezing later |
+
+    Args:
+        every_n_steps: Optimizer steps in an interval; the paper takes a tenth of an epoch.
+        percentile: From 0 (freezes little) to 100.
+        options: `rest`, `optimizer_state` and `cut_gradient`, as for `LayerPolicy`.
+    """
+
+    statistic = "gradient_norm"
+
+    def __init__(self, every_n_steps: int = 100, percentile: float = 50.0, **options: Options) -> None:
+        super().__init__(every_n_steps, **options)
+        self.percentile = 100 * arguments.fraction(
+            "percentile / 100", arguments.number("percentile", percentile) / 100
+        )
+
+    def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
+        """The blocks; the embeddings are with the first."""
+        units = forward_units(model)
+        embeddings = units.pop("embeddings", [])
+        units.pop("head", None)
+        first = next(iter(units))
+        return {**units, first: [*embeddings, *units[first]]}
+
+    def choose(self, window: Window) -> Iterable[str]:
+        """All from the first block on that still changes."""
+        training = [unit for unit in window.units if unit in window.training]
+        before, now = window.memory.get("before", {}), window.measured
+        window.memory["before"] = dict(now)
+        if not all(before.get(unit) and unit in now for unit in training):
+            return training
+        change = [abs(before[unit] - now[unit]) / before[unit] for unit in training]
+        limit = float(torch.tensor(change, dtype=torch.float64).quantile(self.percentile / 100))
+        return training[next(i for i, value in enumerate(change) if value >= limit) :]

@@ -1,0 +1,75 @@
+"""FreezeOut: learning rates fall to 0 from the input upwards, and what has reached 0 freezes."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from torch import nn
+from torch.nn import Parameter
+
+from lighter_freezers import arguments
+from lighter_freezers.engine import Moment
+from lighter_freezers.policies.forward_units import forward_units
+from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
+
+__all__ = ["FreezeOut"]
+
+_POWERS = {"linear": 1, "squared": 2, "cubic": 3}
+
+
+class FreezeOut(LayerPolicy):
+    """Anneal each layer's learning rate to 0, the lower layers first, and freeze it there.
+
+    FreezeOut (https://arxiv.org/abs/1706.04983). Unit i of L + 1 (embeddings, blocks, head) ends at the share
+    `t_i = (t0 + (1 - t0) i / L) ** power` of the run; until then its rate is the optimizer's times
+    `(1 + cos(pi t / t_i)) / 2`, divided by `t_i` if `scales_rate`.
+
+    | call | what trains |
+    |---|---|
+    | `FreezeOut(num_steps=10_000)` | all at first; embeddings end at 51 % of the run, the head with it |
+    | `FreezeOut(10_000, t0=0.5, how="linear", scales_rate=False)` | embeddings end at half of the run |
+
+    Args:
+        num_steps: Optimizer steps of the run: the rates reach 0 there.
+        t0: Share of the run after which the first unit ends, before the power.
+        how: `linear`, `squared` or `cubic`: the power 1, 2 or 3.
+        scales_rate: Whether what ends early learns faster, so that all move as far.
+        every_n_steps: Optimizer steps between two looks at what has ended; its rate is 0 until then.
+        options: `optimizer_state` and `cut_gradient`, as for `LayerPolicy`.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        t0: float = 0.8,
+        how: Literal["linear", "squared", "cubic"] = "cubic",
+        *,
+        scales_rate: bool = True,
+        every_n_steps: int = 10,
+        **options: Options,
+    ) -> None:
+        super().__init__(every_n_steps, **options)
+        self.num_steps = arguments.at_least("num_steps", num_steps, 1)
+        self.t0 = arguments.fraction("t0", arguments.positive("t0", t0))
+        self.power = _POWERS[arguments.choice("how", how, ("linear", "squared", "cubic"))]
+        self.scales_rate = arguments.flag("scales_rate", scales_rate)
+
+    def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
+        """Embeddings, blocks, head."""
+        return forward_units(model)
+
+    def choose(self, window: Window) -> Iterable[str]:
+        """What has not ended, and always the head."""
+        return [unit for unit in window.units if self._end(unit, window) > window.step / self.num_steps] or [
+            window.units[-1]
+        ]
+
+    def rate(self, unit: str, moment: Moment, window: Window) -> float:
+        """Half a cosine down to 0."""
+        end = self._end(unit, window)
+        share = min(1.0, moment.optimizer_step / self.num_steps / end)
+        return (1 + math.cos(math.pi * share)) / 2 / (end if self.scales_rate else 1.0)
+
+    def _end(self, unit: str, window: Window) -> float:
+        place = window.units.index(unit) / max(1, len(window.units) - 1)
+        return (self.t0 + (1 - self.t0) * place) ** self.power

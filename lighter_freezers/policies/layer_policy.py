@@ -1,0 +1,287 @@
+"""The base class of policies: once per window it is asked which units train; the engine does the rest."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lighter_freezers import arguments
+from lighter_freezers.engine import (
+    Action,
+    ActionResult,
+    EngineCallback,
+    Hold,
+    Moment,
+    RateFactor,
+    StepContext,
+    Terms,
+    parameters_of_blocks,
+)
+from lighter_freezers.policies.unit_statistic import Statistic, UnitStatistic
+from lighter_freezers.policies.untrained import warn_of_untrained
+from lighter_freezers.selection.name_summary import first_few
+
+__all__ = ["LayerPolicy", "Options", "Window"]
+
+Options: TypeAlias = Any  # of `LayerPolicy`, which checks them: seed, rest, optimizer_state, cut_gradient
+Plain: TypeAlias = Any  # plain data, of which only the policy that wrote it knows the type
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a policy sees of one window: the same on all ranks and in a resumed run.
+
+    Attributes:
+        index: Windows before this one.
+        step: Its first optimizer step.
+        units: Titles of all units, in the order of `LayerPolicy.units`.
+        training: Those that trained until now; all of them in the first window.
+        random: A generator that depends on the policy's seed and on the index alone.
+        measured: `statistic` of what trained in the window before: its mean over the steps.
+        prepared: What `LayerPolicy.prepare` returned when the run began.
+        memory: What the policy keeps from window to window, in plain types; saved in checkpoints.
+    """
+
+    index: int
+    step: int
+    units: tuple[str, ...]
+    training: frozenset[str]
+    random: Random = field(default_factory=Random)
+    measured: Mapping[str, float] = field(default_factory=dict)
+    prepared: Plain = None
+    memory: dict[str, Plain] = field(default_factory=dict)
+
+
+class LayerPolicy(EngineCallback):
+    """Choose which units of a model train, anew in each window of optimizer steps. To be subclassed.
+
+    A subclass has to define `choose`; the other methods have defaults. The engine does the rest: flags,
+    optimizer state, norm layers, the backward pass, DDP, checkpoints, log and plan.
+
+    Args:
+        every_n_steps: Optimizer steps in a window, as the Trainer counts them; None for one window.
+        seed: Seed of what is drawn.
+        optimizer_state: What becomes of the optimizer state of what does not train: `reset` drops it when
+            the unit stops, `free` also takes the parameters out of their groups meanwhile, `keep` keeps it.
+        cut_gradient: `auto` or `never`, as for `Freezer`.
+        rest: What is in no unit: `train` it as before, or `freeze` it for the whole run. None for the
+            default of the class.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of range; in `setup`, the model has no unit that can train.
+
+    Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
+    optimizer steps.
+
+    Saves: the window, what trains in it, what was measured so far, `memory` and `prepared`.
+
+    Logs: one line for each window in which something else trains.
+    """
+
+    rest: Literal["train", "freeze"] = "train"
+    statistic: Statistic | None = None
+
+    def __init__(
+        self,
+        every_n_steps: int | None,
+        *,
+        seed: int = 0,
+        optimizer_state: Literal["keep", "reset", "free"] = "reset",
+        cut_gradient: Literal["auto", "never"] = "auto",
+        rest: Literal["train", "freeze"] | None = None,
+    ) -> None:
+        super().__init__()
+        if every_n_steps is not None:
+            arguments.at_least("every_n_steps", every_n_steps, 1)
+        self.every_n_steps = every_n_steps
+        self.seed = arguments.count("seed", seed) or 0
+        self.terms = Terms(
+            optimizer_state=arguments.choice("optimizer_state", optimizer_state, ("keep", "reset", "free")),
+            cut_gradient=arguments.choice("cut_gradient", cut_gradient, ("auto", "never")),
+        )
+        if rest is not None:
+            self.rest = arguments.choice("rest", rest, ("train", "freeze"))
+
+    def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
+        """Title -> parameters of each unit, in forward order: the blocks, unless a policy defines others."""
+        return parameters_of_blocks(model)
+
+    def prepare(self, model: nn.Module) -> object:
+        """Plain data about the model, computed when a run begins and saved; that of rank zero counts."""
+        return None
+
+    def index_at(self, moment: Moment) -> int:
+        """The window of the next optimizer step."""
+        return 0 if self.every_n_steps is None else moment.optimizer_step // self.every_n_steps
+
+    def choose(self, window: Window) -> Iterable[str]:
+        """The units that train in this window: from `window` alone, with no other source of chance."""
+        raise NotImplementedError
+
+    def rate(self, unit: str, moment: Moment, window: Window) -> float:
+        """Factor of the unit's learning rate at a moment; define it, and each unit has groups of its own."""
+        return 1.0
+
+    def actions(self) -> list[Action]:
+        """The action that follows `choose`."""
+        return [_PolicyAction(self)]
+
+
+class _PolicyAction(Action):
+    """Holds, in each window, the units that a policy does not choose."""
+
+    def __init__(self, policy: LayerPolicy) -> None:
+        super().__init__()
+        self.title, self.kind = type(policy).__name__, f"policy {type(policy).__name__}"
+        self.terms, self.depends_on_data = policy.terms, policy.statistic is not None
+        self._policy = policy
+        self._statistic = UnitStatistic(policy.statistic) if policy.statistic else None
+        self._units: dict[str, Hold] = {}
+        self._rest = Hold([], self.title)
+        self._window: Window | None = None  # the current one; `training` is what trains in it
+
+    @property
+    def wants_gradients(self) -> bool:
+        """Whether it measures."""
+        return self._statistic is not None
+
+    @property
+    def rate_factors(self) -> Sequence[RateFactor]:
+        """One for each unit, where the policy defines `rate`."""
+        if type(self._policy).rate is LayerPolicy.rate:
+            return ()
+        return [
+            RateFactor(f"{self.title} {unit}", hold.parameters, self._rate_of(unit))
+            for unit, hold in self._units.items()
+        ]
+
+    def setup(self, trainer: object, model: nn.Module, stage: str) -> None:
+        """Find the units, without those that the user froze."""
+        if stage != "fit":
+            return
+        units = {title: self.new_hold(each) for title, each in self._policy.units(model).items()}
+        later = {id(parameter) for parameter in self.trainable_later(model).values()}
+        self._units = {
+            title: hold for title, hold in units.items() if any(id(p) in later for p in hold.parameters)
+        }
+        if not self._units:
+            raise ValueError(
+                f"{self.title} finds no unit that can train in {type(model).__name__}: "
+                f"{len(units)} units, all frozen by the user. Thaw what it shall choose from, or remove it."
+            )
+        inside = {id(parameter) for hold in units.values() for parameter in hold.parameters}
+        self._rest = self.new_hold(each for each in model.parameters() if id(each) not in inside)
+
+    def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
+        """The units; what is in none of them is held for the whole run or not at all."""
+        rest = {id(parameter) for parameter in self._rest.parameters}
+        return {name: each for name, each in super().trainable_later(model).items() if id(each) not in rest}
+
+    def resume(self, context: StepContext) -> None:
+        """Hold what was held, or decide the first window."""
+        frozen = self._rest.take() if self._policy.rest == "freeze" else []
+        if self._window is None:
+            prepared = context.of_rank_zero(self._policy.prepare(context.model))
+            self._window = Window(-1, 0, tuple(self._units), frozenset(self._units), prepared=prepared)
+            self._decide(context, {})
+            if context.trainer.is_global_zero:
+                warn_of_untrained(context.model, frozen, self.title)
+        self._window = replace(
+            self._window, units=tuple(self._units), training=self._window.training & self._units.keys()
+        )
+        self._follow()
+
+    def next_step(self, moment: Moment) -> int | None:
+        """The first step of the next window."""
+        length = self._policy.every_n_steps
+        return None if length is None else (self._policy.index_at(moment) + 1) * length
+
+    def is_due(self, moment: Moment) -> bool:
+        """Whether a new window begins."""
+        return self._window is None or self._policy.index_at(moment) != self._window.index
+
+    def before_optimizer_step(self, context: StepContext, optimizer: Optimizer) -> None:
+        """Measure the units that train."""
+        assert self._statistic
+        assert self._window
+        units = {title: h.parameters for title, h in self._units.items() if title in self._window.training}
+        self._statistic.note(context, optimizer, units)
+
+    def apply(self, context: StepContext) -> ActionResult:
+        """Begin a new window."""
+        assert self._window
+        before = self._window.training
+        self._decide(context, self._statistic.take(context) if self._statistic else {})
+        self._follow()
+        training = [unit for unit in self._units if unit in self._window.training]
+        if self._window.training == before:
+            return ActionResult()
+        words = (
+            f"{len(training)} of {len(self._units)} units: {first_few(training)}" if training else "no unit"
+        )
+        return ActionResult(notes=(f"{self.title} trains {words}",))
+
+    def state(self) -> dict[str, object]:
+        """The window, and what was measured in it so far."""
+        window = self._window
+        if window is None:
+            return {"done": {}, "window": None}
+        kept = {"index": window.index, "training": sorted(window.training), "measured": dict(window.measured)}
+        return {
+            "done": {},
+            "window": {**kept, "prepared": window.prepared, "memory": window.memory},
+            "statistic": self._statistic.state() if self._statistic else {},
+        }
+
+    def remember(self, state: Mapping[str, Plain]) -> None:
+        """Restore what `state` returned."""
+        saved = state["window"]
+        if saved is None:
+            return
+        self._window = Window(
+            saved["index"],
+            saved["index"] * (self._policy.every_n_steps or 0),
+            tuple(self._units),
+            frozenset(saved["training"]),
+            measured=saved["measured"],
+            prepared=saved["prepared"],
+            memory=dict(saved["memory"]),
+        )
+        if self._statistic:
+            self._statistic.remember(state["statistic"])
+
+    def _decide(self, context: StepContext, measured: Mapping[str, float]) -> None:
+        assert self._window
+        index = self._policy.index_at(context.moment)
+        window = replace(
+            self._window,
+            index=index,
+            step=index * (self._policy.every_n_steps or 0),
+            units=tuple(self._units),
+            random=context.random(self._policy.seed, index),
+            measured=measured,
+        )
+        chosen = frozenset(self._policy.choose(window))
+        if unknown := sorted(chosen - self._units.keys()):
+            raise ValueError(
+                f"{self.title}.choose returned {first_few(unknown)}, and the units are "
+                f"{first_few(list(self._units))}. Return titles of units that can train."
+            )
+        self._window = replace(window, training=chosen)
+
+    def _follow(self) -> None:
+        assert self._window
+        for title, hold in self._units.items():
+            if title not in self._window.training:
+                hold.take()
+        for title, hold in self._units.items():  # afterwards, so that nothing shared thaws between two holds
+            if title in self._window.training:
+                hold.let_go()
+
+    def _rate_of(self, unit: str) -> Callable[[Moment], float]:
+        return lambda moment: self._policy.rate(unit, moment, self._window) if self._window else 1.0

@@ -1,0 +1,204 @@
+"""Each policy is exact: resumed at any step, on two ranks, composed, with any optimizer, over any units."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lighter_freezers import Freezer, apply_lora
+from tests.distributed.run_ranks import run_ranks
+from tests.lab import adamw, batches, regression
+from tests.policies.policy_lab import NUM_STEPS, POLICIES, Run, Tower, parts
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
+STEPS = (
+    1,
+    3,
+    4,
+    5,
+    8,
+)  # inside a window, at its edge, with one and two steps measured, at the end of an epoch
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_resumed_run_is_the_whole_run(name: str, tmp_path: Path) -> None:
+    """From each of some steps: what trains, at which rate, weights and optimizer state, to the bit."""
+    saved = [(step, tmp_path / f"{step}.ckpt") for step in STEPS]
+    whole = Run([POLICIES[name]()], save=saved)
+    assert len(whole.seen) == NUM_STEPS
+    for step, path in saved:
+        assert Run([POLICIES[name]()], ckpt_path=path).equals(whole, step), step
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_equal_arguments_give_equal_runs_and_accumulation_counts_steps(name: str) -> None:
+    """Windows are of optimizer steps: with twice the batches in each, the run has half the steps."""
+    torch.manual_seed(7)
+    one = Run([POLICIES[name]()])
+    torch.manual_seed(8)
+    assert one.equals(Run([POLICIES[name]()]))
+    half = Run([POLICIES[name]()], accumulate_grad_batches=2)
+    assert [names for names, _ in half.seen[:3]] == [names for names, _ in one.seen[:3]]
+    assert len(half.seen) == NUM_STEPS // 2
+
+
+def trainable_only(parameters: Any) -> torch.optim.Optimizer:
+    return adamw([each for each in parameters if each.requires_grad])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_an_optimizer_of_what_trains_is_as_good(name: str, tmp_path: Path) -> None:
+    """Built from `requires_grad` parameters, also where the last fit left layers frozen."""
+    policy = POLICIES[name]()
+    assert Run([policy], optimizer=trainable_only).equals(Run([POLICIES[name]()]))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_freezer_beside_it_holds_too(name: str) -> None:
+    """What the Freezer holds does not train; the choice of the other units is that of the policy alone."""
+    alone, both = (
+        Run([POLICIES[name]()]),
+        Run([Freezer(name_starts_with="blocks.1.", until_step=6), POLICIES[name]()]),
+    )
+    for step, (before, now) in enumerate(zip(alone.training, both.training, strict=True)):
+        held = {n for n in before if n.split(".")[:2] == ["blocks", "1"]} if step < 6 else set()
+        if name not in ("AutoFreeze", "Misa"):  # these measure what trains
+            assert set(now) == set(before) - held
+        assert not set(now) & {n for n in before if n.split(".")[:2] == ["blocks", "1"]} or step >= 6
+
+
+def adapted() -> nn.Module:
+    torch.manual_seed(3)
+    tower = apply_lora(Tower(), {"r": 2, "target_modules": ["up", "down"]})
+    for name, parameter in tower.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return tower
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_lora_layers_are_units(name: str, tmp_path: Path) -> None:
+    """What PEFT froze stays frozen; of a block its factors train; a resumed run is the whole one."""
+    options = {"network": adapted, "optimizer": trainable_only}
+    run = Run([POLICIES[name]()], save=[(4, tmp_path / "4.ckpt")], **options)
+    assert {each.split(".")[-3][:5] for names in run.training for each in names} == {"lora_"}
+    if name not in ("AutoRgn",):
+        assert len({tuple(names) for names in run.training}) > 1 or name == "Spectrum"
+        assert min(map(len, run.training)) < 16
+    assert Run([POLICIES[name]()], ckpt_path=tmp_path / "4.ckpt", **options).equals(run, 4)
+
+
+def all_policies_on_ranks() -> dict[str, Any]:
+    from pytorch_lightning.strategies import DDPStrategy
+
+    results = {}
+    for name, policy in POLICIES.items():
+        rank = int(os.environ["RANK"])
+        strategy = DDPStrategy(process_group_backend="gloo")
+        run = Run([policy()], loader=batches(32, rank, 2), devices=2, strategy=strategy)
+        results[name] = {"training": run.training, "weights": run.weights, "state": run.state}
+    return results
+
+
+@pytest.mark.wide
+def test_two_ranks_are_bit_equal_and_draw_as_one_process(tmp_path: Path) -> None:
+    first, second = run_ranks(all_policies_on_ranks, tmp_path, 2)
+    for name, policy in POLICIES.items():
+        one = Run([policy()], loader=batches())
+        assert first[name]["training"] == second[name]["training"] == one.training, name
+        assert first[name]["state"] == second[name]["state"], name
+        for key, weight in first[name]["weights"].items():
+            assert torch.equal(weight, second[name]["weights"][key]), (name, key)
+            assert torch.allclose(weight, one.weights[key], atol=1e-5), (name, key)
+
+
+def resumed_in_a_new_process(folder: str) -> dict[str, Any]:
+    results = {}
+    for name, policy in POLICIES.items():
+        for step in STEPS:
+            run = Run([policy()], ckpt_path=Path(folder, f"{name} {step}.ckpt"))
+            results[f"{name} {step}"] = {"weights": run.weights, "state": run.state, "seen": repr(run.seen)}
+    return results
+
+
+@pytest.mark.wide
+def test_a_new_process_goes_on_where_another_was_killed(tmp_path: Path) -> None:
+    """From checkpoints of a process that ended by SIGKILL, and with other hashes of strings."""
+    [killed] = [tmp_path / "killed"]
+    killed.mkdir()
+    context = torch.multiprocessing.get_context("spawn")
+    process = context.Process(target=run_until_killed, args=(str(killed),))
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+    [rest] = run_ranks(resumed_in_a_new_process, tmp_path, 1, str(killed))
+    for name, policy in POLICIES.items():
+        whole = Run([policy()])
+        for step in STEPS:
+            found = rest[f"{name} {step}"]
+            assert found["state"] == whole.state, (name, step)
+            assert found["seen"] == repr(whole.seen[step:]), (name, step)
+            assert all(torch.equal(w, whole.weights[k]) for k, w in found["weights"].items()), (name, step)
+
+
+def run_until_killed(folder: str) -> None:
+    import signal
+
+    for name, policy in POLICIES.items():
+        Run([policy()], save=[(step, Path(folder, f"{name} {step}.ckpt")) for step in STEPS])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_several_optimizers_take_turns() -> None:
+    """Manual optimization: the Trainer counts the steps of both; each measures what it trains."""
+    import pytorch_lightning as pl
+
+    class Two(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.network, self.automatic_optimization = Tower(), False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for optimizer in self.optimizers():  # type: ignore[union-attr]
+                loss = nn.functional.mse_loss(self.network(batch[0]), batch[1])
+                self.manual_backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+
+        def configure_optimizers(self) -> Any:
+            blocks = self.network.blocks
+            others = [
+                *self.network.stem.parameters(),
+                *self.network.norm.parameters(),
+                *self.network.head.parameters(),
+            ]
+            return [adamw([*blocks[:2].parameters(), *others]), adamw(blocks[2:].parameters())]
+
+    for name, policy in POLICIES.items():
+        run = [Run.__new__(Run) for _ in range(2)]
+        for each in run:
+            from tests.lab import recorder, trainer
+
+            seen = recorder(
+                "pytorch_lightning",
+                lambda _, m: parts([n.partition(".")[2] for n, p in m.named_parameters() if p.requires_grad]),
+            )
+            module = Two()
+            trainer("pytorch_lightning", callbacks=[policy(), seen], max_epochs=2, limit_val_batches=0).fit(
+                module, batches()
+            )
+            each.seen, each.weights = seen.seen, dict(module.named_parameters())
+        assert run[0].seen == run[1].seen, name
+        assert all(torch.equal(w, run[1].weights[k]) for k, w in run[0].weights.items()), name
+
+
+def test_the_runs_train_something() -> None:
+    """The comparisons above are about runs that move."""
+    start = dict(regression("pytorch_lightning", Tower, adamw).named_parameters())
+    for name, policy in POLICIES.items():
+        run = Run([policy()])
+        assert any(not torch.equal(w, start[k]) for k, w in run.weights.items()), name
