@@ -106,7 +106,7 @@ class Run:
         self.trainer.fit(self.module, train, batches(), ckpt_path=str(ckpt_path) if ckpt_path else None)
         self.seen = seen.seen
         self.weights = {name: each.detach().clone() for name, each in self.module.named_parameters()}
-        self.state = str([each.state_dict()["state"] for each in self.trainer.optimizers])
+        self.state = str([sorted(each.state_dict()["state"].items()) for each in self.trainer.optimizers])
 
     @property
     def training(self) -> list[list[str]]:
