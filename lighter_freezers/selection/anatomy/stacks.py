@@ -181,12 +181,14 @@ def _main(children: Sequence[Node], *, is_list: bool) -> list[Node]:
     if is_list and deep:
         return deep
     clusters: list[list[Node]] = []
+    kinds: list[dict[type, Node]] = []  # of each cluster, by class
     for child in deep or children:
-        alike = next((each for each in clusters if any(_is_like(child, one) for one in _kinds(each))), None)
-        if alike is None:
-            clusters.append([child])
-        else:
-            alike.append(child)
+        alike = (at for at, each in enumerate(kinds) if any(_is_like(child, one) for one in each.values()))
+        if (at := next(alike, -1)) < 0:
+            clusters.append([])
+            kinds.append({})
+        clusters[at].append(child)
+        kinds[at][type(child.module)] = child
     if not clusters:
         return []
     most = max(
@@ -196,10 +198,6 @@ def _main(children: Sequence[Node], *, is_list: bool) -> list[Node]:
         return most
     first, last = (deep.index(most[end]) for end in (0, -1))
     return deep[first : last + 1]
-
-
-def _kinds(nodes: Iterable[Node]) -> list[Node]:
-    return list({type(node.module): node for node in nodes}.values())
 
 
 def _is_like(one: Node, other: Node) -> bool:
