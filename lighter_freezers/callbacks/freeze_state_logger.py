@@ -1,6 +1,5 @@
 """The callback that shows what is frozen, in every logger of the Trainer. It does not freeze anything."""
 
-from collections.abc import Iterable
 from typing import cast
 
 from torch import nn
@@ -9,24 +8,22 @@ from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
 from lighter_freezers.arguments import flag
 from lighter_freezers.engine.engine import Engine
-from lighter_freezers.engine.trainer_clock import moment
+from lighter_freezers.engine.trainer_clock import metrics, moment
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
 from lighter_freezers.engine.transition import Transition
-from lighter_freezers.reports.loggers import (
-    tensorboard_folders,
-    write_image,
-    write_layout,
-    write_metrics,
-    write_text,
-)
-from lighter_freezers.reports.state_charts import headline, share_charts, share_metrics
+from lighter_freezers.reports.background import Background
+from lighter_freezers.reports.loggers import tensorboard_folders, write_layout, write_text
+from lighter_freezers.reports.state_charts import headline, rate_metrics, share_charts, share_metrics
 from lighter_freezers.reports.state_tables import (
     Census,
     ComponentState,
+    state_table,
     state_table_markdown,
     state_table_rich,
 )
-from lighter_freezers.reports.timeline import Timeline, TimelineState, draw_timeline
+from lighter_freezers.reports.step_curves import StepCurves
+from lighter_freezers.reports.timeline import Timeline, TimelineState
+from lighter_freezers.reports.timeline_picture import write_timeline
 
 __all__ = ["FreezeStateLogger"]
 
@@ -34,7 +31,7 @@ __all__ = ["FreezeStateLogger"]
 class FreezeStateLogger(Callback):
     """Log what is frozen, at the steps where it changes, to TensorBoard and all other loggers of the Trainer.
 
-    Nothing is written or read in between: it has no hook that runs per step. It shows what any callback of
+    It has no hook that runs per step. It shows what any callback of
     this package freezes, and the LoRA ranks it sets; a flag that other code sets appears at the next change
     of the same component.
 
@@ -42,16 +39,22 @@ class FreezeStateLogger(Callback):
 
     | key | what | when |
     |---|---|---|
-    | `freeze/trainable_parameters` | elements that train | start, each change and the step before it, end |
-    | `freeze/frozen_share` | share of all elements that are frozen, 0 to 1 | the same |
-    | `freeze/components/<component>` | share of it that trains, 0 to 1 | the same, when it changes |
-    | `freeze/state` | a Markdown table (TensorBoard only) | start, each change |
-    | `freeze/timeline` | a picture, layers by steps, with LoRA ranks | each checkpoint, end |
+    | `freeze/frozen_share` | share of all elements that are frozen, 0 to 1 | start, changes, end |
+    | `freeze/trainable_parameters` | elements that train | the same |
+    | `trainable_share/<layers>` | share of a layer or of blocks that trains, 0 to 1 | the same |
+    | `learning_rate/<layers>` | of an optimizer group, while it trains | and after validations, epochs |
+    | `freeze/state` | a table | start, changes |
+    | `freeze/timeline` | layers by steps, with LoRA ranks and the loss | checkpoints after changes, end |
 
-    The picture goes to TensorBoard and to loggers with `log_image`; the others get the file
+    TensorBoard smooths its curves over points: it gets a point for each of the 11 steps from a change on, and
+    then none until the next change.
+
+    The table goes to TensorBoard as text and to loggers with `log_text`; the picture to TensorBoard and to
+    loggers with `log_image`; MLflow and Comet get both through their clients. The others get the file
     `freeze_timeline.png` in their folder, overwritten each time.
 
-    Runs on: setup, the transitions that the package's other callbacks make, on_save_checkpoint, on_train_end.
+    Runs on: setup, the transitions that the package's other callbacks make, on_validation_end,
+    on_train_epoch_end, on_save_checkpoint, on_train_end.
 
     Saves: the timeline, so that the picture of a resumed run starts where the first run started.
 
@@ -78,8 +81,10 @@ class FreezeStateLogger(Callback):
         self.log_image = flag("log_image", log_image)
         self.log_layout = flag("log_layout", log_layout)
         self._timeline = Timeline([])
-        self._census: Census | None = None  # of the current fit
-        self._logged_step = -1  # the last that has points
+        self._census = Census(nn.Module())  # of the current fit
+        self._shares, self._rates = StepCurves(), StepCurves()
+        self._drawing = Background("The picture freeze/timeline")
+        self._has_news = False  # whether something changed since the picture was drawn
         self._drawn_step = -1
 
     @property
@@ -104,30 +109,53 @@ class FreezeStateLogger(Callback):
         """Write what changed; called by the engine on every rank, once per transition."""
         if not trainer.is_global_zero:
             return
+        step = transition.optimizer_step
         if transition.is_initial:
-            self._start(trainer, Census(pl_module), transition)
+            self._start(trainer, Census(pl_module), step)
+            changed = self._census.states
         else:
-            assert self._census is not None, "the engine sends the initial transition first"
-            self._change(trainer, pl_module, self._census, transition)
+            changed = self._recount(pl_module, transition)
+            if not changed and not transition.ranks:
+                return
+            self._shares.change(trainer, share_metrics(self._census.total, self._census.rows), step)
+            self._rates.change(trainer, self._rate_metrics(trainer), step)
+        self._timeline.record(step, {state.name: state.state for state in changed})
+        self._timeline.ranks.record(step, transition.ranks)
+        self._has_news = True
+        self._show(trainer, transition)
+
+    def on_validation_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Note the loss, and the learning rates that have moved."""
+        self._sample(trainer)
+
+    def on_train_epoch_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Note the loss, and the learning rates that have moved."""
+        self._sample(trainer)
 
     def on_save_checkpoint(
         self, trainer: TrainerLike, pl_module: nn.Module, checkpoint: dict[str, object]
     ) -> None:
-        """Draw the timeline so far."""
-        if self._census is not None:
+        """Draw the timeline so far, if something has changed since it was drawn."""
+        if self._has_news:
             self._draw(trainer)
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Draw the whole timeline, and end every curve at the last step."""
-        if self._census is None:
+        if not self._timeline.steps or not trainer.is_global_zero:
             return
         last_step = moment(trainer).optimizer_step
-        if last_step > self._logged_step:
-            write_metrics(trainer.loggers, share_metrics(self._census.total, self._census.states), last_step)
-        self._draw(trainer)
-        self._census = None
+        self._shares.end(trainer, last_step)
+        self._rates.end(trainer, last_step)
+        self._drawing.wait()
+        if self._has_news or self._drawn_step != last_step:
+            self._draw(trainer)
+        self._drawing.wait()
         for folder in tensorboard_folders(trainer.loggers):
             log.info("See what was frozen, and when: tensorboard --logdir %s", folder)
+
+    def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:
+        """Let the picture under way be written."""
+        self._drawing.wait()
 
     def state_dict(self) -> dict[str, object]:
         """The timeline, in plain types."""
@@ -137,59 +165,51 @@ class FreezeStateLogger(Callback):
         """Continue the timeline of the checkpoint."""
         self._timeline = Timeline.from_state(cast(TimelineState, state_dict))
 
-    def _start(self, trainer: TrainerLike, census: Census, transition: Transition) -> None:
+    def _start(self, trainer: TrainerLike, census: Census, step: int) -> None:
         self._census = census
-        self._drawn_step = -1
         components = [state.name for state in census.states]
         if self._timeline.components != components:
             self._timeline = Timeline(components)
         if self.log_layout:
-            write_layout(trainer.loggers, "freeze", share_charts(components))
-        write_metrics(trainer.loggers, share_metrics(census.total, census.states), transition.optimizer_step)
-        self._show(trainer, census, census.states, transition)
+            write_layout(trainer.loggers, "freeze", share_charts(row.name for row in census.rows))
+        self._shares.begin(trainer, share_metrics(census.total, census.rows), step)
+        self._rates = StepCurves(lambda: self._rate_metrics(trainer))
+        self._rates.begin(trainer, self._rate_metrics(trainer), step)
 
-    def _change(
-        self, trainer: TrainerLike, pl_module: nn.Module, census: Census, transition: Transition
-    ) -> None:
-        total = census.total
-        if transition.is_reshaped:  # sizes and names have changed since they were counted
-            self._census, before = Census(pl_module), {state.name: state for state in census.states}
-            census = self._census
-            changes = [
-                (before.get(new.name, new), new) for new in census.states if before.get(new.name) != new
-            ]
-        else:
-            changes = census.recount([*transition.frozen, *transition.thawed])
-        if not changes and not transition.ranks:
+    def _rate_metrics(self, trainer: TrainerLike) -> dict[str, float]:
+        return rate_metrics(trainer.optimizers, self._census.row_of)
+
+    def _recount(self, pl_module: nn.Module, transition: Transition) -> list[ComponentState]:
+        """The components that differ from the last count."""
+        if not transition.is_reshaped:
+            return [new for _, new in self._census.recount([*transition.frozen, *transition.thawed])]
+        before = {state.name: state for state in self._census.states}
+        self._census = Census(pl_module)  # sizes and names have changed since they were counted
+        return [state for state in self._census.states if before.get(state.name) != state]
+
+    def _sample(self, trainer: TrainerLike) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        step = transition.optimizer_step
-        if step - 1 > self._logged_step:  # so that the curve is a step, not a slope
-            write_metrics(trainer.loggers, share_metrics(total, [old for old, _ in changes]), step - 1)
-        changed = [new for _, new in changes]
-        write_metrics(trainer.loggers, share_metrics(census.total, changed), step)
-        self._show(trainer, census, changed, transition)
+        step = moment(trainer).optimizer_step
+        self._rates.sample(trainer, step)
+        self._timeline.losses.record(step, metrics(trainer))
 
-    def _show(
-        self, trainer: TrainerLike, census: Census, changed: Iterable[ComponentState], transition: Transition
-    ) -> None:
-        """Write what accompanies the numbers: timeline, table as text, table in the terminal."""
-        self._logged_step = transition.optimizer_step
-        self._timeline.record(transition.optimizer_step, {state.name: state.state for state in changed})
-        self._timeline.ranks.record(transition.optimizer_step, transition.ranks)
-        summary = headline(census.total, transition)
-        text = f"`{summary}`\n\n{state_table_markdown(census.rows)}"  # or asterisks are emphasis
-        write_text(trainer.loggers, "freeze/state", text, transition.optimizer_step)
+    def _show(self, trainer: TrainerLike, transition: Transition) -> None:
+        """Write the table: as text, and in the terminal."""
+        summary, rows = headline(self._census.total, transition), self._census.rows
+        text = f"`{summary}`\n\n{state_table_markdown(rows)}"  # or asterisks are emphasis
+        write_text(trainer.loggers, "freeze/state", text, transition.optimizer_step, state_table(rows))
         if self.show_table:
             from rich.console import Console
 
             console = Console()
             console.print(summary, markup=False, highlight=False)
-            console.print(state_table_rich(census.rows))
+            console.print(state_table_rich(rows))
 
     def _draw(self, trainer: TrainerLike) -> None:
-        step = moment(trainer).optimizer_step
-        is_wanted = self.log_image and trainer.loggers and self._timeline.steps
-        if not is_wanted or step == self._drawn_step:
+        """Draw on another thread; where that still draws, the next checkpoint or the end will."""
+        if not (self.log_image and trainer.loggers and self._timeline.steps):
             return
-        write_image(trainer.loggers, "freeze/timeline", draw_timeline(self._timeline, step), step)
-        self._drawn_step = step
+        step, timeline, loggers = moment(trainer).optimizer_step, self._timeline.copy(), trainer.loggers
+        if self._drawing.start(lambda: write_timeline(loggers, "freeze/timeline", timeline, step)):
+            self._has_news, self._drawn_step = False, step

@@ -21,7 +21,7 @@ from lighter_freezers.lora.phases import (
     parse_phases,
     phases_of_strategy,
 )
-from lighter_freezers.reports.loggers import write_metrics
+from lighter_freezers.reports.step_curves import StepCurves
 from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
@@ -68,9 +68,9 @@ class LoraPhases(EngineCallback):
 
     Saves: nothing, since phases follow from the step.
 
-    Logs: at the start of each phase, one line and one row, always with the same columns:
-    `lora_phases/phase`, counted from 1, `lora_phases/trainable_parameters`, and for every layer with LoRA
-    `lora_phases/<layer>`, 1 if it trains and 0 if it does not.
+    Logs: at the start of each phase one line, and a row after the last one of the phase before, always with
+    the same columns: `lora_phases/phase`, counted from 1, `lora_phases/trainable_parameters`, and for every
+    layer with LoRA `lora_phases/<layer>`, 1 if it trains and 0 if it does not.
 
     Example:
         ```yaml
@@ -104,11 +104,12 @@ class LoraPhases(EngineCallback):
         self._phases: list[LoraPhase] = []
         self._adapters: list[Adapter] = []
         self._logged = -1  # the last logged phase
+        self._curves = StepCurves(is_whole=True)
 
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Register with the engine for the transitions of this fit."""
         engine = Engine.of(trainer)
-        self._logged = -1
+        self._logged, self._curves = -1, StepCurves(is_whole=True)
         if stage == "fit":
             engine.add_listener(self)
 
@@ -138,7 +139,10 @@ class LoraPhases(EngineCallback):
             f"lora_phases/{adapter.title}": float(size > 0)
             for adapter, size in zip(self._adapters, active, strict=True)
         }
-        write_metrics(trainer.loggers, totals | layers, step)
+        if transition.is_initial:
+            self._curves.begin(trainer, totals | layers, step)
+        else:
+            self._curves.change(trainer, totals | layers, step)
 
     def _rule(self, index: int, phase: LoraPhase) -> FreezeRule | None:
         """Hold what does not train in a phase; None if everything does."""

@@ -4,6 +4,8 @@ It adds itself to `trainer.callbacks` during `setup`, next to the first callback
 rules or actions have no per-step hook of their own, so ten of them cost no more than one.
 """
 
+from collections.abc import Callable
+
 from torch import nn
 from torch.optim import Optimizer
 
@@ -98,6 +100,11 @@ class Engine(Callback):
     def add_listener(self, listener: TransitionListener) -> None:
         """Notify a callback of the transitions of this fit. It calls this in its `setup`."""
         self._listeners.append(listener)
+
+    def follow_steps(self, call: Callable[[TrainerLike], bool]) -> None:
+        """Call a function after each batch from now on, until it returns False."""
+        self._fit.each_batch.append(call)
+        self._arm()
 
     @property
     def active_rules(self) -> list[ActiveRule]:
@@ -291,7 +298,7 @@ class Engine(Callback):
         attribute to None turns the hook off, profiler entry included; a method that returns at once would
         still cost a call at every step.
         """
-        has_ending = self._fit.followers.optimizers.acts_each_step or self._fit.listens_to_loss
+        has_ending = self._fit.followers.optimizers.acts_each_step or self._fit.acts_each_batch
         self.on_train_batch_end = self._end_batch if has_ending and not self._is_driven else None
         wants_gradients = self._fit.intrusions.is_pending or any(
             each.wants_gradients for each in self.actions
@@ -302,7 +309,7 @@ class Engine(Callback):
         self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, *_: object
     ) -> None:
         """Record the loss for the actions that wait for it, and set the learning rates again."""
-        if self._fit.note_loss(trainer, outputs, self._boundaries.window):
+        if self._fit.end_batch(trainer, outputs, self._boundaries.window):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
         if self._fit.followers.optimizers.acts_each_step:
             self._fit.followers.optimizers.keep_up()

@@ -35,6 +35,7 @@ class Fit:
         self.intrusions = Intrusions()
         self.shares = RunShares()
         self._clock = _only_clock(self.actions)
+        self.each_batch: list[Callable[[TrainerLike], bool]] = []  # called after each, until it returns False
         self.step_loss: StepLoss | None = None  # kept while an action wants it
 
     def bind(self, model: nn.Module, moment: Moment, on_intrusion: Callable[[], None]) -> None:
@@ -94,12 +95,13 @@ class Fit:
         return [step for step in steps if step is not None] + self.actions.next_steps(moment)
 
     @property
-    def listens_to_loss(self) -> bool:
-        """Whether `note_loss` has to be called after each batch."""
-        return self.step_loss is not None or self.actions.listens_to_loss
+    def acts_each_batch(self) -> bool:
+        """Whether `end_batch` has to be called after each batch."""
+        return self.step_loss is not None or self.actions.listens_to_loss or bool(self.each_batch)
 
-    def note_loss(self, trainer: TrainerLike, outputs: object, window: int) -> bool:
+    def end_batch(self, trainer: TrainerLike, outputs: object, window: int) -> bool:
         """Record the loss of one batch; returns whether an average that an action waits for is complete."""
+        self.each_batch = [call for call in self.each_batch if call(trainer)]
         if self.step_loss is not None:
             self.step_loss.note(trainer, outputs)
         return self.actions.note_loss(trainer, outputs, window)

@@ -111,6 +111,7 @@ class Followers:
         self.optimizers.forget([hold for hold in self._held if id(hold) not in already])
         self._norms.follow()
         self.optimizers.follow(context.model, self._held, is_reshaped=outcome.is_reshaped)
+        self.optimizers.keep_up()  # before listeners read the rates
         self._follow_gradients(context.moment)
         if context.is_freed:
             ddp_wrapper.put_on(context.trainer.strategy)
@@ -119,11 +120,10 @@ class Followers:
         transition = self.announcer.transition(context.moment, frozen, thawed, False, outcome)
         if frozen or thawed or outcome != ActionResult():
             self._announce(context, transition)
-        if thawed and context.trainer.is_global_zero and not self._has_warned_of_rate:
-            self.optimizers.keep_up()
-            if idle := self.optimizers.without_rate(thawed):
-                self._has_warned_of_rate = True
-                self.announcer.warn_of_no_rate(idle, has_scheduler=bool(context.schedulers))
+        is_to_warn = thawed and context.trainer.is_global_zero and not self._has_warned_of_rate
+        if is_to_warn and (idle := self.optimizers.without_rate(thawed)):
+            self._has_warned_of_rate = True
+            self.announcer.warn_of_no_rate(idle, has_scheduler=bool(context.schedulers))
         return True
 
     def _look_again(self, context: StepContext) -> None:

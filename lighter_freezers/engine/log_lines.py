@@ -15,7 +15,7 @@ from lighter_freezers.engine.actions import Action, ActionResult
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
-from lighter_freezers.selection.element_counts import frozen_share, num_elements
+from lighter_freezers.selection.element_counts import frozen_share_text, num_elements
 from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import canonical_name
 
@@ -86,7 +86,7 @@ class Announcer:
         parts = [
             f"{frozen_verb} {self._texts[transition.frozen]}" if transition.frozen else "",
             f"thawed {self._texts[transition.thawed]}" if transition.thawed else "",
-            _frozen_share(num_training, self._num_elements),
+            frozen_share_text(num_training, self._num_elements),
             f"held by {', '.join(transition.holders)}" if transition.holders else "",
         ]
         step = transition.optimizer_step
@@ -129,12 +129,3 @@ def _amount(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return str(number)
-
-
-def _frozen_share(num_training: int, total: int) -> str:
-    """The share in three digits; more where it would read 100 % while something trains."""
-    percent = 100 * frozen_share(num_training, total)
-    text = f"{percent:.3g}"
-    if text != "100" or not num_training:
-        return f"{text} % frozen"
-    return f"{min(percent, 99.99):.2f} % frozen, {num_training:,} train"

@@ -10,8 +10,16 @@ from lighter_freezers.reports.whole_files import write_png
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["tensorboard_folders", "write_image", "write_layout", "write_metrics", "write_text"]
+__all__ = [
+    "tensorboard_folders",
+    "tensorboards",
+    "write_image",
+    "write_layout",
+    "write_metrics",
+    "write_text",
+]
 
+_TORCH_WRITER = "torch.utils.tensorboard.writer"
 _INDEX = re.compile(r"\\\.\d+(?=\\\.|$)")  # ".3" in an escaped name
 
 Loggers = Sequence[LoggerLike]
@@ -19,6 +27,7 @@ Loggers = Sequence[LoggerLike]
 
 class _TensorBoardLike(LoggerLike, Protocol):
     experiment: Any  # a SummaryWriter, of torch or of another package
+    LOGGER_JOIN_CHAR: str  # between its prefix and a key
 
 
 def _is_tensorboard(logger: LoggerLike) -> TypeGuard[_TensorBoardLike]:
@@ -31,17 +40,55 @@ def tensorboard_folders(loggers: Loggers) -> list[str]:
     return [str(logger.root_dir) for logger in loggers if _is_tensorboard(logger) and logger.root_dir]
 
 
+def tensorboards(loggers: Loggers) -> "list[_TensorBoardLike]":
+    """Those that write for TensorBoard."""
+    return [logger for logger in loggers if _is_tensorboard(logger)]
+
+
 def write_metrics(loggers: Loggers, metrics: Mapping[str, float], step: int) -> None:
-    """Log numbers to every logger."""
-    for logger in loggers:
-        logger.log_metrics(dict(metrics), step=step)
+    """Log numbers to every logger; to Lightning's TensorBoardLogger in one event, not in one for each."""
+    for logger in loggers if metrics else ():
+        if not (_is_tensorboard(logger) and _is_lightnings(logger)):
+            logger.log_metrics(dict(metrics), step=step)
+            continue
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        prefix = getattr(logger, "_prefix", "")  # Lightning has no public name for it
+        start = f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""
+        points = [Summary.Value(tag=start + key, simple_value=value) for key, value in metrics.items()]
+        logger.experiment.file_writer.add_summary(Summary(value=points), step)
 
 
-def write_text(loggers: Loggers, key: str, markdown: str, step: int) -> None:
-    """Log a Markdown text to TensorBoard; other loggers have no common way to show one."""
+def _is_lightnings(logger: "_TensorBoardLike") -> bool:
+    """Whether it is no class of the user's, which may rename keys, and writes with torch's SummaryWriter."""
+    file = getattr(logger.experiment, "file_writer", None)
+    return type(logger).__name__ == "TensorBoardLogger" and type(file).__module__ == _TORCH_WRITER
+
+
+def write_text(
+    loggers: Loggers, key: str, markdown: str, step: int, table: Sequence[Sequence[str]] | None = None
+) -> None:
+    """Log a Markdown text: in TensorBoard, Weights & Biases, MLflow and Comet; others show none.
+
+    Args:
+        loggers: Those of the Trainer.
+        key: Its name.
+        markdown: The text.
+        step: Optimizer steps done.
+        table: The same as rows, the first of them the headings, for loggers that have tables.
+    """
     for logger in loggers:
+        client: Any = getattr(logger, "experiment", None)  # of any package
         if _is_tensorboard(logger):
             logger.experiment.add_text(key, markdown, step)
+        elif callable(log_table := getattr(logger, "log_table", None)):
+            heading, *rows = table or (("text",), (markdown,))
+            log_table(key=key, columns=list(heading), data=[list(row) for row in rows], step=step)
+        elif callable(getattr(client, "log_text", None)):
+            if run_id := getattr(logger, "run_id", None):
+                client.log_text(run_id, markdown, f"{key}/step_{step}.md")
+            else:
+                client.log_text(markdown, step=step, metadata={"key": key})
 
 
 def write_layout(loggers: Loggers, category: str, charts: Mapping[str, Iterable[str]]) -> None:
@@ -67,14 +114,19 @@ def _pattern(keys: Iterable[str]) -> str:
 def write_image(loggers: Loggers, key: str, image: "Image", step: int) -> None:
     """Log an image to every logger that shows one, and write a PNG into the folder of every other."""
     for logger in loggers:
+        client: Any = getattr(logger, "experiment", None)  # of any package
         if _is_tensorboard(logger):
             import numpy as np
 
             logger.experiment.add_image(key, np.asarray(image), step, dataformats="HWC")
         elif callable(log_image := getattr(logger, "log_image", None)):
             log_image(key=key, images=[image], step=step)
-        else:
+        elif not callable(getattr(client, "log_image", None)):
             _write_png(logger, key, image)
+        elif run_id := getattr(logger, "run_id", None):
+            client.log_image(run_id, image, f"{key}.png")
+        else:
+            client.log_image(image, name=key, step=step)
 
 
 def _write_png(logger: LoggerLike, key: str, image: "Image") -> None:

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import sub
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torch.nn import Module, Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.reports.timeline import rows_of
-from lighter_freezers.selection.element_counts import frozen_share
+from lighter_freezers.selection.element_counts import frozen_share, frozen_share_text
 from lighter_freezers.selection.layer_names import components
 from lighter_freezers.selection.names import named_aliases
 
@@ -20,18 +20,27 @@ __all__ = [
     "Census",
     "ComponentState",
     "component_states",
+    "state_table",
     "state_table_markdown",
     "state_table_rich",
     "sum_of",
 ]
 
 _HEADINGS = ("component", "state", "parameters", "trainable")
-_STYLES = {"frozen": "blue", "trainable": "yellow", "partial": "cyan", "user-frozen": "dim"}
+_STYLES = {
+    "frozen": "blue",
+    "trainable": "yellow",
+    "LoRA only": "green",
+    "partial": "cyan",
+    "user-frozen": "dim",
+}
+
+_Member: TypeAlias = tuple[Parameter, int, bool]  # its number of elements, and whether it is a factor of LoRA
 
 
 @dataclass(frozen=True)
 class ComponentState:
-    """How many elements of one component train. The three counts add up to `num_parameters`.
+    """How many elements of one component train, and why the others do not.
 
     Attributes:
         name: The component, as `layer_names.components` calls it, or a block of several.
@@ -39,6 +48,7 @@ class ComponentState:
         num_trainable: Elements that get gradients.
         num_held: Elements that would train if every holder released them.
         num_user_frozen: Elements that would stay frozen even then.
+        num_lora: Elements that train and belong to factors of LoRA.
     """
 
     name: str
@@ -46,19 +56,20 @@ class ComponentState:
     num_trainable: int
     num_held: int
     num_user_frozen: int
+    num_lora: int = 0
 
     @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """The four counts, in their order."""
-        return self.num_parameters, self.num_trainable, self.num_held, self.num_user_frozen
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """The counts, in their order."""
+        return self.num_parameters, self.num_trainable, self.num_held, self.num_user_frozen, self.num_lora
 
     @property
-    def state(self) -> Literal["frozen", "trainable", "partial", "user-frozen"]:
+    def state(self) -> Literal["frozen", "trainable", "LoRA only", "partial", "user-frozen"]:
         """Whether all, some or none of it trains; "user-frozen" if none would without holders either."""
         if self.num_trainable == self.num_parameters:
             return "trainable"
         if self.num_trainable:
-            return "partial"
+            return "LoRA only" if self.num_lora == self.num_trainable else "partial"
         return "frozen" if self.num_held else "user-frozen"
 
     @property
@@ -82,16 +93,21 @@ class Census:
     def __init__(self, model: Module) -> None:
         aliases = list(named_aliases(model))
         parameters = dict(aliases)
+        self.row_of: dict[Parameter, str] = {}
         home: dict[int, str] = {}
-        self._members: dict[str, list[tuple[Parameter, int]]] = {}
+        self._members: dict[str, list[_Member]] = {}
         for component, names in components(model).items():
-            self._members[component] = [(parameters[name], parameters[name].numel()) for name in names]
+            self._members[component] = [
+                (parameters[name], parameters[name].numel(), "lora_" in name) for name in names
+            ]
             home.update((id(parameters[name]), component) for name in names)
         self._component_of = {name: home[id(parameter)] for name, parameter in aliases}
         self._states = {name: _count(name, members) for name, members in self._members.items()}
         self._row_members = rows_of(list(self._states))
         self._row_of = {name: row for row, members in self._row_members.items() for name in members}
         self._rows = {row: self._row(row) for row in self._row_members}
+        for name, members in self._members.items():
+            self.row_of.update((parameter, self._row_of[name]) for parameter, _, _ in members)
         self.total = sum_of("total", self._states.values())
 
     @property
@@ -101,7 +117,7 @@ class Census:
 
     @property
     def rows(self) -> list[ComponentState]:
-        """The last count for a table: up to 60 components one by one, more of them by block."""
+        """The last count for a table: few components one by one, more of them by block."""
         return list(self._rows.values())
 
     def recount(self, names: Iterable[str]) -> list[tuple[ComponentState, ComponentState]]:
@@ -128,16 +144,17 @@ class Census:
         return sum_of(row, [self._states[name] for name in self._row_members[row]])
 
 
-def _count(name: str, members: Sequence[tuple[Parameter, int]]) -> ComponentState:
-    num_parameters = num_trainable = num_user_frozen = 0
-    for parameter, num_elements in members:
+def _count(name: str, members: Sequence[_Member]) -> ComponentState:
+    num_parameters = num_trainable = num_user_frozen = num_lora = 0
+    for parameter, num_elements, is_lora in members:
         num_parameters += num_elements
         if parameter.requires_grad:
             num_trainable += num_elements
+            num_lora += num_elements if is_lora else 0
         elif ledger.is_user_frozen(parameter):
             num_user_frozen += num_elements
     num_held = num_parameters - num_trainable - num_user_frozen
-    return ComponentState(name, num_parameters, num_trainable, num_held, num_user_frozen)
+    return ComponentState(name, num_parameters, num_trainable, num_held, num_user_frozen, num_lora)
 
 
 def component_states(model: Module) -> list[ComponentState]:
@@ -156,7 +173,7 @@ def sum_of(name: str, states: Iterable[ComponentState]) -> ComponentState:
         name: The name of the sum.
         states: The components, none of them twice.
     """
-    counts = [state.counts for state in states] or [(0, 0, 0, 0)]
+    counts = [state.counts for state in states] or [(0, 0, 0, 0, 0)]
     return ComponentState(name, *map(sum, zip(*counts, strict=True)))
 
 
@@ -190,10 +207,15 @@ def state_table_rich(states: Sequence[ComponentState]) -> "Table":
     return table
 
 
+def state_table(states: Sequence[ComponentState]) -> list[tuple[str, str, str, str]]:
+    """The rows of a table of the state, the headings first and the total last."""
+    return [_HEADINGS, *_table_lines(states)]
+
+
 def _table_lines(states: Sequence[ComponentState]) -> list[tuple[str, str, str, str]]:
     total = sum_of("total", states)
     lines = [_line(state, state.state) for state in states]
-    return [*lines, _line(total, f"{total.frozen_share:.1%} frozen")]
+    return [*lines, _line(total, frozen_share_text(total.num_trainable, total.num_parameters))]
 
 
 def _line(state: ComponentState, text: str) -> tuple[str, str, str, str]:

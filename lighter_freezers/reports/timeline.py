@@ -1,25 +1,16 @@
-"""Records what was frozen at which optimizer step, and draws it: layers by steps. Needs no torch."""
+"""Records what was frozen at which optimizer step. `timeline_picture` draws it."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypedDict
+from itertools import groupby
+from typing import TypedDict
 
-from lighter_freezers.reports.rank_history import RankHistory, RankHistoryState, draw_ranks
+from lighter_freezers.reports.loss_history import LossHistory, Points
+from lighter_freezers.reports.rank_history import RankHistory, RankHistoryState
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont, ImageFont
+__all__ = ["Timeline", "TimelineState", "rows_of"]
 
-__all__ = ["Timeline", "TimelineState", "draw_timeline", "rows_of"]
-
-# Distinct for every kind of colour vision, and by lightness in print; "partial" is striped in the first two.
-_COLOURS = {"frozen": "#2F6DAA", "trainable": "#F0A818", "user-frozen": "#CFCFCF"}
-_LEGEND = ("frozen", "trainable", "partial", "user-frozen")
-_INK, _FAINT = "#222222", "#8A8A8A"
-_PLOT_WIDTH, _MARGIN, _TOP, _BOTTOM = 1200, 56, 150, 100  # pixels
-_TEXT, _TITLE, _RANK = 22, 32, 18  # font sizes in pixels
+_LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 _BLOCK = re.compile(r"(?P<block>.+?\.\d+)\..+|(?P<stem>(?:.*\.)?)[^.]+\.(?P<index>\d+)")
 
 
@@ -33,6 +24,7 @@ class TimelineState(_Changes, total=False):
     """A timeline in plain types, as a checkpoint holds it."""
 
     ranks: RankHistoryState  # missing in checkpoints from before LoRA
+    losses: dict[str, Points]
 
 
 class Timeline:
@@ -47,6 +39,7 @@ class Timeline:
         self._events: list[tuple[int, dict[str, str]]] = []
         self._latest: dict[str, str] = {}
         self.ranks = RankHistory()
+        self.losses = LossHistory()
 
     @property
     def steps(self) -> list[int]:
@@ -61,7 +54,7 @@ class Timeline:
 
         Args:
             optimizer_step: The first step they hold for.
-            states: Component -> "frozen", "trainable", "partial" or "user-frozen"; only what changed.
+            states: Component -> its state, as `ComponentState` names it; only what changed.
         """
         if self._events and self._events[-1][0] >= optimizer_step:
             noted = [changes for step, changes in self._events if step == optimizer_step]
@@ -81,13 +74,16 @@ class Timeline:
 
         Args:
             members: Components that share a row. Together they have their common state, "frozen" if nothing
-                of them trains, else "partial".
+                of them trains, "LoRA only" if nothing else does, else "partial".
             last_step: The end of the last span.
         """
         now: dict[str, str] = dict.fromkeys(members, "")
         bounds: list[tuple[int, str]] = []
         for step, changes in self._events:
-            now.update((name, changes[name]) for name in now.keys() & changes.keys())
+            mine = now.keys() & changes.keys()
+            if not mine:
+                continue
+            now.update((name, changes[name]) for name in mine)
             state = _common(now.values())
             if not bounds or bounds[-1][1] != state:
                 bounds.append((step, state))
@@ -101,6 +97,7 @@ class Timeline:
             "steps": self.steps,
             "changes": [dict(changes) for _, changes in self._events],
             "ranks": self.ranks.to_state(),
+            "losses": {key: list(points) for key, points in self.losses.curves.items()},
         }
 
     @classmethod
@@ -110,6 +107,15 @@ class Timeline:
         timeline._keep([(step, dict(c)) for step, c in zip(state["steps"], state["changes"], strict=True)])
         if "ranks" in state:
             timeline.ranks = RankHistory.from_state(state["ranks"])
+        timeline.losses = LossHistory(state.get("losses"))
+        return timeline
+
+    def copy(self) -> "Timeline":
+        """One that later records do not change; the events themselves are shared."""
+        timeline = Timeline(self.components)
+        timeline._keep(list(self._events))
+        timeline.ranks = RankHistory(self.ranks)
+        timeline.losses = LossHistory(self.losses.curves)
         return timeline
 
 
@@ -117,16 +123,20 @@ def _common(states: Iterable[str]) -> str:
     distinct = set(states)
     if len(distinct) == 1:
         return distinct.pop()
-    return "frozen" if distinct == {"frozen", "user-frozen"} else "partial"
+    training = distinct - {"frozen", "user-frozen"}
+    if training == {"LoRA only"}:
+        return "LoRA only"
+    return "partial" if training else "frozen"
 
 
-def rows_of(components: Sequence[str], max_rows: int = 60) -> dict[str, list[str]]:
-    """The components of each row: one per row, unless there are too many and blocks are merged.
+def rows_of(components: Sequence[str], max_rows: int = 24) -> dict[str, list[str]]:
+    """The components of each row: one per row, unless there are too many.
 
     Args:
         components: In model order.
-        max_rows: Above this, "attn.3", "mlp.3" and all others that end in 3 become "h.3", and
-            "layers.3.conv1" and the like become "layers.3".
+        max_rows: Above this, a row shows a block: "attn.3", "mlp.3" and all others that end in 3 become
+            "h.3", and "layers.3.conv1" and the like become "layers.3". Above twice this, a row shows several
+            blocks that follow each other, such as "h.4-7".
 
     Returns:
         Row name to its components, in model order.
@@ -136,7 +146,19 @@ def rows_of(components: Sequence[str], max_rows: int = 60) -> dict[str, list[str
     blocks: dict[str, list[str]] = {}
     for name in components:
         blocks.setdefault(_block_of(name), []).append(name)
-    return {members[0] if len(members) == 1 else row: members for row, members in blocks.items()}
+    rows = {members[0] if len(members) == 1 else row: members for row, members in blocks.items()}
+    if len(rows) <= 2 * max_rows:
+        return rows
+    length = -(-len(rows) // (2 * max_rows - 8))  # 8: the layers around the blocks, and shorter rests
+    merged: dict[str, list[str]] = {}
+    for frame, alike in groupby(rows, key=lambda row: _LAST_NUMBER.sub("{}", row)):
+        names = list(alike)
+        for start in range(0, len(names), length):
+            chunk = names[start : start + length]
+            ends = [number[0] for name in (chunk[0], chunk[-1]) if (number := _LAST_NUMBER.search(name))]
+            title = frame.replace("{}", "-".join(dict.fromkeys(ends)))
+            merged[title] = [member for name in chunk for member in rows[name]]
+    return merged
 
 
 def _block_of(component: str) -> str:
@@ -144,113 +166,3 @@ def _block_of(component: str) -> str:
     if match is None:
         return component
     return match["block"] or f"{match['stem']}h.{match['index']}"
-
-
-def draw_timeline(timeline: Timeline, last_step: int) -> "Image":
-    """Draw layers by steps, coloured by state; above 60 components one row per block.
-
-    Args:
-        timeline: What to draw, with at least one event.
-        last_step: Optimizer steps done so far: the right end of the axis.
-    """
-    from PIL import Image, ImageDraw
-
-    rows = rows_of(timeline.components)
-    height = _row_height(len(rows))
-    left = _MARGIN + int(max(_font(_name_size(height)).getlength(name) for name in [*rows, "changes"])) + 24
-    size = (left + _PLOT_WIDTH + _MARGIN, _TOP + height * len(rows) + _BOTTOM)
-    image = Image.new("RGB", size, "white")
-    canvas = ImageDraw.Draw(image)
-    first_step = timeline.steps[0]
-    scale = _PLOT_WIDTH / max(last_step - first_step, 1)
-    for index, (name, members) in enumerate(rows.items()):
-        top = _TOP + index * height
-        _draw_row_name(canvas, name, index, left, top, height)
-        for start, end, state in timeline.spans(members, last_step):
-            box = (left + (start - first_step) * scale, left + (end - first_step) * scale)
-            _fill(image, (round(box[0]), top, round(box[1]), top + height - (2 if height > 8 else 0)), state)
-        marks = [(left + (step - first_step) * scale, text) for step, text in timeline.ranks.marks(members)]
-        draw_ranks(canvas, marks, top, height, _font(max(8, min(_RANK, height - 6))))
-    _draw_heading(image, canvas, left)
-    _draw_axis(canvas, left, _TOP + height * len(rows), (first_step, last_step))
-    steps = sorted({*timeline.steps, *timeline.ranks.steps})
-    _draw_changes(canvas, left, [(step, left + (step - first_step) * scale) for step in steps])
-    return image
-
-
-def _row_height(num_rows: int) -> int:
-    return max(2, min(36, 1800 // num_rows))
-
-
-def _name_size(row_height: int) -> int:
-    return min(_TEXT, max(row_height, 16))
-
-
-@lru_cache(maxsize=8)
-def _font(size: int) -> "FreeTypeFont | ImageFont":
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
-
-
-def _fill(image: "Image", box: tuple[int, int, int, int], state: str) -> None:
-    """Colour a box; stripes of "frozen" and "trainable" where some of it trains."""
-    from PIL import Image, ImageDraw
-
-    if state in _COLOURS:
-        image.paste(_COLOURS[state], box)
-        return
-    width, height = box[2] - box[0], box[3] - box[1]
-    tile = Image.new("RGB", (max(width, 1), height), _COLOURS["frozen"])
-    stripes = ImageDraw.Draw(tile)
-    for x in range(-height, width, 16):
-        stripes.line((x, height, x + height, 0), fill=_COLOURS["trainable"], width=6)
-    image.paste(tile, box[:2])
-
-
-def _draw_row_name(canvas: "ImageDraw", name: str, index: int, left: int, top: int, height: int) -> None:
-    """Write a row's name to its left; where rows are thin, only every second, third, ... name."""
-    size = _name_size(height)
-    if index % -(-size // height) == 0:
-        canvas.text((left - 12, top + height / 2 - 1), name, fill=_INK, font=_font(size), anchor="rm")
-
-
-def _draw_heading(image: "Image", canvas: "ImageDraw", left: int) -> None:
-    canvas.text((left, 20), "Which layers train", fill=_INK, font=_font(_TITLE), anchor="lt")
-    x = left
-    for state in _LEGEND:
-        _fill(image, (x, 74, x + 36, 98), state)
-        canvas.text((x + 46, 86), state, fill=_INK, font=_font(_TEXT), anchor="lm")
-        x += 46 + int(_font(_TEXT).getlength(state)) + 36
-
-
-def _draw_axis(canvas: "ImageDraw", left: int, bottom: int, steps: tuple[int, int]) -> None:
-    """Draw round step numbers below the rows, and the label of the axis."""
-    first, last = steps
-    canvas.line((left, bottom + 2, left + _PLOT_WIDTH, bottom + 2), fill=_INK, width=2)
-    for tick in _round_numbers(first, last):
-        x = left + (tick - first) * _PLOT_WIDTH / max(last - first, 1)
-        canvas.line((x, bottom + 2, x, bottom + 10), fill=_INK, width=2)
-        canvas.text((x, bottom + 16), f"{tick:,}", fill=_INK, font=_font(_TEXT), anchor="mt")
-    middle = left + _PLOT_WIDTH / 2
-    canvas.text((middle, bottom + 54), "optimizer step", fill=_INK, font=_font(_TEXT), anchor="mt")
-
-
-def _round_numbers(first: int, last: int) -> range:
-    """About eight multiples of 1, 2 or 5 times a power of ten, at most."""
-    span = max(last - first, 1)
-    power = 10 ** max(len(str(span)) - 2, 0)
-    stride = next(factor * power for factor in (1, 2, 5, 10, 20) if span / (factor * power) <= 8)
-    return range(-(-first // stride) * stride, last + 1, stride)
-
-
-def _draw_changes(canvas: "ImageDraw", left: int, changes: Sequence[tuple[int, float]]) -> None:
-    """Mark the steps of changes above the rows, with the step number where there is room."""
-    canvas.text((left - 12, _TOP - 12), "changes", fill=_FAINT, font=_font(18), anchor="rb")
-    free_from = 0.0
-    for step, x in changes:
-        canvas.line((x, _TOP - 8, x, _TOP - 3), fill=_FAINT, width=2)
-        half = _font(18).getlength(f"{step:,}") / 2
-        if x - half >= free_from:
-            canvas.text((x, _TOP - 12), f"{step:,}", fill=_FAINT, font=_font(18), anchor="mb")
-            free_from = x + half + 40

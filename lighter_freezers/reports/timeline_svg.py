@@ -3,12 +3,13 @@
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from lighter_freezers.reports.timeline import Timeline, draw_timeline, rows_of
+from lighter_freezers.reports.timeline import Timeline, rows_of
+from lighter_freezers.reports.timeline_picture import COLOURS, draw_timeline
 from lighter_freezers.reports.whole_files import write_png, write_whole
 
 __all__ = ["check_picture_path", "draw_to_file"]
 
-_COLOURS = {"frozen": "#2F6DAA", "trainable": "#F0A818", "partial": "url(#partial)", "user-frozen": "#CFCFCF"}
+_COLOURS = {**COLOURS, "partial": "url(#partial)"}
 _WIDTH, _LEFT, _TOP, _ROW = 1000, 160, 70, 22  # pixels
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch.nn import Parameter
 
-__all__ = ["distinct", "frozen_share", "num_elements", "num_trainable"]
+__all__ = ["distinct", "frozen_share", "frozen_share_text", "num_elements", "num_trainable"]
 
 
 def distinct(parameters: Iterable[Parameter]) -> list[Parameter]:
@@ -25,3 +25,12 @@ def num_trainable(parameters: Iterable[Parameter]) -> int:
 def frozen_share(num_trainable: int, num_elements: int) -> float:
     """The share of elements that does not train, from 0 to 1; 0 where there are none."""
     return (num_elements - num_trainable) / num_elements if num_elements else 0.0
+
+
+def frozen_share_text(num_trainable: int, num_elements: int) -> str:
+    """The share in three digits; more where it would read 100 % while something trains."""
+    percent = 100 * frozen_share(num_trainable, num_elements)
+    text = f"{percent:.3g}"
+    if text != "100" or not num_trainable:
+        return f"{text} % frozen"
+    return f"{min(percent, 99.99):.2f} % frozen, {num_trainable:,} train"

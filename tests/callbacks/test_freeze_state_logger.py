@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import re
+import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,16 @@ def texts(accumulator: EventAccumulator) -> list[tuple[int, str]]:
 
 
 @BOTH
-def test_scalars_are_written_at_transitions_only(namespace, tmp_path):
-    """Twelve steps with one thaw: start, the step before, the thaw, the end, and nothing else."""
+def test_scalars_are_written_at_transitions_and_while_tensorboard_settles(namespace, tmp_path):
+    """Twenty steps, one thaw: start, the step before, eleven points from the thaw on, the end, no others."""
     freezer = Freezer(name_starts_with=["network.h.0.attn."], until_step=5)
-    fit(namespace, tensorboard(namespace, tmp_path), freezer, FreezeStateLogger())
-    read = events(tmp_path)
-    assert points(read, "freeze/components/attn.0") == [(0, 0.0), (4, 0.0), (5, 1.0), (12, 1.0)]
-    assert points(read, "freeze/components/mlp.1") == [(0, 1.0), (12, 1.0)]
-    assert points(read, "freeze/trainable_parameters") == [(0, 257), (4, 257), (5, 329), (12, 329)]
+    fit(namespace, tensorboard(namespace, tmp_path), freezer, FreezeStateLogger(), max_epochs=5)
+    read, settling = events(tmp_path), range(5, 16)
+    expected = [(0, 0.0), (4, 0.0), *((step, 1.0) for step in settling), (20, 1.0)]
+    assert points(read, "trainable_share/attn.0") == expected
+    assert points(read, "trainable_share/mlp.1") == [(0, 1.0), (20, 1.0)]
+    totals = [(0, 257), (4, 257), *((step, 329) for step in settling), (20, 329)]
+    assert points(read, "freeze/trainable_parameters") == totals
     assert points(read, "freeze/frozen_share")[0] == (0, 72 / 329)
 
 
@@ -101,12 +104,14 @@ def test_the_log_ends_with_the_command_that_shows_the_run(namespace, tmp_path, c
 
 
 def test_a_thaw_right_after_a_thaw_repeats_no_point(tmp_path):
-    """The point before a change is left out where the change before it already wrote one."""
+    """One point for each step, and each curve is a step where its own layer thaws."""
     first = Freezer(name_starts_with=["network.h.0.attn."], until_step=4)
     second = Freezer(name_starts_with=["network.h.1.attn."], until_step=5)
     fit(PL, tensorboard(PL, tmp_path), first, second, FreezeStateLogger())
-    totals = [step for step, _ in points(events(tmp_path), "freeze/trainable_parameters")]
-    assert totals == [0, 3, 4, 5, 12]
+    read = events(tmp_path)
+    totals = [step for step, _ in points(read, "freeze/trainable_parameters")]
+    assert totals == [0, 3, *range(4, 13)]
+    assert points(read, "trainable_share/attn.1")[:3] == [(0, 0.0), (4, 0.0), (5, 1.0)]
 
 
 def test_state_without_any_freezer_is_logged(tmp_path):
@@ -116,7 +121,7 @@ def test_state_without_any_freezer_is_logged(tmp_path):
     trainer = lab.trainer(PL, logger=tensorboard(PL, tmp_path), callbacks=[FreezeStateLogger()])
     trainer.fit(module, lab.batches(), lab.batches())
     read = events(tmp_path)
-    assert points(read, "freeze/components/attn.0") == [(0, 0.0), (4, 0.0)]
+    assert points(read, "trainable_share/attn.0") == [(0, 0.0), (4, 0.0)]
     assert "| attn.0 | user-frozen | 72 | 0 |" in texts(read)[0][1]
 
 
@@ -132,19 +137,52 @@ def test_text_is_a_table_for_each_transition(namespace, tmp_path):
     assert "| mlp.0 | trainable | 72 | 72 |" in after
 
 
-def test_image_at_each_checkpoint_and_at_the_end(tmp_path):
-    """One picture per checkpoint, the last one not twice, and it opens as a picture of that size."""
+def test_image_at_a_checkpoint_after_a_change_and_at_the_end(tmp_path):
+    """Of eight checkpoints the first and the one after the thaw draw, on another thread; then the end."""
     callback = import_module(f"{PL}.callbacks").ModelCheckpoint
-    checkpoints = callback(tmp_path / "saved", every_n_train_steps=4, save_top_k=-1)
+    checkpoints = callback(tmp_path / "saved", every_n_train_steps=2, save_top_k=-1)
     freezer = Freezer(name_starts_with=["network.h.0."], until_step=5)
     logger = tensorboard(PL, tmp_path)
-    fit(PL, logger, FreezeStateLogger(), freezer, checkpoints, enable_checkpointing=True)
+    drawing: list[str] = []
+    add_image = logger.experiment.add_image
+
+    def note(*arguments: Any, **options: Any) -> None:
+        drawing.append(threading.current_thread().name)
+        add_image(*arguments, **options)
+
+    logger.experiment.add_image = note
+    pause = Pause()
+    fit(PL, logger, FreezeStateLogger(), freezer, checkpoints, pause, enable_checkpointing=True, max_epochs=4)
     images = events(tmp_path).Images("freeze/timeline")
-    assert [image.step for image in images] == [4, 8, 12]
+    assert [image.step for image in images] == [2, 6, 16]
+    assert "MainThread" not in drawing
     assert Image.open(io.BytesIO(images[-1].encoded_image_string)).size == (
         images[-1].width,
         images[-1].height,
     )
+
+
+class Pause(import_module(f"{PL}").Callback):
+    """Waits after each batch until no other thread works."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        for thread in threading.enumerate():
+            if "freeze/timeline" in thread.name:
+                thread.join()
+
+
+@pytest.mark.parametrize("is_card", [True, False])
+def test_a_logger_that_fails_to_take_the_picture_does_not_end_the_run(is_card, tmp_path, caplog):
+    """One warning with the cause, and the run goes on to its end."""
+    logger = tensorboard(PL, tmp_path) if is_card else csv_logger(PL, tmp_path)
+    if is_card:
+        logger.experiment.add_image = lambda *_, **__: 1 / 0
+    else:
+        assert logger.experiment  # it warns of a folder that is not empty
+        (tmp_path / "csv/0/freeze_timeline.png").mkdir(parents=True)
+    trainer = fit(PL, logger, FreezeStateLogger())
+    assert trainer.global_step == 12
+    assert "freeze/timeline was not written: " in caplog.text
 
 
 def test_layout_groups_the_components_into_charts(tmp_path):
@@ -161,10 +199,10 @@ def test_layout_groups_the_components_into_charts(tmp_path):
     }
     assert matched == {
         "frozen share": ["run-freeze/frozen_share"],
-        "attention": ["run-freeze/components/attn.0", "run-freeze/components/attn.1"],
-        "norms": ["run-freeze/components/ln_1.0", "run-freeze/components/ln_1.1"],
-        "mlp": ["run-freeze/components/mlp.0", "run-freeze/components/mlp.1"],
-        "embeddings & head": ["run-freeze/components/lm_head"],
+        "attention": ["run-trainable_share/attn.0", "run-trainable_share/attn.1"],
+        "norms": ["run-trainable_share/ln_1.0", "run-trainable_share/ln_1.1"],
+        "mlp": ["run-trainable_share/mlp.0", "run-trainable_share/mlp.1"],
+        "embeddings & head": ["run-trainable_share/lm_head"],
     }
 
 
@@ -191,8 +229,8 @@ def test_csv_rows_are_complete_and_aligned(namespace, flush, tmp_path):
     freezer = Freezer(name_starts_with=["network.h.0.attn."], until_step=5)
     logger = csv_logger(namespace, tmp_path, flush_logs_every_n_steps=flush)
     fit(namespace, logger, freezer, FreezeStateLogger(), log_every_n_steps=1)
-    assert rows(tmp_path, "freeze/components/attn.0") == [(0, 0.0), (4, 0.0), (5, 1.0), (12, 1.0)]
-    assert rows(tmp_path, "freeze/components/mlp.1") == [(0, 1.0), (12, 1.0)]
+    assert rows(tmp_path, "trainable_share/attn.0") == [(0, 0.0), (4, 0.0), (5, 1.0), (12, 1.0)]
+    assert rows(tmp_path, "trainable_share/mlp.1") == [(0, 1.0), (12, 1.0)]
     assert [step for step, _ in rows(tmp_path, "train/loss")] == [3, 7, 11]
     with Image.open(tmp_path / "csv" / "0" / "freeze_timeline.png") as image:
         assert image.format == "PNG"
@@ -209,13 +247,66 @@ def test_a_logger_that_shows_images_gets_the_picture(tmp_path):
     assert [path.name for path in tmp_path.rglob("*.png")] == ["freeze-timeline-12.png"]
 
 
+class Client:
+    """The methods of an MLflow or Comet client that show pictures and texts."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def log_image(self, *arguments: Any, **options: Any) -> None:
+        self.calls.append(("image", arguments, options))
+
+    def log_text(self, *arguments: Any, **options: Any) -> None:
+        self.calls.append(("text", arguments, options))
+
+
+@pytest.mark.parametrize("run_id", ["run1", None])
+def test_mlflow_and_comet_get_picture_and_table_by_their_own_methods(run_id, tmp_path):
+    """`MlflowClient.log_image(run_id, image, artifact_file)`, `Experiment.log_image(image, name, step)`."""
+    client = Client()
+
+    class Remote(import_module(f"{PL}.loggers").CSVLogger):
+        experiment = client
+        log_metrics = save = lambda *_, **__: None
+
+    logger = Remote(tmp_path)
+    logger.run_id = run_id
+    fit(PL, logger, FreezeStateLogger(), Freezer(name_starts_with=["network.h.0."], until_step=5))
+    (kind, image_at, image_options) = client.calls[-1]
+    texts_at = [call for call in client.calls if call[0] == "text"]
+    assert (kind, len(texts_at)) == ("image", 2)
+    assert "| mlp.0 | trainable | 72 | 72 |" in texts_at[1][1][1 if run_id else 0]
+    if run_id:
+        assert (image_at[0], image_at[2]) == ("run1", "freeze/timeline.png")
+        assert (texts_at[1][1][0], texts_at[1][1][2]) == ("run1", "freeze/state/step_5.md")
+    else:
+        assert image_options == {"name": "freeze/timeline", "step": 12}
+        assert texts_at[1][2] == {"step": 5, "metadata": {"key": "freeze/state"}}
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_logger_with_tables_gets_the_table(tmp_path):
+    """`log_table(key, columns, data, step)`, as Weights & Biases has it."""
+    tables = []
+
+    class Tables(import_module(f"{PL}.loggers").CSVLogger):
+        def log_table(self, key: str, columns: Any, data: Any, step: int) -> None:
+            tables.append((key, columns, data, step))
+
+    freezer = Freezer(name_starts_with=["network.h.0."], until_step=5)
+    fit(PL, Tables(tmp_path, name="csv", version="0"), FreezeStateLogger(), freezer)
+    (_, _, _, first), (key, columns, data, step) = tables
+    assert (key, columns[0], first, step) == ("freeze/state", "component", 0, 5)
+    assert ["mlp.0", "trainable", "72", "72"] in data
+
+
 def test_without_a_logger_the_table_is_all(capsys):
     """With `logger=False` and `show_table` the table is printed at the start and at the thaw."""
     fit(PL, False, FreezeStateLogger(True), Freezer(name_starts_with=["network.h.0."], until_step=5))
     printed = capsys.readouterr().out
     assert printed.count("component") == 2
     assert "held by Freezer[" in printed
-    assert "Optimizer step 5: 0.0% frozen" in printed
+    assert "Optimizer step 5: 0 % frozen" in printed
 
 
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
@@ -240,7 +331,8 @@ def test_a_resumed_run_goes_on_with_the_timeline(namespace, tmp_path):
     resumed = callbacks()
     fit(namespace, tensorboard(namespace, tmp_path), *resumed, ckpt_path=path)
     assert resumed[-1].state_dict()["steps"] == [0, 5, 10]
-    assert points(events(tmp_path), "freeze/components/attn.1") == [(8, 0.0), (9, 0.0), (10, 1.0), (12, 1.0)]
+    expected = [(8, 0.0), (9, 0.0), (10, 1.0), (11, 1.0), (12, 1.0)]
+    assert points(events(tmp_path), "trainable_share/attn.1") == expected
 
 
 def test_a_run_resumed_earlier_does_not_show_the_future(tmp_path):

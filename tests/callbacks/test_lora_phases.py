@@ -191,7 +191,7 @@ def test_a_freezer_beside_it_holds_too() -> None:
 def test_each_phase_says_itself_and_logs_one_aligned_row(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same columns in each row, 0 where nothing trains: no series slips."""
+    """The same columns in each row, 0 where nothing trains: no series slips, and none is a slope."""
     from pytorch_lightning.loggers import CSVLogger
 
     monkeypatch.setattr(logging.getLogger("lighter_freezers"), "propagate", True)
@@ -206,8 +206,8 @@ def test_each_phase_says_itself_and_logs_one_aligned_row(
         "step 0: LoRA phase 1 of 2 trains attention and mlp of blocks 0-1, 288 parameters",
         "step 5: LoRA phase 2 of 2 trains attention and mlp of blocks 2-3, 288 parameters",
     ]
-    assert [(row["step"], row["lora_phases/phase"]) for row in rows] == [("0", "1"), ("5", "2")]
-    for row, active in zip(rows, (range(2), range(2, 4)), strict=True):
+    assert [(row["step"], row["lora_phases/phase"]) for row in rows] == [("0", "1"), ("4", "1"), ("5", "2")]
+    for row, active in zip(rows, (range(2), range(2), range(2, 4)), strict=True):
         for layer in layers("both"):
             assert float(row[f"lora_phases/{layer}"]) == (int(layer[-1]) in active)
 

@@ -1,7 +1,8 @@
 """LoRA ranks over time, and where they stand in the picture."""
 
 from lighter_freezers.reports.rank_history import RankHistory
-from lighter_freezers.reports.timeline import Timeline, draw_timeline
+from lighter_freezers.reports.timeline import Timeline
+from lighter_freezers.reports.timeline_picture import draw_timeline
 
 
 def history() -> RankHistory:
@@ -46,15 +47,15 @@ def test_it_travels_in_plain_types() -> None:
 
 def test_ranks_are_written_into_the_rows() -> None:
     """White plates with dark letters, where rows are high enough; none where they are thin."""
-    for num_rows, has_marks in ((2, True), (50, True), (2000, False)):
+    for num_rows, is_card, has_marks in ((2, False, True), (2000, False, True), (48, True, False)):
         pictures = []
         for ranks in (RankHistory(), history()):
             timeline = Timeline([f"attn.{index}" for index in range(num_rows)])
             timeline.record(0, dict.fromkeys(timeline.components, "partial"))
             timeline.record(7, dict.fromkeys(timeline.components, "frozen"))
             timeline.ranks = ranks
-            picture = draw_timeline(timeline, 10)
-            pictures.append(picture.crop((0, 150, picture.width, picture.height)).tobytes())
+            picture = draw_timeline(timeline, 10, is_card=is_card)
+            pictures.append(picture.crop((0, 110, picture.width, picture.height)).tobytes())
         assert (pictures[0] != pictures[1]) == has_marks
 
 

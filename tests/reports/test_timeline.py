@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lighter_freezers.reports.timeline import Timeline, draw_timeline, rows_of
+from lighter_freezers.reports.timeline import Timeline, rows_of
+from lighter_freezers.reports.timeline_picture import draw_timeline
 
+TOP = 110  # of the rows
 BLUE, ORANGE, GREY = (47, 109, 170), (240, 168, 24), (207, 207, 207)  # frozen, trainable, user-frozen
 
 
@@ -30,7 +32,7 @@ def pixels(timeline: Timeline, last_step: int) -> np.ndarray:
 
 def share_of(picture: np.ndarray, colour: tuple[int, int, int]) -> float:
     """Share of the coloured part of the rows that has this colour; the legend is cut off."""
-    rows = picture[150:-100]
+    rows = picture[TOP:-100]
     counts = [int((rows == np.array(c)).all(axis=-1).sum()) for c in (BLUE, ORANGE, GREY)]
     return counts[(BLUE, ORANGE, GREY).index(colour)] / sum(counts)
 
@@ -71,6 +73,8 @@ def test_state_survives_json(timeline):
         (("user-frozen", "user-frozen"), "user-frozen"),
         (("frozen", "trainable"), "partial"),
         (("trainable", "partial"), "partial"),
+        (("LoRA only", "user-frozen"), "LoRA only"),
+        (("LoRA only", "trainable"), "partial"),
     ],
 )
 def test_components_that_share_a_row_have_one_state(states, expected):
@@ -81,12 +85,24 @@ def test_components_that_share_a_row_have_one_state(states, expected):
 
 
 def test_few_components_have_a_row_each_and_many_share_one_per_block():
-    """Above 60 rows the parts of a block are merged; what has no index keeps its row."""
+    """Above 24 rows the parts of a block are merged; what has no index keeps its row."""
     assert list(rows_of(gpt_components(2))) == gpt_components(2)
-    rows = rows_of(gpt_components(100))
+    rows = rows_of(gpt_components(32))
     assert list(rows)[:3] == ["wte", "wpe", "h.0"]
-    assert rows["h.99"] == ["ln_1.99", "attn.99", "ln_2.99", "mlp.99"]
-    assert len(rows) == 103
+    assert rows["h.31"] == ["ln_1.31", "attn.31", "ln_2.31", "mlp.31"]
+    assert len(rows) == 35
+
+
+@pytest.mark.parametrize("name", ["h.{}", "layers.{}", "features.{}.conv", "{}"])
+@pytest.mark.parametrize("number", [60, 1000, 8000])
+def test_any_number_of_blocks_has_a_bounded_number_of_rows(name, number):
+    """Blocks that follow each other share a row that names the first and the last, and none is lost."""
+    components = ["stem", *(name.format(index) for index in range(number)), "head"]
+    rows = rows_of(components)
+    assert 20 < len(rows) <= 48
+    assert list(rows)[-1] == "head"
+    assert [member for members in rows.values() for member in members] == components
+    assert list(rows)[1] == name.format(f"0-{len(rows[list(rows)[1]]) - 1}")
 
 
 def test_merged_rows_keep_stacks_apart_and_single_names_whole():
@@ -120,8 +136,8 @@ def test_picture_stays_readable_from_few_rows_to_many(num_blocks):
     timeline = Timeline(gpt_components(num_blocks))
     timeline.record(0, dict.fromkeys(timeline.components, "frozen"))
     image = draw_timeline(timeline, 100)
-    assert image.height <= 150 + 2 * (num_blocks + 60) + 1800 + 100
-    rows = np.asarray(image.convert("L"))[150:-100]
+    assert image.height <= TOP + 1800 + 100
+    rows = np.asarray(image.convert("L"))[TOP:-100]
     names = rows[:, : int((rows < 200).mean(axis=0).argmax())]  # left of the first coloured column
     assert (names < 128).sum() > 50
 

@@ -24,6 +24,7 @@ __all__ = [
     "AddedGroup",
     "add_missing",
     "forget_state",
+    "learning_rates",
     "parameters_in",
     "split_off",
     "without_rate",
@@ -154,6 +155,16 @@ def without_rate(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer
         group for group in groups if group["lr"] is not None and not float(group["lr"])
     ]  # Adafactor: None
     return [parameter for group in idle for parameter in group["params"] if id(parameter) in ids]
+
+
+def learning_rates(optimizers: Iterable[Optimizer]) -> list[tuple[list[Parameter], float | None]]:
+    """The parameters of each group, and its rate; None where none of them trains, or it has no rate."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    found = []
+    for group in groups:
+        is_shown = group["lr"] is not None and any(each.requires_grad for each in group["params"])
+        found.append((list(group["params"]), float(group["lr"]) if is_shown else None))
+    return found
 
 
 def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> None:

@@ -20,7 +20,8 @@ from lighter_freezers.layers.operations.kinds import Effect, OperationContext
 from lighter_freezers.layers.operations.layer_holds import LayerHolds
 from lighter_freezers.layers.operations.parse import Operation
 from lighter_freezers.layers.operations.queue import OperationQueue, Record
-from lighter_freezers.reports.loggers import write_metrics, write_text
+from lighter_freezers.reports.loggers import write_text
+from lighter_freezers.reports.step_curves import StepCurves
 
 if TYPE_CHECKING:
     from lighter_freezers.lora.optimizer_state import NewComponents
@@ -64,6 +65,7 @@ class QueuedOperations(Action):
         self._holds = LayerHolds(self.title, lambda: self.on_intrusion(), terms)
         self._model: nn.Module = nn.Module()
         self._curves: RateCurves | None = None
+        self._done = StepCurves()
         self._new_components: NewComponents | None = None
         self._saved: SavedState | None = None
 
@@ -240,7 +242,7 @@ class QueuedOperations(Action):
         if not trainer.is_global_zero:
             return
         num_done = sum(record.status == "done" for record in self._queue.records)
-        write_metrics(trainer.loggers, {"operations/done": num_done}, step)
+        self._done.change(trainer, {"operations/done": num_done}, step)
         write_text(trainer.loggers, "operations/log", _table(self._queue.records), step)
 
 

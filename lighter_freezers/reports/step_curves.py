@@ -1,0 +1,118 @@
+"""Curves that hold their value from change to change, in every logger of a Trainer.
+
+TensorBoard smooths curves at 0.6 as it opens, over points and not over steps, and keeps one point for each
+step. So it gets a point at each of the `NUM_POINTS` optimizer steps from a change on, after which 0.6**11, or
+0.4 %, of the jump is left; the other loggers get one. Nothing is written in a steady state after that.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+
+from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.reports.loggers import tensorboards, write_metrics
+
+__all__ = ["NUM_POINTS", "StepCurves"]
+
+NUM_POINTS = 11
+
+Values = Mapping[str, float]
+
+
+class StepCurves:
+    """Some curves, written where they change. Processes other than the first write nothing.
+
+    Args:
+        read: Returns the values of the next step, for curves that may also move between two changes.
+        is_whole: Write all of them where one changes, for loggers that show rows.
+    """
+
+    def __init__(self, read: Callable[[], Values] | None = None, *, is_whole: bool = False) -> None:
+        self._read = read
+        self._is_whole = is_whole
+        self._now: dict[str, float] = {}  # in force from the coming step on
+        self._shown: dict[str, float] = {}  # the last point of each
+        self._steps: dict[str, int] = {}  # of the last point of each
+        self._missing: dict[str, int] = {}  # for how many more steps TensorBoard needs points
+        self._last_step = -1  # that has all of them
+        self._is_followed = False
+
+    def begin(self, trainer: TrainerLike, values: Values, optimizer_step: int) -> None:
+        """The first points of a fit."""
+        self._now, self._shown, self._steps, self._missing = {}, {}, {}, {}
+        self._is_followed = False
+        self._write(trainer, values, optimizer_step)
+        if optimizer_step:  # on a resume, the file may go on after other values
+            self._settle(trainer, values, optimizer_step)
+
+    def change(
+        self, trainer: TrainerLike, values: Values, optimizer_step: int, also: Values | None = None
+    ) -> None:
+        """A step in each curve that has another value now; the others are left as they are.
+
+        Args:
+            trainer: Its loggers get the points.
+            values: Key to number, of all curves; a curve that is missing ends.
+            optimizer_step: The first step with these values.
+            also: Numbers of this step alone.
+        """
+        for key in self._shown.keys() - values.keys():
+            del self._shown[key], self._steps[key]
+        changed = {k: v for k, v in values.items() if self._is_whole or self._shown.get(k) != v}
+        if self._read is None:
+            held = {key for key in changed if self._steps.get(key, optimizer_step) < optimizer_step - 1}
+            before = {key: self._shown[key] for key in held}
+            self._write(trainer, before, optimizer_step - 1)  # or the curve would be a slope
+        self._write(trainer, changed, optimizer_step, also)
+        self._now = dict(values)
+        self._settle(trainer, changed, optimizer_step)
+
+    def sample(self, trainer: TrainerLike, optimizer_step: int) -> None:
+        """A point for each curve that has moved since its last one."""
+        if self._read is not None:
+            moved = {key: value for key, value in self._read().items() if self._shown.get(key) != value}
+            self._write(trainer, moved, optimizer_step)
+
+    def end(self, trainer: TrainerLike, optimizer_step: int) -> None:
+        """The last points, so that every curve reaches the end of the run."""
+        values = self._shown if self._read is None else self._read()
+        last = {key: value for key, value in values.items() if self._steps.get(key, -1) < optimizer_step}
+        self._write(trainer, last, optimizer_step)
+        self._missing = {}
+
+    def _settle(self, trainer: TrainerLike, keys: Collection[str], optimizer_step: int) -> None:
+        if not (trainer.is_global_zero and keys and tensorboards(trainer.loggers)):
+            return
+        self._missing.update(dict.fromkeys(keys, NUM_POINTS))
+        self._last_step = optimizer_step - 1
+        if not self._is_followed:
+            self._is_followed = True
+            Engine.of(trainer).follow_steps(self._after_batch)
+
+    def _after_batch(self, trainer: TrainerLike) -> bool:
+        """Write the points of the step that has just been done; returns whether others have to follow."""
+        step = trainer_clock.moment(trainer).optimizer_step - 1
+        if step > self._last_step:  # not in the middle of a window of accumulation
+            self._last_step = step
+            due = {
+                key: self._now[key]
+                for key in self._missing
+                if key in self._now and self._steps.get(key, -1) < step
+            }
+            write_metrics(tensorboards(trainer.loggers), due, step)
+            self._shown.update(due)
+            self._steps.update(dict.fromkeys(due, step))
+            self._missing = {key: left - 1 for key, left in self._missing.items() if left > 1}
+        if self._read is not None:
+            self._now = dict(self._read())
+        self._is_followed = bool(self._missing)
+        return self._is_followed
+
+    def _write(
+        self, trainer: TrainerLike, values: Values, optimizer_step: int, also: Values | None = None
+    ) -> None:
+        if trainer.is_global_zero:
+            write_metrics(trainer.loggers, {**values, **(also or {})}, optimizer_step)
+        self._now.update(values)
+        self._shown.update(values)
+        self._steps.update(dict.fromkeys(values, optimizer_step))

@@ -1,0 +1,226 @@
+"""Curves of a real run under TensorBoard's default smoothing: right at most ten steps after each change."""
+
+import csv
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lighter_freezers import Freezer, FreezeStateLogger, LoraRankScheduler
+from tests import lab
+from tests.callbacks.test_freeze_state_logger import BlockNet
+from tests.lora.lora_lab import mixed
+
+PL = "pytorch_lightning"
+Points = list[tuple[int, float]]
+
+
+def smoothed(points: Points, weight: float = 0.6) -> Points:
+    """TensorBoard's curve: a running mean without the bias towards its start, over points, not over steps.
+
+    `classicSmoothing` in TensorBoard's `data_transformer.ts`; 0.6 is the weight it opens with.
+    """
+    last, curve = 0.0, []
+    for number, (step, value) in enumerate(points, 1):
+        last = last * weight + (1 - weight) * value
+        curve.append((step, last / (1 - weight**number)))
+    return curve
+
+
+def shown_at(curve: Points, step: int) -> float:
+    """What a reader sees: the last point up to a step."""
+    return [value for at, value in curve if at <= step][-1]
+
+
+def read(folder: Path) -> dict[str, Points]:
+    """All curves of a run."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        key: [(event.step, event.value) for event in events.Scalars(key)] for key in events.Tags()["scalars"]
+    }
+
+
+def fit(
+    folder: Path, *callbacks: Any, num_steps: int = 40, net: Callable[[], Any] = BlockNet, **more: Any
+) -> Any:
+    """A run of some optimizer steps; ten epochs have four each."""
+    logger = more.pop("logger", None) or TensorBoardLogger(folder, name="", version="")
+    module = more.pop("module", None) or lab.regression(PL, net, optimizer=lab.adamw)
+    ckpt_path = more.pop("ckpt_path", None)
+    trainer = lab.trainer(
+        PL, logger=logger, callbacks=list(callbacks), max_epochs=-1, max_steps=num_steps, **more
+    )
+    trainer.fit(module, lab.batches(), lab.batches(), ckpt_path=ckpt_path)
+    return trainer
+
+
+def assert_right(curve: Points, expected: Callable[[int], float], changes: list[int], num_steps: int) -> None:
+    """Within 5 % of the values' range, ten steps after each change and up to the next."""
+    drawn = smoothed(curve)
+    size = max(abs(expected(step)) for step in range(num_steps))
+    for start, end in zip([0, *changes], [*changes, num_steps + 1], strict=True):
+        for step in range(start + 10 if start else 0, end):
+            assert shown_at(drawn, step) == pytest.approx(expected(step), abs=0.05 * size), (step, curve)
+
+
+def test_shares_are_right_ten_steps_after_a_change(tmp_path: Path) -> None:
+    """Of the model and of each layer; a curve that does not change has only its two ends."""
+    fit(
+        tmp_path,
+        Freezer(name_starts_with=["network.h.0.attn."], until_step=12),
+        Freezer(name_starts_with=["network.h.0.attn."], from_step=25),
+        FreezeStateLogger(),
+    )
+    curves = read(tmp_path)
+    frozen = lambda step: float(step < 12 or step >= 25)  # noqa: E731
+    assert_right(curves["freeze/frozen_share"], lambda step: frozen(step) * 72 / 329, [12, 25], 40)
+    assert_right(curves["freeze/trainable_parameters"], lambda step: 329 - frozen(step) * 72, [12, 25], 40)
+    assert_right(curves["trainable_share/attn.0"], lambda step: 1 - frozen(step), [12, 25], 40)
+    assert curves["trainable_share/mlp.0"] == [(0, 1.0), (40, 1.0)]
+
+
+def test_changes_in_quick_succession_end_right(tmp_path: Path) -> None:
+    """Every third step something else thaws: the last state is drawn ten steps later, and no step has two."""
+    freezers = [
+        Freezer(name_starts_with=[f"network.h.{block}.{part}."], until_step=6 + 3 * (2 * block + place))
+        for block in range(2)
+        for place, part in enumerate(("attn", "mlp"))
+    ]
+    fit(tmp_path, *freezers, FreezeStateLogger())
+    curves = read(tmp_path)
+    drawn = smoothed(curves["freeze/frozen_share"])
+    assert shown_at(drawn, 25) == pytest.approx(0.0, abs=0.05 * 288 / 329)
+    for key in ("freeze/frozen_share", "trainable_share/attn.0", "trainable_share/mlp.1"):
+        steps = [step for step, _ in curves[key]]
+        assert steps == sorted(set(steps))
+
+
+def test_a_change_at_the_last_step_is_drawn_as_far_as_there_are_steps(tmp_path: Path) -> None:
+    """No point lies behind the end of a run, and the value itself is right."""
+    fit(tmp_path, Freezer(name_starts_with=["network.h."], until_step=39), FreezeStateLogger())
+    share = read(tmp_path)["freeze/frozen_share"]
+    assert [step for step, _ in share] == [0, 38, 39, 40]
+    assert share[-1][1] == 0.0
+
+
+def test_a_resumed_run_is_right_in_the_same_folder(tmp_path: Path) -> None:
+    """Cut while the curve settles: it goes on to settle, and TensorBoard reads one curve."""
+    freezer = Freezer(name_starts_with=["network.h."], until_step=18)
+    path = tmp_path / "cut.ckpt"
+    fit(tmp_path, freezer, FreezeStateLogger(), num_steps=20).save_checkpoint(path)
+    freezer = Freezer(name_starts_with=["network.h."], until_step=18)
+    fit(tmp_path, freezer, FreezeStateLogger(), ckpt_path=str(path))
+    share = read(tmp_path)["freeze/frozen_share"]
+    assert_right(share, lambda step: 320 / 329 if step < 18 else 0.0, [18], 40)
+    assert len(share) < 20
+
+
+def test_learning_rates_are_those_of_what_trains(tmp_path: Path) -> None:
+    """No point while a group is frozen; right from the thaw on and after it; the other group as it is."""
+    freezer = Freezer(name_starts_with=["network.h."], until_step=14, unfreeze_lr_factor=0.5)
+    again = Freezer(name_starts_with=["network.h."], from_step=30)
+    module = lab.regression(PL, BlockNet, optimizer=lab.sgd)
+    fit(tmp_path, freezer, again, FreezeStateLogger(), module=module)
+    curves = {key: points for key, points in read(tmp_path).items() if "learning_rate" in key}
+    assert set(curves) == {"learning_rate/ln_1.0 to mlp.1", "learning_rate/lm_head"}
+    blocks = curves["learning_rate/ln_1.0 to mlp.1"]
+    assert [step for step, _ in blocks] == list(range(14, 25))
+    assert [value for _, value in smoothed(blocks)] == pytest.approx([0.025] * 11)
+    assert dict(curves["learning_rate/lm_head"]) == pytest.approx({0: 0.05, 40: 0.05})
+
+
+def test_a_rate_that_moves_is_sampled_after_epochs_and_drawn_at_a_thaw(tmp_path: Path) -> None:
+    """A schedule of the rate: points at the thaw follow it step by step, others are one an epoch."""
+    module = lab.regression(PL, BlockNet, optimizer=lab.sgd)
+    module.configure_optimizers = lambda: {
+        "optimizer": (sgd := lab.sgd(module.parameters())),
+        "lr_scheduler": {
+            "scheduler": torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 1 - step / 50),
+            "interval": "step",
+        },
+    }
+    fit(tmp_path, Freezer(name_starts_with=["network.h."], until_step=14), FreezeStateLogger(), module=module)
+    (points,) = (points for key, points in read(tmp_path).items() if "learning_rate" in key)
+    assert dict(points) == pytest.approx({step: 0.05 * (1 - step / 50) for step, _ in points})
+    assert [step for step, _ in points] == [0, 4, 8, 12, *range(14, 25), 28, 32, 36, 40]
+
+
+def test_ranks_of_lora_are_right(tmp_path: Path) -> None:
+    """`lora/rank/*` and `lora/parameters` settle as the shares do."""
+    schedule = [{"step": 10, "rank_pattern": {"wte": 6}}, {"step": 25, "rank_pattern": {"wte": 1}}]
+    module = lab.regression(PL, mixed, optimizer=lab.adamw)
+    fit(tmp_path / "ranks", LoraRankScheduler(schedule), module=module)
+    curves = read(tmp_path / "ranks")
+    rank = lambda step: 3 if step < 10 else 6 if step < 25 else 1  # noqa: E731
+    assert_right(curves["lora/rank/wte"], rank, [10, 25], 40)
+    assert curves["lora/rank/conv"] == [(0, 3.0), (40, 3.0)]
+    sizes = dict(curves["lora/parameters"])
+    assert_right(curves["lora/parameters"], lambda s: sizes[{3: 0, 6: 10, 1: 25}[rank(s)]], [10, 25], 40)
+
+
+def test_other_loggers_get_one_point_for_each_change(tmp_path: Path) -> None:
+    """A CSV file beside TensorBoard has the start, the step before, the change and the end."""
+    loggers = [TensorBoardLogger(tmp_path, name="", version=""), CSVLogger(tmp_path, name="csv", version="")]
+    freezer = Freezer(name_starts_with=["network.h."], until_step=12)
+    fit(tmp_path, freezer, FreezeStateLogger(), logger=loggers, log_every_n_steps=100)
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["freeze/frozen_share"]]
+    assert [int(row["step"]) for row in rows] == [0, 11, 12, 40]
+    assert len(read(tmp_path)["freeze/frozen_share"]) == 14
+
+
+def test_nothing_runs_in_a_steady_state(tmp_path: Path) -> None:
+    """The engine's hook after each batch is there for eleven steps, and gone before and after them."""
+    seen: list[bool] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            engine = next(each for each in trainer.callbacks if type(each).__name__ == "Engine")
+            seen.append(callable(engine.on_train_batch_end))
+
+    fit(tmp_path, Freezer(name_starts_with=["network.h."], until_step=12), FreezeStateLogger(), Watch())
+    assert [step for step, is_on in enumerate(seen) if is_on] == list(range(12, 23))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """TensorBoard's own server over the folder of a test."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"http://localhost:{port}/data/plugin/scalars"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.wide
+def test_the_server_hands_out_all_points(tmp_path: Path, server: str) -> None:
+    """It keeps one point for each step, so that several at one step would not do."""
+    fit(tmp_path / "run", Freezer(name_starts_with=["network.h."], until_step=12), FreezeStateLogger())
+    query = urllib.parse.urlencode({"run": "run", "tag": "freeze/frozen_share"})
+    points: list[Any] = []
+    for _ in range(60):
+        try:
+            with urllib.request.urlopen(f"{server}/scalars?{query}") as answer:
+                points = json.load(answer)
+            break
+        except OSError:  # not up yet, or the run not read yet
+            time.sleep(1)
+    curve = [(step, value) for _, step, value in points]
+    assert dict(curve) == pytest.approx(dict(read(tmp_path / "run")["freeze/frozen_share"]))
