@@ -331,12 +331,8 @@ def test_tensorboard_has_the_record(tmp_path: Path) -> None:
     texts = events.Tensors("operations/log/text_summary")
     table = texts[-1].tensor_proto.string_val[0].decode().splitlines()
 
-    assert [(e.step, e.value) for e in events.Scalars("operations/done")][:4] == [
-        (1, 1),
-        (2, 1),
-        (3, 2),
-        (4, 2),
-    ]
+    done = [(e.step, e.value) for e in events.Scalars("operations/done")]
+    assert done == [(1, 1), (2, 1), (3, 2)]
     assert table[2:] == [
         "| 1 | `freeze_layer layer2` | waited 1 step | done | froze 72 parameters |",
         "| 3 | `set_lr 0.01` | waited 2 steps | done | learning rate 0.05 -> 0.01 |",
