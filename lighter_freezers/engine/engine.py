@@ -4,8 +4,6 @@ It adds itself to `trainer.callbacks` during `setup`, next to the first callback
 rules or actions have no per-step hook of their own, so ten of them cost no more than one.
 """
 
-from collections.abc import Callable
-
 from torch import nn
 from torch.optim import Optimizer
 
@@ -15,7 +13,7 @@ from lighter_freezers.engine.actions import Action, StepContext
 from lighter_freezers.engine.checkpoint_identity import STATE_KEY
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.effects.saved_groups import Checkpoint
-from lighter_freezers.engine.fit import Fit
+from lighter_freezers.engine.fit import EachBatch, Fit
 from lighter_freezers.engine.followers import TransitionListener
 from lighter_freezers.engine.rules import ActiveRule, FreezeRule
 from lighter_freezers.engine.run_shares import RunShares
@@ -101,7 +99,7 @@ class Engine(Callback):
         """Notify a callback of the transitions of this fit. It calls this in its `setup`."""
         self._listeners.append(listener)
 
-    def follow_steps(self, call: Callable[[TrainerLike], bool]) -> None:
+    def follow_steps(self, call: EachBatch) -> None:
         """Call a function after each batch from now on, until it returns False."""
         self._fit.each_batch.append(call)
         self._arm()
@@ -298,8 +296,8 @@ class Engine(Callback):
         attribute to None turns the hook off, profiler entry included; a method that returns at once would
         still cost a call at every step.
         """
-        has_ending = self._fit.followers.optimizers.acts_each_step or self._fit.acts_each_batch
-        self.on_train_batch_end = self._end_batch if has_ending and not self._is_driven else None
+        has_ending = self._fit.acts_each_batch and not self._is_driven
+        self.on_train_batch_end = self._end_batch if has_ending else None
         wants_gradients = self._fit.intrusions.is_pending or any(
             each.wants_gradients for each in self.actions
         )
@@ -309,11 +307,9 @@ class Engine(Callback):
         self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, *_: object
     ) -> None:
         """Record the loss for the actions that wait for it, and set the learning rates again."""
-        if self._fit.end_batch(trainer, outputs, self._boundaries.window):
+        if self._fit.note_loss(trainer, outputs, self._boundaries.window):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
-        if self._fit.followers.optimizers.acts_each_step:
-            self._fit.followers.optimizers.keep_up()
-        else:
+        if not self._fit.end_batch(trainer):
             self._arm()
 
     def _look_at_gradients(

@@ -1,6 +1,7 @@
 """The rules and actions of one fit, and their effects. Independent of Lightning: any loop can advance it."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from torch import nn
 
@@ -16,7 +17,9 @@ from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.training_loss import StepLoss
 from lighter_freezers.engine.triggers import Moment
 
-__all__ = ["Fit"]
+__all__ = ["EachBatch", "Fit"]
+
+EachBatch: TypeAlias = Callable[[TrainerLike], bool]
 
 
 class Fit:
@@ -35,7 +38,7 @@ class Fit:
         self.intrusions = Intrusions()
         self.shares = RunShares()
         self._clock = _only_clock(self.actions)
-        self.each_batch: list[Callable[[TrainerLike], bool]] = []  # called after each, until it returns False
+        self.each_batch: list[EachBatch] = []  # called after each, until it returns False
         self.step_loss: StepLoss | None = None  # kept while an action wants it
 
     def bind(self, model: nn.Module, moment: Moment, on_intrusion: Callable[[], None]) -> None:
@@ -96,15 +99,23 @@ class Fit:
 
     @property
     def acts_each_batch(self) -> bool:
-        """Whether `end_batch` has to be called after each batch."""
-        return self.step_loss is not None or self.actions.listens_to_loss or bool(self.each_batch)
+        """Whether `note_loss` and `end_batch` have to be called after each batch."""
+        acts_each_step = self.followers.optimizers.acts_each_step or bool(self.each_batch)
+        return acts_each_step or self.step_loss is not None or self.actions.listens_to_loss
 
-    def end_batch(self, trainer: TrainerLike, outputs: object, window: int) -> bool:
+    def note_loss(self, trainer: TrainerLike, outputs: object, window: int) -> bool:
         """Record the loss of one batch; returns whether an average that an action waits for is complete."""
-        self.each_batch = [call for call in self.each_batch if call(trainer)]
         if self.step_loss is not None:
             self.step_loss.note(trainer, outputs)
         return self.actions.note_loss(trainer, outputs, window)
+
+    def end_batch(self, trainer: TrainerLike) -> bool:
+        """Set the learning rates again, and call what follows steps; returns whether that goes on."""
+        acts = self.followers.optimizers.acts_each_step
+        if acts:
+            self.followers.optimizers.keep_up()
+        self.each_batch = [call for call in self.each_batch if call(trainer)]
+        return acts
 
     def reassert(self) -> bool:
         """Freeze again what other code switched on; returns whether any had received a gradient."""

@@ -157,6 +157,16 @@ def test_a_rate_that_moves_is_sampled_after_epochs_and_drawn_at_a_thaw(tmp_path:
     assert [step for step, _ in points] == [0, 4, 8, 12, *range(14, 25), 28, 32, 36, 40]
 
 
+def test_a_warm_up_is_drawn_step_by_step(tmp_path: Path) -> None:
+    """The rates of the ten steps after a thaw are those in force at each of them."""
+    freezer = Freezer(name_starts_with=["network.h."], until_step=14, warmup_steps=8)
+    module = lab.regression(PL, BlockNet, optimizer=lab.sgd)
+    fit(tmp_path, freezer, FreezeStateLogger(), module=module)
+    points = dict(read(tmp_path)["learning_rate/ln_1.0 to mlp.1"])
+    ramp = {step: 0.05 * min(1.0, (step - 13) / 8) for step in range(14, 25)}
+    assert {step: points[step] for step in ramp} == pytest.approx(ramp)
+
+
 def test_ranks_of_lora_are_right(tmp_path: Path) -> None:
     """`lora/rank/*` and `lora/parameters` settle as the shares do."""
     schedule = [{"step": 10, "rank_pattern": {"wte": 6}}, {"step": 25, "rank_pattern": {"wte": 1}}]
