@@ -15,7 +15,7 @@ from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.stages import Best, StageClock
 from lighter_freezers.engine.terms import CutGradient, OptimizerState
 from lighter_freezers.engine.trainer_clock import last_moment
-from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.layers.said import Said, anatomy_said
 from lighter_freezers.layers.stage_list import read_stages
@@ -71,13 +71,15 @@ class GradualUnfreezing(EngineCallback):
         stages: Instead of a pace, the stages one by one, each a mapping: `thaw` and `freeze` (names of
             parameters, paths of modules or patterns; one or a list of them), `until_step`, `until_epoch` and
             `until_metric` as for a Freezer (whichever comes first ends the stage; none in the last),
+            `until_early_stopping: true` (the stage ends where EarlyStopping would end the run for lack of
+            progress; in the last stage it ends the run),
             `unfreeze_lr`, `unfreeze_lr_factor` (a number, or a mapping from names to numbers) and
             `warmup_steps` for what thaws, `frozen_norms` for what is held, `desc` for you. What no stage has
             thawed yet is frozen.
         schedule: Instead of `stages`, the path of a YAML file with `stages`, as `lighter-freezers schedule`
             writes it.
-        best: Whether the value that a plateau has to beat is that of the stages before (`keep`), or begins
-            anew in each stage (`reset`); only with stages.
+        best: Whether the value that a plateau or EarlyStopping has to beat is that of the stages before
+            (`keep`), or begins anew in each stage (`reset`); only with stages.
         optimizer: The optimizer to which missing parameters are added if a run has several and the layer's
             neighbours do not decide: its index, its class, or a module that only it trains.
         optimizer_state: The optimizer state of layers that have not thawed yet: `keep` it,
@@ -211,6 +213,21 @@ class GradualUnfreezing(EngineCallback):
                 "begin" if is_explicit else "thaw",
                 last.epoch,
                 last.optimizer_step + 1,
+            )
+
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Warn where EarlyStopping has ended the run before the last stage."""
+        if self._clock is not None:
+            has_left = self._clock.number + 1 < self._clock.num_stages
+        else:
+            ours = [each for each in Engine.of(trainer).active_rules if each.title == str(self._plan)]
+            has_left = any(each.hold.is_active and not each.rule.is_static for each in ours)
+        stopping = callbacks_of_kind(callbacks_of(trainer), "EarlyStopping")
+        if has_left and trainer.should_stop and stopping and trainer.is_global_zero:
+            log.warning(
+                "%r: the run was stopped before its last stage. With stages, until_early_stopping: true lets "
+                "EarlyStopping end the stage instead of the run",
+                self,
             )
 
     def __repr__(self) -> str:

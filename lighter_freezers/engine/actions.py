@@ -20,6 +20,7 @@ from lighter_freezers.engine.checkpoint_identity import (
     list_key,
     numbered,
 )
+from lighter_freezers.engine.early_stopping import OutOfPatience
 from lighter_freezers.engine.effects.learning_rates import RateFactor
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.metric_watch import TRAINING_LOSS
@@ -78,7 +79,7 @@ class Action:
         return frozenset()
 
     @property
-    def awaits(self) -> LossOrWait | MetricTrigger | None:
+    def awaits(self) -> LossOrWait | MetricTrigger | OutOfPatience | None:
         """The condition on a metric that it waits for next; None where it waits for none."""
         return None
 

@@ -4,6 +4,8 @@ It adds itself to `trainer.callbacks` during `setup`, next to the first callback
 rules or actions have no per-step hook of their own, so ten of them cost no more than one.
 """
 
+from functools import partial
+
 from torch import nn
 from torch.optim import Optimizer
 
@@ -274,6 +276,7 @@ class Engine(Callback):
 
     def _play(self, trainer: TrainerLike, pl_module: LightningModule, batch_idx: int) -> None:
         """Apply what is due between two optimizer steps, and compute when to check again."""
+        self._fit.watch_patience(trainer, partial(setattr, self, "_wait", 1))
         if self._has_resumed:
             self._has_resumed = False
             self._fit.metrics.note_resumption(trainer, batch_idx)
@@ -303,21 +306,17 @@ class Engine(Callback):
         )
         self.on_before_optimizer_step = self._look_at_gradients if wants_gradients else None
 
-    def _end_batch(
-        self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, *_: object
-    ) -> None:
+    def _end_batch(self, trainer: TrainerLike, pl_module: object, outputs: object, *_: object) -> None:
         """Record the loss for the actions that wait for it, and set the learning rates again."""
         if self._fit.note_loss(trainer, outputs, self._boundaries.window):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
         if not self._fit.end_batch(trainer):
             self._arm()
 
-    def _look_at_gradients(
-        self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def _look_at_gradients(self, trainer: TrainerLike, model: LightningModule, optimizer: Optimizer) -> None:
         """Undo an intrusion, and pass the gradients to the actions that want them."""
         self._reassert()
-        context = self._fit.context(trainer, pl_module, trainer_clock.moment(trainer))
+        context = self._fit.context(trainer, model, trainer_clock.moment(trainer))
         for action in self.actions:
             if action.wants_gradients:
                 action.before_optimizer_step(context, optimizer)

@@ -88,6 +88,11 @@ class Fit:
         self.followers.optimizers.keep_up()
         return has_moved
 
+    def watch_patience(self, trainer: TrainerLike, wake: Callable[[], object]) -> None:
+        """Let EarlyStopping end stages; `wake` has the next moment looked at."""
+        if self._clock is not None:
+            self._clock.watch_patience(trainer, wake)
+
     def _set_stage(self, stage: int) -> None:
         for active in self.active_rules:
             active.stage = stage

@@ -10,12 +10,14 @@ import torch
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import trainer_clock
+from lighter_freezers.engine.early_stopping import EARLY_STOPPING
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.selection.names import closest_names
 
 __all__ = ["TRAINING_LOSS", "MetricWatch", "Watcher"]
 
 TRAINING_LOSS = "training_loss"  # the loss that `training_step` returns; `training_loss.py` averages it
+_NOT_LOGGED = (TRAINING_LOSS, EARLY_STOPPING)
 
 
 class Watcher(Protocol):
@@ -57,7 +59,7 @@ class MetricWatch:
     def _waiting(self) -> list[tuple[Watcher, str]]:
         """The watchers that wait for each logged metric now."""
         waiting = [(watcher, monitor) for watcher in self._watchers for monitor in sorted(watcher.monitors)]
-        return [(watcher, monitor) for watcher, monitor in waiting if monitor != TRAINING_LOSS]
+        return [(watcher, monitor) for watcher, monitor in waiting if monitor not in _NOT_LOGGED]
 
     def state(self, trainer: TrainerLike) -> dict[str, object]:
         """The state for a checkpoint, in plain types."""

@@ -1,12 +1,13 @@
 """The stages of a run: which one it is in, and what ends it. What trains in a stage is said by rules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
+from lighter_freezers.engine.early_stopping import EARLY_STOPPING, OutOfPatience, PatienceWatch
 from lighter_freezers.engine.run_shares import RunShares
-from lighter_freezers.engine.trainer_like import SavedState
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Plateau, Schedule
 
 __all__ = ["Best", "StageClock", "StageEnd"]
@@ -21,20 +22,24 @@ class StageEnd:
     Attributes:
         schedule: Active until the step or the epoch at which it ends.
         trigger: Ends it when a metric meets a condition during the stage.
+        patience: Ends it instead of the run when EarlyStopping is out of patience.
     """
 
     schedule: Schedule = Schedule()
     trigger: MetricTrigger | None = None
+    patience: OutOfPatience | None = None
 
-    def reason(self, moment: Moment, history: History) -> str | None:
+    def reason(self, moment: Moment, history: History, *, is_out_of_patience: bool) -> str | None:
         """Why the stage is over, for the log; None while it is not."""
+        if is_out_of_patience:
+            return f"{self.patience}"
         if history.has_fired:
             return f"{self.trigger}"
         return f"{self.schedule}" if self.schedule.has_ended(moment) else None
 
     def __str__(self) -> str:
         until = [str(self.schedule)] if self.schedule != Schedule() else []
-        return " or ".join(until + ([f"until {self.trigger}"] if self.trigger else []))
+        return " or ".join(until + [f"until {each}" for each in (self.trigger, self.patience) if each])
 
 
 class StageClock(Action):
@@ -43,7 +48,7 @@ class StageClock(Action):
     Args:
         title: Names it in logs and errors.
         ends: What ends each stage but the last.
-        best: Whether the value that a plateau has to beat is kept in the next stage.
+        best: Whether the value that a plateau or EarlyStopping has to beat is kept in the next stage.
     """
 
     kind = "stages"
@@ -55,6 +60,8 @@ class StageClock(Action):
         self._ends = tuple(ends)
         self._best = best
         self._history = History()
+        self._is_out_of_patience = False
+        self._watch: PatienceWatch | None = None
         self._entered: list[str] = []  # notes on the stages that began at this moment
         self.number = 0
 
@@ -66,25 +73,51 @@ class StageClock(Action):
     @property
     def monitors(self) -> frozenset[str]:
         """The metrics that may end this stage or a later one."""
-        return frozenset(end.trigger.monitor for end in self._ends[self.number :] if end.trigger)
+        triggers = [each for end in self._ends[self.number :] for each in (end.trigger, end.patience)]
+        return frozenset(trigger.monitor for trigger in triggers if trigger)
 
     @property
-    def awaits(self) -> MetricTrigger | None:
+    def awaits(self) -> MetricTrigger | OutOfPatience | None:
         """The condition on a metric that may end this stage."""
-        return self._ends[self.number].trigger if self.number < len(self._ends) else None
+        return self._end.trigger or self._end.patience
+
+    @property
+    def _end(self) -> StageEnd:
+        return self._ends[self.number] if self.number < len(self._ends) else StageEnd()
 
     def observe(self, monitor: str, value: float) -> bool:
         """Pass a value to the condition of this stage; returns whether it is met."""
-        trigger = self.awaits
+        if monitor == EARLY_STOPPING:
+            self._is_out_of_patience = self._end.patience is not None
+            return self._is_out_of_patience
+        trigger = self._end.trigger
         if trigger is None or trigger.monitor != monitor:
             return False
         self._history = trigger.observe(value, self._history)
         return self._history.has_fired
 
+    def watch_patience(self, trainer: TrainerLike, wake: Callable[[], object]) -> None:
+        """Let the EarlyStopping of the Trainer end stages, where one asks for it.
+
+        Args:
+            trainer: The Trainer.
+            wake: Has the clock asked at the next step.
+
+        Raises:
+            RuntimeError: The Trainer has no EarlyStopping.
+        """
+
+        def leave() -> None:
+            self.observe(EARLY_STOPPING, 0.0)
+            wake()
+
+        if self._watch is None and any(end.patience for end in self._ends):
+            self._watch = PatienceWatch(trainer, lambda: self._end.patience is not None, leave)
+
     def enter(self, moment: Moment) -> int:
         """Enter the stages that are due; returns the number of the stage from this moment on."""
         while self.number < len(self._ends):
-            reason = self._ends[self.number].reason(moment, self._history)
+            reason = self._end.reason(moment, self._history, is_out_of_patience=self._is_out_of_patience)
             if reason is None:
                 break
             self._begin_next()
@@ -93,15 +126,17 @@ class StageClock(Action):
 
     def next_step(self, moment: Moment) -> int | None:
         """The step that ends this stage at the latest."""
-        return self._ends[self.number].schedule.next_step(moment) if self.number < len(self._ends) else None
+        return self._end.schedule.next_step(moment)
 
     def is_due(self, moment: Moment) -> bool:
         """Whether a stage has begun at this moment."""
         return bool(self._entered)
 
     def apply(self, context: StepContext) -> ActionResult:
-        """Note which stages have begun."""
+        """Note which stages have begun; EarlyStopping counts from 0 again."""
         notes, self._entered = tuple(self._entered), []
+        if self._watch is not None:
+            self._watch.renew(resets_best=self._best == "reset")
         return ActionResult(notes=notes)
 
     def resolve(self, shares: RunShares) -> None:
@@ -112,12 +147,20 @@ class StageClock(Action):
         """The stage, and what its condition has seen."""
         history = self._history
         seen = [history.best, history.num_without_progress, history.has_fired]
-        return {"done": {}, "stage": self.number, "history": seen}
+        return {"done": {}, "stage": self.number, "history": seen, "patience": self._is_out_of_patience}
 
     def remember(self, state: SavedState) -> None:
         """Go on in the stage in which the checkpoint was saved, or in the last one of a shorter list."""
         self.number = min(state["stage"], len(self._ends))
         self._history = History(*state["history"])
+        self._is_out_of_patience = state["patience"]
+
+    def leave(self) -> None:
+        """The fit has ended: EarlyStopping is as it was."""
+        super().leave()
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
 
     def never_begun(self, last: Moment) -> list[int]:
         """The stages that begin after the last step of the run for certain: no metric may begin them."""
@@ -125,16 +168,16 @@ class StageClock(Action):
             (
                 stage
                 for stage, end in enumerate(self._ends)
-                if end.trigger is None and not end.schedule.has_ended(last)
+                if end.trigger is None and end.patience is None and not end.schedule.has_ended(last)
             ),
             self.num_stages,
         )
         return list(range(late + 1, self.num_stages))
 
     def _begin_next(self) -> None:
-        before, self.number = self.awaits, self.number + 1
-        kept, self._history = self._history.best, History()
-        now = self.awaits
+        before, self.number = self._end.trigger, self.number + 1
+        kept, self._history, self._is_out_of_patience = self._history.best, History(), False
+        now = self._end.trigger
         is_alike = isinstance(before, Plateau) and isinstance(now, Plateau) and before.mode == now.mode
         if self._best == "keep" and is_alike and before and now and before.monitor == now.monitor:
             self._history = replace(self._history, best=kept)

@@ -74,6 +74,9 @@ class StrategyLike(Protocol):
     def root_device(self) -> torch.device:
         """The device of this process."""
 
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Whether all or any of the processes decide so."""
+
     def reduce(self, tensor: Tensor, /, *, reduce_op: str) -> Tensor:
         """The same tensor on all processes."""
 

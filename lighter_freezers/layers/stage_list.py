@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from lighter_freezers import arguments
+from lighter_freezers.engine.early_stopping import OutOfPatience
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.rule_arguments import parse_learning_rate, parse_schedule, parse_terms
 from lighter_freezers.engine.stages import StageEnd
@@ -23,6 +24,7 @@ _KEYS = (
     "until_step",
     "until_epoch",
     "until_metric",
+    "until_early_stopping",
     "unfreeze_lr",
     "unfreeze_lr_factor",
     "warmup_steps",
@@ -84,8 +86,8 @@ def read_stages(stages: object, schedule: object, beside: Mapping[str, object]) 
     for stage in read[:-1]:
         if stage.end == StageEnd():
             raise ValueError(
-                f"{stage.argument} never ends. Give until_step, until_epoch or until_metric; only the last "
-                "stage ends with the run."
+                f"{stage.argument} never ends. Give until_step, until_epoch, until_metric or "
+                "until_early_stopping; only the last stage ends with the run."
             )
     if read[-1].end != StageEnd():
         raise ValueError(
@@ -126,10 +128,12 @@ def _stage(argument: str, entry: object, index: int) -> Stage:
     try:
         schedule = parse_schedule(None, None, steps, epochs, None, sets_rate=True)
         rate, rates = _parse_rates(entry)
+        is_patient = arguments.flag("until_early_stopping", entry.get("until_early_stopping", False))
         norms = parse_terms("keep", "auto", entry.get("frozen_norms", "eval")).frozen_norms
     except (TypeError, ValueError) as error:
         raise type(error)(f"{argument}: {error}") from error
-    return Stage(argument, thaw, freeze, StageEnd(schedule, trigger), rate, rates, norms)
+    end = StageEnd(schedule, trigger, OutOfPatience() if is_patient else None)
+    return Stage(argument, thaw, freeze, end, rate, rates, norms)
 
 
 def _words(argument: str, value: object) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.early_stopping import OutOfPatience
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.triggers import LossOrWait, MetricBelow, MetricTrigger, Plateau
 
@@ -32,7 +33,7 @@ class Awaited:
 
 def awaited_now(active_rules: Sequence[ActiveRule], actions: Sequence[Action]) -> list[Awaited]:
     """What the rules and actions of a run wait for now; for each metric, what is met first comes first."""
-    triggers: list[MetricTrigger | LossOrWait | None] = [
+    triggers: list[MetricTrigger | LossOrWait | OutOfPatience | None] = [
         active.rule.trigger for active in active_rules if active.hold.is_active and active.monitors
     ]
     triggers += [action.awaits for action in actions]
@@ -41,7 +42,9 @@ def awaited_now(active_rules: Sequence[ActiveRule], actions: Sequence[Action]) -
     return sorted(dict.fromkeys(awaited), key=lambda each: (monitors.index(each.monitor), each.order))
 
 
-def _awaited(trigger: MetricTrigger | LossOrWait) -> Awaited:
+def _awaited(trigger: MetricTrigger | LossOrWait | OutOfPatience) -> Awaited:
+    if isinstance(trigger, OutOfPatience):
+        return Awaited(trigger.monitor, f"{trigger}", 0.0, 1, 0.0)
     if isinstance(trigger, Plateau):
         num_values = trigger.patience * trigger.number
         return Awaited(trigger.monitor, f"{trigger}", math.nan, num_values, num_values)

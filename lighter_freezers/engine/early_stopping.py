@@ -1,0 +1,103 @@
+"""Exhausted patience of the user's EarlyStopping ends a stage instead of the run; nothing else of it does.
+
+While a check runs, the patience is out of reach; what it has counted then decides. So `should_stop` is never
+set, whatever the order of the callbacks, and non-finite values, divergence, a threshold that is reached and
+other code stop the run as ever.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
+from lighter_freezers.engine.triggers import History
+
+__all__ = ["EARLY_STOPPING", "OutOfPatience", "PatienceWatch"]
+
+EARLY_STOPPING = "early_stopping"  # what waits for it names this as its metric
+_HOOKS = ("on_validation_end", "on_train_epoch_end")
+
+
+@dataclass(frozen=True)
+class OutOfPatience:
+    """Fires when EarlyStopping would stop the run because nothing improved."""
+
+    monitor: str = EARLY_STOPPING
+
+    def observe(self, value: float, history: History) -> History:
+        """The history after its patience is exhausted."""
+        return replace(history, has_fired=True)
+
+    def __str__(self) -> str:
+        return "EarlyStopping is out of patience"
+
+
+class _EarlyStoppingLike(Protocol):
+    patience: int
+    wait_count: int
+    best_score: Tensor
+    mode: str
+
+
+class PatienceWatch:
+    """Watches every EarlyStopping of one fit.
+
+    Args:
+        trainer: The Trainer.
+        is_ending_stages: Whether exhausted patience ends the stage that is under way.
+        on_exhausted: Called when it does, on all ranks.
+
+    Raises:
+        RuntimeError: The Trainer has no EarlyStopping.
+    """
+
+    def __init__(
+        self, trainer: TrainerLike, is_ending_stages: Callable[[], bool], on_exhausted: Callable[[], object]
+    ) -> None:
+        found = callbacks_of_kind(callbacks_of(trainer), "EarlyStopping")
+        if not found:
+            raise RuntimeError(
+                "until_early_stopping waits for the EarlyStopping of the Trainer, which has none. Add "
+                "EarlyStopping(monitor=...) to its callbacks, or give until_metric with a plateau."
+            )
+        self._callbacks = [cast("_EarlyStoppingLike", each) for each in found]
+        self._is_ending_stages, self._on_exhausted = is_ending_stages, on_exhausted
+        for stopping in self._callbacks:
+            for hook in _HOOKS:
+                setattr(stopping, hook, self._watched(stopping, getattr(stopping, hook)))
+
+    def renew(self, *, resets_best: bool) -> None:
+        """A stage begins: patience is counted from 0, and if asked for so is what has to be beaten."""
+        for stopping in self._callbacks:
+            stopping.wait_count = 0
+            if resets_best:
+                stopping.best_score = torch.tensor(torch.inf if stopping.mode == "min" else -torch.inf)
+
+    def remove(self) -> None:
+        """Leave every EarlyStopping as it was."""
+        for stopping in self._callbacks:
+            for hook in _HOOKS:
+                vars(stopping).pop(hook, None)
+
+    def _watched(
+        self, stopping: _EarlyStoppingLike, check: Callable[[TrainerLike, nn.Module], object]
+    ) -> Callable[[TrainerLike, nn.Module], None]:
+        def hook(trainer: TrainerLike, pl_module: nn.Module) -> None:
+            if trainer.sanity_checking or not self._is_ending_stages():
+                check(trainer, pl_module)
+                return
+            limit, waited = stopping.patience, stopping.wait_count
+            stopping.patience = sys.maxsize
+            try:
+                check(trainer, pl_module)
+            finally:
+                stopping.patience = limit
+            is_exhausted = stopping.wait_count > waited and stopping.wait_count >= limit
+            if trainer.strategy.reduce_boolean_decision(is_exhausted, all=False):
+                self._on_exhausted()
+
+        return hook
