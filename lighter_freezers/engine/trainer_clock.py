@@ -101,11 +101,13 @@ def validation_was_due(trainer: TrainerLike, batch_idx: int) -> bool:
 
 
 def last_moment(trainer: TrainerLike) -> Moment | None:
-    """The last step of the run and its epoch; None where the end of the run is unknown."""
+    """The last step of the run and its epoch, `NEVER` where that is unknown; None for an unknown end."""
     num_steps, num_batches = trainer.estimated_stepping_batches, trainer.num_training_batches
     if math.isinf(num_steps) or num_steps < 0:  # -1 for a stream without max_steps
         return None
-    steps_per_epoch = math.inf if math.isinf(num_batches) else math.ceil(num_batches / window_length(trainer))
+    if math.isinf(num_batches):  # a number of steps, in epochs of unknown length
+        return Moment(int(num_steps) - 1, NEVER)
+    steps_per_epoch = math.ceil(num_batches / window_length(trainer))
     return Moment(int(num_steps) - 1, int((num_steps - 1) // steps_per_epoch))
 
 
@@ -114,7 +116,7 @@ def num_epochs(trainer: TrainerLike) -> int | None:
     if trainer.max_steps == -1:
         return None if trainer.max_epochs in (None, -1) else trainer.max_epochs
     last = last_moment(trainer)
-    return None if last is None else last.epoch + 1
+    return None if last is None or last.epoch == NEVER else last.epoch + 1
 
 
 def unknown_length(trainer: TrainerLike, *, is_manual: bool) -> str | None:

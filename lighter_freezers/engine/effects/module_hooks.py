@@ -6,7 +6,28 @@ from importlib import import_module
 from operator import attrgetter, methodcaller
 from typing import Any
 
-__all__ = ["ModuleHook"]
+__all__ = ["ModuleHook", "call_after"]
+
+
+def call_after(module: object, hook: str, call: Callable[[], object]) -> None:
+    """Call a function once, right after a hook of a module that Lightning is about to call."""
+    vars(module)[hook] = _Followed(module, hook, call)
+
+
+class _Followed:
+    """A hook that calls something afterwards. Copies and pickles of its module have the hook alone."""
+
+    def __init__(self, module: object, hook: str, call: Callable[[], object]) -> None:
+        self._module, self._hook, self._call = module, hook, call
+
+    def __call__(self, *arguments: object, **named: object) -> None:
+        """Call the module's own hook, then what follows it."""
+        vars(self._module).pop(self._hook, None)
+        getattr(self._module, self._hook)(*arguments, **named)
+        self._call()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return getattr, (self._module, self._hook)
 
 
 class ModuleHook:
