@@ -23,6 +23,7 @@ from lighter_freezers.lora.phases import (
 )
 from lighter_freezers.reports.step_curves import StepCurves
 from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.element_counts import size_of
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
 
@@ -130,7 +131,7 @@ class LoraPhases(EngineCallback):
         if index == self._logged or not trainer.is_global_zero:
             return
         self._logged = index
-        sizes = {name: p.numel() for name, p in canonical_parameters(pl_module).items() if p.requires_grad}
+        sizes = {name: size_of(p) for name, p in canonical_parameters(pl_module).items() if p.requires_grad}
         active = [sum(sizes.get(name, 0) for name in adapter.names) for adapter in self._adapters]
         place = f"{index + 1} of {len(self._phases)}"
         log.info("step %d: LoRA phase %s trains %s, %d parameters", step, place, phases[index], sum(active))

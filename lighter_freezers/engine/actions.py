@@ -137,6 +137,10 @@ class Action:
         """The next optimizer step at which it may be due without a new metric value, or None."""
         return None
 
+    def counts_steps(self, moment: Moment) -> bool:
+        """Whether it waits for a number of optimizer steps, or for the training loss averaged over some."""
+        return self.next_step(moment) is not None or TRAINING_LOSS in self.monitors
+
     def is_due(self, moment: Moment) -> bool:
         """Whether a change is due at this moment."""
         raise NotImplementedError

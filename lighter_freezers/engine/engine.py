@@ -14,14 +14,15 @@ from lighter_freezers.engine import averaging, baselines, checkpoint_state, ledg
 from lighter_freezers.engine.actions import Action, StepContext
 from lighter_freezers.engine.checkpoint_identity import STATE_KEY
 from lighter_freezers.engine.effects import ddp_wrapper
+from lighter_freezers.engine.effects.module_hooks import call_after, forget_calls, is_overridden
 from lighter_freezers.engine.effects.saved_groups import Checkpoint
 from lighter_freezers.engine.fit import EachBatch, Fit
 from lighter_freezers.engine.followers import TransitionListener
 from lighter_freezers.engine.rules import ActiveRule, FreezeRule
 from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of, stand_before
-from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["EngineCallback", "Engine"]
 
@@ -74,7 +75,7 @@ class Engine(Callback):
         self._fit = Fit()
         self._listeners: list[TransitionListener] = []
         self._wait = 1  # batches until something may change
-        self._builds_late = self._is_set_up = self._is_fit = self._has_resumed = self._has_begun = False
+        self._builds_late = self._is_fit = self._has_resumed = self._has_begun = False
         self._run: tuple[TrainerLike, LightningModule] | None = None  # the one under way
         self._is_driven = False  # by `advance`
         self._state = checkpoint_state.RunState()
@@ -123,41 +124,43 @@ class Engine(Callback):
         baselines.adopt(pl_module)
         if self._is_fit:
             self._state.begin(trainer, pl_module)
-        self._builds_late = "core.hooks" not in type(pl_module).configure_model.__module__
-        actions = [each for ours in _engine_callbacks(trainer) for each in ours.actions()]
-        self._fit, self._is_set_up = Fit(actions), False
+        self._builds_late = is_overridden(pl_module, "configure_model")
+        self._built: dict[str, int] | None = None
+        self._fit = Fit([each for ours in _engine_callbacks(trainer) for each in ours.actions()])
+        for action in self.actions:
+            action.on_intrusion = self._on_intrusion
+        has_own_setup = is_overridden(pl_module, "setup")
+        self._set_up(stage, is_final=not (self._builds_late or has_own_setup))
+        if has_own_setup:  # it runs next, and may build layers
+            call_after(pl_module, "setup", lambda: self._set_up(stage, is_final=not self._builds_late))
+
+    def _set_up(self, stage: str, *, is_final: bool) -> None:
+        """Set actions and rules up on what the model has by now, if it has changed since the last time."""
+        assert self._run
+        trainer, model = self._run
+        built = {name: id(parameter) for name, parameter in canonical_parameters(model).items()}
+        if self._built == built:
+            return
         try:
-            for action in actions:
-                action.on_intrusion = self._on_intrusion
-                action.setup(trainer, pl_module, stage)
+            for action in self.actions:
+                action.leave()  # what it held of a module that was not finished
+                action.setup(trainer, model, stage)
             if stage == "fit":
-                self._set_up_fit(trainer, pl_module)
+                self._set_up_fit(trainer, model, has_grown=built.keys() != (self._built or {}).keys())
+            self._built = built
         except (ValueError, RuntimeError):
-            # a selector that names nothing, or a model of which nothing trains: final for a finished model,
-            # but expected where `configure_model` has yet to build layers; `on_fit_start` then checks again
-            if not self._builds_late:
+            if is_final:  # else layers that rules name may have yet to be built
                 raise
 
-    def _set_up_fit(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
-        rules = [rule for callback in _engine_callbacks(trainer) for rule in callback.rules_for(pl_module)]
-        refuse_unsupported_strategy(
-            trainer.strategy,
-            is_static=all(rule.is_static for rule in rules) and not self.actions,
-            reshapes=any(action.reshapes for action in self.actions),
-        )
-        self._fit, self._is_set_up = Fit(self.actions, rules), True
+    def _set_up_fit(self, trainer: TrainerLike, pl_module: LightningModule, *, has_grown: bool) -> None:
+        if has_grown:  # else the names are the same, perhaps of other tensors
+            for active in self.active_rules:
+                active.hold.let_go()
+            brought = [each.rules_for(pl_module) for each in _engine_callbacks(trainer)]
+            self._fit = Fit(self.actions, [rule for rules in brought for rule in rules])
+            self._fit.check_strategy(trainer)
+            self._state.load_again(self._fit)
         self._fit.bind(pl_module, trainer_clock.moment(trainer), self._on_intrusion)
-
-    def _set_up_late(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
-        """Set up again in `on_fit_start`, after `configure_model` has built the module."""
-        for action in self.actions:
-            action.leave()  # what it held of a module that was not finished
-            action.setup(trainer, pl_module, "fit")
-        if self._is_set_up:
-            self._fit.bind(pl_module, trainer_clock.moment(trainer), self._on_intrusion)
-            return
-        self._set_up_fit(trainer, pl_module)  # in `setup` the rules could not be made yet
-        self._state.load_again(self._fit)
 
     def is_set_up_for(self, model: nn.Module) -> bool:
         """Whether `setup` has run for the fit of this module."""
@@ -186,7 +189,7 @@ class Engine(Callback):
         """Put every parameter that may thaw into an optimizer; set up modules built after `setup`."""
         with ledger.flips() as flips:
             if self._builds_late:
-                self._set_up_late(trainer, pl_module)
+                self._set_up("fit", is_final=True)
         if any(flips.net):
             ddp_wrapper.rebuild(trainer.strategy)
         context = StepContext(trainer, pl_module, trainer_clock.moment(trainer))
@@ -239,9 +242,9 @@ class Engine(Callback):
         self._reassert()
 
     def on_train_epoch_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
-        """Pass the training metrics to what waits for one; a name that is still unknown is an error."""
-        if not self._is_driven and self._fit.metrics.observe_epoch(trainer):
-            self._wait = 1
+        """Pass the training metrics to what waits for one, once the module has logged its last."""
+        if not self._is_driven:
+            call_after(pl_module, "on_train_epoch_end", lambda: self._fit.metrics.observe_epoch(trainer))
 
     def on_train_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Let the actions log what they did not get to."""
@@ -338,6 +341,7 @@ class Engine(Callback):
         trainer, model = self._run
         if self._has_begun:
             self._state.end(trainer, model, self._fit)
+        forget_calls(model)
         self._fit.leave(model)
         self.on_before_optimizer_step = self.on_train_batch_end = None
         self.__dict__.pop("on_train_batch_start", None)

@@ -14,6 +14,7 @@ from lighter_freezers.engine.rules import FreezeRule, active_rules_of, follow_al
 from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.stages import StageClock
 from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 from lighter_freezers.engine.training_loss import StepLoss
 from lighter_freezers.engine.triggers import Moment
 
@@ -40,6 +41,14 @@ class Fit:
         self._clock = _only_clock(self.actions)
         self.each_batch: list[EachBatch] = []  # called after each, until it returns False
         self.step_loss: StepLoss | None = None  # kept while an action wants it
+
+    def check_strategy(self, trainer: TrainerLike) -> None:
+        """Refuse a strategy that cannot do what the rules and actions of this fit ask for."""
+        refuse_unsupported_strategy(
+            trainer.strategy,
+            is_static=all(active.rule.is_static for active in self.active_rules) and not len(self.actions),
+            reshapes=any(action.reshapes for action in self.actions),
+        )
 
     def bind(self, model: nn.Module, moment: Moment, on_intrusion: Callable[[], None]) -> None:
         """Find the parameters of every rule, and hold what the current moment requires."""

@@ -16,7 +16,7 @@ from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.log_lines import Announcer
 from lighter_freezers.engine.optimizers import OptimizerFollower
 from lighter_freezers.engine.rules import ActiveRule, num_transitions
-from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.trainer_like import TrainerLike, optimizers_of
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
 
@@ -55,6 +55,8 @@ class Followers:
         self._listeners = list(listeners)
         states = [each.rule.terms.optimizer_state for each in self._active_rules]
         states += [action.terms.optimizer_state for action in self._actions]
+        if not optimizers_of(context.trainer):
+            idle_schedules.refuse_without_optimizer(self._active_rules, list(self._actions), context)
         factors = [factor for action in self._actions for factor in action.rate_factors]
         self.optimizers = OptimizerFollower(self._active_rules, states, factors)
         self.optimizers.prepare(context.trainer, context.model, self._actions.trainable_later(context.model))
@@ -117,6 +119,8 @@ class Followers:
             ddp_wrapper.put_on(context.trainer.strategy)
         elif frozen or thawed:
             ddp_wrapper.rebuild(context.trainer.strategy)
+        if self.announcer.has_lazy:  # by now the layers may have their shapes
+            self.announcer = Announcer(context.model, self._active_rules, list(self._actions))
         transition = self.announcer.transition(context.moment, frozen, thawed, False, outcome)
         if frozen or thawed or outcome != ActionResult():
             self._announce(context, transition)

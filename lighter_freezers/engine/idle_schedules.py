@@ -6,6 +6,7 @@ from torch import nn
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
+from lighter_freezers.engine.actions import Action, StepContext
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.triggers import Moment
 from lighter_freezers.selection.name_summary import NameSummary, first_few
@@ -61,6 +62,36 @@ def refuse_replaced(active_rules: Sequence[ActiveRule], model: nn.Module) -> Non
                 "then, so they would train unnoticed. Replace layers in __init__, setup or "
                 "configure_model, not in on_fit_start or on_train_start."
             )
+
+
+def refuse_without_optimizer(
+    active_rules: Sequence[ActiveRule], actions: Sequence[Action], context: StepContext
+) -> None:
+    """Raise where a rule or action needs an optimizer, but `configure_optimizers` returned None.
+
+    Under manual optimization Lightning then counts no optimizer step either.
+
+    Raises:
+        RuntimeError: It would wait forever, or has no optimizer to change.
+    """
+    is_counted = getattr(context.model, "automatic_optimization", True)
+    waiting = [(each.title, bool(each.rule.schedule.steps)) for each in active_rules]
+    waiting += [(each.title, each.counts_steps(context.moment)) for each in actions]
+    reasons = {title: "counts optimizer steps" for title, waits in waiting if waits and not is_counted}
+    changing = [(each.title, each.rule.terms, each.rule.learning_rate) for each in active_rules]
+    changing += [(each.title, each.terms, None) for each in actions]
+    changing += [(each.title, each.terms, factor) for each in actions for factor in each.rate_factors]
+    for title, terms, rate in changing:
+        if rate is not None:
+            reasons[title] = "sets learning rates"
+        elif terms.optimizer_state != "keep":
+            reasons[title] = f"has optimizer_state='{terms.optimizer_state}'"
+    for title, reason in reasons.items():
+        raise RuntimeError(
+            f"{title} {reason}, but configure_optimizers returned None: Lightning has no optimizer"
+            f"{'' if is_counted else ' and counts no steps'}. Return the optimizer from "
+            "configure_optimizers, or use epochs (until_epoch) and leave rates and optimizer state alone."
+        )
 
 
 def warn_of_user_frozen(active_rules: Sequence[ActiveRule], model: nn.Module) -> None:

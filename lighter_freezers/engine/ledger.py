@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine.flips import Flips
@@ -193,7 +194,7 @@ class Hold:
         stride = -(-len(self._grips) // _WATCHED_PER_HOLD) or 1
         for first in range(0, len(self._grips), stride):
             for parameter, _ in self._grips[first : first + stride]:
-                if parameter.requires_grad and parameter.is_leaf:
+                if parameter.requires_grad and parameter.is_leaf and not is_lazy(parameter):
                     watch = parameter.register_post_accumulate_grad_hook(self._intruded)  # type: ignore[no-untyped-call]
                     self._watches.append(watch)
                     break

@@ -8,6 +8,7 @@ from operator import attrgetter
 
 from torch import nn
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
@@ -15,7 +16,7 @@ from lighter_freezers.engine.actions import Action, ActionResult
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
-from lighter_freezers.selection.element_counts import frozen_share_text, num_elements
+from lighter_freezers.selection.element_counts import frozen_share_text, num_elements, size_of
 from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import canonical_name
 
@@ -29,6 +30,9 @@ class Announcer:
         model: The module that trains.
         active_rules: The rules. The text for what each can freeze or thaw is built in advance.
         actions: The actions.
+
+    Attributes:
+        has_lazy: Whether some layer had no shape yet, so that sizes have to be looked up again.
     """
 
     def __init__(
@@ -37,8 +41,8 @@ class Announcer:
         named = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
         self._names = {id(parameter): name for name, parameter in named.items()}
         self._parameters = list(named.values())
-        self._sizes = [parameter.numel() for parameter in self._parameters]
-        self._num_elements = sum(self._sizes)
+        self.has_lazy = any(map(is_lazy, self._parameters))
+        self._sizes = list(map(size_of, self._parameters))
         self._summary = NameSummary(list(named))
         self._groups: dict[tuple[int, ...], tuple[str, ...]] = {}  # ids -> names
         self._texts: dict[tuple[str, ...], str] = {}  # names -> a short phrase
@@ -86,7 +90,7 @@ class Announcer:
         parts = [
             f"{frozen_verb} {self._texts[transition.frozen]}" if transition.frozen else "",
             f"thawed {self._texts[transition.thawed]}" if transition.thawed else "",
-            frozen_share_text(num_training, self._num_elements),
+            frozen_share_text(num_training, sum(self._sizes)),
             f"held by {', '.join(transition.holders)}" if transition.holders else "",
         ]
         step = transition.optimizer_step
@@ -118,9 +122,11 @@ class Announcer:
         key = tuple(map(id, parameters))
         if key not in self._groups:
             names = tuple(self._names[each] for each in key)
-            amount = _amount(num_elements(parameters))
+            amount = f"{_amount(num_elements(parameters))} parameters"
+            if any(map(is_lazy, parameters)):
+                amount = "of no shape before the first batch"
             self._groups[key] = names
-            self._texts[names] = f"{self._summary.compress(names)} ({amount} parameters)"
+            self._texts[names] = f"{self._summary.compress(names)} ({amount})"
         return self._groups[key]
 
 

@@ -105,11 +105,8 @@ class MetricWatch:
         self._of_validation |= {name for name, value in now.items() if value is not before.get(name)}
         return self._observe(self._read(trainer, now, of_validation=True))
 
-    def observe_epoch(self, trainer: TrainerLike) -> bool:
+    def observe_epoch(self, trainer: TrainerLike) -> None:
         """Pass on the training metrics of an epoch that has just ended.
-
-        Returns:
-            Whether a trigger fired.
 
         Raises:
             RuntimeError: A metric was logged neither here nor in validation.
@@ -118,15 +115,15 @@ class MetricWatch:
         before, self._unread = self._unread.get("values", {}), {}
         is_cut, self._is_cut = self._is_cut, False
         if not self._waiting:
-            return False
+            return
         now = trainer_clock.metrics(trainer)
         if self._has_validated or not trainer.enable_validation:
             self._refuse_unknown([*now, *before])
         if not trainer.is_last_batch:
-            return False  # the run stops within the epoch, and one that goes on has no value here
+            return  # the run stops within the epoch, and one that goes on has no value here
         if is_cut:
             self._warn_of_part(trainer)
-        return self._observe({**self._read(trainer, now), **before})
+        self._observe({**self._read(trainer, now), **before})
 
     def note_resumption(self, trainer: TrainerLike, batch_idx: int) -> None:
         """The first batch of a resumed run begins: warn of what the conditions have missed."""

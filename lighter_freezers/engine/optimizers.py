@@ -12,6 +12,7 @@ from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.effects import optimizer_groups
 from lighter_freezers.engine.effects.lean_groups import LeanGroups
 from lighter_freezers.engine.effects.learning_rates import RateFactor, ThawedGroup, ThawedRates
+from lighter_freezers.engine.effects.loss_scaler import ScalerKeeper
 from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
 from lighter_freezers.engine.effects.optimizer_history import (
     FrozenValues,
@@ -22,7 +23,7 @@ from lighter_freezers.engine.effects.saved_groups import GroupNames, group_names
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.terms import OptimizerState
-from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
+from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike, optimizers_of
 from lighter_freezers.engine.trainer_strategies import refuse_lean_groups
 from lighter_freezers.engine.triggers import Moment
 from lighter_freezers.selection.name_summary import NameSummary
@@ -54,6 +55,7 @@ class OptimizerFollower:
         self._optimizers: list[Optimizer] = []
         self._lean = LeanGroups([])
         self._values = FrozenValues([])
+        self._scaler = ScalerKeeper(None)
         self._named: dict[str, Parameter] = {}
         self.group_names: list[GroupNames] = []  # of all optimizers, once they are prepared
 
@@ -77,15 +79,18 @@ class OptimizerFollower:
             model: The module that trains.
             trainable_later: Name -> parameter that actions, not rules, may thaw.
         """
-        self._optimizers = trainer.optimizers
+        self._optimizers = optimizers_of(trainer)
+        if not self._optimizers:
+            return
         if self._frees:
-            refuse_lean_groups(trainer.strategy, trainer.optimizers)
-            self._lean = LeanGroups(trainer.optimizers)
-        self._values = FrozenValues(trainer.optimizers)
+            refuse_lean_groups(trainer.strategy, self._optimizers)
+            self._lean = LeanGroups(self._optimizers)
+        self._values = FrozenValues(self._optimizers)
+        self._scaler = ScalerKeeper(trainer.precision_plugin)
         for state in sorted(self._states - {"keep"}):
-            refuse_dropped_state(trainer.optimizers, state)
+            refuse_dropped_state(self._optimizers, state)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        built = members_of(trainer.optimizers)
+        built = members_of(self._optimizers)
         added = self._add_missing(model, schedulers, trainable_later or {})
         groups = [] if all(isinstance(each, LRScheduler) for each in schedulers) else [*added]
         names = {id(parameter): name for name, parameter in canonical_parameters(model).items()}
@@ -93,7 +98,7 @@ class OptimizerFollower:
         for owners, parameters in _owned_alike([*((a, a.selected) for a in self._active_rules), *scaled]):
             groups += self._split_off(owners, parameters, schedulers, len(groups) + 1)
         homes = {(id(each.optimizer), each.group_index): each.home_index for each in [*added, *groups]}
-        self.group_names = group_names(model, trainer.optimizers, built, homes)
+        self.group_names = group_names(model, self._optimizers, built, homes)
         self._rates = ThawedRates(
             groups, lambda: trainer_clock.moment(trainer), has_schedulers=bool(schedulers)
         )
@@ -139,6 +144,7 @@ class OptimizerFollower:
         """Put everything back into the groups, and stop managing the optimizers."""
         self._values.restore()
         self._lean.release()
+        self._scaler.remove()
         self._rates.remove()
         self._optimizers = []
 

@@ -19,6 +19,7 @@ __all__ = [
     "TrainerLike",
     "callbacks_of",
     "callbacks_of_kind",
+    "optimizers_of",
     "stand_before",
 ]
 
@@ -233,6 +234,11 @@ def callbacks_of(trainer: TrainerLike) -> list[Any]:
     """The Trainer's own list."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined] # not declared there
     return callbacks
+
+
+def optimizers_of(trainer: TrainerLike) -> list[Optimizer]:
+    """The Trainer's optimizers; none where `configure_optimizers` returned None, for which it has a mock."""
+    return [each for each in trainer.optimizers if type(each).__name__ != "_MockOptimizer"]
 
 
 def callbacks_of_kind(callbacks: Iterable[object], *kinds: str) -> list[object]:

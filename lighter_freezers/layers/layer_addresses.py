@@ -7,6 +7,7 @@ from torch import nn
 
 from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
 from lighter_freezers.selection.anatomy.addresses import stack_names
+from lighter_freezers.selection.element_counts import size_of
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
 
@@ -28,7 +29,7 @@ def describe_layers(model: nn.Module, example: object = None) -> str:
 
 def _lines(model: nn.Module, anatomy: Anatomy, read: Anatomy) -> Iterator[str]:
     parameters = canonical_parameters(model)
-    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+    sizes = {name: size_of(parameter) for name, parameter in parameters.items()}
     total, summary = sum(sizes.values()) or 1, NameSummary(list(parameters))
 
     def line(address: str, names: Iterable[str], note: str) -> str:

@@ -9,7 +9,7 @@ from torch.nn import Module, Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.reports.timeline import rows_of
-from lighter_freezers.selection.element_counts import frozen_share, frozen_share_text
+from lighter_freezers.selection.element_counts import frozen_share, frozen_share_text, size_of
 from lighter_freezers.selection.layer_names import components
 from lighter_freezers.selection.names import named_aliases
 
@@ -98,7 +98,7 @@ class Census:
         self._members: dict[str, list[_Member]] = {}
         for component, names in components(model).items():
             self._members[component] = [
-                (parameters[name], parameters[name].numel(), "lora_" in name) for name in names
+                (parameters[name], size_of(parameters[name]), "lora_" in name) for name in names
             ]
             home.update((id(parameters[name]), component) for name in names)
         self._component_of = {name: home[id(parameter)] for name, parameter in aliases}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
+from lighter_freezers.selection.element_counts import is_empty
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["Adapters", "adapters_in"]
@@ -42,7 +43,7 @@ def adapters_in(model: nn.Module) -> Adapters:
         if not below or type(module).__module__.partition(".")[0] != "peft":
             continue
         inside = {id(p) for child in below for p in child.parameters()}
-        own = {id(p) for p in module.parameters() if p.numel()} - inside
+        own = {id(p) for p in module.parameters() if not is_empty(p)} - inside
         if own:
             trained |= own
             kept |= inside

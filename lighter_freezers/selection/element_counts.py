@@ -3,8 +3,33 @@
 from collections.abc import Iterable
 
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
-__all__ = ["distinct", "frozen_share", "frozen_share_text", "num_elements", "num_trainable"]
+__all__ = [
+    "distinct",
+    "frozen_share",
+    "frozen_share_text",
+    "is_empty",
+    "num_dimensions",
+    "num_elements",
+    "num_trainable",
+    "size_of",
+]
+
+
+def size_of(parameter: Parameter) -> int:
+    """The number of its elements; 0 while its layer is lazy and has not seen a batch."""
+    return 0 if is_lazy(parameter) else parameter.numel()
+
+
+def is_empty(parameter: Parameter) -> bool:
+    """Whether it has no elements, as the factors of LoRA have at rank 0."""
+    return not is_lazy(parameter) and not parameter.numel()
+
+
+def num_dimensions(parameter: Parameter) -> int:
+    """The number of its dimensions; 0 while its layer is lazy and has not seen a batch."""
+    return 0 if is_lazy(parameter) else parameter.ndim
 
 
 def distinct(parameters: Iterable[Parameter]) -> list[Parameter]:
@@ -14,12 +39,12 @@ def distinct(parameters: Iterable[Parameter]) -> list[Parameter]:
 
 def num_elements(parameters: Iterable[Parameter]) -> int:
     """The number of elements of some parameters."""
-    return sum(parameter.numel() for parameter in parameters)
+    return sum(map(size_of, parameters))
 
 
 def num_trainable(parameters: Iterable[Parameter]) -> int:
     """The number of elements of those that train."""
-    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return sum(size_of(parameter) for parameter in parameters if parameter.requires_grad)
 
 
 def frozen_share(num_trainable: int, num_elements: int) -> float:

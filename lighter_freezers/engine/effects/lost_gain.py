@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from torch.nn import Parameter
 
 from lighter_freezers.selection.anatomy import Anatomy, Stack
+from lighter_freezers.selection.element_counts import num_dimensions, size_of
 
 __all__ = ["frozen_prefix", "lost_share"]
 
@@ -61,4 +62,4 @@ def _trains(names: Iterable[str], parameters: Mapping[str, Parameter]) -> bool:
 
 
 def _matrix_elements(names: Iterable[str], parameters: Mapping[str, Parameter]) -> int:
-    return sum(parameters[name].numel() for name in names if parameters[name].ndim > 1)
+    return sum(size_of(parameters[name]) for name in names if num_dimensions(parameters[name]) > 1)

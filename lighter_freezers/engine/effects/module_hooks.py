@@ -6,12 +6,23 @@ from importlib import import_module
 from operator import attrgetter, methodcaller
 from typing import Any
 
-__all__ = ["ModuleHook", "call_after"]
+__all__ = ["ModuleHook", "call_after", "forget_calls", "is_overridden"]
+
+
+def is_overridden(module: object, hook: str) -> bool:
+    """Whether a LightningModule has a hook of its own in place of Lightning's."""
+    return "core.hooks" not in getattr(type(module), hook).__module__
 
 
 def call_after(module: object, hook: str, call: Callable[[], object]) -> None:
     """Call a function once, right after a hook of a module that Lightning is about to call."""
     vars(module)[hook] = _Followed(module, hook, call)
+
+
+def forget_calls(module: object) -> None:
+    """Forget what `call_after` was asked for: Lightning has not called the hook."""
+    for hook in [hook for hook, value in vars(module).items() if isinstance(value, _Followed)]:
+        del vars(module)[hook]
 
 
 class _Followed:

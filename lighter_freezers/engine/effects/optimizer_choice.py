@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lighter_freezers.selection.element_counts import num_dimensions
+
 __all__ = ["Neighbours", "accepting_groups", "described", "sparse_parameters"]
 
 _TAKES_SPARSE = (torch.optim.SGD, torch.optim.SparseAdam, torch.optim.Adagrad)
@@ -33,7 +35,8 @@ def accepting_groups(optimizer: Optimizer, parameter: Parameter, is_sparse: bool
     if "muon" not in type(optimizer).__name__.lower():
         return list(range(len(groups)))
     # torch's Muon takes matrices; others flatten convolutions too, and have groups for non-matrices
-    is_matrix = parameter.ndim == 2 or (parameter.ndim > 2 and not is_torch)
+    dimensions = num_dimensions(parameter)
+    is_matrix = dimensions == 2 or (dimensions > 2 and not is_torch)
     return [index for index, group in enumerate(groups) if group.get("use_muon", True) == is_matrix]
 
 
@@ -58,7 +61,7 @@ class Neighbours:
                     name = names.get(id(parameter), "")
                     self._twins.setdefault(_unnumbered(name), set()).add(index)
                     for prefix in _prefixes(name):
-                        place = (index, group_index, parameter.ndim > 1)
+                        place = (index, group_index, num_dimensions(parameter) > 1)
                         self._below.setdefault(prefix, {})[place] = None
 
     def optimizer(self, name: str, candidates: Sequence[int], asked: int | str | None = None) -> int | None:
@@ -97,7 +100,7 @@ class Neighbours:
         for prefix in _prefixes(name):
             near = [place[1:] for place in self._below.get(prefix, ()) if place[0] == optimizer]
             near = [(group, is_matrix) for group, is_matrix in near if group in accepting]
-            alike = [group for group, is_matrix in near if is_matrix == (parameter.ndim > 1)]
+            alike = [group for group, is_matrix in near if is_matrix == (num_dimensions(parameter) > 1)]
             if near:
                 return min(alike or [group for group, _ in near])
         return accepting[0]

@@ -9,7 +9,7 @@ from lighter_freezers.engine import ledger
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.terms import Terms
 from lighter_freezers.selection.adapters import adapters_in
-from lighter_freezers.selection.element_counts import num_elements
+from lighter_freezers.selection.element_counts import is_empty, num_elements
 from lighter_freezers.selection.layer_names import components, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
@@ -72,7 +72,7 @@ class LayerHolds:
         """
         held = {id(parameter) for hold in self.holds for parameter in hold.parameters}
         named, tie = self.resolve(model, layers)
-        fresh = [p for p in named.values() if p.numel() and id(p) not in held]
+        fresh = [p for p in named.values() if not is_empty(p) and id(p) not in held]
         frozen = self._hold(fresh)
         return (_counted("froze", frozen) or "no effect, it was frozen already") + tie
 

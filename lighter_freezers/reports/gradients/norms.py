@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.element_counts import is_empty
 from lighter_freezers.selection.layer_names import components
 from lighter_freezers.selection.names import canonical_parameters
 
@@ -82,7 +83,7 @@ class NormPlan:
 
     def __init__(self, model: nn.Module) -> None:
         self._cells, cell_of = _cells(model)
-        parameters = {name: p for name, p in canonical_parameters(model).items() if p.numel()}
+        parameters = {name: p for name, p in canonical_parameters(model).items() if not is_empty(p)}
         members = [(parameter, cell_of[name]) for name, parameter in parameters.items()]
         members.sort(key=lambda member: _place(member[0]))  # one pass per device, sharded or not
         self._parameters = [parameter for parameter, _ in members]

@@ -22,6 +22,7 @@ from lighter_freezers.selection.anatomy.rows import (
 from lighter_freezers.selection.anatomy.stacks import find_rows
 from lighter_freezers.selection.anatomy.trace import first_calls
 from lighter_freezers.selection.anatomy.tree import Node, leading, tree_of
+from lighter_freezers.selection.element_counts import num_dimensions
 from lighter_freezers.selection.names import closest_names, join, spellings, unwrapped
 
 __all__ = ["Anatomy", "Stack", "anatomy_of"]
@@ -268,8 +269,8 @@ def _in_order(rows: Sequence[Row], roles: Roles) -> list[Row]:
 def _predicts_tokens(root: Node, heads: Iterable[str]) -> bool:
     sizes = (getattr(node.module, "num_embeddings", 0) for node in root.walk() if node.is_table)
     tables = max(map(int, sizes), default=0)
-    shapes = (root.parameter(name).shape for name in heads)
-    return any(len(shape) > 1 and shape[0] == tables for shape in shapes)
+    weights = map(root.parameter, heads)
+    return any(num_dimensions(weight) > 1 and weight.shape[0] == tables for weight in weights)
 
 
 def _stacks(

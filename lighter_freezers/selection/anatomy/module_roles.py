@@ -13,6 +13,7 @@ from torch import nn
 
 from lighter_freezers.selection.anatomy.rows import Row, runs_beside
 from lighter_freezers.selection.anatomy.tree import TABLES, Node, in_run_order, leading
+from lighter_freezers.selection.element_counts import size_of
 from lighter_freezers.selection.names import join
 
 __all__ = ["Role", "Roles"]
@@ -230,7 +231,7 @@ class Roles:
     def _is_single_number(self, unit: _Unit, key: str) -> bool:
         """Whether it is a temperature or the like; the bias of a layer with one output is not."""
         parameter = unit.node.module._parameters.get(key)
-        is_number = parameter is not None and parameter.numel() == 1
+        is_number = parameter is not None and size_of(parameter) == 1
         return is_number and bool(unit.node.children) and key != "bias"
 
     def _is_first_behind(self, index: int, unit: _Unit, before: Span) -> bool:

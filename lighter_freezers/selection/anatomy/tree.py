@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from lighter_freezers.selection.anatomy.forward_source import Reading, read_forward
+from lighter_freezers.selection.element_counts import num_dimensions, size_of
 from lighter_freezers.selection.names import ROOT_SEGMENTS, join, layout, unwrapped
 
 __all__ = ["Node", "in_run_order", "leading", "tree_of"]
@@ -141,7 +142,7 @@ def _build(name: str, path: str, module: nn.Module, seen: dict[int, Node], first
         else:
             first[id(parameter)] = f"{path}.{key}" if path else key
             node.own.append(key)
-            elements += parameter.numel()
+            elements += size_of(parameter)
         num_layers |= _is_matrix(parameter)
     if num_layers and isinstance(inner, (*TABLES, *NORMS)):
         num_layers = 0
@@ -168,7 +169,8 @@ def _build(name: str, path: str, module: nn.Module, seen: dict[int, Node], first
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
     """Whether it mixes features; a scale may have the shape (1, 1, features)."""
-    return parameter.ndim == 2 or (parameter.ndim > 2 and parameter.shape[:-1].numel() > 1)
+    dimensions = num_dimensions(parameter)
+    return dimensions == 2 or (dimensions > 2 and parameter.shape[:-1].numel() > 1)
 
 
 def _expanded(order: Sequence[str], names: Sequence[str]) -> list[str]:

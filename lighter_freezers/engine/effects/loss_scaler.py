@@ -1,0 +1,58 @@
+"""Lets a GradScaler pass over an optimizer of which all is frozen, as it does over one without parameters.
+
+It refuses an optimizer without a gradient ("No inf checks were recorded"), which a bug in the user's code may
+cause. Where the optimizer has none because everything in it is held, there is nothing to step.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch.optim import Optimizer
+
+from lighter_freezers.engine import ledger
+
+__all__ = ["ScalerKeeper"]
+
+
+class _Scaler(Protocol):
+    unscale_: Callable[..., object]
+    step: Callable[..., object]
+    update: Callable[..., object]
+
+
+class ScalerKeeper:
+    """Stands before the scaler of a Trainer's precision plugin during a fit.
+
+    Args:
+        plugin: The precision plugin; without a scaler there is nothing to do.
+    """
+
+    def __init__(self, plugin: object) -> None:
+        self._scaler: _Scaler | None = getattr(plugin, "scaler", None)
+        if self._scaler is None:
+            return
+        self._own = self._scaler.unscale_, self._scaler.step, self._scaler.update
+        self._has_passed = False  # over the optimizer whose step is under way
+        vars(self._scaler).update(unscale_=self._unscale, step=self._step, update=self._update)
+
+    def remove(self) -> None:
+        """Leave the scaler as it was."""
+        for name in ("unscale_", "step", "update") if self._scaler is not None else ():
+            vars(self._scaler).pop(name, None)
+        self._scaler = None
+
+    def _unscale(self, optimizer: Optimizer) -> object:
+        return None if _is_held(optimizer) else self._own[0](optimizer)
+
+    def _step(self, optimizer: Optimizer, *arguments: object, **named: object) -> object:
+        self._has_passed = _is_held(optimizer)
+        return None if self._has_passed else self._own[1](optimizer, *arguments, **named)
+
+    def _update(self, *arguments: object, **named: object) -> object:
+        passed, self._has_passed = self._has_passed, False
+        return None if passed else self._own[2](*arguments, **named)
+
+
+def _is_held(optimizer: Optimizer) -> bool:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return all(parameter.grad is None for parameter in parameters) and any(map(ledger.is_held, parameters))
