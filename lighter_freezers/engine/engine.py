@@ -138,8 +138,7 @@ class Engine(Callback):
         """Set actions and rules up on what the model has by now, if it has changed since the last time."""
         assert self._run
         trainer, model = self._run
-        built = {name: id(parameter) for name, parameter in canonical_parameters(model).items()}
-        if self._built == built:
+        if self._built == (built := {name: id(p) for name, p in canonical_parameters(model).items()}):
             return
         try:
             for action in self.actions:
