@@ -78,11 +78,10 @@ def refuse_without_optimizer(
     waiting = [(each.title, bool(each.rule.schedule.steps)) for each in active_rules]
     waiting += [(each.title, each.counts_steps(context.moment)) for each in actions]
     reasons = {title: "counts optimizer steps" for title, waits in waiting if waits and not is_counted}
-    changing = [(each.title, each.rule.terms, each.rule.learning_rate) for each in active_rules]
-    changing += [(each.title, each.terms, None) for each in actions]
-    changing += [(each.title, each.terms, factor) for each in actions for factor in each.rate_factors]
-    for title, terms, rate in changing:
-        if rate is not None:
+    changing = [(each.title, each.rule.terms, bool(each.rule.learning_rate)) for each in active_rules]
+    changing += [(each.title, each.terms, bool(each.rate_factors)) for each in actions]
+    for title, terms, sets_rates in changing:
+        if sets_rates:
             reasons[title] = "sets learning rates"
         elif terms.optimizer_state != "keep":
             reasons[title] = f"has optimizer_state='{terms.optimizer_state}'"
