@@ -303,10 +303,7 @@ class Engine(Callback):
         """
         has_ending = self._fit.acts_each_batch and not self._is_driven
         self.on_train_batch_end = self._end_batch if has_ending else None
-        wants_gradients = self._fit.intrusions.is_pending or any(
-            each.wants_gradients for each in self.actions
-        )
-        self.on_before_optimizer_step = self._look_at_gradients if wants_gradients else None
+        self.on_before_optimizer_step = self._look_at_gradients if self._fit.wants_gradients else None
 
     def _end_batch(self, trainer: TrainerLike, pl_module: object, outputs: object, *_: object) -> None:
         """Record the loss for the actions that wait for it, and set the learning rates again."""
@@ -318,10 +315,7 @@ class Engine(Callback):
     def _look_at_gradients(self, trainer: TrainerLike, model: LightningModule, optimizer: Optimizer) -> None:
         """Undo an intrusion, and pass the gradients to the actions that want them."""
         self._reassert()
-        context = self._fit.context(trainer, model, trainer_clock.moment(trainer))
-        for action in self.actions:
-            if action.wants_gradients:
-                action.before_optimizer_step(context, optimizer)
+        self._fit.show_gradients(self._fit.context(trainer, model, trainer_clock.moment(trainer)), optimizer)
         self._arm()
 
     def _on_intrusion(self) -> None:

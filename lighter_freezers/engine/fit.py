@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from torch import nn
+from torch.optim import Optimizer
 
 from lighter_freezers.engine import baselines, idle_schedules, ledger
 from lighter_freezers.engine.actions import Action, Actions, StepContext
@@ -130,6 +131,17 @@ class Fit:
             self.followers.optimizers.keep_up()
         self.each_batch = [call for call in self.each_batch if call(trainer)]
         return acts
+
+    @property
+    def wants_gradients(self) -> bool:
+        """Whether `show_gradients` has to be called before an optimizer step."""
+        return self.intrusions.is_pending or any(action.wants_gradients for action in self.actions)
+
+    def show_gradients(self, context: StepContext, optimizer: Optimizer) -> None:
+        """Pass the gradients to the actions that want them."""
+        for action in self.actions:
+            if action.wants_gradients:
+                action.before_optimizer_step(context, optimizer)
 
     def reassert(self) -> bool:
         """Freeze again what other code switched on; returns whether any had received a gradient."""
