@@ -23,6 +23,7 @@ _COMMANDS = {
     "plots": ("lighter_freezers.cli.plots", "pictures of gradient norms and losses of runs"),
     "report": ("lighter_freezers.cli.report", "the plan beside what a finished run measured"),
     "schedule": ("lighter_freezers.cli.schedule", "write a config with a freezing schedule for a model"),
+    "spectrum": ("lighter_freezers.cli.spectrum", "a Freezer for all matrices but those with most signal"),
 }
 _USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
