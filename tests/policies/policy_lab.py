@@ -71,6 +71,11 @@ def look(fit: Any, module: Any) -> tuple[list[str], list[float]]:
     return trained(module), rates
 
 
+def whole(tensor: Any) -> torch.Tensor:
+    """A sharded tensor put together again."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 class Run:
     """A run of a policy: `seen` at each step, the weights, and the optimizer's state."""
 
@@ -84,6 +89,7 @@ class Run:
         save: Sequence[tuple[int, Path]] = (),
         loader: Any = None,
         ckpt_path: Path | None = None,
+        prepare: Callable[[Any], object] = lambda module: None,
         **options: Any,
     ) -> None:
         torch.set_num_threads(1)
@@ -102,10 +108,11 @@ class Run:
             **options,
         )
         self.module = regression(LONE, network, optimizer)
+        prepare(self.module)
         train = loader or ResumableLoader(batches().dataset)
         self.trainer.fit(self.module, train, batches(), ckpt_path=str(ckpt_path) if ckpt_path else None)
         self.seen = seen.seen
-        self.weights = {name: each.detach().clone() for name, each in self.module.named_parameters()}
+        self.weights = {name: whole(each.detach()).clone() for name, each in self.module.named_parameters()}
         self.state = str([sorted(each.state_dict()["state"].items()) for each in self.trainer.optimizers])
 
     @property

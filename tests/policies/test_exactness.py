@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lighter_freezers import Freezer, apply_lora
+from lighter_freezers import Freezer, GradualUnfreezing, apply_lora
 from tests.distributed.run_ranks import run_ranks
 from tests.lab import adamw, batches, regression
 from tests.policies.policy_lab import NUM_STEPS, POLICIES, Run, Tower, parts
@@ -113,6 +113,56 @@ def test_two_ranks_are_bit_equal_and_draw_as_one_process(tmp_path: Path) -> None
         for key, weight in first[name]["weights"].items():
             assert torch.equal(weight, second[name]["weights"][key]), (name, key)
             assert torch.allclose(weight, one.weights[key], atol=1e-5), (name, key)
+
+
+def shard(module: Any) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    def configure_model(self: Any) -> None:
+        for layer in (*self.network.blocks, self.network):
+            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+    type(module).configure_model = configure_model
+
+
+def all_policies_sharded() -> dict[str, Any]:
+    from pytorch_lightning.strategies import ModelParallelStrategy
+
+    results = {}
+    for name, policy in POLICIES.items():
+        strategy = ModelParallelStrategy(
+            data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
+        )
+        loader = batches(32, int(os.environ["RANK"]), 2)
+        run = Run([policy()], loader=loader, devices=2, strategy=strategy, prepare=shard)
+        results[name] = {"training": run.training, "weights": run.weights}
+    return results
+
+
+@pytest.mark.wide
+def test_sharded_ranks_choose_as_one_process(tmp_path: Path) -> None:
+    """FSDP2: norms and singular values are those of the whole tensors."""
+    first, second = run_ranks(all_policies_sharded, tmp_path, 2)
+    for name, policy in POLICIES.items():
+        one = Run([policy()], loader=batches())
+        assert first[name]["training"] == second[name]["training"] == one.training, name
+        for key, weight in first[name]["weights"].items():
+            assert torch.equal(weight, second[name]["weights"][key]), (name, key)
+            assert torch.allclose(weight, one.weights[key], atol=1e-5), (name, key)
+
+
+@pytest.mark.parametrize("name", ["Lisa", "AutoFreeze", "FreezeOut"])
+def test_gradual_unfreezing_beside_it_composes(name: str, tmp_path: Path) -> None:
+    """What waits for its stage does not train, whatever the policy chooses; and a resume is exact."""
+
+    def both() -> list[Any]:
+        return [GradualUnfreezing(every_n_epochs=1), POLICIES[name]()]
+
+    run = Run(both(), save=[(5, tmp_path / "5.ckpt")])
+    waiting = [{"0", "1", "2", "3"}] * 4 + [{"0", "1", "2"}] * 4 + [{"0", "1"}] * 4
+    assert not [names for names, held in zip(run.training, waiting, strict=True) if held & {*parts(names)}]
+    assert {"3"} & {part for names in run.training for part in parts(names)}
+    assert Run(both(), ckpt_path=tmp_path / "5.ckpt").equals(run, 5)
 
 
 def resumed_in_a_new_process(folder: str) -> dict[str, Any]:
