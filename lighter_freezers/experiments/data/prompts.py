@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lighter_freezers.experiments.data.rows import Row, each_row
+from lighter_freezers.experiments.data.rows import SUFFIXES, Row, each_row
 
 __all__ = [
     "LoadedRows",
@@ -50,6 +50,7 @@ class PromptedRow:
 
 
 RowReader = Callable[[Row], PromptedRow | None]
+FileReader = Callable[[Path], Iterator[Row]]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class PromptedTask:
         hub: Where `source: hub` finds the files: `https://` URLs, or the name of a data set on the hub. Empty
             if it is not on the hub.
         labels: All answers there are, for accuracy; empty where answers are free text.
+        formats: Suffix, such as `.xml` -> the function that yields the rows of such a file, for formats other
+            than JSONL, CSV and Parquet.
     """
 
     name: str
@@ -78,6 +81,21 @@ class PromptedTask:
     left_out: str = ""
     hub: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    formats: Mapping[str, FileReader] = field(default_factory=dict)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the files that can be read."""
+        return (*self.formats, *SUFFIXES)
+
+    def rows(self, file: Path) -> Iterator[Row]:
+        """The rows of a file, by its suffix.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+        read = self.formats.get(file.suffix.lower())
+        return each_row(file, fields=()) if read is None else read(file)
 
 
 def prompt_with(
@@ -128,7 +146,7 @@ def load_rows(task: PromptedTask, files: Sequence[Path], drop_bad: bool = False)
 
     Args:
         task: Defines the fields.
-        files: .jsonl, .csv or .parquet files.
+        files: .jsonl, .csv or .parquet files, or others that the task can read.
         drop_bad: Leave rows with an invalid field out, instead of raising an error for the first.
 
     Raises:
@@ -150,7 +168,7 @@ def load_rows(task: PromptedTask, files: Sequence[Path], drop_bad: bool = False)
 
 def _read(task: PromptedTask, file: Path, drop_bad: bool) -> Iterator[PromptedRow | None | ValueError]:
     read = task.reader_of(file)
-    for row in each_row(file, fields=()):
+    for row in task.rows(file):
         try:
             yield read(row)
         except ValueError as error:

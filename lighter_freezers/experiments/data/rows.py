@@ -25,7 +25,8 @@ class Row:
 
     Args:
         file: The file.
-        line: The line on which it starts, counted from 1; in a Parquet file the number of the row.
+        line: The line on which it starts, counted from 1; in other files than JSONL and CSV the number of
+            the row.
         values: Its fields by name: strings from a CSV file, JSON types from a JSONL or Parquet file.
         is_text: Whether it is from a CSV file, so that numbers and lists are written as strings.
     """
@@ -38,7 +39,7 @@ class Row:
     @property
     def where(self) -> str:
         """Its file and line, for an error."""
-        return f"{self.file}, {'row' if _suffix(self.file) == '.parquet' else 'line'} {self.line}"
+        return f"{self.file}, {'line' if _suffix(self.file) in ('.jsonl', '.csv') else 'row'} {self.line}"
 
     def error(self, field: str, expected: str, got: str) -> ValueError:
         """The error for a field: its place, what was expected, and what it has."""

@@ -17,7 +17,6 @@ from lighter_freezers._log import log
 from lighter_freezers.experiments.data.cache import cache_folder, keep
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.prompts import PromptedTask
-from lighter_freezers.experiments.data.rows import SUFFIXES
 from lighter_freezers.experiments.tasks.docstrings import DOCSTRINGS, library_docstrings
 
 __all__ = [
@@ -57,8 +56,17 @@ class SplitFiles:
 
 
 def default_source(task: PromptedTask) -> str:
-    """The default source of a task: the standard library, or the fixtures in this package."""
-    return "standard_library" if task is DOCSTRINGS else "fixture"
+    """The default source of a task: the standard library, or the fixtures in this package.
+
+    Raises:
+        ValueError: It has neither.
+    """
+    if task is DOCSTRINGS:
+        return "standard_library"
+    if not (FIXTURES / task.name).is_dir():
+        others = "`hub`, a folder" if task.hub else "A folder"
+        raise ValueError(f"{task.name} needs `source:`: {others} or a tar archive; or give `train_file:`.")
+    return "fixture"
 
 
 def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) -> SplitFiles:
@@ -84,12 +92,12 @@ def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) 
     else:
         folder, words = _own_folder(task, source, cache_dir), source
     if _is_archive(folder):
-        folder = _unpacked(folder, cache_dir)
+        folder = _unpacked(task, folder, cache_dir)
     found = files_by_split(task, [path.relative_to(folder).as_posix() for path in _files(folder)])
     if not any(found.values()):
         raise ValueError(
             f"{source} has no files for {task.name}: expected names such as {_examples(task)} with a suffix "
-            f"among {', '.join(SUFFIXES)} in {folder}. Name them so, or give train_file, val_file and "
+            f"among {', '.join(task.suffixes)} in {folder}. Name them so, or give train_file, val_file and "
             "test_file."
         )
     paths = {split: tuple(folder / name for name in names) for split, names in found.items()}
@@ -106,20 +114,20 @@ def files_by_split(task: PromptedTask, names: Iterable[str]) -> dict[str, list[s
         task: Has the patterns.
         names: Paths below one folder, with "/".
     """
-    known = [name for name in map(PurePosixPath, names) if _is_rows(name)]
+    known = [name for name in map(PurePosixPath, names) if _is_rows(task, name)]
     found: dict[str, list[str]] = {}
     for split in SPLITS:
         candidates = [
             [name for name in known if name.suffix == suffix and fnmatch(_telling_name(task, name), pattern)]
             for pattern in task.patterns[split]
-            for suffix in SUFFIXES
+            for suffix in task.suffixes
         ]
         found[split] = sorted(str(name) for name in next(filter(None, candidates), []))
     return found
 
 
-def _is_rows(name: PurePosixPath) -> bool:
-    return name.suffix in SUFFIXES and not fnmatch(name.name, "*.tables.*")
+def _is_rows(task: PromptedTask, name: PurePosixPath) -> bool:
+    return name.suffix in task.suffixes and not fnmatch(name.name, "*.tables.*")
 
 
 def _telling_name(task: PromptedTask, name: PurePosixPath) -> str:
@@ -154,7 +162,7 @@ def _is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES) and path.is_file()
 
 
-def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
+def _unpacked(task: PromptedTask, archive: Path, cache_dir: Path | None) -> Path:
     """Unpack the files of rows in an archive into the cache, unless they are there; returns the folder."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     folder = cache_folder(cache_dir) / f"archive-{digest[:16]}"
@@ -164,7 +172,7 @@ def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
         with tarfile.open(archive) as opened:
             for member in opened:
                 content = opened.extractfile(member) if member.isfile() else None
-                if content is not None and Path(member.name).suffix in SUFFIXES:
+                if content is not None and Path(member.name).suffix in task.suffixes:
                     keep(folder / _below(member.name), content.read())
     except (tarfile.TarError, EOFError, OSError) as error:
         reason = str(error).split("\n")[0].rstrip(":")
@@ -234,7 +242,7 @@ def _hub_snapshot(task: PromptedTask, dataset: str) -> Path:
 
     name, _, revision = dataset.partition("@")
     stems = {pattern.removesuffix(".*").strip("*") for split in SPLITS for pattern in task.patterns[split]}
-    patterns = [f"*{stem}*{suffix}" for stem in sorted(stems) for suffix in SUFFIXES]
+    patterns = [f"*{stem}*{suffix}" for stem in sorted(stems) for suffix in task.suffixes]
     try:
         folder = snapshot_download(
             name, repo_type="dataset", revision=revision or None, allow_patterns=patterns

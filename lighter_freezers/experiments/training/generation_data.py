@@ -39,7 +39,7 @@ class GenerationData(BatchData[PromptTokenizer]):
 
     def __init__(
         self,
-        task: str = "docstrings",
+        task: str | PromptedTask = "docstrings",
         source: str | os.PathLike[str] | None = None,
         *,
         train_file: str | os.PathLike[str] | None = None,

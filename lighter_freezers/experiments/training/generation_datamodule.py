@@ -17,6 +17,8 @@ class GenerationDataModule(GenerationData, LightningDataModule):
     | `samsum` | `dialogue` -> `summary` | fixtures |
     | `wikisql` | `question` and a table -> SQL | fixtures |
     | `multi_nli` | `premise`, `hypothesis` -> `label` | fixtures |
+    | `squad` | paragraph and question -> answer, the JSON of SQuAD 1.1 | fixtures |
+    | `my_tasks.NEWS` | a `PromptedTask` of your own, imported from there; or the object | none |
 
     Fixtures are 20 to 50 rows in the format of the data set, written for this package; scores on them mean
     nothing. The same function makes the prompts of training and of evaluation. The answer ends with the
@@ -39,7 +41,7 @@ class GenerationDataModule(GenerationData, LightningDataModule):
     ```
 
     Args:
-        task: The name of the task.
+        task: The name of the task, the import path of a `PromptedTask`, or the object.
         source: `fixture`, `standard_library`, `hub`, `hub:OWNER/NAME`, or the path of a folder or a tar
             archive with a file for each split. None means the default of the task, or the files below.
         train_file: A .jsonl, .csv or .parquet file of rows to train on, instead of a source.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lighter_freezers import GenerationDataModule
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.prompts import PromptedRow, held_out, load_rows, questions
 from lighter_freezers.experiments.tasks.generation_tasks import TASKS, task_named
@@ -260,9 +261,84 @@ def test_fixtures_show_what_is_particular_to_each_data_set() -> None:
     assert "Winter''s End" in queries
 
 
-def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
-    """By name."""
-    with pytest.raises(
-        ValueError, match="no task 'e2e'. Known: docstrings, e2e_nlg, samsum, wikisql, multi_nli"
-    ):
-        task_named("e2e")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("e2e", "no task 'e2e'. Known: docstrings, e2e_nlg, samsum, wikisql, multi_nli, squad"),
+        ("no_such_module.NEWS", r"task='no_such_module\.NEWS' cannot be imported: No module named"),
+        ("json.dumps", "task='json.dumps' is a function, not a PromptedTask"),
+        (3, "no task 3"),
+    ],
+)
+def test_an_unknown_task_is_answered_with_what_would_work(name: object, message: str) -> None:
+    """By name, by path, and for another type."""
+    with pytest.raises(ValueError, match=message):
+        task_named(name)
+
+
+OWN = """
+import xml.etree.ElementTree as tree
+
+from lighter_freezers.experiments import PromptedRow, PromptedTask, Row, clean_text, prompt_with
+
+
+def rows(file):
+    for number, item in enumerate(tree.parse(file).getroot(), start=1):
+        yield Row(file, number, {child.tag: child.text for child in item}, is_text=True)
+
+
+def read(row):
+    article, headline = clean_text(row, "article"), clean_text(row, "headline")
+    prompt, context = prompt_with("Write a headline.", {"Article": article}, "Headline", context="Article")
+    return PromptedRow(prompt, headline, (headline,), row.where, article, row.where, context)
+
+
+NEWS = PromptedTask(
+    name="news",
+    metrics=("rouge",),
+    max_new_tokens=8,
+    patterns={"train": ("train*",), "val": ("val*",), "test": ("test*",)},
+    reader_of=lambda file: read,
+    formats={".xml": rows},
+)
+"""
+
+
+def test_a_task_of_ones_own_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a format that the package does not know; from a folder and as files, by path and as an object."""
+    (tmp_path / "own_news_task.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    items = "".join(
+        f"<i><article>Number {n} won.</article><headline>{n} wins</headline></i>" for n in range(9)
+    )
+    for split in ("train", "val"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{split}.xml").write_text(f"<rows>{items}</rows>")
+
+    data = GenerationDataModule("own_news_task.NEWS", tmp_path / "data", vocab_size=300, cache_dir=tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.task.name == "news"
+    assert len(data.train_dataloader().dataset) == 9
+    again = GenerationDataModule(
+        data.task, train_file=tmp_path / "data" / "train.xml", vocab_size=300, cache_dir=tmp_path
+    )
+    again.prepare_data()
+    again.setup("fit")
+    assert len(again.train_dataloader().dataset) == 8  # one is held out
+    with pytest.raises(ValueError, match="news needs `source:`: A folder or a tar archive; or give"):
+        GenerationDataModule("own_news_task.NEWS")
+
+
+def test_a_broken_file_of_squad_is_named(tmp_path: Path) -> None:
+    """With the key that it lacks."""
+    file = tmp_path / "train.json"
+    file.write_text('{"data": [{"title": "no paragraphs"}]}')
+    with pytest.raises(ValueError, match=r"train\.json is not a file of SQuAD 1\.1: KeyError: 'paragraphs'"):
+        load_rows(TASKS["squad"], [file])
+
+
+def test_squad_has_several_references_for_a_question() -> None:
+    """Its test file has several answers to each."""
+    rows = load_rows(TASKS["squad"], split_files(TASKS["squad"], "fixture").test).rows
+    assert {row.references for row in rows} >= {("six metres", "six metres high"), ("oats",)}

@@ -148,7 +148,7 @@ def test_only_the_docstrings_have_real_data_by_themselves() -> None:
     """The others say that they are fixtures."""
     assert {name: default_source(task) for name, task in TASKS.items()} == {
         "docstrings": "standard_library",
-        **dict.fromkeys(["e2e_nlg", "samsum", "wikisql", "multi_nli"], "fixture"),
+        **dict.fromkeys(["e2e_nlg", "samsum", "wikisql", "multi_nli", "squad"], "fixture"),
     }
     assert split_files(TASKS["samsum"], "fixture").source == "fixtures of samsum, for trying out only"
 
