@@ -43,5 +43,6 @@ def tower_words(anatomy: Anatomy, said: Said) -> str:
     """Which towers are meant, for a sentence; nothing where there is one."""
     names = anatomy.named_towers(said.get("tower"))
     if names == [""]:
-        return ""
+        beside = ", ".join(filter(None, anatomy.towers))
+        return f" (those of {beside} side by side)" if beside else ""
     return f" of each tower ({', '.join(names)})" if len(names) > 1 else f" of the tower {names[0]}"

@@ -67,7 +67,7 @@ def layers_of(model: nn.Module, said: Said | None = None) -> Layers:
         )
     parameters = canonical_parameters(model)
     trainable = {name for name, parameter in parameters.items() if not ledger.is_user_frozen(parameter)}
-    last_norms = (name for stacks in anatomy.towers.values() for name in stacks[-1].final_norms)
+    last_norms = (name for stack in anatomy.last_stacks for name in stack.final_norms)
     names_of_head = {*anatomy.head_weights, *last_norms, *anatomy.others}
     head = Layer("head", tuple(name for name in parameters if name in names_of_head), 0)
     below = tuple(name for name in anatomy.embeddings if name not in names_of_head)
@@ -96,7 +96,7 @@ def _blocks(anatomy: Anatomy) -> list[tuple[str, tuple[str, ...]]]:
     A level is a block, or the blocks of several towers that thaw side by side.
     """
     ends = {stack.blocks[-1][0]: stack.final_norms for stack in anatomy.stacks}
-    last = {stacks[-1].blocks[-1][0] for stacks in anatomy.towers.values()}
+    last = {stack.blocks[-1][0] for stack in anatomy.last_stacks}
     levels = [
         sum((ends[name] for name in level if name in ends and name not in last), level)
         for level in anatomy.levels

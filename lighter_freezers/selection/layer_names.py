@@ -258,7 +258,7 @@ class _Found:
 
     def _is_fed_alone(self, root: Node, name: str) -> bool:
         """Whether the source says that a head gets what this tower computes, and nothing of the others."""
-        by_path = {node.path: node for node in root.walk()}
+        by_path = root.by_path
         head, own = by_path[name.rpartition(".")[0]], self._places.stacks
         others = [stack for stack in self._places.anatomy.stacks if stack not in own]
         beside = [runs_beside(root, by_path[stack.block_paths[-1]], head) for stack in (*others, *own)]

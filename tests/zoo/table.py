@@ -1,9 +1,9 @@
 """The zoo as a table: `python -m tests.zoo.table` writes the rows of `docs/zoo.md` from `expected.txt`.
 
 A row of `expected.txt` has, between bars: model, stacks of blocks with their number, embeddings, final norms,
-heads, what has no place of its own, and embeddings whose weight the head shares; each as paths. `row_of`
-makes a row of a new model; read it before it goes in. `test_zoo.py` checks the rows against the models and
-their forward passes.
+heads, what has no place of its own, and embeddings whose weight the head shares; each as paths; and what is
+special about it. Write a row from the source of the model: `test_zoo.py` compares the rows with what the
+package answers, and with the order in which a forward pass calls the modules that they name.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,13 +20,13 @@ HEADER = """# What is a layer: the zoo
 Models built small from their real classes, and what the layer functions take for their layers.
 Each row is a test.
 Rows of timm, MONAI and segmentation-models-pytorch are skipped where these are not installed.
-The rows record what the code answers; they were not derived a second time by hand.
-A test fails when an answer changes, and checks the order of blocks against a forward pass where one runs.
+Each row was read by hand against the architecture of its model.
+The tests compare it with the answer of the package, and with a forward pass where one runs.
 `refused` means that a verb ends with an error that shows what was found and asks for `blocks:`.
 This table is made by `python -m tests.zoo.table`.
 
-| model | layers | blocks | final norm | head |
-|---|---|---|---|---|
+| model | layers | blocks | final norm | head | what is special |
+|---|---|---|---|---|---|
 """
 
 
@@ -40,6 +40,7 @@ class Row(NamedTuple):
     heads: str
     others: str
     tied: str
+    note: str = ""
 
 
 def rows() -> dict[str, Row]:
@@ -79,10 +80,10 @@ def main() -> None:
     lines = []
     for row in rows().values():
         if row.stacks == REFUSED:
-            lines.append(f"| {row.name} | refused | | | |")
+            lines.append(f"| {row.name} | refused | | | | {row.note} |")
             continue
         number = sum(int(stack.rpartition(":")[2]) for stack in row.stacks.split())
-        cells = (row.name, str(number), _cell(row.stacks), _cell(row.norms), _cell(row.heads))
+        cells = (row.name, str(number), _cell(row.stacks), _cell(row.norms), _cell(row.heads), row.note)
         lines.append(f"| {' | '.join(cells)} |")
     DOCS.write_text(HEADER + "\n".join(lines) + "\n")
 

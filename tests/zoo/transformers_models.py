@@ -1292,23 +1292,6 @@ row(
     "none",
 )
 row(
-    "perceiver",
-    "Perceiver",
-    "PerceiverForSequenceClassification",
-    {
-        "num_latents": 4,
-        "d_latents": 8,
-        "d_model": 8,
-        "num_blocks": 1,
-        "num_self_attends_per_block": 3,
-        "num_self_attention_heads": 2,
-        "num_cross_attention_heads": 2,
-        "vocab_size": 32,
-        "max_position_embeddings": 16,
-    },
-    "none",
-)
-row(
     "speecht5",
     "SpeechT5",
     "SpeechT5ForSpeechToText",

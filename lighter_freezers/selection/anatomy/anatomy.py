@@ -4,8 +4,11 @@ They are found by structure in any module, and given as names: nothing is change
 model is kept.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal
 
 from torch import nn
@@ -15,9 +18,8 @@ from lighter_freezers.selection.anatomy.rows import (
     Row,
     doubts_about,
     rows_said,
-    runs_beside,
-    short_name,
     titles_of,
+    towers_of,
 )
 from lighter_freezers.selection.anatomy.stacks import find_rows
 from lighter_freezers.selection.anatomy.trace import first_calls
@@ -93,7 +95,13 @@ class Anatomy:
     @property
     def block_titles(self) -> tuple[str, ...]:
         """A title for each of `blocks`: "0", "1", ..., or "encoder.0", ..., "decoder.0", ..."""
-        return tuple(join(stack.title, str(i)) for stack in self.stacks for i in range(len(stack.blocks)))
+        count = Counter[str]()
+        titles = []
+        for stack in self.stacks:
+            first = count[stack.title]  # what comes back later counts on
+            count[stack.title] += len(stack.blocks)
+            titles += [join(stack.title, str(first + i)) for i in range(len(stack.blocks))]
+        return tuple(titles)
 
     @property
     def final_norms(self) -> tuple[str, ...]:
@@ -107,39 +115,54 @@ class Anatomy:
 
     @property
     def towers(self) -> dict[str, tuple[Stack, ...]]:
-        """The stacks of each tower: all of them under "" unless towers run side by side, as in a CLIP."""
+        """The stacks of each tower: all of them under "" unless towers run side by side, as in a CLIP.
+
+        What gets the output of all towers, as the multimodal part of a FLAVA does, is under "" beside them.
+        """
         names = dict.fromkeys(stack.tower for stack in self.stacks)
         return {name: tuple(stack for stack in self.stacks if stack.tower == name) for name in names}
 
     @property
     def levels(self) -> tuple[tuple[str, ...], ...]:
         """The blocks in forward order, those of several towers side by side, counted from the top."""
-        blocks = [self.blocks_of(name) for name in self.towers]
-        depth = max(map(len, blocks), default=0)
-        padded = [((),) * (depth - len(each)) + each for each in blocks]
-        return tuple(sum(level, ()) for level in zip(*padded, strict=True))
+        return tuple(sum(level, ()) for level in self._side_by_side(self.blocks))
 
     @property
     def level_titles(self) -> tuple[str, ...]:
         """A title for each of `levels`."""
-        title = dict(zip(self.blocks, self.block_titles, strict=True))
-        titles = [[title[block] for block in self.blocks_of(name)] for name in self.towers]
-        depth = max(map(len, titles), default=0)
-        padded = [[""] * (depth - len(each)) + each for each in titles]
-        return tuple(" + ".join(filter(None, level)) for level in zip(*padded, strict=True))
+        titles = self._side_by_side([(title,) for title in self.block_titles])
+        return tuple(" + ".join(sum(level, ())) for level in titles)
+
+    def _side_by_side(self, each: Sequence[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
+        """What each block has, in lists of those that run side by side."""
+        towers: dict[str, list[tuple[str, ...]]] = {name: [] for name in self.towers}
+        owners = [stack.tower for stack in self.stacks for _ in stack.blocks]
+        for owner, entry in zip(owners, each, strict=True):
+            towers[owner].append(entry)
+        joint = towers.pop("", [])  # all there is, where there are no towers
+        depth = max(map(len, towers.values()), default=0)
+        padded = [[()] * (depth - len(tower)) + tower for tower in towers.values()]
+        return [[*level] for level in zip(*padded, strict=True)] + [[entry] for entry in joint]
+
+    @property
+    def last_stacks(self) -> tuple[Stack, ...]:
+        """The stacks that the heads follow: the last of each tower, or of what all towers lead to."""
+        return tuple(self.towers[name][-1] for name in self.named_towers(None))
 
     def blocks_of(self, tower: str) -> tuple[tuple[str, ...], ...]:
-        """The blocks of one tower, in forward order."""
+        """The blocks of one tower, in forward order; of "" the levels of the model."""
+        if not tower:
+            return self.levels
         return tuple(block for stack in self.towers[tower] for block in stack.blocks)
 
     def named_towers(self, tower: str | None) -> list[str]:
-        """The towers that are meant: the one asked for, or all.
+        """The towers that are meant: the one asked for, or all, or "" where they end in one line.
 
         Raises:
             ValueError: There is no such tower.
         """
         if tower is None:
-            return list(self.towers)
+            return [""] if "" in self.towers else list(self.towers)
         if tower not in self.towers or not tower:
             known = ", ".join(filter(None, self.towers)) or "none: its blocks run one after the other"
             raise ValueError(f"tower: {self.model_class} has no tower '{tower}'. Its towers: {known}.")
@@ -152,15 +175,13 @@ class Anatomy:
             count: How many blocks, counted from the head: the decoder's before the encoder's.
             tower: Of which tower; None for that many of each.
         """
-        names: list[str] = []
-        for each in self.named_towers(tower):
-            first = len(self.blocks_of(each)) - count
-            for stack in self.towers[each]:
-                for block in stack.blocks:
-                    names += block if first <= 0 else ()
-                    first -= 1
-                names += stack.final_norms if first < 0 else ()
-        return tuple(names)
+        every = [self.blocks_of(each) for each in self.named_towers(tower)]
+        names = [
+            name for blocks in every for block in blocks[max(len(blocks) - count, 0) :] for name in block
+        ]
+        inside = set(names)
+        ended = [stack for stack in self.stacks if inside.issuperset(stack.blocks[-1])]
+        return (*names, *(name for stack in ended for name in stack.final_norms))
 
     def blocks_for(self, purpose: str) -> tuple[tuple[str, ...], ...]:
         """The blocks, of a model that must have some.
@@ -210,7 +231,7 @@ def anatomy_of(
     roles = Roles(root, rows, times)
     if blocks is None and (order := _in_order(rows, roles)) != rows:
         rows, roles = order, Roles(root, order, times)
-    doubt = "" if blocks is not None or not rows else doubts_about(rows, roles.stem())
+    doubt = "" if blocks is not None or not rows else doubts_about(rows, roles.stem(), roles.behind())
     if doubt:
         candidates = ", ".join(f"{row.path or 'the model'} ({len(row.blocks)})" for row in rows)
         doubt = f"{doubt}: {candidates}"
@@ -259,11 +280,11 @@ def _say_roles(root: Node, roles: Roles, kind: Literal["head", "embedding"], sai
 
 
 def _in_order(rows: Sequence[Row], roles: Roles) -> list[Row]:
-    """The rows in the order in which their first blocks run, and so the blocks in each."""
-    order: dict[int, list[int]] = {}
-    for number, index in roles.block_order():
-        order.setdefault(number, []).append(index)
-    return [Row(rows[n].parent, tuple(rows[n].blocks[i] for i in inside)) for n, inside in order.items()]
+    """The rows in the order in which their blocks run; of rows that alternate each run is one."""
+    return [
+        Row(rows[number].parent, tuple(rows[number].blocks[index] for _, index in run))
+        for number, run in groupby(roles.block_order(), key=itemgetter(0))
+    ]
 
 
 def _predicts_tokens(root: Node, heads: Iterable[str]) -> bool:
@@ -281,7 +302,7 @@ def _stacks(
 ) -> tuple[Stack, ...]:
     passes = _passes_through_a_group(root, rows)
     titles = titles_of([row.path for row in rows])
-    towers = _towers(root, rows)
+    towers = towers_of(root, rows)
     return tuple(
         Stack(
             title,
@@ -294,26 +315,6 @@ def _stacks(
         )
         for title, row, own, final_norms, tower in zip(titles, rows, blocks, norms, towers, strict=True)
     )
-
-
-def _towers(root: Node, rows: Sequence[Row]) -> list[str]:
-    """The name of the tower of each row; "" for all unless the source says that towers run side by side."""
-    towers: list[list[int]] = []
-    for number, row in enumerate(rows):
-        behind = [
-            tower for tower in towers if not runs_beside(root, rows[tower[-1]].blocks[-1], row.blocks[0])
-        ]
-        if len(behind) > 1:
-            return [""] * len(rows)  # what gets the output of two towers makes a line of them
-        if behind:
-            behind[0].append(number)
-        else:
-            towers.append([number])
-    if len(towers) < 2:
-        return [""] * len(rows)
-    short = [short_name(title) for title in titles_of([rows[tower[0]].path for tower in towers])]
-    of = {number: name for name, tower in zip(short, towers, strict=True) for number in tower}
-    return [of[number] for number in range(len(rows))]
 
 
 def _passes_through_a_group(root: Node, rows: Sequence[Row]) -> int | None:

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from lighter_freezers.selection.anatomy.rows import Row, runs_beside
-from lighter_freezers.selection.anatomy.tree import TABLES, Node, in_run_order, leading
+from lighter_freezers.selection.anatomy.tree import BATCH_NORMS, TABLES, Node, in_run_order, leading
 from lighter_freezers.selection.element_counts import size_of
 from lighter_freezers.selection.names import join
 
@@ -73,7 +73,6 @@ class Roles:
         self._units = units if times is None else _sorted(units, times)
         self._before = _last_seen([unit.span for unit in self._units])
         self._behind = _last_seen([unit.span for unit in self._units][::-1])[::-1]
-        self._around = {node.path: node for node in root.walk() if node.children}
         self._declared_head = _declared_head(root, [row.parent.path for row in rows])
         self.of: dict[str, Role] = {}
         self.tied: list[str] = []
@@ -85,14 +84,15 @@ class Roles:
 
     def stem(self) -> list[Node]:
         """What runs ahead of the blocks, tables left out."""
-        return [
-            unit.node
-            for index, unit in enumerate(self._units)
-            if unit.span is None
-            and self._before[index] is None
-            and not unit.node.is_table
-            and not unit.node.children
-        ]
+        return self._single(self._before)
+
+    def behind(self) -> list[Node]:
+        """What runs behind the blocks, tables left out."""
+        return self._single(self._behind)
+
+    def _single(self, seen: Sequence[Span | None]) -> list[Node]:
+        plain = (unit.node for unit, span in zip(self._units, seen, strict=True) if span is None)
+        return [node for node in plain if not node.is_table and not node.children]
 
     def _assign(self) -> None:
         roles: dict[str, list[Role]] = {}
@@ -154,46 +154,89 @@ class Roles:
     def _role_behind(self, index: int, unit: _Unit, before: Span) -> Role:
         if (inside := self._in_loop(unit, before[0])) is not None:
             return Role("block", before[0], inside)
+        row = self._rows[before[0]]
+        if self._is_in_stage(unit, row):
+            return Role("block", *before)
+        if row.depth < 2 and isinstance(unit.node.module, BATCH_NORMS) and self._is_next_to(unit, row):
+            return Role("block", *before)  # as the norms between the convolutions of a VGG
         return Role("norm", before[0]) if self._is_first_behind(index, unit, before) else Role("head")
+
+    def _is_next_to(self, unit: _Unit, row: Row) -> bool:
+        return unit.path.rpartition(".")[0] == row.parent.path
 
     def _in_loop(self, unit: _Unit, number: int) -> int | None:
         """The block beside which the loop over a row runs a module; None if it does not."""
         row = self._rows[number]
         rest = self._shared_loop(unit, row)
-        if rest is None or (
-            unit.node.is_norm and (len(rest) == 1 or (len(rest) == 2 and rest[1].isdecimal()))
-        ):
+        if rest is None:
+            return None
+        is_listed = len(rest) == 2 and rest[1].isdecimal()
+        if unit.node.is_norm and (len(rest) == 1 or (is_listed and not self._is_in_pairs(unit, row))):
             return None  # the norm of a stage, or one that a loop also runs on what it returns
         index = int(rest[1]) if len(rest) > 1 and rest[1].isdecimal() else 0
         return min(index, len(row.blocks) - 1)
+
+    def _is_in_pairs(self, unit: _Unit, row: Row) -> bool:
+        """Whether the list around a module has a member for each block of a row beside it."""
+        beside = self._root.by_path[unit.path.rpartition(".")[0]]
+        is_beside = beside.path.rpartition(".")[0] == row.parent.path.rpartition(".")[0]
+        return is_beside and row.parent.is_container and len(beside.children) == len(row.blocks)
 
     def _shared_loop(self, unit: _Unit, row: Row) -> list[str] | None:
         """The path of a module below the one whose loop runs it and the row; None if there is none."""
         depth = _shared_depth(unit.path, row.parent.path)
         mine, its = unit.path.split(".")[depth:], row.parent.path.split(".")[depth:]
-        holder = self._around.get(".".join(unit.path.split(".")[:depth]))
-        if holder is None or not mine or not its:
-            return None
-        return mine if any(mine[0] in loop and its[0] in loop for loop in holder.reading.loops) else None
+        around = ".".join(unit.path.split(".")[:depth])
+        row_list = self._root.by_path.get(join(around, its[0])) if mine and its else None
+        if row_list is None or not row_list.is_container:
+            return None  # a loop over whole models, as in TimesFM, runs its head too
+        loops = self._root.by_path[around].reading.loops
+        return mine if any(mine[0] in loop and its[0] in loop for loop in loops) else None
+
+    def _leads_in_loop(self, unit: _Unit, row: Row) -> bool:
+        """Whether the loop over the stages runs a module ahead of the stage of a row."""
+        mine = self._shared_loop(unit, row)
+        if mine is None:
+            return False
+        depth = _shared_depth(unit.path, row.parent.path)
+        around, stage = ".".join(unit.path.split(".")[:depth]), row.parent.path.split(".")[depth]
+        loops = self._root.by_path[around].reading.loops
+        return any(mine[0] in loop and stage in loop[loop.index(mine[0]) :] for loop in loops)
 
     def _role_between(self, index: int, unit: _Unit, before: Span, behind: Span) -> Role:
         one, two = self._rows[before[0]], self._rows[behind[0]]
         to_one, to_two = (_shared_depth(unit.path, row.parent.path) for row in (one, two))
         if one is two or _is_chain(one, two):
-            follows = to_two > to_one or (one is two and self._leads(unit, one))
-            return Role("block", *(behind if follows else before))
+            if self._is_side_output(index, unit, one):
+                return Role("head")
+            leads = self._leads(unit, one) if one is two else self._leads_in_loop(unit, two)
+            return Role("block", *(behind if to_two > to_one or leads else before))
         if (inside := self._in_loop(unit, before[0])) is not None:
             return Role("block", before[0], inside)
-        if one.parent.path in leading(unit.path):
+        if one.parent.path in leading(unit.path) or self._is_in_stage(unit, one):
             return Role("block", *before)
+        if (inside := self._in_loop(unit, behind[0])) is not None:
+            return Role("block", behind[0], inside)
         if to_two > to_one:
-            if (inside := self._in_loop(unit, behind[0])) is not None:
-                return Role("block", behind[0], inside)
             is_inside = two.parent.path in leading(unit.path) or not two.has_mixer
             return Role("block", *behind) if is_inside else Role("embedding")
         if self._is_first_behind(index, unit, before):
             return Role("norm", before[0])
         return Role("head") if self._ends_here(unit, before[0]) else Role("other")
+
+    def _is_in_stage(self, unit: _Unit, row: Row) -> bool:
+        """Whether it belongs to the last stage of a trunk, as the downsampling behind its blocks does."""
+        others = [each.path for each in self._rows if each is not row and each.family == row.family]
+        depth = max((_shared_depth(row.path, other) for other in others), default=-1) + 1
+        stage = ".".join(row.path.split(".")[:depth])
+        is_norm = unit.node.is_norm and unit.path.rpartition(".")[0] == stage
+        return stage not in ("", row.path) and stage in leading(unit.path) and not is_norm
+
+    def _is_side_output(self, index: int, unit: _Unit, row: Row) -> bool:
+        """Whether it reads a row half-way and no block reads it: the second classifier of an Inception."""
+        later = [each.node for each in self._units[index:] if each.span is not None]
+        is_whole = row.parent.path == "" or not row.parent.is_container
+        return is_whole and all(runs_beside(self._root, unit.node, block) for block in later)
 
     def _ends_here(self, unit: _Unit, number: int) -> bool:
         """Whether no later blocks get what it computes, by the source."""
@@ -212,21 +255,13 @@ class Roles:
     def _is_query(self, unit: _Unit, before: Span, behind: Span) -> bool:
         """Whether a table gives a decoder its queries: read whole, and not looked up."""
         around, _, name = unit.path.rpartition(".")
-        holder = self._around.get(around)
+        holder = self._root.by_path.get(around)
         one, two = (_shared_depth(unit.path, self._rows[span[0]].parent.path) for span in (before, behind))
         is_told = holder is not None and name in holder.reading.order
         return is_told and holder is not None and name not in holder.reading.called and two > one
 
     def _is_in_table(self, path: str) -> bool:
-        return any(
-            isinstance(self._by_path[each].module, TABLES) for each in leading(path) if each in self._by_path
-        )
-
-    @property
-    def _by_path(self) -> Mapping[str, Node]:
-        if not hasattr(self, "_paths"):
-            self._paths = {unit.path: unit.node for unit in self._units}
-        return self._paths
+        return any(self._root.by_path[each].is_table for each in leading(path))
 
     def _is_single_number(self, unit: _Unit, key: str) -> bool:
         """Whether it is a temperature or the like; the bias of a layer with one output is not."""
@@ -239,11 +274,7 @@ class Roles:
         around = unit.path.rpartition(".")[0]
         row = self._rows[before[0]]
         is_beside = around == row.parent.path.rpartition(".")[0]
-        if (
-            unit.node.is_norm
-            and is_beside
-            and not isinstance(unit.node.module, nn.modules.batchnorm._NormBase)
-        ):
+        if unit.node.is_norm and is_beside and not isinstance(unit.node.module, BATCH_NORMS):
             return True
         if (
             self._shared_loop(unit, row) is None
@@ -254,7 +285,10 @@ class Roles:
         start = max(i for i in range(index) if self._units[i].span is not None)
         between = self._units[start + 1 : index + 1]
         return all(
-            each.node.is_norm or each.node.is_table or self._shared_loop(each, row) is not None
+            each.node.is_norm
+            or each.node.is_table
+            or self._shared_loop(each, row) is not None
+            or self._is_in_stage(each, row)
             for each in between
         )
 

@@ -11,8 +11,18 @@ from dataclasses import dataclass
 from lighter_freezers.selection.anatomy.tree import Node, leading
 from lighter_freezers.selection.names import closest_names, join, spellings
 
-__all__ = ["Row", "doubts_about", "family_of", "rows_said", "runs_beside", "short_name", "titles_of"]
+__all__ = [
+    "Row",
+    "doubts_about",
+    "family_of",
+    "rows_said",
+    "runs_beside",
+    "short_name",
+    "titles_of",
+    "towers_of",
+]
 
+_DEEP_HEAD = 50  # layers: a head that has more of them, and more weights than the blocks, is no head
 _TRUNK = 0.25  # of the weights: what has more cannot be a stem
 
 
@@ -71,10 +81,9 @@ class Row:
 
 def runs_beside(root: Node, one: Node, other: Node) -> bool:
     """Whether the source says that neither of two modules gets what the other computes."""
-    by_path = {each.path: each for each in root.walk()}
     paths = ([*leading(node.path)][::-1] for node in (one, other))
     here, there = next(((a, b) for a, b in zip(*paths, strict=False) if a != b), ("", ""))
-    holder = by_path.get(here.rpartition(".")[0])
+    holder = root.by_path.get(here.rpartition(".")[0])
     if holder is None:
         return False
     names = {path.rpartition(".")[2] for path in (here, there)}
@@ -88,7 +97,7 @@ def rows_said(root: Node, blocks: Sequence[str]) -> list[Row]:
     Raises:
         ValueError: A pattern matches no module, or a block is inside another.
     """
-    by_path = {node.path: node for node in root.walk()}
+    by_path = root.by_path
     found: dict[str, Node] = {}
     for pattern in [blocks] if isinstance(blocks, str) else blocks:
         inside = next(filter(None, (_matching(each, by_path) for each in spellings(pattern))), {})
@@ -119,18 +128,25 @@ def _matching(pattern: str, by_path: Mapping[str, Node]) -> dict[str, Node]:
     return {path: node for path, node in by_path.items() if path and matches(path)}
 
 
-def doubts_about(rows: Sequence[Row], stem: Sequence[Node]) -> str:
+def doubts_about(rows: Sequence[Row], stem: Sequence[Node], behind: Sequence[Node]) -> str:
     """Why these rows cannot be the layers of the model; "" if they pass.
 
     Args:
         rows: As found.
         stem: What runs ahead of them, tables left out.
+        behind: What runs behind them.
     """
+    if cycle := _alternating(rows):
+        return f"a layer would be {len(cycle)} blocks, one in each of {', '.join(cycle)}"
     blocks = sum(row.elements for row in rows)
     ahead, deep = sum(node.elements for node in stem), sum(node.num_layers for node in stem)
     if deep >= 5 and ahead > _TRUNK * (ahead + blocks):
         share = 100 * ahead / (ahead + blocks)
         return f"{deep} layers with {share:.0f} % of the weights would run ahead of them"
+    after, deep = sum(node.elements for node in behind), sum(node.num_layers for node in behind)
+    if deep >= _DEEP_HEAD and after > blocks:
+        share = 100 * after / (after + blocks)
+        return f"{deep} layers with {share:.0f} % of the weights would run behind them"
     only = rows[0].blocks[0]
     if (
         len(rows) == len(rows[0].blocks) == 1
@@ -138,6 +154,16 @@ def doubts_about(rows: Sequence[Row], stem: Sequence[Node]) -> str:
     ):
         return f"one {type(only.module).__name__} would hold others"
     return ""
+
+
+def _alternating(rows: Sequence[Row]) -> list[str]:
+    """Paths of lists that run in turns, a block of each at a time; of an XLM its attentions and its MLPs."""
+    paths = [row.path for row in rows]
+    cycle = list(dict.fromkeys(paths))
+    turns = len(paths) // len(cycle)
+    is_cycle = 1 < len(cycle) < len(paths) and paths == cycle * turns
+    is_apart = len({row.blocks[0].mixes or row.has_mixer for row in rows}) > 1
+    return cycle if is_cycle and is_apart and all(len(row.blocks) == 1 for row in rows) else []
 
 
 def titles_of(paths: Sequence[str]) -> list[str]:
@@ -159,3 +185,28 @@ def short_name(title: str) -> str:
     first = title.split(".")
     name = first[0] if len(first) < 2 or not first[1].isdecimal() else title
     return re.sub(r"_(model|tower|module|branch|backbone)$", "", name)
+
+
+def towers_of(root: Node, rows: Sequence[Row]) -> list[str]:
+    """The name of the tower of each row; "" for all unless the source says that towers run side by side."""
+    towers: list[list[int]] = []
+    joint: list[int] = []
+    for number, row in enumerate(rows):
+
+        def reaches(others: Sequence[int], row: Row = row) -> bool:
+            return any(not runs_beside(root, rows[n].blocks[-1], row.blocks[0]) for n in others)
+
+        behind = [tower for tower in towers if reaches(tower)]
+        if reaches(joint) or (len(towers) > 1 and len(behind) == len(towers)):
+            joint.append(number)
+        elif len(behind) > 1:
+            return [""] * len(rows)  # what gets the output of some towers makes a line of them
+        elif behind:
+            behind[0].append(number)
+        else:
+            towers.append([number])
+    if len(towers) < 2:
+        return [""] * len(rows)
+    short = [short_name(title) for title in titles_of([rows[tower[0]].path for tower in towers])]
+    of = {number: name for name, tower in zip(short, towers, strict=True) for number in tower}
+    return [of.get(number, "") for number in range(len(rows))]

@@ -23,6 +23,7 @@ _SIDE = re.compile(
     r"downsample|downsampling|downsample_layers?|shortcut|patch_embed(ding)?s?"
 )  # between blocks, whatever it is made of
 _SLIVER = 0.02  # of the largest row: less is a part of something
+_STEM_BLOCKS = 4  # more of them are a backbone, however small
 _STEM = 0.12  # of the whole: convolutions ahead of a transformer that have less are its stem
 
 
@@ -35,10 +36,12 @@ def find_rows(root: Node) -> list[Row]:
     if mixers:
         tables = sum(node.elements for node in root.walk() if node.is_table)
         least = _STEM * (root.elements - tables)
-        families = Counter[str]()
+        families, depths = Counter[str](), Counter[str]()
         for row in deep:
             families[row.family] += row.elements
-        kept = {row.family for row in mixers} | {name for name, size in families.items() if size > least}
+            depths[row.family] += len(row.blocks)
+        trunks = {name for name, size in families.items() if size > least or depths[name] > _STEM_BLOCKS}
+        kept = {row.family for row in mixers} | trunks
         return _merged(_with_single_blocks(root, _no_slivers([row for row in deep if row.family in kept])))
     if deep:
         return _merged(_with_single_blocks(root, _no_slivers(deep)))
@@ -105,7 +108,8 @@ def _rows_below(node: Node, known: dict[object, bool], *, in_stage: bool = False
         if _SIDE.fullmatch(child.name):
             continue
         if family is None:
-            is_parallel = child.is_container and child.name in node.reading.parallel
+            is_list = child.is_container and not isinstance(child.module, nn.Sequential)
+            is_parallel = is_list and child.name in node.reading.parallel
             inner = child.run_order if is_parallel else [child]
             found = [row for each in inner for row in _rows_below(each, known, in_stage=in_stage)]
             rows += [row for row in found if row.has_mixer or not is_parallel]  # towers, and no branches
@@ -123,7 +127,7 @@ def _nested(node: Node) -> tuple[Node, ...]:
     down, up = list[Node](), list[Node]()
     while isinstance(node.module, nn.Sequential) and len(node.children) == 3:
         first, node, last = node.children
-        if node.is_container or len(node.children) > 1:
+        if node.is_container or len(node.children) > 1 or type(first.module) is type(node.module):
             return ()
         down.append(first)
         up.append(last)
@@ -179,7 +183,8 @@ def _main(children: Sequence[Node], *, is_list: bool) -> list[Node]:
     """The blocks among the members of a container; without any, the single layers of one class."""
     deep = [child for child in children if child.num_layers > 1]
     if is_list and deep:
-        return deep
+        classes = {type(child.module) for child in deep}
+        return [child for child in children if child in deep or type(child.module) in classes]
     clusters: list[list[Node]] = []
     kinds: list[dict[type, Node]] = []  # of each cluster, by class
     for child in deep or children:
@@ -205,7 +210,7 @@ def _is_like(one: Node, other: Node) -> bool:
     if type(one.module) is type(other.module):
         return True
     names, others = ({child.name for child in node.children} for node in (one, other))
-    if one.num_layers > 1 and len(names & others) * 2 >= len(names | others) > 0:
+    if one.num_layers > 1 and len(names & others) * 2 > len(names | others):
         return True
     if one.has_mixer and other.has_mixer and names & others:
         return True
@@ -284,7 +289,7 @@ def _is_part(block: Node) -> bool:
 
 def _is_beside(node: Node, rows: Sequence[Row]) -> bool:
     """Whether rows in a module run side by side, as the branches of an HRNet do."""
-    by_path = {each.path: each for each in node.walk()}
+    by_path = node.by_path
     for row in rows:
         for path in leading(row.parent.path):
             around, _, name = path.rpartition(".")

@@ -15,7 +15,8 @@ __all__ = ["Node", "in_run_order", "leading", "tree_of"]
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 TABLES = (nn.Embedding, nn.EmbeddingBag)
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+BATCH_NORMS = nn.modules.batchnorm._NormBase
+NORMS = (BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 MIXER = re.compile(
     r"attn|attention|mixer|mamba|ssm|rwkv|time_mix|retention|recurrent|linear_attn|hyena|fnet|fourier", re.I
 )
@@ -84,6 +85,11 @@ class Node:
         """Its children in the order of their first calls: those that the source names, in their slots."""
         by_name = {child.name: child for child in self.children}
         return [by_name[name] for name in in_run_order(self.reading, list(by_name))]
+
+    @cached_property
+    def by_path(self) -> dict[str, "Node"]:
+        """It and all in it by their paths, in the order of registration."""
+        return {node.path: node for node in self.walk()}
 
     def parameter(self, name: str) -> nn.Parameter:
         """The parameter of a canonical name below this node."""

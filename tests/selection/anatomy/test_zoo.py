@@ -1,4 +1,4 @@
-"""Blocks, order and roles of some 290 models: recorded answers, and their order against forward passes."""
+"""Blocks, order and roles of some 330 models: rows written by hand, and forward passes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -11,13 +11,15 @@ from torch import nn
 from lighter_freezers.layers import freeze_first_n_layers
 from lighter_freezers.selection.anatomy import Anatomy, anatomy_of
 from lighter_freezers.selection.anatomy.addresses import stack_names
+from lighter_freezers.selection.anatomy.tree import leading
 from lighter_freezers.selection.layer_names import parameters_of_layer
-from tests.zoo import transformers_models, vision_models
+from tests.zoo import more_models, transformers_models, vision_models
 from tests.zoo.table import DOCS, REFUSED, main, row_of, rows
 
 MODELS: Mapping[str, tuple[Callable[[], nn.Module], Any]] = {
     **vision_models.MODELS,
     **transformers_models.MODELS,
+    **more_models.MODELS,
 }
 CORE = frozenset(
     [
@@ -30,6 +32,11 @@ CORE = frozenset(
 NO_FORWARD = frozenset(("xlstm", "nystromformer", "lxmert", "pvt", "glpn", "siglip2", "monai_swin_unetr"))
 ROWS = rows()
 NAMES = [name if name in CORE else pytest.param(name, marks=pytest.mark.wide) for name in ROWS]
+
+
+def _has_example(name: Any) -> bool:
+    name = name if isinstance(name, str) else name.values[0]
+    return name in MODELS and example_of(name) is not None
 
 
 def _tensors(kind: str) -> Any:
@@ -84,6 +91,53 @@ def test_a_model_of_the_zoo(name: str) -> None:
             freeze_first_n_layers(model, 1)
     if (example := example_of(name)) is not None:
         assert anatomy_of(model, example=example) == anatomy
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in NAMES if _has_example(name)])
+def test_a_row_agrees_with_a_forward_pass(name: str) -> None:
+    """By hooks and the row alone: stacks hold what is called, between embeddings and norms or heads."""
+    if name not in MODELS or ROWS[name].stacks == REFUSED:
+        pytest.skip(f"{name}: its package is not installed, or it is refused")
+    model, row = MODELS[name][0](), ROWS[name]
+    first = _first_calls(model, example_of(name))
+    others = {*row.embeddings.split(), *row.norms.split(), *row.heads.split()}
+    spans = []
+    for stack in row.stacks.split():
+        path, count = stack.rpartition(":")[0].removeprefix("."), int(stack.rpartition(":")[2])
+        inside = f"{path}." if path in dict(model.named_modules()) and path else path
+        members: dict[str, int] = {}  # a block that is a list is not called itself
+        for each, time in first.items():
+            if each.startswith(inside) and each and others.isdisjoint(leading(each)):
+                members.setdefault(each[len(inside) :].partition(".")[0], time)
+        times = sorted(members.values())
+        assert len(times) >= count or name == "monai_unet", stack  # a recursion
+        spans.append((times[0], times[-1]))
+    for paths, is_placed in (
+        (row.embeddings, lambda time: time < max(start for start, _ in spans)),
+        (f"{row.norms} {row.heads}", lambda time: time > min(start for start, _ in spans)),
+    ):
+        for path in {*paths.split()} - {*row.tied.split()}:  # a tied weight runs at both ends
+            called = [time for each, time in first.items() if each == path or each.startswith(f"{path}.")]
+            assert not called or is_placed(min(called)), path
+
+
+def _first_calls(model: nn.Module, example: Any) -> dict[str, int]:
+    """Path of each module to the place of its first call among those of all modules."""
+    first: dict[str, int] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            first.setdefault(path, len(first))
+
+        return hook
+
+    for path, module in model.named_modules():
+        module.register_forward_pre_hook(note(path))
+    with torch.no_grad():
+        model.eval()
+        model(**example) if isinstance(example, Mapping) else model(*example)
+    return first
 
 
 @pytest.mark.wide
