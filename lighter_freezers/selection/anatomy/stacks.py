@@ -184,7 +184,7 @@ def _main(children: Sequence[Node], *, is_list: bool) -> list[Node]:
     deep = [child for child in children if child.num_layers > 1]
     if is_list and deep:
         classes = {type(child.module) for child in deep}
-        return [child for child in children if child in deep or type(child.module) in classes]
+        return [child for child in children if child.num_layers > 1 or type(child.module) in classes]
     clusters: list[list[Node]] = []
     kinds: list[dict[type, Node]] = []  # of each cluster, by class
     for child in deep or children:
