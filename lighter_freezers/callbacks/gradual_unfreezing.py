@@ -22,7 +22,7 @@ from lighter_freezers.layers.stage_list import read_stages
 from lighter_freezers.layers.stage_plan import StagePlan
 from lighter_freezers.layers.thaw_order import Direction, layers_of
 from lighter_freezers.layers.thaw_pace import parse_pace
-from lighter_freezers.layers.thaw_plan import ThawPlan
+from lighter_freezers.layers.thaw_plan import ExplicitStage, ThawPlan
 from lighter_freezers.selection.anatomy.order_check import check_order
 from lighter_freezers.selection.name_summary import first_few
 
@@ -186,6 +186,11 @@ class GradualUnfreezing(EngineCallback):
         layers = layers_of(model, self._said)
         self._beginnings = self._plan.beginnings(layers)
         return self._plan.rules(layers)
+
+    def explicit_stages(self, model: nn.Module) -> list[ExplicitStage]:
+        """The stages of a pace one by one, for `lighter-freezers schedule`."""
+        assert isinstance(self._plan, ThawPlan)
+        return self._plan.explicit(layers_of(model, self._said))
 
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Let the first forward pass check the order of the blocks; warn of stages after the last step."""

@@ -10,7 +10,7 @@ from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["comments_on", "first_step"]
+__all__ = ["amount", "comments_on", "first_step"]
 
 
 def comments_on(config: Mapping[str, object], model: nn.Module) -> list[str]:
@@ -37,7 +37,7 @@ def first_step(configs: Sequence[Mapping[str, object]], model: nn.Module) -> str
     }
     sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     names = [name for name, parameter in parameters.items() if parameter.requires_grad and name not in held]
-    return f"{NameSummary(list(sizes)).compress(names)} ({_amount(names, sizes)})"
+    return f"{NameSummary(list(sizes)).compress(names)} ({amount(names, sizes)})"
 
 
 def _rules(config: Mapping[str, object], model: nn.Module) -> list[FreezeRule]:
@@ -49,7 +49,7 @@ def _rules(config: Mapping[str, object], model: nn.Module) -> list[FreezeRule]:
 
 def _line(rule: FreezeRule, sizes: Mapping[str, int], summary: NameSummary, model: nn.Module) -> str:
     names = list(rule.selector.select(model))
-    what = f"{summary.compress(names)} ({_amount(names, sizes)})"
+    what = f"{summary.compress(names)} ({amount(names, sizes)})"
     rate = rule.learning_rate
     share = f"at {rate.factor:.3g} of the learning rate" if rate is not None and rate.factor != 1 else ""
     if rule.schedule == Schedule(until_step=0):
@@ -58,6 +58,7 @@ def _line(rule: FreezeRule, sizes: Mapping[str, int], summary: NameSummary, mode
     return f"{what}: {held}{', then trains ' * bool(share)}{share}"
 
 
-def _amount(names: Sequence[str], sizes: Mapping[str, int]) -> str:
+def amount(names: Sequence[str], sizes: Mapping[str, int]) -> str:
+    """How many elements some parameters have, and their share of all."""
     number = sum(sizes[name] for name in names)
     return f"{number:,} parameters, {number / max(1, sum(sizes.values())):.1%}"

@@ -9,6 +9,7 @@ from lighter_freezers import arguments as checks
 from lighter_freezers.cli.callback_comments import comments_on, first_step
 from lighter_freezers.cli.config_text import Commented, add_callbacks, indented
 from lighter_freezers.cli.source_config import Source, read_source
+from lighter_freezers.cli.stage_file import gradual_arguments, stage_file
 from lighter_freezers.cli.strategies import STRATEGIES, Options, strategy_callbacks
 from lighter_freezers.reports.whole_files import write_whole
 from lighter_freezers.selection.anatomy import anatomy_of
@@ -21,6 +22,8 @@ SUMMARY = (
 )
 _WHAT_IT_DOES = {
     "gradual": "the head trains first, then the blocks thaw one after another, from the top",
+    "stages": "the same as a file of stages to edit, for GradualUnfreezing(schedule=FILE); of the "
+    "GradualUnfreezing that the config already has, if it has one",
     "top-down": "the same written out for editing by hand: a Freezer for each stage",
     "lp-lora": "the lower blocks and the embeddings are frozen for the whole run",
     "discriminative": "nothing is frozen; the deeper a layer, the lower its learning rate",
@@ -28,9 +31,9 @@ _WHAT_IT_DOES = {
 _USED_BY = {  # option -> the strategies that use it
     "freeze_ratio": ("lp-lora",),
     "train_embeddings": ("lp-lora",),
-    "lr_decay": ("gradual", "top-down", "discriminative"),
-    "epochs": ("gradual", "top-down"),
-    "steps": ("gradual", "top-down"),
+    "lr_decay": ("gradual", "stages", "top-down", "discriminative"),
+    "epochs": ("gradual", "stages", "top-down"),
+    "steps": ("gradual", "stages", "top-down"),
 }
 _DATA = """
 data:
@@ -102,12 +105,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     write_whole(output, text)
-    print(f"Wrote {output}. See what it does: lighter-freezers plan {output}")
+    seen = "its first lines say how to use it" if arguments.strategy == "stages" else ""
+    print(f"Wrote {output}. {seen or f'See what it does: lighter-freezers plan {output}'}")
     return 0
 
 
 def _written(arguments: argparse.Namespace, output: str, source: Source) -> str:
     """The text of the new config."""
+    if arguments.strategy == "stages":
+        return _stages(arguments, output, source)
     options = _options(arguments, source)
     callbacks = strategy_callbacks(arguments.strategy, source.model, options)
     commented = [Commented(tuple(comments_on(callback, source.model)), callback) for callback in callbacks]
@@ -129,6 +135,20 @@ def _written(arguments: argparse.Namespace, output: str, source: Source) -> str:
     return _header(arguments, "FILE" if output == "-" else output, source) + text
 
 
+def _stages(arguments: argparse.Namespace, output: str, source: Source) -> str:
+    """The text of a file of stages: of the callback that the config has, or of one as `gradual` writes it."""
+    present = gradual_arguments(source.text)
+    if present is not None and (given := _given(arguments)):
+        raise ValueError(
+            f"The stages are those of the config's GradualUnfreezing: leave out {', '.join(given)}."
+        )
+    if present is None:
+        (callback,) = strategy_callbacks("stages", source.model, _options(arguments, source))
+        present = {key: value for key, value in callback.items() if key != "_target_"}
+    written = f"# Written by: {_command(arguments)}\n"
+    return written + stage_file(present, source.model, "FILE" if output == "-" else output)
+
+
 def _whole(source: Source, options: Options) -> str:
     """A config with a `trainer` and a `model`: the given one, or one to fill in around the model."""
     if source.kind == "run":
@@ -146,18 +166,27 @@ def _whole(source: Source, options: Options) -> str:
 
 def _header(arguments: argparse.Namespace, output: str, source: Source) -> str:
     """The comment at the top: what this file is, and the command that runs it."""
-    given = {name: getattr(arguments, name) for name in _USED_BY if getattr(arguments, name) is not None}
-    options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in given.items())
-    options = options.replace("--train-embeddings True", "--train-embeddings")
-    command = f"lighter-freezers schedule {arguments.config} --strategy {arguments.strategy}{options}"
     lines = [
-        f"Written by:   {command}",
+        f"Written by:   {_command(arguments)}",
         f"See it first: lighter-freezers plan {output}",
         f"Run it:       lighter fit {output}",
     ]
     if source.kind != "run":
         lines.insert(1, "To do:        what is marked with FILL IN")
     return "".join(f"# {line}\n" for line in lines) + "\n"
+
+
+def _given(arguments: argparse.Namespace) -> list[str]:
+    """The options that were given, as on the command line."""
+    given = {name: getattr(arguments, name) for name in _USED_BY if getattr(arguments, name) is not None}
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+    return [option.replace("--train-embeddings True", "--train-embeddings") for option in options]
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command that writes this file."""
+    words = ["lighter-freezers schedule", str(arguments.config), "--strategy", arguments.strategy]
+    return " ".join([*words, *_given(arguments)])
 
 
 def _options(arguments: argparse.Namespace, source: Source) -> Options:

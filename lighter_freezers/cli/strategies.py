@@ -1,4 +1,4 @@
-"""Four ways to freeze a model, as callbacks for a config. Writes no text."""
+"""Ways to freeze a model, as callbacks for a config. Writes no text."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -12,7 +12,7 @@ from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters, without_wrapper
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["STRATEGIES", "Options", "strategy_callbacks"]
+__all__ = ["GRADUAL", "STRATEGIES", "Options", "selection_of", "strategy_callbacks"]
 
 GRADUAL = "lighter_freezers.GradualUnfreezing"
 Callbacks = list[dict[str, object]]
@@ -108,6 +108,7 @@ def _discriminative(model: nn.Module, layers: Layers, options: Options) -> Callb
 
 STRATEGIES: Mapping[str, Callable[[nn.Module, Layers, Options], Callbacks]] = {
     "gradual": _gradual,
+    "stages": _gradual,
     "top-down": _top_down,
     "lp-lora": _lp_lora,
     "discriminative": _discriminative,
@@ -127,10 +128,10 @@ def _refuse_short(length: int | None, unit: str) -> int:
 
 def _freezer(model: nn.Module, held: Set[str], rest: Mapping[str, object]) -> dict[str, object]:
     names = [name for name in canonical_parameters(model) if name in held]
-    return {"_target_": "lighter_freezers.Freezer", **_selection(model, names), **rest}
+    return {"_target_": "lighter_freezers.Freezer", **selection_of(model, names), **rest}
 
 
-def _selection(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
+def selection_of(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
     """Arguments of a Freezer that select these parameters and no others: whole modules, and what is left."""
     every = canonical_parameters(model).keys()
     whole = NameSummary(list(every)).whole_modules(names)

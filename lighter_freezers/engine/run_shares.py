@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from torch import nn
 
@@ -46,7 +46,7 @@ class RunShares:
         """
         return cast("Value", self._resolved(value))
 
-    def _resolved(self, value: Any) -> Any:  # any part of a dataclass
+    def _resolved(self, value: object) -> object:
         if isinstance(value, Share):
             return max(1, round(value.percent / 100 * self._total(value)))
         if isinstance(value, tuple):

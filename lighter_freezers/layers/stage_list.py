@@ -16,7 +16,7 @@ from lighter_freezers.engine.terms import NormMode
 from lighter_freezers.engine.triggers import parse_metric_trigger
 from lighter_freezers.selection.names import closest_names
 
-__all__ = ["Stage", "read_stages"]
+__all__ = ["Entry", "Stage", "read_stages"]
 
 _KEYS = (
     "thaw",

@@ -51,6 +51,19 @@ class Pace:
             return Schedule(until_step=_times(stage, self.every_n_steps)), None
         return Schedule(until_epoch=_times(stage, self.every_n_epochs or 1)), None
 
+    def bound(self, stage: int) -> dict[str, object]:
+        """What ends the stage before, as it stands in a list of stages."""
+        if self.plateau is not None:
+            plateau = {key: getattr(self.plateau, key) for key in ("patience", "min_delta", "mode")}
+            return {"until_metric": {"monitor": self.plateau.monitor, "plateau": plateau}}
+        hold, _ = self.hold(stage)
+        bounds = {"until_step": hold.until_step, "until_epoch": hold.until_epoch}
+        return {
+            key: f"{bound}" if isinstance(bound, arguments.Share) else bound
+            for key, bound in bounds.items()
+            if bound is not None
+        }
+
     def __str__(self) -> str:
         if self.plateau is not None:
             return f"at each plateau of {self.plateau.monitor}"

@@ -1,7 +1,7 @@
 """The stages of a gradual unfreezing as freezing rules for one model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,22 @@ from lighter_freezers.layers.thaw_order import Direction, Layer, Layers, cut_int
 from lighter_freezers.layers.thaw_pace import Pace
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["ThawPlan"]
+__all__ = ["ExplicitStage", "ThawPlan"]
+
+
+@dataclass(frozen=True)
+class ExplicitStage:
+    """One stage as it stands in a list of stages.
+
+    Attributes:
+        layers: What thaws in it.
+        factors: The rate of each of them relative to the LR scheduler's; empty where all have that.
+        rest: Its other keys.
+    """
+
+    layers: tuple[Layer, ...]
+    factors: tuple[float, ...]
+    rest: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,21 @@ class ThawPlan:
         """When each layer thaws, and its name in the log."""
         stages = enumerate(self._stages(layers))
         return [(self.pace.hold(stage)[0], layer.title) for stage, cut in stages for layer in cut]
+
+    def explicit(self, layers: Layers) -> list[ExplicitStage]:
+        """The same stages one by one, as `GradualUnfreezing(stages=...)` takes them."""
+        cuts = list(enumerate(self._stages(layers)))
+        if self.pace.plateau is None:
+            cuts = [(stage, cut) for stage, cut in cuts if cut or not stage]
+        ends = [self.pace.bound(stage) for stage, _ in cuts[1:]]
+        found = []
+        for (stage, cut), end in zip(cuts, [*ends, {}], strict=True):
+            named = tuple(layer for layer in cut if layer.names)
+            factors = [(self.lr_decay or 1.0) ** -layer.depth for layer in named]
+            warmup = {"warmup_steps": self.warmup_steps} if stage and self.warmup_steps else {}
+            has_rates = any(factor != 1.0 for factor in factors)
+            found.append(ExplicitStage(named, tuple(factors if has_rates else ()), {**end, **warmup}))
+        return found
 
     def _stages(self, layers: Layers) -> list[tuple[Layer, ...]]:
         total = len(layers.blocks)

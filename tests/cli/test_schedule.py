@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lighter_freezers.cli.main import main
@@ -215,3 +216,67 @@ def test_by_its_own_command(folder: Path) -> None:
     assert done.returncode == 2
     assert "gradual" in done.stderr
     assert "discriminative" in done.stderr
+
+
+PACES = {
+    "epochs": "every_n_epochs: 1\n      lr_decay: 2.6",
+    "steps": "every_n_steps: 3\n      layers_per_stage: 2\n      warmup_steps: 2",
+    "shares": "every_n_steps: 20%",
+    "total": "total_epochs: 3\n      unfreeze_embeddings: never",
+    "plateau": "plateau: {monitor: val/loss, patience: 1, min_delta: 1.0e+9}\n      lr_decay: 1.5",
+}
+
+
+@pytest.mark.parametrize("pace", PACES)
+def test_stages_written_out_are_those_of_the_callback(pace: str) -> None:
+    """What moves, and the weights at the end, with the pace and with the file that is made of it."""
+    from lighter_freezers import GradualUnfreezing
+    from lighter_freezers.cli.stage_file import stage_file
+    from tests.callbacks.block_net import BlockNet
+    from tests.lab import adamw, batches, regression, trainer
+
+    arguments = yaml.safe_load(PACES[pace].replace("\n      ", "\n"))
+    loaded = yaml.safe_load(stage_file(arguments, regression("pytorch_lightning", BlockNet), "FILE"))
+    results = []
+    for callback in (GradualUnfreezing(**arguments), GradualUnfreezing(stages=loaded["stages"])):
+        module = regression("pytorch_lightning", BlockNet, adamw)
+        fit = trainer("pytorch_lightning", callbacks=[callback], max_epochs=7)
+        fit.fit(module, batches(), batches())
+        results.append(module.state_dict())
+
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_file_of_stages_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `lighter fit`, from a config without a callback; it says how to use it."""
+    assert main(["schedule", "small.yaml", "--strategy", "stages", "--output", "stages.yaml"]) == 0
+    written = (folder / "stages.yaml").read_text()
+    assert (
+        "# Use it in the callbacks of a config:\n#   - _target_: lighter_freezers.GradualUnfreezing"
+        in written
+    )
+    assert "  # thaws blocks.3 (" in written
+    assert main(["schedule", "small.yaml", "--strategy", "gradual"]) == 0
+    config = yaml.safe_load((folder / "small_gradual.yaml").read_text())
+    config["trainer"]["callbacks"][0] = {
+        "_target_": "lighter_freezers.GradualUnfreezing",
+        "schedule": "stages.yaml",
+    }
+    (folder / "with_stages.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    assert fit(monkeypatch, "with_stages.yaml") == STAGES
+
+
+def test_stages_of_the_callback_that_the_config_has(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its pace, not one for the length of the run; options that would set one are an error."""
+    config = yaml.safe_load(small_run.CONFIG)
+    present = {"_target_": "lighter_freezers.GradualUnfreezing", "every_n_steps": 7}
+    config["trainer"].setdefault("callbacks", []).append(present)
+    (folder / "own.yaml").write_text(yaml.safe_dump(config))
+
+    assert main(["schedule", "own.yaml", "--strategy", "stages", "--output", "-"]) == 0
+    stages = yaml.safe_load(capsys.readouterr().out)["stages"]
+    assert [stage.get("until_step") for stage in stages] == [7, 14, 21, 28, None]
+    assert main(["schedule", "own.yaml", "--strategy", "stages", "--output", "-", "--epochs", "3"]) != 0
+    assert "leave out --epochs 3" in capsys.readouterr().err
