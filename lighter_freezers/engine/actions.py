@@ -43,7 +43,8 @@ class Action:
 
     Attributes:
         title: Names it in logs and errors.
-        kind: Names it in checkpoints; it may restore the state of another action of the same kind.
+        kind: Names it in checkpoints; it may restore the state of another action of the same kind. Only one
+            action of a run may have the default.
         entries: Key -> title of each entry of its list.
         terms: What else it asks for while it holds something.
         reshapes: Whether it may give parameters other shapes.
@@ -181,6 +182,13 @@ class Actions:
     """
 
     def __init__(self, actions: Sequence[Action]) -> None:
+        unnamed = [action for action in actions if action.kind == Action.kind]
+        if len(unnamed) > 1:
+            classes = ", ".join(dict.fromkeys(type(action).__name__ for action in unnamed))
+            raise ValueError(
+                f"{len(unnamed)} actions of this run ({classes}) have the default kind '{Action.kind}', so a "
+                "checkpoint could not tell whose state is whose. Give each class a `kind` of its own."
+            )
         keys = numbered(list_key(action.kind, action.entries) for action in actions)
         self._actions: dict[str, Action] = dict(zip(keys, actions, strict=True))
         self._losses: dict[str, TrainingLoss] = {}  # by the key of the action that waits for it

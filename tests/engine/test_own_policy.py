@@ -190,3 +190,23 @@ def test_type_checkers_know_the_same_names() -> None:
         lighter_freezers.engine.__all__
     )
     assert stub.count(" as ") == len(lighter_freezers.engine.__all__)
+
+
+def test_the_default_kind_serves_one_action_only() -> None:
+    """Two would take each other's state after their callbacks changed places."""
+    from lighter_freezers.engine import Action, EngineCallback
+
+    class Unnamed(Action):
+        title = "Unnamed"
+
+        def is_due(self, moment: Any) -> bool:
+            return False
+
+    class Policy(EngineCallback):
+        def actions(self) -> list[Action]:
+            return [Unnamed()]
+
+    runner = trainer(LONE, callbacks=[Policy()])
+    runner.fit(regression(LONE), batches(), batches())
+    with pytest.raises(ValueError, match=r"2 actions of this run \(Unnamed\) have the default kind 'action'"):
+        trainer(LONE, callbacks=[Policy(), Policy()]).fit(regression(LONE), batches(), batches())
