@@ -54,8 +54,8 @@ class Fit:
     def bind(self, model: nn.Module, moment: Moment, on_intrusion: Callable[[], None]) -> None:
         """Find the parameters of every rule, and hold what the current moment requires."""
         for active in self.active_rules:
-            if active.bind(model):
-                active.hold.watch(on_intrusion)
+            active.hold.watch(on_intrusion)
+            active.bind(model)
         refuse_overlap(self.active_rules)
         holdable = [each for active in self.active_rules for each in active.hold.parameters]
         holdable += [each for action in self.actions for each in action.freezable(model)]
@@ -94,9 +94,7 @@ class Fit:
                 self._set_stage(self._clock.enter(context.moment))
             follow_all(self.active_rules, context.moment)
             outcome = self.actions.perform(context)
-        has_moved = self.followers.follow(context, flips, outcome)
-        self.followers.optimizers.keep_up()
-        return has_moved
+        return self.followers.follow(context, flips, outcome)
 
     def watch_patience(self, trainer: TrainerLike, wake: Callable[[], object]) -> None:
         """Let EarlyStopping end stages; `wake` has the next moment looked at."""

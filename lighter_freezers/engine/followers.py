@@ -102,6 +102,7 @@ class Followers:
             self._look_again(context)
         before, self._held = self._held, self._active_holds()
         if before == self._held and outcome is None:
+            self.optimizers.keep_up()
             return False
         outcome = outcome or ActionResult()
         frozen, thawed = flips.net

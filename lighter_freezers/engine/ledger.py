@@ -170,11 +170,17 @@ class Hold:
             if not successor.requires_grad and (old.baseline and (old.count or old.is_left)):
                 record.baseline = record.is_left = True
         was_active = self.is_active
-        self.abandon()
-        successor_hold = Hold(parameters, self.holder, self.terms)
+        successor_hold = self.abandoned_for(parameters)
         if was_active:
             successor_hold.take()
         return successor_hold
+
+    def abandoned_for(self, parameters: Iterable[Parameter]) -> "Hold":
+        """Stop holding; the same holder's hold on other parameters, not taken yet."""
+        self.abandon()
+        other = Hold(parameters, self.holder, self.terms)
+        other._on_intrusion = self._on_intrusion
+        return other
 
     def replace(self, old: Parameter, new: Parameter) -> None:
         """Hold a successor in place of a parameter; `succeed` calls it."""
@@ -189,13 +195,17 @@ class Hold:
         self._on_intrusion = on_intrusion
 
     def _watch(self) -> None:
-        if self._on_intrusion is None:
+        on_intrusion = self._on_intrusion
+        if on_intrusion is None:
             return
         stride = -(-len(self._grips) // _WATCHED_PER_HOLD) or 1
         for first in range(0, len(self._grips), stride):
             for parameter, _ in self._grips[first : first + stride]:
-                if parameter.requires_grad and parameter.is_leaf and not is_lazy(parameter):
-                    watch = parameter.register_post_accumulate_grad_hook(self._intruded)  # type: ignore[no-untyped-call]
+                can_train = parameter.is_floating_point() or parameter.is_complex()
+                if can_train and parameter.is_leaf and not is_lazy(parameter):
+                    flag, parameter.requires_grad = parameter.requires_grad, True  # or torch takes no hook
+                    watch = parameter.register_post_accumulate_grad_hook(lambda _: on_intrusion())  # type: ignore[no-untyped-call]
+                    parameter.requires_grad = flag
                     self._watches.append(watch)
                     break
 
@@ -203,10 +213,6 @@ class Hold:
         for watch in self._watches:
             watch.remove()
         self._watches = []
-
-    def _intruded(self, parameter: object) -> None:
-        assert self._on_intrusion is not None
-        self._on_intrusion()
 
 
 def hold(parameters: Iterable[Parameter], holder: str) -> list[Parameter]:

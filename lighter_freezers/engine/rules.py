@@ -108,22 +108,16 @@ class ActiveRule:
         """The rate it requests for the parameters it releases."""
         return self.rule.learning_rate
 
-    def bind(self, model: nn.Module) -> bool:
-        """Find its parameters, or find them again after a module was rebuilt or sharded.
-
-        Returns:
-            Whether they are other tensors than before.
-        """
+    def bind(self, model: nn.Module) -> None:
+        """Find its parameters, or find them again after a module was rebuilt or sharded."""
         selected = self.rule.selector.select(model, on_missing=self.rule.on_missing)
         if [id(p) for p in selected.values()] == [id(p) for p in self.selected.values()]:
-            return False
+            return
         if selected.keys() == self.selected.keys():
             self.hold = self.hold.moved_to(list(selected.values()))
         else:
-            self.hold.abandon()
-            self.hold = Hold(selected.values(), self.rule.title, self.rule.terms)
+            self.hold = self.hold.abandoned_for(selected.values())
         self.selected = selected
-        return True
 
     def holds_at(self, moment: Moment) -> bool:
         """Whether it holds at a moment."""

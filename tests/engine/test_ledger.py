@@ -179,6 +179,30 @@ def test_a_gradient_of_a_held_parameter_is_noticed(watched: int) -> None:
     assert intrusions == [watched]
 
 
+def test_every_hold_watches_in_whatever_state_it_finds_its_parameter() -> None:
+    """Held by another, left frozen by a run, frozen by the user, moved to a tensor, abandoned for one."""
+    beside, left, frozen, moved, given_up, *successors = parameters(7)
+    first, before = Hold([beside], "first"), Hold([left], "the last run")
+    for each in (first, before):
+        each.take()
+    before.abandon()
+    frozen.requires_grad = False
+    noticed: list[int] = []
+    holds = [Hold([parameter], "freezer") for parameter in (beside, left, frozen, moved, given_up)]
+    for hold in holds:
+        hold.watch(lambda: noticed.append(1))
+        hold.take()
+    first.let_go()
+    later = [holds[3].moved_to(successors[:1]), holds[4].abandoned_for(successors[1:])]
+    later[1].take()
+
+    for number, parameter in enumerate([beside, left, frozen, *successors], 1):
+        assert not parameter.requires_grad
+        parameter.requires_grad = True
+        parameter.sum().backward()
+        assert len(noticed) == number
+
+
 def test_watching_ends_with_the_hold() -> None:
     """A thawed parameter trains without any hook of ours."""
     (parameter,) = parameters(1)

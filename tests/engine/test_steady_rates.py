@@ -98,3 +98,16 @@ def test_a_rate_written_by_hand_does_not_replace_the_requested_one():
     fit(model, Freezer(name_starts_with="backbone.", until_step=2, unfreeze_lr_factor=0.1))
     assert model.rates[:2] == [0.02, 0.02]
     assert model.rates[2:] == pytest.approx([0.002] * 18)
+
+
+def test_a_thaw_writes_its_rate_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the process that looks for rates of 0, too."""
+    model, writes = Net(), []
+    write = ThawedGroup.set_learning_rate
+    monkeypatch.setattr(
+        ThawedGroup,
+        "set_learning_rate",
+        lambda group, moment: (writes.append(moment.optimizer_step), write(group, moment))[1],
+    )
+    fit(model, Freezer(name_starts_with="backbone.", until_step=5, unfreeze_lr_factor=0.1))
+    assert writes.count(5) == 1

@@ -117,3 +117,16 @@ def test_state_and_restore(gpt: GPT, holds: LayerHolds) -> None:
     other.leave()
     assert frozen(anew) == before
     assert not any(ledger.is_held(parameter) for parameter in anew.parameters())
+
+
+def test_what_stays_held_of_a_hold_is_watched(gpt: GPT) -> None:
+    """One layer of three thaws; other code then switches one of the others on."""
+    noticed: list[str] = []
+    holds = LayerHolds("LayerOperations", lambda: noticed.append("a gradient"))
+    holds.freeze(gpt, "attn.*")
+    holds.unfreeze(gpt, "attn.1")
+    weight = gpt.get_parameter("transformer.h.0.attn.c_attn.weight")
+    weight.requires_grad = True
+    weight.sum().backward()
+
+    assert noticed == ["a gradient"]
