@@ -83,16 +83,82 @@ def resume_with_another(folder: Path, num_ranks: int) -> dict[str, Any]:
     return {"weights": dict(module.state_dict()), "frozen": {}}
 
 
+def fit_with_hook(kind: str) -> dict[str, Any]:
+    """Train with a communication hook, freezing and thawing; what its state says after each step."""
+    from pytorch_lightning.strategies import DDPStrategy
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, post_localSGD_hook, powerSGD_hook
+
+    class Hooked(DDPStrategy):  # Lightning itself registers hooks on CUDA only
+        def _register_ddp_hooks(self) -> None:
+            if kind != "the user's own":
+                self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)
+
+    num_calls = [0]
+
+    def counted(hook: Any) -> Any:
+        def count(state: Any, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            num_calls[0] += 1
+            return hook(state, bucket)
+
+        return count
+
+    state, hook = {
+        "PowerSGD": lambda: (
+            powerSGD_hook.PowerSGDState(None, start_powerSGD_iter=2),
+            powerSGD_hook.powerSGD_hook,
+        ),
+        "PostLocalSGD": lambda: (
+            post_localSGD_hook.PostLocalSGDState(None, None, 100),
+            post_localSGD_hook.post_localSGD_hook,
+        ),
+        "fp16": lambda: (None, default_hooks.fp16_compress_hook),
+        "the user's own": lambda: (None, default_hooks.allreduce_hook),
+    }[kind]()
+    hook = counted(hook)
+
+    def read(trainer: Any, _: Any) -> tuple[int, list[int], int]:
+        errors = getattr(state, "error_dict", {})
+        return getattr(state, "iter", -1), [error.numel() for error in errors.values()], num_calls[0]
+
+    seen = recorder("pytorch_lightning", read)
+    registers = recorder(
+        "pytorch_lightning",
+        lambda trainer, _: kind == "the user's own" and trainer.model.register_comm_hook(state, hook),
+        "on_train_start",
+    )
+    module = regression("pytorch_lightning", optimizer=adamw)
+    period = {"model_averaging_period": 4} if kind == "PostLocalSGD" else {}
+    strategy = Hooked(process_group_backend="gloo", ddp_comm_state=state, ddp_comm_hook=hook, **period)
+    freezers = [
+        Freezer(name_starts_with="layer2", until_step=4),
+        Freezer(name_starts_with="layer1.", from_step=8),
+    ]
+    loader = batches(64, int(os.environ["RANK"]), 2)
+    trainer(
+        "pytorch_lightning",
+        callbacks=[*freezers, registers, seen],
+        max_epochs=2,
+        max_steps=12,
+        devices=2,
+        strategy=strategy,
+    ).fit(module, loader)
+    return {"weights": dict(module.state_dict()), "seen": seen.seen, "frozen": {}}
+
+
+HOOKS = ("PowerSGD", "PostLocalSGD", "fp16", "the user's own")
+
+
 def fit_all(cells: list[Cell], folder: Path) -> list[dict[str, Any]]:
     """What each rank does: one fit after the other in the same pair of processes."""
-    return [*(fit(cell, 2) for cell in cells), resume_with_another(folder, 2)]
+    hooked = [fit_with_hook(kind) for kind in HOOKS]
+    return [*(fit(cell, 2) for cell in cells), resume_with_another(folder, 2), *hooked]
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, tuple[dict[str, Any], dict[str, Any]]]:
     cells, folder = EXACT + ROUNDED, tmp_path_factory.mktemp("ranks")
     ranks = run_ranks(fit_all, folder, 2, cells, folder)
-    return dict(zip([*cells, "resumed"], zip(*ranks, strict=True), strict=True))
+    return dict(zip([*cells, "resumed", *HOOKS], zip(*ranks, strict=True), strict=True))
 
 
 def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
@@ -118,3 +184,19 @@ def test_two_ranks_resume_by_name_like_one_process(two_ranks: Any, tmp_path: Pat
     first, second = two_ranks["resumed"]
     assert largest_difference(first, second) == 0.0
     assert largest_difference(first, resume_with_another(tmp_path, 1)) < 2e-6
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_communication_hooks_outlive_a_rebuild(two_ranks: Any, kind: str) -> None:
+    """Every step goes through them; what PowerSGD keeps by bucket begins anew with new buckets."""
+    first, second = two_ranks[kind]
+    assert largest_difference(first, second) == 0.0
+    steps, errors, calls = zip(*first["seen"], strict=True)
+    assert list(calls) == sorted(set(calls))
+    assert len(calls) == 12
+    if kind == "PowerSGD":
+        assert list(steps) == [1, 2, 3, 4] * 3
+        # all 225 weights but for a layer of 72, all of them, all but for another; no errors in two steps each
+        assert [sum(each) for each in errors] == [0, 0, 153, 153, 0, 0, 225, 225, 0, 0, 153, 153]
+    elif kind == "PostLocalSGD":
+        assert list(steps) == list(range(1, 13))

@@ -2,6 +2,8 @@
 
 import gc
 import inspect
+import weakref
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from torch.nn.parallel import DistributedDataParallel
@@ -9,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 __all__ = ["put_on", "rebuild", "take_off"]
 
 _DDPStrategy: TypeAlias = Any  # of either namespace; its private parts are used here and nowhere else
+_Hooks: TypeAlias = list[tuple[Callable[..., object], object]]  # of communication, each with its state
+_hooks: weakref.WeakKeyDictionary[_DDPStrategy, _Hooks] = weakref.WeakKeyDictionary()  # without a wrapper now
 
 
 def rebuild(strategy: _DDPStrategy) -> bool:
@@ -48,6 +52,7 @@ def _drop(strategy: _DDPStrategy) -> bool:
     """Delete the wrapper: the old one and its buckets are freed before a new one is built."""
     if not isinstance(strategy.model, DistributedDataParallel):
         return False
+    _hooks[strategy] = strategy.model._comm_hooks
     strategy.model._remove_autograd_hooks()  # type: ignore[no-untyped-call]
     strategy.model = None
     return True
@@ -63,4 +68,25 @@ def put_on(strategy: _DDPStrategy) -> None:
     finally:
         strategy._ddp_kwargs = options
     strategy._register_ddp_hooks()
+    for hook, state in _hooks.pop(strategy, []):
+        _forget_buckets(state)
+        if not strategy.model._comm_hooks:  # the user's own, which the strategy does not know
+            strategy.model.register_comm_hook(state, hook)
     strategy._pl_static_graph_delay_done = False
+
+
+def _forget_buckets(state: object) -> None:
+    """Empty what the state of a communication hook keeps for each bucket: new ones hold other gradients.
+
+    PowerSGD keeps errors and factors by the number of the bucket, and counts from 0 again: in the first steps
+    of a wrapper DDP may still form other buckets. A state without such records goes on as it is.
+    """
+    slots = [name for each in type(state).__mro__ for name in getattr(each, "__slots__", ())]
+    values = [getattr(state, name, None) for name in (*slots, *getattr(state, "__dict__", ()))]
+    records = [
+        each for each in values if isinstance(each, dict) and all(isinstance(key, int) for key in each)
+    ]
+    for record in records:
+        record.clear()
+    if records and hasattr(state, "iter"):
+        state.iter = 0
