@@ -18,6 +18,7 @@ _EXTRAS = {  # package as it is imported -> its extra
     "nltk": "experiments",
     "pyarrow": "experiments",
     "rouge_score": "experiments",
+    "sacrebleu": "experiments",
     "safetensors": "experiments",
     "tokenizers": "experiments",
     "transformers": "experiments",

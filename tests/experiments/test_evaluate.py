@@ -176,7 +176,7 @@ def test_a_missing_package_is_told_before_anything_is_generated(
     """The model is not asked."""
     monkeypatch.setitem(sys.modules, "nltk", None)
     monkeypatch.setattr(evaluate, "answers_to", None)
-    with pytest.raises(ImportError, match="Packages for meteor are missing"):
+    with pytest.raises(ImportError, match="The metric meteor needs nltk"):
         evaluate_e2e(model, **SMALL)
 
 

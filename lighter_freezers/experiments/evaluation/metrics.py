@@ -28,7 +28,11 @@ METRICS: Mapping[str, TextMetric] = {
     "sql_match": sql_match,
     "accuracy": label_accuracy,
 }
-_PACKAGES = {"rouge": "rouge_score", "meteor": "nltk"}  # optional packages that they need
+_PACKAGES = {
+    "bleu": "sacrebleu",
+    "rouge": "rouge_score",
+    "meteor": "nltk",
+}  # optional packages that they need
 
 
 def score_texts(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from itertools import zip_longest
 
 from lighter_freezers._extras import require
 
@@ -71,9 +72,8 @@ ORDERS = (1, 2, 3, 4)
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """The precision of n-grams of the predictions in the references; 0 to 100.
 
-    Counted over the corpus, lower-cased, in tokens of mteval 13a, without smoothing: a corpus without one
-    4-gram in common with its references has BLEU-4 0. The same as sacrebleu with `lowercase=True`,
-    `smooth_method="none"` and `max_ngram_order` 1 to 4, and as in the scorer of the E2E challenge; the
+    Counted over the corpus by sacrebleu, lower-cased, in tokens of mteval 13a, without smoothing, as in the
+    scorer of the E2E challenge: a corpus without one 4-gram in common with its references has BLEU-4 0. The
     brevity penalty uses the reference closest in length, and of two equally close ones the shorter. [Papineni
     et al. 2002](https://aclanthology.org/P02-1040), [Post 2018](https://aclanthology.org/W18-6319).
 
@@ -86,27 +86,20 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dic
         to n. `bleu` is `bleu_4`.
 
     Raises:
+        ImportError: sacrebleu is not installed.
         TypeError: An argument is not a list of texts.
         ValueError: Predictions and references do not match.
     """
-    from torchmetrics.functional.text import sacre_bleu_score
-
     check_pairs(predictions, references)
-    ordered = [_shortest_first(texts) for texts in references]
-    figures = {
-        f"bleu_{n}": 100 * float(sacre_bleu_score(predictions, ordered, n_gram=n, lowercase=True))
-        for n in ORDERS
-    }
+    require("BLEU", "sacrebleu")
+    from sacrebleu.metrics.bleu import BLEU
+
+    streams = [list(texts) for texts in zip_longest(*references)]  # the first of each row, the second, ...
+    figures = {}
+    for order in ORDERS:
+        metric = BLEU(lowercase=True, force=True, smooth_method="none", max_ngram_order=order)
+        figures[f"bleu_{order}"] = float(metric.corpus_score(list(predictions), streams).score)
     return {"bleu": figures["bleu_4"], **figures}
-
-
-def _shortest_first(texts: Sequence[str]) -> list[str]:
-    """References by number of tokens: of two equally close in length torchmetrics uses the first."""
-    from torchmetrics.functional.text.sacre_bleu import _SacreBLEUTokenizer
-
-    if len(texts) == 1:
-        return list(texts)
-    return sorted(texts, key=lambda text: len(_SacreBLEUTokenizer.tokenize(text, "13a", lowercase=True)))
 
 
 _END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")

@@ -168,7 +168,7 @@ def test_a_missing_package_is_told_before_the_first_batch(
 ) -> None:
     """An answer that takes an hour is not generated for a score that cannot be counted."""
     monkeypatch.setitem(sys.modules, "rouge_score", None)
-    with pytest.raises(ImportError, match="Packages for rouge are missing"):
+    with pytest.raises(ImportError, match="The metric rouge needs rouge_score"):
         trainer(LONE, default_root_dir=tmp_path).test(asked(), [], verbose=False)
 
 
