@@ -17,6 +17,7 @@ from lighter_freezers.engine.log_lines import Announcer
 from lighter_freezers.engine.optimizers import OptimizerFollower
 from lighter_freezers.engine.rules import ActiveRule, num_transitions
 from lighter_freezers.engine.trainer_like import TrainerLike, optimizers_of
+from lighter_freezers.engine.trainer_strategies import refuse_fixed_shapes
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
 
@@ -57,6 +58,8 @@ class Followers:
         states += [action.terms.optimizer_state for action in self._actions]
         if not optimizers_of(context.trainer):
             idle_schedules.refuse_without_optimizer(self._active_rules, list(self._actions), context)
+        if any(action.reshapes for action in self._actions):
+            refuse_fixed_shapes(optimizers_of(context.trainer))
         factors = [factor for action in self._actions for factor in action.rate_factors]
         self.optimizers = OptimizerFollower(self._active_rules, states, factors)
         self.optimizers.prepare(context.trainer, context.model, self._actions.trainable_later(context.model))

@@ -82,13 +82,13 @@ class OptimizerFollower:
         self._optimizers = optimizers_of(trainer)
         if not self._optimizers:
             return
+        for state in sorted(self._states - {"keep"}):
+            refuse_dropped_state(self._optimizers, state)
         if self._frees:
             refuse_lean_groups(trainer.strategy, self._optimizers)
             self._lean = LeanGroups(self._optimizers)
         self._values = FrozenValues(self._optimizers)
         self._scaler = ScalerKeeper(trainer.precision_plugin)
-        for state in sorted(self._states - {"keep"}):
-            refuse_dropped_state(self._optimizers, state)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         built = members_of(self._optimizers)
         added = self._add_missing(model, schedulers, trainable_later or {})

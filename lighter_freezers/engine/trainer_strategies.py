@@ -5,11 +5,17 @@ from collections.abc import Iterable
 import torch
 from torch.optim import Optimizer
 
-__all__ = ["refuse_flat_gradients", "refuse_lean_groups", "refuse_unsupported_strategy"]
+__all__ = [
+    "refuse_fixed_shapes",
+    "refuse_flat_gradients",
+    "refuse_lean_groups",
+    "refuse_unsupported_strategy",
+]
 
 # By class name, because Lightning has two namespaces.
 _FOLLOW_FLAGS = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy", "FSDPStrategy")
 _FOLLOW_SHAPES = ("SingleDeviceStrategy", "DDPStrategy")  # and parameters that leave an optimizer group
+_KEEP_SHAPES = ("LBFGS", "ZeroRedundancyOptimizer", "Lookahead")
 _KEEP_GRADIENTS_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
@@ -61,6 +67,20 @@ def refuse_lean_groups(strategy: object, optimizers: Iterable[Optimizer]) -> Non
             "optimizer_state='free' takes frozen parameters out of the optimizer, but LBFGS remembers all of "
             "them together. Use another optimizer, or optimizer_state='keep'."
         )
+
+
+def refuse_fixed_shapes(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse an optimizer under which a parameter cannot change its shape.
+
+    Raises:
+        RuntimeError: It lays parameters out once, or keeps copies of them in their shape.
+    """
+    for optimizer in optimizers:
+        if _is_one_of(optimizer, _KEEP_SHAPES):
+            raise RuntimeError(
+                f"{type(optimizer).__name__} lays parameters out once for all, so LoRA ranks cannot change "
+                "under it. Use another optimizer, such as torch.optim.AdamW."
+            )
 
 
 def refuse_flat_gradients(strategy: object, callback: str) -> None:

@@ -151,16 +151,6 @@ class RankAction(Action):
             if not ledger.is_user_frozen(parameter)
         }
 
-    def start(self, context: StepContext) -> None:
-        """Refuse optimizers whose state of a parameter cannot be carried."""
-        for optimizer in context.optimizers:
-            kind = type(optimizer).__name__
-            if kind in ("LBFGS", "ZeroRedundancyOptimizer"):
-                raise RuntimeError(
-                    f"{kind} lays parameters out once for all, so LoRA ranks cannot change under it. "
-                    "Use another optimizer, such as torch.optim.AdamW."
-                )
-
     def resume(self, context: StepContext) -> None:
         """Hold again what rank 0 froze, and show the ranks there are."""
         resize_sites(context.model, dict.fromkeys(self._frozen, 0), self._sites, on_zero="freeze")

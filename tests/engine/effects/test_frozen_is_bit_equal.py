@@ -68,6 +68,16 @@ class Lookahead(torch.optim.Optimizer):
         return loss
 
 
+class BareWrapper(Lookahead):
+    """A wrapper that does not initialise its base class, as those of pytorch_optimizer."""
+
+    def __init__(self, parameters: Any) -> None:
+        self.inner = sgd(parameters)
+        self.defaults, self.state = self.inner.defaults, self.inner.state
+        self.param_groups = self.inner.param_groups
+        self.slow, self.count = {}, 0
+
+
 class Sam(torch.optim.Optimizer):
     """Looks at the gradient in a worse place nearby, by a second closure, and goes back to step."""
 
@@ -184,10 +194,11 @@ def test_what_a_wrapper_moves_is_put_back(namespace: str, wrapper: Any, rate: An
     assert any(after)
 
 
+@pytest.mark.parametrize("wrapper", [Lookahead, BareWrapper])
 @pytest.mark.parametrize("state", ["reset", "free"])
-def test_the_state_of_a_wrapper_cannot_be_dropped(state: str) -> None:
-    with pytest.raises(RuntimeError, match=f"'{state}' drops .* Lookahead wraps another .*'keep'"):
-        frozen_and_thawed("pytorch_lightning", Lookahead, state)
+def test_the_state_of_a_wrapper_cannot_be_dropped(state: str, wrapper: Any) -> None:
+    with pytest.raises(RuntimeError, match=f"'{state}' drops .* {wrapper.__name__} wraps another .*'keep'"):
+        frozen_and_thawed("pytorch_lightning", wrapper, state)
 
 
 @pytest.mark.parametrize("state", STATES)
