@@ -19,6 +19,7 @@ from lighter_freezers.reports.gradients.files import NormFiles, free_name, local
 from lighter_freezers.reports.gradients.hooks import scale_of, share_clipping
 from lighter_freezers.reports.gradients.norms import GradientNorms, NormPlan
 from lighter_freezers.reports.gradients.recent_losses import RecentLosses
+from lighter_freezers.reports.harmless import Harmless
 from lighter_freezers.reports.loggers import write_metrics
 from lighter_freezers.selection.names import closest_names
 
@@ -106,6 +107,7 @@ class GradientNormMonitor(Callback):
         self._source: str | None = None  # of the files that this run, or the one it resumes, writes
         self._losses = RecentLosses()
         self._measured_step = -1
+        self._harmless = Harmless("GradientNormMonitor")
 
     @property
     def state_key(self) -> str:
@@ -131,8 +133,8 @@ class GradientNormMonitor(Callback):
             self._start(trainer, pl_module, transition.optimizer_step)
         elif transition.is_reshaped:
             self._plan = NormPlan(pl_module)
-        if self._files is not None:
-            self._note(self._files, pl_module, transition)
+        if (files := self._files) is not None:
+            self._harmless(lambda: self._note(files, pl_module, transition))
 
     def on_before_optimizer_step(
         self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
@@ -173,23 +175,18 @@ class GradientNormMonitor(Callback):
         logged = trainer_clock.metrics(trainer)
         names = VAL_LOSSES if self.val_loss is None else (self.val_loss,)
         value = next((logged[name] for name in names if name in logged), None)
-        if value is None and self.val_loss is not None:
-            raise RuntimeError(
-                f"GradientNormMonitor: val_loss='{self.val_loss}' was not logged in validation. Closest: "
-                f"{', '.join(closest_names(self.val_loss, logged, 3)) or 'nothing is logged'}."
-            )
         if value is None and not self._has_warned:
             self._has_warned = True
             log.warning(
                 "GradientNormMonitor finds no validation loss (%s): val_loss stays empty. Name the "
-                "metric: val_loss=... Logged: %s",
-                " or ".join(VAL_LOSSES),
+                "metric: val_loss=... Closest: %s. Logged: %s",
+                " or ".join(names),
+                ", ".join(closest_names(names[0], logged, 3)) or "none",
                 ", ".join(logged) or "nothing",
             )
         if value is not None:
             mean = trainer_clock.reduced(trainer, value)
-            if self._files is not None:
-                self._files.write_losses(trainer_clock.moment(trainer).optimizer_step, None, mean)
+            self._write_losses(trainer_clock.moment(trainer).optimizer_step, None, mean)
 
     def on_save_checkpoint(
         self, trainer: TrainerLike, pl_module: nn.Module, checkpoint: dict[str, object]
@@ -200,8 +197,8 @@ class GradientNormMonitor(Callback):
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Write the losses since the last row, and the summary."""
         losses = self._losses.take(trainer)
-        if self._files is not None and losses:
-            self._files.write_losses(trainer_clock.moment(trainer).optimizer_step, losses[0].item(), None)
+        if losses:
+            self._write_losses(trainer_clock.moment(trainer).optimizer_step, losses[0].item(), None)
         self._finish()
 
     def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:
@@ -222,8 +219,10 @@ class GradientNormMonitor(Callback):
         self._losses, self._measured_step = RecentLosses(), -1
         log_dir = trainer.log_dir  # a collective call, so every rank makes it
         folder = local_folder(Path(log_dir or ".") if self.dirpath is None else self.dirpath)
+        self._harmless.begin()
+        plan = self._plan
         if trainer.is_global_zero:
-            self._files = self._begin_files(folder, self._plan, step)
+            self._files = self._harmless(lambda: self._begin_files(folder, plan, step))
 
     def _begin_files(self, folder: Path, plan: NormPlan, step: int) -> NormFiles:
         source = Path(self._source) if self._source is not None and step > 0 else None
@@ -245,18 +244,22 @@ class GradientNormMonitor(Callback):
             files.write_transition(step, frozen, thawed, holders, notes)
 
     def _write(self, trainer: TrainerLike, step: int, norms: GradientNorms) -> None:
-        if self._files is None:
+        if (files := self._files) is None:
             return
-        self._files.write_norms(step, norms)
+        self._harmless(lambda: files.write_norms(step, norms))
         if norms.extras:
-            self._files.write_losses(step, norms.extras[0], None)
+            self._write_losses(step, norms.extras[0], None)
         write_metrics(trainer.loggers, norms.metrics(self.per_layer), step)
 
+    def _write_losses(self, step: int, train: float | None, val: float | None) -> None:
+        if (files := self._files) is not None:
+            self._harmless(lambda: files.write_losses(step, train, val))
+
     def _write_summaries(self) -> None:
-        if self._files is not None:
-            self._files.write_summary()
+        if (files := self._files) is not None:
+            self._harmless(files.write_summary)
             if self.save_format == "json":
-                self._files.write_json()
+                self._harmless(files.write_json)
 
     def _finish(self) -> None:
         self._write_summaries()

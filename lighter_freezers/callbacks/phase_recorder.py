@@ -14,6 +14,7 @@ from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.planning.phase_meter import FILE, PhaseMeter
+from lighter_freezers.reports.harmless import Harmless
 from lighter_freezers.reports.whole_files import write_json
 
 __all__ = ["PhaseRecorder"]
@@ -67,6 +68,7 @@ class PhaseRecorder(Callback):
         self._num_timed = number
         self._meter = PhaseMeter(number)
         self._file: Path | None = None
+        self._harmless = Harmless("PhaseRecorder")
 
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Register with the engine for the transitions of this fit."""
@@ -79,6 +81,7 @@ class PhaseRecorder(Callback):
             )
         engine.add_listener(self)
         self._meter = PhaseMeter(self._num_timed)
+        self._harmless.begin()
         folder = trainer.log_dir  # a collective call, so every rank makes it
         self._file = Path(folder) / FILE if folder and trainer.is_global_zero else None
 
@@ -125,4 +128,5 @@ class PhaseRecorder(Callback):
     def _write(self, more: Mapping[str, object]) -> None:
         if self._file is None or not self._meter.records:
             return
-        write_json(self._file, {"phases": [record.as_dict() for record in self._meter.records], **more})
+        file, phases = self._file, [record.as_dict() for record in self._meter.records]
+        self._harmless(lambda: write_json(file, {"phases": phases, **more}))

@@ -11,6 +11,7 @@ from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.training_loss import loss_of, mean_loss
+from lighter_freezers.reports.harmless import Harmless
 from lighter_freezers.reports.results_file import versions, write_results
 from lighter_freezers.reports.whole_files import write_json
 from lighter_freezers.selection.element_counts import num_elements, num_trainable
@@ -61,10 +62,12 @@ class ResultsSummary(Callback):
         self._num_batches = 0
         self._sizes: dict[str, int] = {}
         self._path: Path | None = None  # of this process's fit
+        self._harmless = Harmless("ResultsSummary")
 
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Reset the sums, and start the clock."""
         self._started = time.monotonic()
+        self._harmless.begin()
         self._sizes = {}
         self._losses, self._total, self._num_batches, self._path = [], None, 0, None
 
@@ -96,20 +99,17 @@ class ResultsSummary(Callback):
         if not trainer.is_global_zero:
             return
         moment = trainer_clock.moment(trainer)
-        self._path = write_results(
-            folder,
-            {
-                "config": _config(pl_module),
-                "optimizer_steps": moment.optimizer_step,
-                "epochs": moment.epoch,
-                **losses,
-                "train_seconds": round(time.monotonic() - self._started, 3),
-                **self._sizes,
-                "metrics": _logged(trainer),
-                "gradient_stats": _gradient_stats(folder),
-            },
-            FILE,
-        )
+        results = {
+            "config": _config(pl_module),
+            "optimizer_steps": moment.optimizer_step,
+            "epochs": moment.epoch,
+            **losses,
+            "train_seconds": round(time.monotonic() - self._started, 3),
+            **self._sizes,
+            "metrics": _logged(trainer),
+            "gradient_stats": _gradient_stats(folder),
+        }
+        self._path = self._harmless(lambda: write_results(folder, results, FILE))
 
     def on_test_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Add the figures of a test to the file of the run."""
@@ -121,7 +121,7 @@ class ResultsSummary(Callback):
             json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"config": _config(pl_module)}
         )
         scores = {name.partition("/")[2] or name: value for name, value in _logged(trainer).items()}
-        write_json(path, {**known, "evaluation": scores, "versions": versions()})
+        self._harmless(lambda: write_json(path, {**known, "evaluation": scores, "versions": versions()}))
 
     def _mean_losses(self, trainer: TrainerLike) -> dict[str, float | None]:
         """The mean over all batches and over the last ones; each is read from the device once."""

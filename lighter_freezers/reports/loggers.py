@@ -1,8 +1,11 @@
 """Writes numbers, texts and images to all loggers of a Trainer. Independent of freezing."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from weakref import WeakSet
 
 from lighter_freezers.engine.trainer_like import LoggerLike
 from lighter_freezers.reports.whole_files import write_png
@@ -23,6 +26,7 @@ _TORCH_WRITER = "torch.utils.tensorboard.writer"
 _INDEX = re.compile(r"\\\.\d+(?=\\\.|$)")  # ".3" in an escaped name
 
 Loggers = Sequence[LoggerLike]
+_FAILED: WeakSet[LoggerLike] = WeakSet()  # those that could not write; each is told of once
 
 
 class _TensorBoardLike(LoggerLike, Protocol):
@@ -48,15 +52,31 @@ def tensorboards(loggers: Loggers) -> "list[_TensorBoardLike]":
 def write_metrics(loggers: Loggers, metrics: Mapping[str, float], step: int) -> None:
     """Log numbers to every logger; to Lightning's TensorBoardLogger in one event, not in one for each."""
     for logger in loggers if metrics else ():
-        if not (_is_tensorboard(logger) and _is_lightnings(logger)):
-            logger.log_metrics(dict(metrics), step=step)
-            continue
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        with _harmless(logger):
+            _write_metrics(logger, metrics, step)
 
-        prefix = getattr(logger, "_prefix", "")  # Lightning has no public name for it
-        start = f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""
-        points = [Summary.Value(tag=start + key, simple_value=value) for key, value in metrics.items()]
-        logger.experiment.file_writer.add_summary(Summary(value=points), step)
+
+def _write_metrics(logger: LoggerLike, metrics: Mapping[str, float], step: int) -> None:
+    if not (_is_tensorboard(logger) and _is_lightnings(logger)):
+        logger.log_metrics(dict(metrics), step=step)
+        return
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    prefix = getattr(logger, "_prefix", "")  # Lightning has no public name for it
+    start = f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""
+    points = [Summary.Value(tag=start + key, simple_value=value) for key, value in metrics.items()]
+    logger.experiment.file_writer.add_summary(Summary(value=points), step)
+
+
+@contextmanager
+def _harmless(logger: LoggerLike) -> Iterator[None]:
+    """A logger that cannot write, as on a full disk, is one warning, and the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        if logger not in _FAILED:
+            _FAILED.add(logger)
+            warnings.warn(f"{type(logger).__name__} cannot write: {error}. The run goes on.", stacklevel=4)
 
 
 def _is_lightnings(logger: "_TensorBoardLike") -> bool:
@@ -78,17 +98,24 @@ def write_text(
         table: The same as rows, the first of them the headings, for loggers that have tables.
     """
     for logger in loggers:
-        client: Any = getattr(logger, "experiment", None)  # of any package
-        if _is_tensorboard(logger):
-            logger.experiment.add_text(key, markdown, step)
-        elif callable(log_table := getattr(logger, "log_table", None)):
-            heading, *rows = table or (("text",), (markdown,))
-            log_table(key=key, columns=list(heading), data=[list(row) for row in rows], step=step)
-        elif callable(getattr(client, "log_text", None)):
-            if run_id := getattr(logger, "run_id", None):
-                client.log_text(run_id, markdown, f"{key}/step_{step}.md")
-            else:
-                client.log_text(markdown, step=step, metadata={"key": key})
+        with _harmless(logger):
+            _write_text(logger, key, markdown, step, table or (("text",), (markdown,)))
+
+
+def _write_text(
+    logger: LoggerLike, key: str, markdown: str, step: int, table: Sequence[Sequence[str]]
+) -> None:
+    client: Any = getattr(logger, "experiment", None)  # of any package
+    if _is_tensorboard(logger):
+        logger.experiment.add_text(key, markdown, step)
+    elif callable(log_table := getattr(logger, "log_table", None)):
+        heading, *rows = table
+        log_table(key=key, columns=list(heading), data=[list(row) for row in rows], step=step)
+    elif callable(getattr(client, "log_text", None)):
+        if run_id := getattr(logger, "run_id", None):
+            client.log_text(run_id, markdown, f"{key}/step_{step}.md")
+        else:
+            client.log_text(markdown, step=step, metadata={"key": key})
 
 
 def write_layout(loggers: Loggers, category: str, charts: Mapping[str, Iterable[str]]) -> None:
@@ -102,7 +129,8 @@ def write_layout(loggers: Loggers, category: str, charts: Mapping[str, Iterable[
     layout = {title: ["Multiline", [_pattern(keys)]] for title, keys in charts.items()}
     for logger in loggers:
         if _is_tensorboard(logger):
-            logger.experiment.add_custom_scalars({category: layout})
+            with _harmless(logger):
+                logger.experiment.add_custom_scalars({category: layout})
 
 
 def _pattern(keys: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import statistics
 from pathlib import Path
@@ -263,10 +264,15 @@ def test_what_yaml_gets_wrong_is_an_error(arguments: Any, error: Any, message: s
         GradientNormMonitor(**arguments)
 
 
-def test_a_validation_loss_that_nobody_logs_is_an_error(tmp_path: Path) -> None:
-    """With the closest names."""
-    with pytest.raises(RuntimeError, match="val/los.*Closest: val/loss"):
+def test_a_validation_loss_that_is_never_logged_is_one_warning(tmp_path: Path, caplog: Any) -> None:
+    """With the closest names; the run goes on to its end."""
+    with caplog.at_level(logging.WARNING), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("lighter_freezers"), "propagate", True)
         fit(tmp_path, monitor={"val_loss": "val/los"})
+
+    assert caplog.text.count("no validation loss (val/los)") == 1
+    assert "Closest: val/loss" in caplog.text
+    assert (tmp_path / "gradient_analysis.summary.json").exists()
 
 
 def test_two_monitors_need_two_names(tmp_path: Path) -> None:
