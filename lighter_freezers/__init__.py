@@ -16,6 +16,7 @@ _NAMES = {  # module -> its public names
     "callbacks.lora_rank_scheduler": "LoraRankScheduler",
     "callbacks.phase_recorder": "PhaseRecorder",
     "callbacks.plots_at_end": "PlotsAtEnd",
+    "callbacks.prefix_cache": "PrefixCache",
     "callbacks.results_summary": "ResultsSummary",
     "layers.compile_blocks": "compile_blocks",
     "layers.counts": (

@@ -8,6 +8,7 @@ from lighter_freezers.callbacks.lora_phases import LoraPhases as LoraPhases
 from lighter_freezers.callbacks.lora_rank_scheduler import LoraRankScheduler as LoraRankScheduler
 from lighter_freezers.callbacks.phase_recorder import PhaseRecorder as PhaseRecorder
 from lighter_freezers.callbacks.plots_at_end import PlotsAtEnd as PlotsAtEnd
+from lighter_freezers.callbacks.prefix_cache import PrefixCache as PrefixCache
 from lighter_freezers.callbacks.results_summary import ResultsSummary as ResultsSummary
 from lighter_freezers.experiments.evaluate import (
     EvaluationResult as EvaluationResult,

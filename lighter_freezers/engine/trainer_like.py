@@ -173,6 +173,18 @@ class TrainerLike(Protocol):
         """Number of processes."""
 
     @property
+    def num_nodes(self) -> int:
+        """Number of machines."""
+
+    @property
+    def node_rank(self) -> int:
+        """Number of this machine."""
+
+    @property
+    def training(self) -> bool:
+        """Whether it trains now, not validates."""
+
+    @property
     def is_global_zero(self) -> bool:
         """Whether this process writes files."""
 

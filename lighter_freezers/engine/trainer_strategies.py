@@ -6,6 +6,7 @@ import torch
 from torch.optim import Optimizer
 
 __all__ = [
+    "has_whole_modules",
     "refuse_fixed_shapes",
     "refuse_flat_gradients",
     "refuse_lean_groups",
@@ -94,6 +95,11 @@ def refuse_flat_gradients(strategy: object, callback: str) -> None:
             f"{callback} cannot measure under {type(strategy).__name__}: it keeps gradients in flat "
             "pieces, not per layer. Use 'ddp' or ModelParallelStrategy (FSDP2), or remove it."
         )
+
+
+def has_whole_modules(strategy: object) -> bool:
+    """Whether each process has every layer whole, so that one may skip what another runs."""
+    return _is_one_of(strategy, _FOLLOW_SHAPES) and not _is_one_of(strategy, ("DeepSpeedStrategy",))
 
 
 def _is_one_of(strategy: object, kinds: Iterable[str]) -> bool:

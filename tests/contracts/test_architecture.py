@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[2] / "lighter_freezers"
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
 
-ROOMS = ("selection", "engine", "reports", "lora", "planning", "layers", "gpt", "callbacks", "policies")
-ROOMS += ("experiments",)
+ROOMS = ("selection", "engine", "reports", "lora", "prefix", "planning", "layers", "gpt", "callbacks")
+ROOMS += ("policies", "experiments")
 BASE = ("_log", "_extras", "_lightning", "arguments")  # below all rooms
 DOORS = ("__init__", "lightning")  # above them: they re-export
 ORDER = (*((module,) for module in BASE), *((room,) for room in ROOMS), DOORS, ("cli", "__main__"))

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.call_detour import CallDetour, compiled_call
 from lighter_freezers.engine.effects.frozen_prefix import Surroundings
 from lighter_freezers.engine.effects.gradient_leaves import gradient_leaves
 from lighter_freezers.engine.effects.module_hooks import ModuleHook
@@ -87,7 +88,7 @@ class _Gate:
         self._around = around
         self._parameters = [around.parameters[name] for name in stack.blocks[0]]
         self._handle: RemovableHandle | None = None
-        self._compiled: Callable[..., object] | None = None
+        self._detour: CallDetour | None = None
         self._is_held = self._was_cut = self._cuts_blindly = False
 
     def follow(self, refused: set[int]) -> None:
@@ -97,7 +98,7 @@ class _Gate:
             self.open()
             return
         self._is_held = any(map(ledger.is_held, self._parameters))
-        if self._handle is None and self._compiled is None:
+        if self._handle is None and self._detour is None:
             self._close()
         if self._around.is_compiled:
             self._cuts_blindly = self._may_cut_blindly()
@@ -114,22 +115,21 @@ class _Gate:
         """Remove the hook, so that every gradient passes."""
         if self._handle is not None:
             self._handle.remove()
-        if self._compiled is not None:
-            self._block._compiled_call_impl = self._compiled
-        self._handle = self._compiled = None
+        if self._detour is not None:
+            self._detour.remove()
+        self._handle = self._detour = None
 
     def _close(self) -> None:
-        compiled = self._block._compiled_call_impl
-        if compiled is None:
+        if compiled_call(self._block) is None:
             self._handle = self._block.register_forward_pre_hook(ModuleHook(self._look), with_kwargs=True)
-            return
-        self._compiled = compiled  # a hook would be compiled into the graph, whose guards ignore hooks
-        self._block._compiled_call_impl = self._call_compiled
+        else:  # a hook would be compiled into the graph, whose guards ignore hooks
+            self._detour = CallDetour(self._block, self._call_compiled)
 
-    def _call_compiled(self, *arguments: object, **keywords: object) -> object:
-        assert self._compiled is not None
+    def _call_compiled(
+        self, compiled: Callable[..., object], arguments: tuple[object, ...], keywords: dict[str, object]
+    ) -> object:
         cut, named = self._look(self._block, arguments, keywords) or (arguments, keywords)
-        return self._compiled(*cut, **named)
+        return compiled(*cut, **named)
 
     def _look(
         self, block: nn.Module, arguments: tuple[object, ...], keywords: dict[str, object]

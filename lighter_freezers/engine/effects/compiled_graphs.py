@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from lighter_freezers._log import log
+from lighter_freezers.engine.effects.call_detour import compiled_call
 from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.anatomy.block_modules import block_modules
 
@@ -92,7 +93,7 @@ def is_compiled(module: nn.Module) -> bool:
     """Whether a module itself, not a module around it, was given to `torch.compile`."""
     is_wrapper = type(module).__name__ == "OptimizedModule"  # by name: the class imports dynamo
     is_compiled_module = getattr(module, "_compiler_ctx", None) is not None  # of a LightningModule
-    return is_wrapper or module._compiled_call_impl is not None or is_compiled_module
+    return is_wrapper or compiled_call(module) is not None or is_compiled_module
 
 
 def _num_inside(module: nn.Module, blocks: Sequence[nn.Module]) -> int:

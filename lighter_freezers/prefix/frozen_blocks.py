@@ -1,0 +1,98 @@
+"""Finds the leading blocks of a model in which nothing trains, and what forbids caching their output."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from torch import nn
+
+from lighter_freezers.engine.effects.compiled_graphs import is_compiled
+from lighter_freezers.engine.effects.module_hooks import ModuleHook
+from lighter_freezers.engine.trainer_strategies import has_whole_modules
+from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.anatomy.block_modules import block_modules
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import canonical_parameters
+
+__all__ = ["FrozenBlocks", "frozen_blocks", "skipped_hook"]
+
+_HARMLESS = ("peft", "torch")  # hooks that prepare what a module computes with
+
+
+@dataclass(frozen=True)
+class FrozenBlocks:
+    """The frozen prefix of a model.
+
+    Attributes:
+        blocks: Its modules, in forward order.
+        after: The block behind it, if any.
+        ends: Numbers of the blocks that are the last of their stack.
+        title: What the log calls it.
+        why: Why its output must not be cached.
+        names: Parameter id -> canonical name, of the whole model.
+    """
+
+    blocks: tuple[nn.Module, ...] = ()
+    after: nn.Module | None = None
+    ends: frozenset[int] = frozenset()
+    title: str = ""
+    why: str = ""
+    names: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def phrase(self, parameters: Iterable[int]) -> str:
+        """A short phrase for parameters, by their ids."""
+        return NameSummary(list(self.names.values())).compress(self.names.get(key, "?") for key in parameters)
+
+
+def frozen_blocks(model: nn.Module, strategy: object) -> FrozenBlocks:
+    """Find the frozen prefix.
+
+    Args:
+        model: The LightningModule.
+        strategy: The Trainer's.
+    """
+    parameters = canonical_parameters(model)
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    anatomy = anatomy_of(model)
+    first = next(iter(anatomy.towers.values()), ())
+    stacks = dict(zip(anatomy.stacks, block_modules(model, anatomy), strict=True))
+    blocks = [(module, block) for s in first for module, block in zip(stacks[s], s.blocks, strict=False)]
+    is_frozen = [not any(parameters[name].requires_grad for name in block) for _, block in blocks]
+    num_frozen = (*is_frozen, False).index(False)
+    if not num_frozen:
+        return FrozenBlocks(names=names)
+    modules = [module for module, _ in blocks]
+    title = NameSummary(list(parameters)).compress(n for _, block in blocks[:num_frozen] for n in block)
+    why = _objection(model, modules, num_frozen, strategy)
+    if any(stack.num_passes > len(stack.blocks) for stack in first) or len(set(modules)) < len(modules):
+        why = "the layers of the model share their weights"
+    after = modules[num_frozen] if num_frozen < len(modules) else None
+    ends = frozenset(count - 1 for count in accumulate(len(stack.blocks) for stack in first))
+    return FrozenBlocks(tuple(modules[:num_frozen]), after, ends, title, why, names)
+
+
+def _objection(model: nn.Module, blocks: list[nn.Module], num_frozen: int, strategy: object) -> str:
+    if not has_whole_modules(strategy):
+        return f"{type(strategy).__name__} splits the layers among processes, and all of them must run"
+    around = [module for module in model.modules() if is_compiled(module) and module not in blocks]
+    if any(blocks[0] in module.modules() for module in around):
+        return (
+            "the model is compiled as a whole. Compile its blocks instead: "
+            "lighter_freezers.compile_blocks(model)"
+        )
+    return skipped_hook(module for block in blocks[:num_frozen] for module in block.modules())
+
+
+def skipped_hook(modules: Iterable[nn.Module]) -> str:
+    """Which hook of some modules would not run while they are skipped; "" if none."""
+    for module in modules:
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if not _is_harmless(hook):
+                name = getattr(hook, "__name__", type(hook).__name__)
+                return f"the hook {name} on its {type(module).__name__} would not run"
+    return ""
+
+
+def _is_harmless(hook: object) -> bool:
+    home = str(getattr(hook, "__module__", ""))
+    return isinstance(hook, ModuleHook) or home.partition(".")[0] in _HARMLESS

@@ -1,0 +1,174 @@
+"""Where stored rows would be wrong, `PrefixCache` says why and training runs as without it."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lighter_freezers import Freezer, PrefixCache
+from tests.lab import WIDTH, batches, recorder, regression, trainer
+from tests.prefix.block_nets import Blocks
+from tests.prefix.cached_fits import Fitted, fit
+
+
+class Skipping(Blocks):
+    """The output of the third block is used again at the end."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, third, fourth = self.blocks
+        middle = third(second(first(self.stem(x))))
+        return self.head(middle + fourth(middle))
+
+
+class Keeping(Blocks):
+    """All outputs are kept."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states = [self.stem(x)]
+        for block in self.blocks:
+            states.append(block(states[-1]))
+        return self.head(states[-1])
+
+
+class Between(Blocks):
+    """Something runs between the second block and the third."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for number, block in enumerate(self.blocks):
+            x = block(x if number != 2 else x * 2)
+        return self.head(x)
+
+
+class Shared(Blocks):
+    """The same block four times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([self.blocks[0]] * 4)
+
+
+def reads_inside(*_: object) -> None:
+    """A hook that the cache would not run."""
+
+
+def hooked() -> nn.Module:
+    network = Blocks()
+    network.blocks[1][0].register_forward_hook(reads_inside)
+    return network
+
+
+def batch_norm() -> nn.Module:
+    return nn.BatchNorm1d(WIDTH)
+
+
+def losses_of(network: Callable[[], nn.Module], cache: list[PrefixCache], **freezer: Any) -> list[float]:
+    """The losses of three epochs in which the stem and three blocks are frozen."""
+    module = regression("pytorch_lightning", network)
+    names = {"name_starts_with": ["stem", *(f"blocks.{number}." for number in range(3))], **freezer}
+    seen = recorder(
+        "pytorch_lightning", lambda _, module: float(module.trainer.callback_metrics["train/batch_loss"])
+    )
+    options: dict[str, Any] = {"max_epochs": 3, "limit_val_batches": 0}
+    callbacks = [Freezer(**names), *cache, seen]
+    trainer("pytorch_lightning", callbacks=callbacks, **options).fit(module, batches(), batches())
+    return list(seen.seen)
+
+
+EVERYTHING = {"name_starts_with": ["stem", "blocks"]}
+REFUSALS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
+    "dropout": (lambda: Blocks(nn.Dropout), {}, "it draws random numbers: dropout or stochastic depth"),
+    "batch norm": (
+        lambda: Blocks(batch_norm),
+        {"frozen_norms": "train"},
+        "its buffers change when it runs",
+    ),
+    "statistics": (lambda: Blocks(batch_norm), {"frozen_norms": "stats"}, "with the other rows of the batch"),
+    "stem": (Blocks, {"name_starts_with": "blocks.0."}, "what is below it trains: stem"),
+    "hook": (hooked, {}, "the hook reads_inside on its Linear would not run"),
+    "skip connection": (Skipping, EVERYTHING, "a skip connection takes the output of its layer 2 past it"),
+    "kept": (Keeping, {}, "the output of its layer 0 is kept"),
+    "shared": (Shared, EVERYTHING, "share their weights"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_would_be_wrong_is_refused_and_training_goes_on(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, freezer, why = REFUSALS[case]
+    with torch.random.fork_rng():
+        plain = losses_of(network, [], **freezer)
+    cached = losses_of(network, [PrefixCache(str(tmp_path))], **freezer)
+
+    assert plain == cached
+    assert caplog.text.count("PrefixCache is off") == 1
+    assert why in caplog.text
+    assert not any(file.is_file() for file in tmp_path.rglob("*"))
+
+
+def test_eval_mode_of_frozen_batch_norms_is_the_way_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    network = REFUSALS["batch norm"][0]
+    assert losses_of(network, []) == losses_of(network, [PrefixCache(str(tmp_path))])
+    assert caplog.text.count("PrefixCache served 100 %") == 2
+
+
+def test_only_blocks_that_follow_directly_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert losses_of(Between, []) == losses_of(Between, [PrefixCache(str(tmp_path))])
+    assert "of which the first 2 layers run one after another" in caplog.text
+    assert "PrefixCache served 100 %" in caplog.text
+
+
+def test_hidden_states_that_are_asked_for_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Transformers installs a hook for them at the first time."""
+
+    def ask(module: Fitted) -> None:
+        network = module.network
+
+        def loss_of(_: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+            is_late = module.trainer.current_epoch > 0
+            return network(ids, labels=ids, output_hidden_states=is_late).loss
+
+        module.loss_of = loss_of
+
+    plain, cached = fit("gpt2", None, change=ask), fit("gpt2", tmp_path, change=ask)
+    assert torch.equal(torch.stack(plain.losses), torch.stack(cached.losses))
+    assert "the hook output_capturing_hook on its GPT2Block would not run" in caplog.text
+
+
+def test_a_model_compiled_as_a_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def compiled() -> nn.Module:
+        network = Blocks()
+        network.compile(backend="eager")
+        return network
+
+    assert losses_of(compiled, [PrefixCache(str(tmp_path))])
+    assert "compile_blocks(model)" in caplog.text
+
+
+def test_generation_in_evaluation_gets_a_whole_history(tmp_path: Path) -> None:
+    texts: dict[bool, list[list[int]]] = {False: [], True: []}
+
+    def generate(has_cache: bool) -> Callable[[Fitted], None]:
+        def change(module: Fitted) -> None:
+            def step(batch: Any, batch_idx: int) -> None:
+                options = {"max_new_tokens": 4, "do_sample": False, "use_cache": True}
+                texts[has_cache] += module.network.generate(batch[0][:, :8], **options).tolist()
+
+            module.validation_step = step  # type: ignore[method-assign]
+
+        return change
+
+    fit("gpt2", None, change=generate(False), validates=True)
+    fit("gpt2", tmp_path, change=generate(True), validates=True)
+    assert texts[False] == texts[True]
