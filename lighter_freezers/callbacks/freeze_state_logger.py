@@ -42,12 +42,12 @@ class FreezeStateLogger(Callback):
     | `freeze/frozen_share` | share of all elements that are frozen, 0 to 1 | start, changes, end |
     | `freeze/trainable_parameters` | elements that train | the same |
     | `trainable_share/<layers>` | share of a layer or of blocks that trains, 0 to 1 | the same |
-    | `learning_rate/<layers>` | of an optimizer group, while it trains | and after validations, epochs |
+    | `freeze/trainable_rate/<layers>` | of a group that trains | and after validations, epochs |
     | `freeze/state` | a table | start, changes |
     | `freeze/timeline` | layers by steps, with LoRA ranks and the loss | checkpoints after changes, end |
 
-    TensorBoard smooths its curves over points: it gets a point for each of the 11 steps from a change on, and
-    then none until the next change.
+    TensorBoard smooths its curves over points: it gets a point for each of the 11 steps from the start
+    and from a change on, and then none until the next change.
 
     The table goes to TensorBoard as text and to loggers with `log_text`; the picture to TensorBoard and to
     loggers with `log_image`; MLflow and Comet get both through their clients. The others get the file
@@ -118,7 +118,8 @@ class FreezeStateLogger(Callback):
             if not changed and not transition.ranks:
                 return
             self._shares.change(trainer, share_metrics(self._census.total, self._census.rows), step)
-            self._rates.change(trainer, self._rate_metrics(trainer), step)
+            ended = rate_metrics(trainer.optimizers, self._census.row_of, is_frozen=True)
+            self._rates.change(trainer, self._rate_metrics(trainer), step, ended=ended)
         self._timeline.record(step, {state.name: state.state for state in changed})
         self._timeline.ranks.record(step, transition.ranks)
         self._has_news = True

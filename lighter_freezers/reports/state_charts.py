@@ -28,8 +28,16 @@ def share_metrics(total: ComponentState, rows: Iterable[ComponentState]) -> dict
     return totals | {f"trainable_share/{state.name}": state.trainable_share for state in rows}
 
 
-def rate_metrics(optimizers: Iterable[Optimizer], row_of: Mapping[Parameter, str]) -> dict[str, float]:
-    """The learning rate of each optimizer group of which something trains, by the rows it has parts of."""
+def rate_metrics(
+    optimizers: Iterable[Optimizer], row_of: Mapping[Parameter, str], *, is_frozen: bool = False
+) -> dict[str, float]:
+    """The learning rate of each optimizer group, by the rows it has parts of.
+
+    Args:
+        optimizers: Those of the Trainer.
+        row_of: The row of each parameter.
+        is_frozen: Of the groups that are frozen, not of those of which something trains.
+    """
     order = {row: place for place, row in enumerate(dict.fromkeys(row_of.values()))}
     metrics: dict[str, float] = {}
     names: set[str] = set()
@@ -38,8 +46,8 @@ def rate_metrics(optimizers: Iterable[Optimizer], row_of: Mapping[Parameter, str
         name = _first_to_last(sorted(rows, key=order.__getitem__), len(order))
         number = next(n for n in range(1, len(names) + 2) if _numbered(name, n) not in names)
         names.add(_numbered(name, number))
-        if rate is not None:
-            metrics[f"learning_rate/{_numbered(name, number)}"] = rate
+        if rate is not None and any(each.requires_grad for each in parameters) != is_frozen:
+            metrics[f"freeze/trainable_rate/{_numbered(name, number)}"] = rate
     return metrics
 
 

@@ -2,9 +2,11 @@
 
 TensorBoard smooths curves at 0.6 as it opens, over points and not over steps, and keeps one point for each
 step. So it gets a point at each of the `NUM_POINTS` optimizer steps from a change on, after which 0.6**11, or
-0.4 %, of the jump is left; the other loggers get one. Nothing is written in a steady state after that.
+0.4 %, of the jump is left; the other loggers get one. Nothing is written in a steady state after that. At the
+start it gets as many, because it leaves values that few points have out of its charts ("ignore outliers").
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 
 from lighter_freezers.engine import trainer_clock
@@ -35,18 +37,24 @@ class StepCurves:
         self._steps: dict[str, int] = {}  # of the last point of each
         self._missing: dict[str, int] = {}  # for how many more steps TensorBoard needs points
         self._last_step = -1  # that has all of them
+        self._ended: set[str] = set()
         self._is_followed = False
 
     def begin(self, trainer: TrainerLike, values: Values, optimizer_step: int) -> None:
         """The first points of a fit."""
         self._now, self._shown, self._steps, self._missing = {}, {}, {}, {}
-        self._is_followed = False
+        self._is_followed, self._ended = False, set()
         self._write(trainer, values, optimizer_step)
-        if optimizer_step:  # on a resume, the file may go on after other values
-            self._settle(trainer, values, optimizer_step)
+        self._settle(trainer, values, optimizer_step)
 
     def change(
-        self, trainer: TrainerLike, values: Values, optimizer_step: int, also: Values | None = None
+        self,
+        trainer: TrainerLike,
+        values: Values,
+        optimizer_step: int,
+        *,
+        also: Values | None = None,
+        ended: Values | None = None,
     ) -> None:
         """A step in each curve that has another value now; the others are left as they are.
 
@@ -55,9 +63,9 @@ class StepCurves:
             values: Key to number, of all curves; a curve that is missing ends.
             optimizer_step: The first step with these values.
             also: Numbers of this step alone.
+            ended: The last values of curves that end.
         """
-        for key in self._shown.keys() - values.keys():
-            del self._shown[key], self._steps[key]
+        self._close(trainer, values, ended or {}, optimizer_step - 1)
         changed = {k: v for k, v in values.items() if self._is_whole or self._shown.get(k) != v}
         if self._read is None:
             held = {key for key in changed if self._steps.get(key, optimizer_step) < optimizer_step - 1}
@@ -66,6 +74,18 @@ class StepCurves:
         self._write(trainer, changed, optimizer_step, also)
         self._now = dict(values)
         self._settle(trainer, changed, optimizer_step)
+
+    def _close(self, trainer: TrainerLike, values: Values, ended: Values, last_step: int) -> None:
+        """End the curves that have no value any more, and begin a gap before those that have one again."""
+        ending = self._shown.keys() - values.keys()
+        last = {key: ended[key] for key in ending & ended.keys() if self._steps[key] < last_step}
+        self._write(trainer, last, last_step)
+        if trainer.is_global_zero:
+            gaps = dict.fromkeys(self._ended & values.keys(), math.nan)  # or a line would bridge them
+            write_metrics(tensorboards(trainer.loggers), gaps, last_step)
+        self._ended = (self._ended | ending) - values.keys()
+        for key in ending:
+            del self._shown[key], self._steps[key]
 
     def sample(self, trainer: TrainerLike, optimizer_step: int) -> None:
         """A point for each curve that has moved since its last one."""

@@ -82,14 +82,14 @@ def texts(accumulator: EventAccumulator) -> list[tuple[int, str]]:
 
 @BOTH
 def test_scalars_are_written_at_transitions_and_while_tensorboard_settles(namespace, tmp_path):
-    """Twenty steps, one thaw: start, the step before, eleven points from the thaw on, the end, no others."""
-    freezer = Freezer(name_starts_with=["network.h.0.attn."], until_step=5)
-    fit(namespace, tensorboard(namespace, tmp_path), freezer, FreezeStateLogger(), max_epochs=5)
-    read, settling = events(tmp_path), range(5, 16)
-    expected = [(0, 0.0), (4, 0.0), *((step, 1.0) for step in settling), (20, 1.0)]
-    assert points(read, "trainable_share/attn.0") == expected
-    assert points(read, "trainable_share/mlp.1") == [(0, 1.0), (20, 1.0)]
-    totals = [(0, 257), (4, 257), *((step, 329) for step in settling), (20, 329)]
+    """Eleven points from the start and from the thaw on, the step before it and the end, no others."""
+    freezer = Freezer(name_starts_with=["network.h.0.attn."], until_step=20)
+    fit(namespace, tensorboard(namespace, tmp_path), freezer, FreezeStateLogger(), max_epochs=9)
+    read, start, settling = events(tmp_path), range(11), range(20, 31)
+    before = [(step, 0.0) for step in (*start, 19)]
+    assert points(read, "trainable_share/attn.0") == [*before, *((step, 1.0) for step in (*settling, 36))]
+    assert points(read, "trainable_share/mlp.1") == [(step, 1.0) for step in (*start, 36)]
+    totals = [*((step, 257) for step in (*start, 19)), *((step, 329) for step in (*settling, 36))]
     assert points(read, "freeze/trainable_parameters") == totals
     assert points(read, "freeze/frozen_share")[0] == (0, 72 / 329)
 
@@ -110,8 +110,8 @@ def test_a_thaw_right_after_a_thaw_repeats_no_point(tmp_path):
     fit(PL, tensorboard(PL, tmp_path), first, second, FreezeStateLogger())
     read = events(tmp_path)
     totals = [step for step, _ in points(read, "freeze/trainable_parameters")]
-    assert totals == [0, 3, *range(4, 13)]
-    assert points(read, "trainable_share/attn.1")[:3] == [(0, 0.0), (4, 0.0), (5, 1.0)]
+    assert totals == list(range(13))
+    assert points(read, "trainable_share/attn.1") == [(step, float(step >= 5)) for step in range(13)]
 
 
 def test_state_without_any_freezer_is_logged(tmp_path):
@@ -121,7 +121,7 @@ def test_state_without_any_freezer_is_logged(tmp_path):
     trainer = lab.trainer(PL, logger=tensorboard(PL, tmp_path), callbacks=[FreezeStateLogger()])
     trainer.fit(module, lab.batches(), lab.batches())
     read = events(tmp_path)
-    assert points(read, "trainable_share/attn.0") == [(0, 0.0), (4, 0.0)]
+    assert points(read, "trainable_share/attn.0") == [(step, 0.0) for step in range(5)]
     assert "| attn.0 | user-frozen | 72 | 0 |" in texts(read)[0][1]
 
 

@@ -2,13 +2,11 @@
 
 import csv
 import json
-import socket
-import subprocess
-import sys
-import time
+import math
+import re
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.screenshots import browser, tensorboard, visit
 from lighter_freezers import Freezer, FreezeStateLogger, LoraRankScheduler
 from tests import lab
 from tests.callbacks.test_freeze_state_logger import BlockNet
@@ -25,6 +24,7 @@ from tests.lora.lora_lab import mixed
 
 PL = "pytorch_lightning"
 Points = list[tuple[int, float]]
+CELLS = re.compile(r">\s*([^<>\s][^<>]*?)\s*<")  # texts of a page
 
 
 def smoothed(points: Points, weight: float = 0.6) -> Points:
@@ -76,7 +76,7 @@ def assert_right(curve: Points, expected: Callable[[int], float], changes: list[
 
 
 def test_shares_are_right_ten_steps_after_a_change(tmp_path: Path) -> None:
-    """Of the model and of each layer; a curve that does not change has only its two ends."""
+    """Of the model and of each layer; a curve that does not change has only its ends."""
     fit(
         tmp_path,
         Freezer(name_starts_with=["network.h.0.attn."], until_step=12),
@@ -88,7 +88,7 @@ def test_shares_are_right_ten_steps_after_a_change(tmp_path: Path) -> None:
     assert_right(curves["freeze/frozen_share"], lambda step: frozen(step) * 72 / 329, [12, 25], 40)
     assert_right(curves["freeze/trainable_parameters"], lambda step: 329 - frozen(step) * 72, [12, 25], 40)
     assert_right(curves["trainable_share/attn.0"], lambda step: 1 - frozen(step), [12, 25], 40)
-    assert curves["trainable_share/mlp.0"] == [(0, 1.0), (40, 1.0)]
+    assert curves["trainable_share/mlp.0"] == [(step, 1.0) for step in (*range(11), 40)]
 
 
 def test_changes_in_quick_succession_end_right(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_change_at_the_last_step_is_drawn_as_far_as_there_are_steps(tmp_path: 
     """No point lies behind the end of a run, and the value itself is right."""
     fit(tmp_path, Freezer(name_starts_with=["network.h."], until_step=39), FreezeStateLogger())
     share = read(tmp_path)["freeze/frozen_share"]
-    assert [step for step, _ in share] == [0, 38, 39, 40]
+    assert [step for step, _ in share] == [*range(11), 38, 39, 40]
     assert share[-1][1] == 0.0
 
 
@@ -124,21 +124,33 @@ def test_a_resumed_run_is_right_in_the_same_folder(tmp_path: Path) -> None:
     fit(tmp_path, freezer, FreezeStateLogger(), ckpt_path=str(path))
     share = read(tmp_path)["freeze/frozen_share"]
     assert_right(share, lambda step: 320 / 329 if step < 18 else 0.0, [18], 40)
-    assert len(share) < 20
+    assert len(share) < 30
 
 
 def test_learning_rates_are_those_of_what_trains(tmp_path: Path) -> None:
-    """No point while a group is frozen; right from the thaw on and after it; the other group as it is."""
+    """No point while a group is frozen; right from the thaw to the last step that it trains."""
     freezer = Freezer(name_starts_with=["network.h."], until_step=14, unfreeze_lr_factor=0.5)
     again = Freezer(name_starts_with=["network.h."], from_step=30)
     module = lab.regression(PL, BlockNet, optimizer=lab.sgd)
     fit(tmp_path, freezer, again, FreezeStateLogger(), module=module)
-    curves = {key: points for key, points in read(tmp_path).items() if "learning_rate" in key}
-    assert set(curves) == {"learning_rate/ln_1.0 to mlp.1", "learning_rate/lm_head"}
-    blocks = curves["learning_rate/ln_1.0 to mlp.1"]
-    assert [step for step, _ in blocks] == list(range(14, 25))
-    assert [value for _, value in smoothed(blocks)] == pytest.approx([0.025] * 11)
-    assert dict(curves["learning_rate/lm_head"]) == pytest.approx({0: 0.05, 40: 0.05})
+    curves = {key: points for key, points in read(tmp_path).items() if "trainable_rate" in key}
+    assert set(curves) == {"freeze/trainable_rate/ln_1.0 to mlp.1", "freeze/trainable_rate/lm_head"}
+    blocks = curves["freeze/trainable_rate/ln_1.0 to mlp.1"]
+    assert [step for step, _ in blocks] == [*range(14, 25), 29]
+    assert [value for _, value in smoothed(blocks)] == pytest.approx([0.025] * 12)
+    assert dict(curves["freeze/trainable_rate/lm_head"]) == dict.fromkeys(
+        (*range(11), 40), pytest.approx(0.05)
+    )
+
+
+def test_a_rate_that_comes_back_leaves_a_gap(tmp_path: Path) -> None:
+    """Frozen from step 10 to 29: not a number before the thaw, which TensorBoard draws as a gap."""
+    freezer = Freezer(name_starts_with=["network.h."], windows=[[10, 29]], unfreeze_lr_factor=0.5)
+    module = lab.regression(PL, BlockNet, optimizer=lab.sgd)
+    fit(tmp_path, freezer, FreezeStateLogger(), module=module)
+    points = read(tmp_path)["freeze/trainable_rate/ln_1.0 to mlp.1"]
+    assert [step for step, _ in points] == [*range(10), 28, *range(29, 40), 40]
+    assert [step for step, value in points if math.isnan(value)] == [28]
 
 
 def test_a_rate_that_moves_is_sampled_after_epochs_and_drawn_at_a_thaw(tmp_path: Path) -> None:
@@ -152,9 +164,9 @@ def test_a_rate_that_moves_is_sampled_after_epochs_and_drawn_at_a_thaw(tmp_path:
         },
     }
     fit(tmp_path, Freezer(name_starts_with=["network.h."], until_step=14), FreezeStateLogger(), module=module)
-    (points,) = (points for key, points in read(tmp_path).items() if "learning_rate" in key)
+    (points,) = (points for key, points in read(tmp_path).items() if "trainable_rate" in key)
     assert dict(points) == pytest.approx({step: 0.05 * (1 - step / 50) for step, _ in points})
-    assert [step for step, _ in points] == [0, 4, 8, 12, *range(14, 25), 28, 32, 36, 40]
+    assert [step for step, _ in points] == [*range(11), 12, *range(14, 25), 28, 32, 36, 40]
 
 
 def test_a_warm_up_is_drawn_step_by_step(tmp_path: Path) -> None:
@@ -162,7 +174,7 @@ def test_a_warm_up_is_drawn_step_by_step(tmp_path: Path) -> None:
     freezer = Freezer(name_starts_with=["network.h."], until_step=14, warmup_steps=8)
     module = lab.regression(PL, BlockNet, optimizer=lab.sgd)
     fit(tmp_path, freezer, FreezeStateLogger(), module=module)
-    points = dict(read(tmp_path)["learning_rate/ln_1.0 to mlp.1"])
+    points = dict(read(tmp_path)["freeze/trainable_rate/ln_1.0 to mlp.1"])
     ramp = {step: 0.05 * min(1.0, (step - 13) / 8) for step in range(14, 25)}
     assert {step: points[step] for step in ramp} == pytest.approx(ramp)
 
@@ -175,7 +187,7 @@ def test_ranks_of_lora_are_right(tmp_path: Path) -> None:
     curves = read(tmp_path / "ranks")
     rank = lambda step: 3 if step < 10 else 6 if step < 25 else 1  # noqa: E731
     assert_right(curves["lora/rank/wte"], rank, [10, 25], 40)
-    assert curves["lora/rank/conv"] == [(0, 3.0), (40, 3.0)]
+    assert curves["lora/rank/conv"] == [(step, 3.0) for step in (*range(11), 40)]
     sizes = dict(curves["lora/parameters"])
     assert_right(curves["lora/parameters"], lambda s: sizes[{3: 0, 6: 10, 1: 25}[rank(s)]], [10, 25], 40)
 
@@ -188,11 +200,11 @@ def test_other_loggers_get_one_point_for_each_change(tmp_path: Path) -> None:
     with (tmp_path / "csv" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["freeze/frozen_share"]]
     assert [int(row["step"]) for row in rows] == [0, 11, 12, 40]
-    assert len(read(tmp_path)["freeze/frozen_share"]) == 14
+    assert len(read(tmp_path)["freeze/frozen_share"]) == 24
 
 
 def test_nothing_runs_in_a_steady_state(tmp_path: Path) -> None:
-    """The engine's hook after each batch is there for eleven steps, and gone before and after them."""
+    """The engine's hook after each batch is there for eleven steps, and gone after them."""
     seen: list[bool] = []
 
     class Watch(Callback):
@@ -200,37 +212,38 @@ def test_nothing_runs_in_a_steady_state(tmp_path: Path) -> None:
             engine = next(each for each in trainer.callbacks if type(each).__name__ == "Engine")
             seen.append(callable(engine.on_train_batch_end))
 
-    fit(tmp_path, Freezer(name_starts_with=["network.h."], until_step=12), FreezeStateLogger(), Watch())
-    assert [step for step, is_on in enumerate(seen) if is_on] == list(range(12, 23))
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """TensorBoard's own server over the folder of a test."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield f"http://localhost:{port}/data/plugin/scalars"
-    finally:
-        process.terminate()
-        process.wait()
+    fit(tmp_path, Freezer(name_starts_with=["network.h."], until_step=20), FreezeStateLogger(), Watch())
+    assert [step for step, is_on in enumerate(seen) if is_on] == [*range(11), *range(20, 31)]
 
 
 @pytest.mark.wide
-def test_the_server_hands_out_all_points(tmp_path: Path, server: str) -> None:
+def test_the_server_hands_out_all_points(tmp_path: Path) -> None:
     """It keeps one point for each step, so that several at one step would not do."""
     fit(tmp_path / "run", Freezer(name_starts_with=["network.h."], until_step=12), FreezeStateLogger())
     query = urllib.parse.urlencode({"run": "run", "tag": "freeze/frozen_share"})
-    points: list[Any] = []
-    for _ in range(60):
-        try:
-            with urllib.request.urlopen(f"{server}/scalars?{query}") as answer:
-                points = json.load(answer)
-            break
-        except OSError:  # not up yet, or the run not read yet
-            time.sleep(1)
-    curve = [(step, value) for _, step, value in points]
-    assert dict(curve) == pytest.approx(dict(read(tmp_path / "run")["freeze/frozen_share"]))
+    with tensorboard(tmp_path) as address:
+        answer = urllib.request.urlopen(f"{address}/data/plugin/scalars/scalars?{query}")
+        points = json.load(answer)
+    expected = dict(read(tmp_path / "run")["freeze/frozen_share"])
+    assert {step: value for _, step, value in points} == pytest.approx(expected)
+
+
+@pytest.mark.wide
+def test_the_first_page_in_a_browser_shows_the_state_as_it_is(tmp_path: Path) -> None:
+    """At default settings: share, picture and number come first, and smoothed values are the values."""
+    program = browser()
+    if program is None:
+        pytest.skip("no browser: install chromium")
+    fit(tmp_path / "run", Freezer(name_starts_with=["network.h."], until_step=25), FreezeStateLogger())
+    with tensorboard(tmp_path) as address:
+        page = visit(program, f"{address}/#timeseries", "--dump-dom", height=4000)
+    cards = [CELLS.findall(card) for card in page.split("<card-view")[1:]]
+    names = ["".join(cells[:2]) for cells in cards if cells and "freeze" in cells[0]]
+    first = ["frozen_share", "timeline", "trainable_parameters", "trainable_rate/all layers"]
+    assert names == [f"freeze/{name}" for name in first]
+    drawn = [
+        cells[cells.index("run") + 1 :][:2] for cells in cards if "Smoothed" in cells and "freeze" in cells[0]
+    ]
+    assert len(drawn) == 3
+    for smooth, value in drawn:
+        assert float(smooth) == pytest.approx(float(value), rel=0.01, abs=0.01)

@@ -158,13 +158,9 @@ def without_rate(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer
 
 
 def learning_rates(optimizers: Iterable[Optimizer]) -> list[tuple[list[Parameter], float | None]]:
-    """The parameters of each group, and its rate; None where none of them trains, or it has no rate."""
+    """The parameters of each group, and its rate; None where it has none, as under Adafactor."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    found = []
-    for group in groups:
-        is_shown = group["lr"] is not None and any(each.requires_grad for each in group["params"])
-        found.append((list(group["params"]), float(group["lr"]) if is_shown else None))
-    return found
+    return [(group["params"], None if group["lr"] is None else float(group["lr"])) for group in groups]
 
 
 def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> None:
