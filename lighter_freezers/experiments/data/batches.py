@@ -235,7 +235,7 @@ class TokenWindows(Windows):
         block_size: int,
         num_windows: int | None = None,
     ) -> None:
-        super().__init__(torch.tensor(tokenizer.stream(documents)), block_size, num_windows)
+        super().__init__(torch.tensor(tokenizer.stream(documents)).long(), block_size, num_windows)
         self.num_tokens = len(self._tokens)
         self._bytes_per_token = torch.tensor(tokenizer.bytes_per_token())
 

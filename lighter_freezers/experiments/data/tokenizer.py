@@ -1,9 +1,14 @@
-"""A byte-level BPE tokenizer, trained on the corpus in this process and kept in a cache folder."""
+"""A byte-level BPE, trained on the corpus in this process; it and what it encodes are kept in a cache folder."""
 
+import hashlib
+import io
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -29,17 +34,22 @@ class TextTokenizer:
     Args:
         bpe: A byte-level BPE with the special token that ends a text.
         end_of_text: That token.
+        cache_dir: The cache folder for encoded texts. None means that of this package.
     """
 
-    def __init__(self, bpe: tokenizers.Tokenizer, end_of_text: str = END_OF_TEXT) -> None:
+    def __init__(
+        self, bpe: tokenizers.Tokenizer, end_of_text: str = END_OF_TEXT, cache_dir: Path | None = None
+    ) -> None:
         bpe.encode_special_tokens = True  # encode the characters "<eos>" as plain text
         self._bpe = bpe
         self._end_of_text = end_of_text
+        self._cache_dir = cache_dir
         self.vocab_size = bpe.get_vocab_size()
         self.eos_id = bpe.get_vocab()[end_of_text]
 
-    def __reduce__(self) -> tuple[type["TextTokenizer"], tuple[tokenizers.Tokenizer, str]]:
-        return TextTokenizer, (self._bpe, self._end_of_text)  # pickling loses what __init__ sets on the BPE
+    def __reduce__(self) -> tuple[type["TextTokenizer"], tuple[tokenizers.Tokenizer, str, Path | None]]:
+        # pickling loses what __init__ sets on the BPE
+        return TextTokenizer, (self._bpe, self._end_of_text, self._cache_dir)
 
     def encode(self, text: str) -> list[int]:
         """The ids of the tokens of a text."""
@@ -50,12 +60,22 @@ class TextTokenizer:
         encodings = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def stream(self, texts: Sequence[str]) -> list[int]:
-        """The ids of all texts as `<eos> text <eos> text <eos>`."""
+    def stream(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
+        """The ids of all texts as `<eos> text <eos> text <eos>`, encoded once and kept in the cache folder."""
+        sha = hashlib.sha256(self._bpe.to_str().encode())
+        for text in texts:
+            sha.update(hashlib.sha256(text.encode()).digest())
+        file = cache_folder(self._cache_dir) / f"ids-{sha.hexdigest()[:16]}.npy"
+        with suppress(OSError, ValueError):  # not there, or damaged
+            return np.asarray(np.load(file, allow_pickle=False), dtype=np.int32)
         ids = [self.eos_id]
-        for text in self.encode_all(texts):
-            ids += [*text, self.eos_id]
-        return ids
+        for encoded in self.encode_all(texts):
+            ids += [*encoded, self.eos_id]
+        found, content = np.array(ids, dtype=np.int32), io.BytesIO()
+        np.save(content, found)
+        with suppress(RuntimeError):  # a folder that cannot be written: encoded anew each time
+            keep(file, content.getvalue())
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; `<eos>` has none."""
@@ -95,11 +115,15 @@ def cached_tokenizer(corpus: Corpus, vocab_size: int, cache_dir: Path | None = N
     if bpe is None:
         bpe = _train(corpus.train, vocab_size)
         keep(file, bpe.to_str().encode())
-    return TextTokenizer(bpe)
+    return TextTokenizer(bpe, cache_dir=cache_dir)
 
 
-def tokenizer_of_file(file: Path) -> TextTokenizer:
+def tokenizer_of_file(file: Path, cache_dir: Path | None = None) -> TextTokenizer:
     """Load a byte-level BPE saved by another run or by `tokenizers`, such as GPT-2's `tokenizer.json`.
+
+    Args:
+        file: The file.
+        cache_dir: The cache folder for what it encodes. None means that of this package.
 
     Raises:
         ValueError: There is no such file, or its tokenizer is not lossless.
@@ -118,7 +142,7 @@ def tokenizer_of_file(file: Path) -> TextTokenizer:
     end_of_text = next((mark for mark in ENDS_OF_TEXT if bpe.token_to_id(mark) is not None), None)
     if end_of_text is None:
         raise ValueError(f"{file} has no token that ends a text: none of {', '.join(ENDS_OF_TEXT)}.")
-    tokenizer = TextTokenizer(bpe, end_of_text)
+    tokenizer = TextTokenizer(bpe, end_of_text, cache_dir)
     if not _is_lossless(tokenizer):
         raise ValueError(
             f"{file} does not give each text back as it was, byte for byte, so neither losses per byte nor "

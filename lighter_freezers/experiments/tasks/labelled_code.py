@@ -38,12 +38,12 @@ class LabelledCode:
     ) -> None:
         self._split = split
         self._classes = cached_classes(corpus, split, cache_dir)
-        stream = np.array(tokenizer.stream(corpus.split(split)))
+        stream = tokenizer.stream(corpus.split(split))
         num_bytes = np.array(tokenizer.bytes_per_token())[stream]
         self._ends = num_bytes.cumsum()  # in characters of the split, which equal bytes in ASCII
         self._begins = self._ends - num_bytes
         assert self._ends[-1] == len(self._classes)
-        self.ids = torch.from_numpy(stream)  # (N,)
+        self.ids = torch.from_numpy(stream).long()  # (N,)
 
     def check_windows(self, num_windows: int, block_size: int) -> None:
         """Refuse a split without a single window.

@@ -222,7 +222,7 @@ class TextBatchData(BatchData[TextTokenizer]):
     def _load_tokenizer(self, task: Task[TextTokenizer]) -> TextTokenizer:
         """Load the tokenizer of a file, or that for the text or for the standard library."""
         if self._options.tokenizer is not None and str(self._options.tokenizer) != STANDARD_LIBRARY:
-            return tokenizer_of_file(self._options.tokenizer)
+            return tokenizer_of_file(self._options.tokenizer, self._options.cache_dir)
         corpus = task.corpus if self._options.tokenizer is None else standard_library()
         return cached_tokenizer(corpus, self._options.vocab_size, self._options.cache_dir)
 

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.text_files import text_files
-from lighter_freezers.experiments.data.tokenizer import cached_tokenizer, tokenizer_of_file
+from lighter_freezers.experiments.data.tokenizer import TextTokenizer, cached_tokenizer, tokenizer_of_file
 from tests.texts import write_texts
 
 VOCAB_SIZE = 300
@@ -167,7 +167,7 @@ def test_a_foreign_tokenizer_counts_every_byte_too(tmp_path: Path, text: str) ->
     assert sum(num_bytes[index] for index in ids) == len(text.encode())
     assert tokenizer.encode_all([text]) == [ids]
     assert tokenizer.eos_id not in ids
-    assert tokenizer.stream([text]) == [tokenizer.eos_id, *ids, tokenizer.eos_id]
+    assert tokenizer.stream([text]).tolist() == [tokenizer.eos_id, *ids, tokenizer.eos_id]
     assert pickle.loads(pickle.dumps(tokenizer)).encode(text) == ids
 
 
@@ -191,3 +191,40 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
         tokenizer_of_file(tmp_path / "other.json")
     with pytest.raises(ValueError, match=r"has no token that ends a text: none of <eos>, "):
         tokenizer_of_file(foreign(tmp_path, end_of_text="[SEP]"))
+
+
+def test_a_second_start_encodes_nothing(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids are kept; another text, another tokenizer or a damaged file is encoded again."""
+    calls: list[int] = []
+    encode_all = TextTokenizer.encode_all
+
+    def counted(self: TextTokenizer, texts: Any) -> Any:
+        calls.append(len(texts))
+        return encode_all(self, texts)
+
+    monkeypatch.setattr(TextTokenizer, "encode_all", counted)
+    texts = ["one text", "another"]
+    first = cached_tokenizer(corpus, VOCAB_SIZE, tmp_path).stream(texts)
+    again = cached_tokenizer(corpus, VOCAB_SIZE, tmp_path).stream(texts)
+    assert calls == [2]
+    assert first.tolist() == again.tolist()
+
+    cached_tokenizer(corpus, VOCAB_SIZE, tmp_path).stream(["one text another"])
+    cached_tokenizer(corpus, VOCAB_SIZE - 10, tmp_path).stream(texts)
+    assert calls == [2, 1, 2]
+    for file in tmp_path.glob("ids-*.npy"):
+        file.write_bytes(file.read_bytes()[:40])
+    assert cached_tokenizer(corpus, VOCAB_SIZE, tmp_path).stream(texts).tolist() == first.tolist()
+    assert calls == [2, 1, 2, 2]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(corpus: Corpus, tmp_path: Path) -> None:
+    """The ids are the same."""
+    kept = cached_tokenizer(corpus, VOCAB_SIZE, tmp_path)
+    kept.save(tmp_path / "bpe.json")
+    (tmp_path / "file").touch()
+    without = tokenizer_of_file(tmp_path / "bpe.json", tmp_path / "file" / "is no folder")
+
+    assert without.stream(["a text"]).tolist() == kept.stream(["a text"]).tolist()
