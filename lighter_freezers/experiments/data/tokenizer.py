@@ -1,4 +1,4 @@
-"""A byte-level BPE, trained on the corpus in this process; it and what it encodes are kept in a cache folder."""
+"""A byte-level BPE, trained on the corpus in this process; it and what it encodes are kept in a cache."""
 
 import hashlib
 import io
@@ -61,7 +61,7 @@ class TextTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def stream(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
-        """The ids of all texts as `<eos> text <eos> text <eos>`, encoded once and kept in the cache folder."""
+        """The ids of all texts as `<eos> text <eos> text <eos>`, encoded once and kept in the cache."""
         sha = hashlib.sha256(self._bpe.to_str().encode())
         for text in texts:
             sha.update(hashlib.sha256(text.encode()).digest())

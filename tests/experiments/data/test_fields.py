@@ -16,7 +16,7 @@ from lighter_freezers.experiments.data.fields import (
 )
 from lighter_freezers.experiments.data.rows import Row
 
-FILE = Path("rows")
+FILE = Path("rows.jsonl")
 
 
 def json_row(**values: object) -> Row:
@@ -91,7 +91,7 @@ def test_a_bad_field_is_refused(check: Callable[[Row], Any], row: Row, message: 
     """The error names file, line and field, what was expected and what is there."""
     with pytest.raises(ValueError, match=message) as raised:
         check(row)
-    assert str(raised.value).startswith("rows, line 7, field '")
+    assert str(raised.value).startswith("rows.jsonl, line 7, field '")
 
 
 def test_classes_are_collected_in_alphabetical_order() -> None:
