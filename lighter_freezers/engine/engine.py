@@ -88,7 +88,7 @@ class Engine(Callback):
             return present[0]
         is_ours = [isinstance(one, Callback) and type(one).setup is not Callback.setup for one in callbacks]
         # after the first of ours with a `setup`: it runs now, and Lightning is iterating over this list
-        engine, place = cls(), is_ours.index(True) + 1
+        engine, place = cls(), is_ours.index(True) + 1 if any(is_ours) else len(callbacks)
         callbacks[place:place] = [engine, *averaging.AverageKeeper.where_needed(trainer, engine)]
         return engine
 

@@ -18,6 +18,7 @@ from lighter_freezers.engine import (
 )
 from tests.callbacks.block_net import BlockNet
 from tests.distributed.run_ranks import run_ranks
+from tests.engine.drawn_blocks import DrawnBlocks
 from tests.lab import NAMESPACES, adamw, batches, recorder, regression, trainer
 
 LONE = NAMESPACES[0]
@@ -128,6 +129,26 @@ def test_a_random_generator_depends_on_seed_and_window_alone() -> None:
     ]
     assert draws[0] == draws[1]
     assert len(set(draws[0])) == 4
+
+
+def test_a_callback_of_lightning_may_listen_too() -> None:
+    """Without any of ours before it: the engine is added behind it."""
+    import pytorch_lightning as pl
+
+    seen: list[Transition] = []
+
+    class Listening(pl.Callback):
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            Engine.of(trainer).add_listener(self)
+
+        def on_transition(self, trainer: Any, pl_module: Any, transition: Transition) -> None:
+            seen.append(transition)
+
+    ours = DrawnBlocks(num_blocks=1, every_n_steps=2, seed=1)
+    for callbacks in ([Listening()], [Listening(), ours]):
+        trainer(LONE, callbacks=callbacks).fit(regression(LONE, BlockNet), batches(), batches())
+    assert [each.is_initial for each in seen] == [True, True, False]
+    assert [each.optimizer_step for each in seen] == [0, 0, 2]
 
 
 def test_transitions_and_rates_are_public() -> None:
