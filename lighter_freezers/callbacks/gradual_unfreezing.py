@@ -18,7 +18,7 @@ from lighter_freezers.engine.trainer_clock import last_moment
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.layers.said import Said, anatomy_said
-from lighter_freezers.layers.stage_list import read_stages
+from lighter_freezers.layers.stage_list import parse_restore_best, read_stages
 from lighter_freezers.layers.stage_plan import StagePlan
 from lighter_freezers.layers.thaw_order import Direction, layers_of
 from lighter_freezers.layers.thaw_pace import parse_pace
@@ -80,6 +80,11 @@ class GradualUnfreezing(EngineCallback):
             writes it.
         best: Whether the value that a plateau or EarlyStopping has to beat is that of the stages before
             (`keep`), or begins anew in each stage (`reset`); only with stages.
+        restore_best: Begin each stage with the best weights of the stage before, with stages only: true for
+            the metric of EarlyStopping, or
+            `{monitor: val/loss, mode: min, optimizer_state: keep, at_end: false}`. With `optimizer_state:
+            restore` the optimizers' state goes back too; with `at_end: true` the module has the best weights
+            of all stages when the run has ended.
         optimizer: The optimizer to which missing parameters are added if a run has several and the layer's
             neighbours do not decide: its index, its class, or a module that only it trains.
         optimizer_state: The optimizer state of layers that have not thawed yet: `keep` it,
@@ -133,6 +138,7 @@ class GradualUnfreezing(EngineCallback):
         stages: Sequence[Mapping[str, object]] | None = None,
         schedule: str | None = None,
         best: Best = "keep",
+        restore_best: bool | Mapping[str, object] = False,
     ) -> None:
         super().__init__()
         self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
@@ -159,8 +165,11 @@ class GradualUnfreezing(EngineCallback):
                 which,
                 terms,
                 arguments.choice("best", best, ("keep", "reset")),
+                parse_restore_best(restore_best),
             )
             return
+        if restore_best:
+            raise ValueError("restore_best needs stages or schedule: `lighter-freezers schedule` writes one.")
         self._plan = ThawPlan(
             parse_pace(every_n_epochs, every_n_steps, total_epochs, plateau),
             arguments.choice("direction", direction, ("top-down", "bottom-up")),

@@ -278,7 +278,7 @@ class Engine(Callback):
 
     def _play(self, trainer: TrainerLike, pl_module: LightningModule, batch_idx: int) -> None:
         """Apply what is due between two optimizer steps, and compute when to check again."""
-        self._fit.watch_patience(trainer, partial(setattr, self, "_wait", 1))
+        self._fit.begin_stages(trainer, pl_module, partial(setattr, self, "_wait", 1))
         if self._has_resumed:
             self._has_resumed = False
             self._fit.metrics.note_resumption(trainer, batch_idx)

@@ -96,10 +96,19 @@ class Fit:
             outcome = self.actions.perform(context)
         return self.followers.follow(context, flips, outcome)
 
-    def watch_patience(self, trainer: TrainerLike, wake: Callable[[], object]) -> None:
-        """Let EarlyStopping end stages; `wake` has the next moment looked at."""
+    def begin_stages(self, trainer: TrainerLike, model: nn.Module, wake: Callable[[], object]) -> None:
+        """Before the first step, or later: let stages see the run; `wake` has the next moment looked at.
+
+        Raises:
+            RuntimeError: They need what the run does not have.
+        """
         if self._clock is not None:
-            self._clock.watch_patience(trainer, wake)
+            self._clock.begin(trainer, model, wake)
+            if self._clock.restores and any(action.reshapes for action in self.actions):
+                raise RuntimeError(
+                    "restore_best puts the weights of an earlier step back, and another callback may have "
+                    "changed LoRA ranks since then. Remove restore_best, or leave the ranks alone."
+                )
 
     def _set_stage(self, stage: int) -> None:
         for active in self.active_rules:

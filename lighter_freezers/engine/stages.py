@@ -4,9 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from torch import nn
+
+from lighter_freezers._log import log
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.early_stopping import EARLY_STOPPING, OutOfPatience, PatienceWatch
 from lighter_freezers.engine.run_shares import RunShares
+from lighter_freezers.engine.stage_best import BestOfStage, BestRequest
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Plateau, Schedule
 
@@ -49,12 +53,19 @@ class StageClock(Action):
         title: Names it in logs and errors.
         ends: What ends each stage but the last.
         best: Whether the value that a plateau or EarlyStopping has to beat is kept in the next stage.
+        restores: Which weights of the stage before a stage begins with; None for those of its last step.
     """
 
     kind = "stages"
     monitor_argument = "until_metric.monitor"
 
-    def __init__(self, title: str, ends: Sequence[StageEnd], best: Best = "keep") -> None:
+    def __init__(
+        self,
+        title: str,
+        ends: Sequence[StageEnd],
+        best: Best = "keep",
+        restores: BestRequest | None = None,
+    ) -> None:
         super().__init__()
         self.title = title
         self._ends = tuple(ends)
@@ -62,7 +73,9 @@ class StageClock(Action):
         self._history = History()
         self._is_out_of_patience = False
         self._watch: PatienceWatch | None = None
+        self._kept = None if restores is None else BestOfStage(restores)
         self._entered: list[str] = []  # notes on the stages that began at this moment
+        self._left = 0  # the stage that these began after
         self.number = 0
 
     @property
@@ -71,10 +84,16 @@ class StageClock(Action):
         return len(self._ends) + 1
 
     @property
+    def restores(self) -> bool:
+        """Whether a stage begins with the best weights of the one before."""
+        return self._kept is not None
+
+    @property
     def monitors(self) -> frozenset[str]:
-        """The metrics that may end this stage or a later one."""
+        """The metrics that may end this stage or a later one, and the one by which the best is told."""
+        best = [self._kept.request] if self._kept else []
         triggers = [each for end in self._ends[self.number :] for each in (end.trigger, end.patience)]
-        return frozenset(trigger.monitor for trigger in triggers if trigger)
+        return frozenset(each.monitor for each in (*triggers, *best) if each)
 
     @property
     def awaits(self) -> MetricTrigger | OutOfPatience | None:
@@ -87,6 +106,8 @@ class StageClock(Action):
 
     def observe(self, monitor: str, value: float) -> bool:
         """Pass a value to the condition of this stage; returns whether it is met."""
+        if self._kept is not None and monitor == self._kept.request.monitor:
+            self._kept.observe(self.number, value)
         if monitor == EARLY_STOPPING:
             self._is_out_of_patience = self._end.patience is not None
             return self._is_out_of_patience
@@ -96,15 +117,21 @@ class StageClock(Action):
         self._history = trigger.observe(value, self._history)
         return self._history.has_fired
 
-    def watch_patience(self, trainer: TrainerLike, wake: Callable[[], object]) -> None:
-        """Let the EarlyStopping of the Trainer end stages, where one asks for it.
+    def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
+        """Find out which metric tells the best weights."""
+        if self._kept is not None:
+            self._kept.set_up(trainer)
+
+    def begin(self, trainer: TrainerLike, model: nn.Module, wake: Callable[[], object]) -> None:
+        """Before the first step of a fit, or later: watch EarlyStopping, and keep the best weights.
 
         Args:
             trainer: The Trainer.
+            model: What trains.
             wake: Has the clock asked at the next step.
 
         Raises:
-            RuntimeError: The Trainer has no EarlyStopping.
+            RuntimeError: The Trainer has no EarlyStopping, or cannot keep the best weights.
         """
 
         def leave() -> None:
@@ -113,9 +140,13 @@ class StageClock(Action):
 
         if self._watch is None and any(end.patience for end in self._ends):
             self._watch = PatienceWatch(trainer, lambda: self._end.patience is not None, leave)
+        if self._kept is not None:
+            self._kept.begin(trainer, model)
 
     def enter(self, moment: Moment) -> int:
         """Enter the stages that are due; returns the number of the stage from this moment on."""
+        if not self._entered:
+            self._left = self.number
         while self.number < len(self._ends):
             reason = self._end.reason(moment, self._history, is_out_of_patience=self._is_out_of_patience)
             if reason is None:
@@ -133,11 +164,21 @@ class StageClock(Action):
         return bool(self._entered)
 
     def apply(self, context: StepContext) -> ActionResult:
-        """Note which stages have begun; EarlyStopping counts from 0 again."""
-        notes, self._entered = tuple(self._entered), []
+        """Note which stages have begun, and begin with the best weights; patience is counted from 0 again."""
+        notes, self._entered = self._entered, []
+        if self._kept is not None:
+            none = f"nothing was measured in stage {self._left + 1}, so its last weights remain"
+            notes.append(self._kept.restore(context, self._left) or none)
         if self._watch is not None:
             self._watch.renew(resets_best=self._best == "reset")
-        return ActionResult(notes=notes)
+        return ActionResult(notes=tuple(notes))
+
+    def end(self, trainer: TrainerLike) -> None:
+        """At the end of the run, put the best weights of all stages into the module if that was asked for."""
+        if self._kept is not None and self._kept.request.at_end:
+            note = self._kept.restore_best_of_all()
+            if note is not None and trainer.is_global_zero:
+                log.info("at the end of the run, %s", note)
 
     def resolve(self, shares: RunShares) -> None:
         """Put steps and epochs in place of shares of the run."""
@@ -147,13 +188,17 @@ class StageClock(Action):
         """The stage, and what its condition has seen."""
         history = self._history
         seen = [history.best, history.num_without_progress, history.has_fired]
-        return {"done": {}, "stage": self.number, "history": seen, "patience": self._is_out_of_patience}
+        best = self._kept.state() if self._kept else {}
+        patience = self._is_out_of_patience
+        return {"done": {}, "stage": self.number, "history": seen, "patience": patience, "best": best}
 
     def remember(self, state: SavedState) -> None:
         """Go on in the stage in which the checkpoint was saved, or in the last one of a shorter list."""
         self.number = min(state["stage"], len(self._ends))
         self._history = History(*state["history"])
         self._is_out_of_patience = state["patience"]
+        if self._kept is not None:
+            self._kept.remember(state["best"])
 
     def leave(self) -> None:
         """The fit has ended: EarlyStopping is as it was."""

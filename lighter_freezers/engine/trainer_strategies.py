@@ -10,6 +10,7 @@ __all__ = [
     "refuse_fixed_shapes",
     "refuse_flat_gradients",
     "refuse_lean_groups",
+    "refuse_sharded_best",
     "refuse_unsupported_strategy",
 ]
 
@@ -100,6 +101,19 @@ def refuse_flat_gradients(strategy: object, callback: str) -> None:
 def has_whole_modules(strategy: object) -> bool:
     """Whether each process has every layer whole, so that one may skip what another runs."""
     return _is_one_of(strategy, _FOLLOW_SHAPES) and not _is_one_of(strategy, ("DeepSpeedStrategy",))
+
+
+def refuse_sharded_best(strategy: object) -> None:
+    """Refuse a strategy under which no process has the whole weights.
+
+    Raises:
+        RuntimeError: It shards them.
+    """
+    if not has_whole_modules(strategy):
+        raise RuntimeError(
+            f"restore_best keeps whole weights, and {type(strategy).__name__} shards them. Use one device or "
+            "the strategy 'ddp', or remove restore_best."
+        )
 
 
 def _is_one_of(strategy: object, kinds: Iterable[str]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import yaml
 
@@ -11,12 +11,13 @@ from lighter_freezers import arguments
 from lighter_freezers.engine.early_stopping import OutOfPatience
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.rule_arguments import parse_learning_rate, parse_schedule, parse_terms
+from lighter_freezers.engine.stage_best import BestRequest
 from lighter_freezers.engine.stages import StageEnd
 from lighter_freezers.engine.terms import NormMode
 from lighter_freezers.engine.triggers import parse_metric_trigger
 from lighter_freezers.selection.names import closest_names
 
-__all__ = ["Entry", "Stage", "read_stages"]
+__all__ = ["Entry", "Stage", "parse_restore_best", "read_stages"]
 
 _KEYS = (
     "thaw",
@@ -32,6 +33,7 @@ _KEYS = (
     "desc",
 )
 _EXAMPLE = "[{thaw: head, until_epoch: 2}, {thaw: 'layers:block.-4:'}]"
+_STATES: tuple[Literal["keep", "restore"], ...] = ("keep", "restore")
 Entry: TypeAlias = Mapping[str, Any]  # as YAML has it; each value is checked where it is read
 Rates: TypeAlias = tuple[tuple[str, LearningRateRequest], ...]
 
@@ -156,3 +158,29 @@ def _parse_rates(entry: Entry) -> tuple[LearningRateRequest | None, Rates]:
         )
     found = [(str(word), parse_learning_rate(None, part, warmup or 0)) for word, part in parts.items()]
     return whole, tuple((word, rate) for word, rate in found if rate is not None)
+
+
+def parse_restore_best(value: object) -> BestRequest | None:
+    """Read which weights a stage begins with, as YAML has it.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A key is missing or unknown.
+    """
+    if value is None or isinstance(value, bool):
+        return BestRequest("") if value else None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"restore_best must be true or a mapping: {{monitor: val/loss}}. Got {value!r}.")
+    keys = ("monitor", "mode", "optimizer_state", "at_end")
+    if unknown := [key for key in value if key not in keys]:
+        raise ValueError(f"restore_best does not know '{unknown[0]}'. Keys: {', '.join(keys)}.")
+    monitor = value.get("monitor")
+    if not isinstance(monitor, str) or not monitor:
+        raise ValueError(f"restore_best needs monitor, the name of a logged metric. Got {dict(value)!r}.")
+    state = arguments.choice("restore_best.optimizer_state", value.get("optimizer_state", "keep"), _STATES)
+    return BestRequest(
+        monitor,
+        arguments.choice("restore_best.mode", value.get("mode", "min"), ("min", "max")),
+        with_optimizer=state == "restore",
+        at_end=arguments.flag("restore_best.at_end", value.get("at_end", False)),
+    )

@@ -7,6 +7,7 @@ from torch import nn
 
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.rules import FreezeRule
+from lighter_freezers.engine.stage_best import BestRequest
 from lighter_freezers.engine.stages import Best, StageClock
 from lighter_freezers.engine.terms import NormMode, Terms
 from lighter_freezers.engine.triggers import Schedule
@@ -27,16 +28,18 @@ class StagePlan:
         optimizer: Which optimizer takes what no optimizer knows, as `FreezeRule` has it.
         terms: What else is asked for while something is held.
         best: Whether the value that a plateau has to beat is kept in the next stage.
+        restores: Which weights of the stage before a stage begins with; None for those of its last step.
     """
 
     stages: tuple[Stage, ...]
     optimizer: int | str | None = None
     terms: Terms = Terms()
     best: Best = "keep"
+    restores: BestRequest | None = None
 
     def clock(self) -> StageClock:
         """A new clock for one fit."""
-        return StageClock(str(self), [stage.end for stage in self.stages[:-1]], self.best)
+        return StageClock(str(self), [stage.end for stage in self.stages[:-1]], self.best, self.restores)
 
     def rules(self, model: nn.Module) -> list[FreezeRule]:
         """The rules that hold what each stage leaves frozen.

@@ -59,20 +59,24 @@ class Comparison:
     Attributes:
         lines: By phase, in the order of the run.
         missing: Phases of the plan that the run did not have, and phases of the run that are not in the plan.
+        notes: What began with a phase of the run, such as a stage and the file of its first weights.
     """
 
     lines: tuple[Line, ...]
     missing: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The comparison in plain types."""
         return {
             "lines": [{**asdict(line), "off": line.off} for line in self.lines],
             "missing": list(self.missing),
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
-        return "\n".join([*columns([_HEADING, *map(_row, self.lines)], num_left=2), *self.missing])
+        table = columns([_HEADING, *map(_row, self.lines)], num_left=2)
+        return "\n".join([*table, *self.missing, *self.notes])
 
 
 def read_report(folder: Path) -> list[PhaseRecord]:
@@ -115,7 +119,8 @@ def compare(plan: Plan, records: Sequence[PhaseRecord]) -> Comparison:
         counts = [Line(name, what, getattr(phase, what), getattr(record, what)) for what in _COUNTS]
         lines += [line for line in counts if line.planned is not None or line.measured is not None]
         lines.append(Line(name, "relative_time", planned, measured))
-    return Comparison(tuple(lines), tuple(missing))
+    notes = tuple(f"step {record.optimizer_step}: {note}" for record in records for note in record.notes)
+    return Comparison(tuple(lines), tuple(missing), notes)
 
 
 def _relative_times(

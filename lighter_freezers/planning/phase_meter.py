@@ -47,6 +47,7 @@ class PhaseRecord:
         step_seconds: Median over the timed steps, from the start of a batch to its end: GPU time, or without
             a GPU the CPU time of the process.
         num_timed: The number of timed steps.
+        notes: What began with it other than freezing and thawing, such as a stage and the weights it has.
     """
 
     optimizer_step: int
@@ -60,6 +61,7 @@ class PhaseRecord:
     peak_bytes: int | None = None
     step_seconds: float | None = None
     num_timed: int = 0
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The record in plain types."""
@@ -104,6 +106,7 @@ class PhaseMeter:
             transition.epoch,
             trainable_key(model),
             num_trainable(model.parameters()),
+            notes=transition.notes,
         )
         self._kind = record.trains, tuple(sorted(transition.holders))
         self._open = _OpenPhase(record, self._measured.get(self._kind) if self._measures_equal_once else None)
