@@ -1,5 +1,6 @@
 """The callback that computes the output of a frozen prefix once for each row, and gives it back later."""
 
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from lighter_freezers._lightning import LightningModule
 from lighter_freezers._log import log
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.engine import Engine, EngineCallback
-from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.planning.values import num_bytes
 from lighter_freezers.prefix.cached_blocks import CachedBlocks, CacheOptions, Counts
@@ -46,6 +47,9 @@ class PrefixCache(EngineCallback):
     |---|---|
     | `prefix_cache/hit_rate` | share of the batches, of training and evaluation, that got stored rows |
     | `prefix_cache/gigabytes` | size of the store of this node |
+
+    `plan` says how large the store of each phase gets and what a step does without; `PhaseRecorder` measures
+    the same.
 
     Runs on: setup, the transitions that the package's other callbacks make, on_train_epoch_start and _end,
     on_validation_start and _end, on_test_start, teardown. Between them it runs where the blocks are called.
@@ -90,9 +94,10 @@ class PrefixCache(EngineCallback):
         self.max_gb = arguments.positive("max_gb", max_gb)
         self.check_every_n_batches = arguments.at_least("check_every_n_batches", check_every_n_batches, 1)
         self.keep = arguments.flag("keep", keep)
-        self._cached: CachedBlocks | None = None
+        self.cached: CachedBlocks | None = None
         self._frozen = FrozenBlocks()
         self._has_ended = False
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None  # for the rows of a rehearsal
 
     def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Register with the engine for the transitions of this fit."""
@@ -107,8 +112,8 @@ class PrefixCache(EngineCallback):
 
     def on_train_epoch_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Compare the content of the weights with that of the stored rows."""
-        if self._cached is not None:
-            self._cached.suspect(is_thorough=True)
+        if self.cached is not None:
+            self.cached.suspect(is_thorough=True)
 
     def on_validation_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Look whether averaged weights took the place of the trained ones."""
@@ -116,8 +121,8 @@ class PrefixCache(EngineCallback):
 
     def on_validation_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Look whether the trained weights are back."""
-        if self._cached is not None:
-            self._cached.suspect(is_thorough=False)
+        if self.cached is not None:
+            self.cached.suspect(is_thorough=False)
 
     def on_test_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """As in validation."""
@@ -125,7 +130,7 @@ class PrefixCache(EngineCallback):
 
     def on_train_epoch_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Log the hit rate and the size."""
-        cached = self._cached
+        cached = self.cached
         if cached is None or cached.why or not (cached.counts.num_run or cached.counts.num_served):
             return
         counts, cached.counts = cached.counts, Counts()
@@ -156,15 +161,15 @@ class PrefixCache(EngineCallback):
         self._close(deletes=False)
 
     def _evaluate(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        if self._cached is None and not trainer.sanity_checking and not trainer.training:
+        if self.cached is None and not trainer.sanity_checking and not trainer.training:
             self._follow(trainer, pl_module)
-        if self._cached is not None:
-            self._cached.suspect(is_thorough=False)
+        if self.cached is not None:
+            self.cached.suspect(is_thorough=False)
 
     def _follow(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         frozen = frozen_blocks(pl_module, trainer.strategy)
-        if frozen == self._frozen and self._cached is not None:
-            self._cached.suspect(is_thorough=True)
+        if frozen == self._frozen and self.cached is not None:
+            self.cached.suspect(is_thorough=True)
             return
         self._close(deletes=not self.keep)
         self._frozen = frozen
@@ -172,13 +177,16 @@ class PrefixCache(EngineCallback):
         if frozen.why and not is_silent:
             log.warning("PrefixCache is off: %s.", frozen.why)
         if frozen.blocks and not frozen.why:
+            is_rehearsal = bool(callbacks_of_kind(callbacks_of(trainer), "Rehearsal"))
+            if is_rehearsal:
+                self._scratch = tempfile.TemporaryDirectory()
             options = CacheOptions(
-                self._node_folder(trainer),
+                Path(self._scratch.name) if self._scratch else self._node_folder(trainer),
                 getattr(torch, self.dtype),
                 int(self.max_gb * 1e9),
-                self.check_every_n_batches,
+                1 if is_rehearsal else self.check_every_n_batches,  # a plan measures blocks that run
             )
-            self._cached = CachedBlocks(frozen, options, is_silent=is_silent)
+            self.cached = CachedBlocks(frozen, options, is_silent=is_silent)
 
     def _node_folder(self, trainer: TrainerLike) -> Path:
         folder = Path(trainer.default_root_dir if self.folder is None else self.folder)
@@ -186,6 +194,9 @@ class PrefixCache(EngineCallback):
         return folder / f"node{trainer.node_rank}" if trainer.num_nodes > 1 else folder
 
     def _close(self, *, deletes: bool) -> None:
-        if self._cached is not None:
-            self._cached.close(deletes=deletes)
-        self._cached, self._frozen = None, FrozenBlocks()
+        if self.cached is not None:
+            self.cached.close(deletes=deletes)
+        if self._scratch is not None:
+            self._scratch.cleanup()
+        self._scratch = None
+        self.cached, self._frozen = None, FrozenBlocks()

@@ -16,6 +16,8 @@ _COUNTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # field -> its labe
     "gradient_bytes": ("gradients", num_bytes),
     "optimizer_bytes": ("optimizer", num_bytes),
     "activation_bytes": ("activations", num_bytes),
+    "skipped_flops": ("skipped by PrefixCache", amount),
+    "stored_bytes": ("stored by PrefixCache", num_bytes),
     "peak_bytes": ("peak on device", num_bytes),
 }
 _WAY_OUT = (
@@ -31,8 +33,8 @@ class Line:
 
     Attributes:
         phase: When the phase began in the run.
-        what: The number: `flops`, `gradient_bytes`, `optimizer_bytes`, `activation_bytes`, `peak_bytes`, or
-            `relative_time`.
+        what: The number: `flops`, `gradient_bytes`, `optimizer_bytes`, `activation_bytes`,
+            `skipped_flops`, `stored_bytes`, `peak_bytes`, or `relative_time`.
         planned: Its value in the plan.
         measured: Its value in the run.
     """

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from lighter_freezers.engine.trainer_clock import window_length
-from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.planning.costs.step_cost import StepMeter, tensors_in
+from lighter_freezers.prefix.cached_blocks import CachedBlocks, PrefixCost
 from lighter_freezers.selection.element_counts import num_trainable
 from lighter_freezers.selection.names import canonical_parameters
 
@@ -43,6 +44,8 @@ class PhaseRecord:
         gradient_bytes: Of all gradients, before the optimizer's step.
         optimizer_bytes: Of the optimizers' state after the step.
         activation_bytes: The most that is kept for a backward pass.
+        skipped_flops: Those of them that a step does without once `PrefixCache` has its rows.
+        stored_bytes: Of the rows of a step that it stores.
         peak_bytes: The most that the device had allocated in a step; None without a GPU.
         step_seconds: Median over the timed steps, from the start of a batch to its end: GPU time, or without
             a GPU the CPU time of the process.
@@ -58,6 +61,8 @@ class PhaseRecord:
     gradient_bytes: int | None = None
     optimizer_bytes: int | None = None
     activation_bytes: int | None = None
+    skipped_flops: int | None = None
+    stored_bytes: int | None = None
     peak_bytes: int | None = None
     step_seconds: float | None = None
     num_timed: int = 0
@@ -154,6 +159,8 @@ class _OpenPhase:
         self._optimizer_bytes: int | None = None
         self._peak_bytes: int | None = None
         self._trace: StepMeter | None = None
+        self._cached: CachedBlocks | None = None
+        self._prefix = PrefixCost()
         self._flops = self._activation_bytes = 0
         self._marks: list[
             list[_Reading]
@@ -169,6 +176,7 @@ class _OpenPhase:
             self._is_running = True
             if not self.num_steps:
                 self._flops = self._activation_bytes = 0
+                self._prefix = PrefixCost()
         if not self._is_running:  # the phase started in the middle of a window
             return
         device = trainer.strategy.root_device
@@ -176,6 +184,9 @@ class _OpenPhase:
             self.untrace()
             self._trace = StepMeter(model, batch)
             self._trace.__enter__()
+            self._cached = _cached_blocks(trainer)
+            if self._cached is not None:
+                self._cached.cost = self._prefix
         elif self.num_steps == 1 and device.type == "cuda" and is_first:
             torch.cuda.reset_peak_memory_stats(device)
         elif self.num_steps >= _UNTIMED:
@@ -211,6 +222,9 @@ class _OpenPhase:
         if self._trace is not None:
             self._trace.__exit__()
             self._trace = None
+        if self._cached is not None:
+            self._cached.cost = None
+            self._cached = None
 
     def record(self) -> PhaseRecord:
         if self.like is not None:
@@ -223,10 +237,20 @@ class _OpenPhase:
             gradient_bytes=self.gradient_bytes,
             optimizer_bytes=self._optimizer_bytes,
             activation_bytes=self._activation_bytes,
+            skipped_flops=self._prefix.flops or None,
+            stored_bytes=self._prefix.stored_bytes or None,
             peak_bytes=self._peak_bytes,
             step_seconds=statistics.median(seconds) if seconds else None,
             num_timed=len(seconds),
         )
+
+
+def _cached_blocks(trainer: TrainerLike) -> CachedBlocks | None:
+    """Those of the Trainer's `PrefixCache`."""
+    found = [
+        getattr(each, "cached", None) for each in callbacks_of_kind(callbacks_of(trainer), "PrefixCache")
+    ]
+    return next((each for each in found if isinstance(each, CachedBlocks)), None)
 
 
 def _window(trainer: TrainerLike) -> int:

@@ -145,6 +145,8 @@ def _phase(
         gradient_bytes=record.gradient_bytes,
         optimizer_bytes=record.optimizer_bytes,
         activation_bytes=record.activation_bytes,
+        skipped_flops=record.skipped_flops,
+        stored_bytes=record.stored_bytes,
         peak_bytes=record.peak_bytes,
         step_seconds=seconds,
         relative_time=relative,

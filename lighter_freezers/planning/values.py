@@ -53,6 +53,8 @@ class PlannedPhase:
         peak_bytes: The most that the device has allocated in a step; None without a GPU.
         step_seconds: Of one optimizer step, as `PhaseRecorder` measures it.
         relative_time: Time of a step relative to the phase with the most FLOPs.
+        skipped_flops: Operations that a step does without once `PrefixCache` has stored its rows.
+        stored_bytes: Of the rows of one step that it stores.
         states: Component -> frozen, trainable, partial or user-frozen.
         ranks: Component -> LoRA rank, where it changed.
     """
@@ -74,6 +76,8 @@ class PlannedPhase:
     peak_bytes: int | None
     step_seconds: float | None
     relative_time: float | None
+    skipped_flops: int | None = None
+    stored_bytes: int | None = None
     states: Mapping[str, str] = field(default_factory=dict, repr=False)
     ranks: Mapping[str, int] = field(default_factory=dict, repr=False)
 
@@ -156,6 +160,7 @@ def _plan_text(plan: Plan) -> str:
         _titled("What each rule matches", _rule_lines(plan)),
         _titled("When what changes", _change_lines([*plan.phases, *plan.undated])),
         _titled("What each phase costs", _cost_lines(plan)),
+        *([_titled("What PrefixCache stores and saves", cached)] if (cached := _cache_lines(plan)) else []),
         _titled("Warnings", [f"- {warning}" for warning in plan.warnings] or ["none"]),
     ]
     return "\n\n".join(parts)
@@ -208,6 +213,27 @@ def _change_lines(phases: Iterable[PlannedPhase]) -> list[str]:
         epoch = "" if phase.epoch is None else f" (epoch {phase.epoch})"
         earlier = f"; or as soon as {' or '.join(phase.or_when)}" if phase.or_when else ""
         lines.append(f"{phase.when}{epoch}{earlier}: {'; '.join(phase.changes)}")
+    return lines
+
+
+def _cache_lines(plan: Plan) -> list[str]:
+    """Per phase with a cached prefix: the size of its store, and the share of a step that is left."""
+    lines = []
+    for phase in [*plan.phases, *plan.undated]:
+        if not phase.skipped_flops or not phase.flops or phase.stored_bytes is None:
+            continue
+        num_steps = (
+            None if None in (phase.step, phase.end_step) else (phase.end_step or 0) - (phase.step or 0)
+        )
+        in_epoch = plan.steps_per_epoch
+        share = 1 - phase.skipped_flops / phase.flops
+        said = f"{phase.when}: {num_bytes(phase.stored_bytes)} a step"
+        if in_epoch is not None:
+            said += f", {num_bytes(phase.stored_bytes * in_epoch)} an epoch"
+        if num_steps is not None and in_epoch is not None and num_steps <= in_epoch:
+            lines.append(f"{said}; the phase is no longer than an epoch, so no row is read")
+        else:
+            lines.append(f"{said}; from its second epoch on a step needs {share:.0%} of its operations")
     return lines
 
 

@@ -1,12 +1,14 @@
 """The frozen prefix of a model with its store: which batches run, and which are served from the store."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.call_detour import Call, CallDetour
@@ -25,7 +27,7 @@ from lighter_freezers.prefix.passes import (
 from lighter_freezers.prefix.store import RowStore
 from lighter_freezers.prefix.weights import WeightWatch
 
-__all__ = ["CachedBlocks", "CacheOptions", "Counts"]
+__all__ = ["CachedBlocks", "CacheOptions", "Counts", "PrefixCost"]
 
 # for another batch around a row; on a GPU float32 products may be rounded to TF32
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float64: 1e-6}
@@ -46,6 +48,19 @@ class CacheOptions:
     dtype: torch.dtype
     max_bytes: int
     check_every: int
+
+
+@dataclass
+class PrefixCost:
+    """What the prefix costs in the batches that are measured.
+
+    Attributes:
+        flops: Floating-point operations of its blocks, which a served batch does without.
+        stored_bytes: Of the rows that are stored.
+    """
+
+    flops: int = 0
+    stored_bytes: int = 0
 
 
 @dataclass
@@ -73,6 +88,7 @@ class CachedBlocks:
     def __init__(self, frozen: FrozenBlocks, options: CacheOptions, *, is_silent: bool = False) -> None:
         self.title = frozen.title
         self.counts = Counts()
+        self.cost: PrefixCost | None = None  # to add to; while it is there, no batch is served
         self.why = ""  # it is off
         self._options = options
         self._names = frozen.phrase
@@ -177,7 +193,9 @@ class CachedBlocks:
             return Pass("run", keys, None, Before(self._blocks, call.hidden), is_probe)
         self.counts.num_served += 1
         self._num_found += 1
-        is_checked = None in self._forms or self._num_found % self._options.check_every == 0
+        is_checked = (
+            None in self._forms or self.cost is not None or self._num_found % self._options.check_every == 0
+        )
         if is_checked or not self._is_proven:
             self._read_differences()
             return Pass("check", keys, rows, Before(self._blocks, call.hidden), is_probe)
@@ -187,7 +205,10 @@ class CachedBlocks:
         """Run a block, and learn from it; after the last one, store or compare the rows."""
         is_next = not number or current.is_next(number, call)
         inside = call if current.inner is None or not is_next else call.with_hidden(current.inner)
-        output = own(*inside.arguments, **inside.keywords)
+        with FlopCounterMode(display=False) if self.cost is not None else nullcontext() as counter:
+            output = own(*inside.arguments, **inside.keywords)
+        if self.cost is not None and counter is not None:
+            self.cost.flops += int(counter.get_total_flops())
         if not is_next:
             self._shorten(number)
             return output
@@ -226,6 +247,8 @@ class CachedBlocks:
         assert self._store is not None
         is_last = hidden.ndim == 4 and not hidden.is_contiguous()
         self._format = torch.channels_last if is_last else torch.contiguous_format
+        if self.cost is not None:
+            self.cost.stored_bytes += self._store.size_of(hidden)
         if current.rows is None:
             self._store.put(current.keys, hidden)
             return

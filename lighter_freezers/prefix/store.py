@@ -95,7 +95,7 @@ class RowStore:
         places = {key: place for place, key in enumerate(keys) if key not in self._rows}
         if not self.is_writable or not places or hidden.ndim - 1 > _MOST_DIMENSIONS:
             return
-        dtype = self._dtype if hidden.dtype == torch.float32 else hidden.dtype
+        dtype = self._stored_dtype(hidden)
         rows = hidden.detach()[list(places.values())].to(dtype).cpu().contiguous()
         if self.num_bytes + rows.nbytes > self._max_bytes:
             self._stop(f"max_gb is reached with {len(self._rows)} rows")
@@ -104,6 +104,10 @@ class RowStore:
             self._append(list(places), rows, hidden.dtype)
         except OSError as error:
             self._stop(f"writing to {self._folder} failed: {error.strerror}")
+
+    def size_of(self, hidden: Tensor) -> int:
+        """Bytes that these rows take."""
+        return hidden.numel() * self._stored_dtype(hidden).itemsize
 
     def close(self) -> None:
         """Close all files; the rows stay on disk."""
@@ -116,6 +120,9 @@ class RowStore:
         """Close all files and remove them; a process that still reads them may go on."""
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _stored_dtype(self, hidden: Tensor) -> torch.dtype:
+        return self._dtype if hidden.dtype == torch.float32 else hidden.dtype
 
     def _append(self, keys: Sequence[bytes], rows: Tensor, computed: torch.dtype) -> None:
         if self._own is None:
