@@ -1,7 +1,10 @@
 """The Freezer: holds parameters selected by name, on a schedule. It makes one rule; the engine applies it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
+
+from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.engine import EngineCallback
@@ -12,9 +15,11 @@ from lighter_freezers.engine.rule_arguments import (
     rule_title,
 )
 from lighter_freezers.engine.rules import FreezeRule
-from lighter_freezers.engine.terms import CutGradient, NormMode, OptimizerState
+from lighter_freezers.engine.terms import CutGradient, FrozenMode, NormMode, OptimizerState
 from lighter_freezers.engine.triggers import parse_metric_trigger
+from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
+from lighter_freezers.selection.words import names_of_words
 
 __all__ = ["Freezer"]
 
@@ -36,7 +41,7 @@ class Freezer(EngineCallback):
     | `Freezer(name_starts_with="encoder", until_epoch=5, until_step=900)` | the same, 900 steps at most |
     | `Freezer(name_starts_with="encoder", until_step="30%")` | the encoder, for 30 % of the run |
     | `Freezer(patterns="layers:attn.0", windows=[[0, 500], [2000, 2500]])` | steps 0-499 and 2000-2499 |
-    | `Freezer(patterns="*", except_name_starts_with="head")` | all but the head, for the whole run |
+    | `Freezer(train="head")` | all but the head, for the whole run |
     | `Freezer(names="wte.weight", until_metric={"monitor": "val/loss", "below": 2.5})` | below 2.5: thaws |
 
     Names match with or without the wrapper's `network.` or `model.`, through the segments that torch.compile,
@@ -51,6 +56,8 @@ class Freezer(EngineCallback):
             batches, and with several optimizers each of their steps. None means no limit. This and the other
             bounds may be shares of the run, such as `30%`.
         until_epoch: Hold before this epoch, counted from 0. With `until_step`, whichever comes first.
+        train: Instead of the words above and below, hold everything except what this names: parameters, paths
+            of modules (`head`, `encoder.layers.3`) and patterns.
         patterns: Globs on the full name (`encoder.*.bias`; `*` crosses dots), `re:` and a regular expression
             searched in the full name, `class:BatchNorm2d` for what modules of this class own, `layers:attn.2`
             for a layer of a transformer.
@@ -65,6 +72,8 @@ class Freezer(EngineCallback):
         frozen_norms: What a batch-norm layer does while all its parameters are held: `eval` normalises with
             its running statistics and stops updating them; `stats` normalises with the batch and stops
             updating them; `train` leaves the layer unchanged.
+        frozen_mode: `eval` puts every module of which all parameters are held into inference mode, with all
+            that is in it: dropout, stochastic depth and norms. `train` leaves them as they are.
         unfreeze_lr: Learning rate of thawed parameters, at every step after the thaw, whatever the LR
             scheduler does to the other groups. None leaves it to the optimizer and its scheduler.
         unfreeze_lr_factor: Instead of `unfreeze_lr`: this factor times the scheduled rate of the rest of the
@@ -123,7 +132,9 @@ class Freezer(EngineCallback):
         from_epoch: int | str | None = None,
         windows: Sequence[Sequence[int | str]] | None = None,
         until_metric: Mapping[str, object] | None = None,
+        train: Names = None,
         frozen_norms: NormMode = "eval",
+        frozen_mode: FrozenMode = "train",
         unfreeze_lr: float | None = None,
         unfreeze_lr_factor: float | None = None,
         warmup_steps: int = 0,
@@ -136,25 +147,27 @@ class Freezer(EngineCallback):
         restore_on_end: bool = False,
     ) -> None:
         super().__init__()
-        selector = ParameterSelector.from_arguments(
-            names=names,
-            name_starts_with=name_starts_with,
-            patterns=patterns,
-            except_names=except_names,
-            except_name_starts_with=except_name_starts_with,
-            except_patterns=except_patterns,
-        )
+        words = {
+            "names": names,
+            "name_starts_with": name_starts_with,
+            "patterns": patterns,
+            "except_names": except_names,
+            "except_name_starts_with": except_name_starts_with,
+            "except_patterns": except_patterns,
+        }
+        self._train = _trained(train, words)
+        selector = ParameterSelector.from_arguments(**({"patterns": "*"} if self._train else words))
         sets_rate = unfreeze_lr is not None or unfreeze_lr_factor is not None
         bounds = (from_step, from_epoch, until_step, until_epoch)
         schedule = parse_schedule(*bounds, windows, sets_rate=sets_rate)
         trigger = None if until_metric is None else parse_metric_trigger("until_metric", until_metric)
         self._rule = FreezeRule(
-            title=rule_title(selector, schedule, trigger),
+            title=rule_title(selector, schedule, trigger, self._train),
             selector=selector,
             schedule=schedule,
             trigger=trigger,
             learning_rate=parse_learning_rate(unfreeze_lr, unfreeze_lr_factor, warmup_steps),
-            terms=parse_terms(optimizer_state, cut_gradient, frozen_norms),
+            terms=parse_terms(optimizer_state, cut_gradient, frozen_norms, frozen_mode),
             optimizer_params=arguments.choice("optimizer_params", optimizer_params, ("auto", "error")),
             optimizer=arguments.index_or_name("optimizer", optimizer),
             on_overlap=arguments.choice("on_overlap", on_overlap, ("compose", "error")),
@@ -166,5 +179,32 @@ class Freezer(EngineCallback):
         """The one rule of this Freezer."""
         return [self._rule]
 
+    def rules_for(self, model: nn.Module) -> list[FreezeRule]:
+        """The same; with `train`, on everything else that this model has."""
+        if not self._train:
+            return self.rules()
+        trained = names_of_words(model, self._train, "train")
+        held = tuple(name for name in canonical_parameters(model) if name not in trained)
+        if not held:
+            raise ValueError(f"train={list(self._train)} names every parameter, so there is nothing to hold.")
+        return [replace(self._rule, selector=ParameterSelector(names=held))]
+
     def __repr__(self) -> str:
         return self._rule.title
+
+
+def _trained(train: Names, words: Mapping[str, Names]) -> tuple[str, ...]:
+    """What trains while the rest is held; empty where the rest is not what is held.
+
+    Raises:
+        TypeError: It is no list of words.
+        ValueError: Other words say what to hold.
+    """
+    if train is None:
+        return ()
+    if given := [name for name, value in words.items() if value]:
+        raise ValueError(f"train holds everything else; {', '.join(given)} would say what to hold, too.")
+    found = [train] if isinstance(train, str) else list(train)
+    if not found or not all(isinstance(word, str) and word for word in found):
+        raise TypeError(f"train must be a name, a pattern or a list of them. Got {train!r}.")
+    return tuple(found)

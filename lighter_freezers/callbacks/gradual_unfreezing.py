@@ -13,7 +13,7 @@ from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.stages import Best, StageClock
-from lighter_freezers.engine.terms import CutGradient, OptimizerState
+from lighter_freezers.engine.terms import CutGradient, FrozenMode, OptimizerState
 from lighter_freezers.engine.trainer_clock import last_moment
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.triggers import Schedule
@@ -90,6 +90,8 @@ class GradualUnfreezing(EngineCallback):
         optimizer_state: The optimizer state of layers that have not thawed yet: `keep` it,
             `reset` it when the hold begins, or `free` it and remove the parameter from its group until it
             thaws.
+        frozen_mode: `eval` puts layers that have not thawed yet into inference mode, with dropout, stochastic
+            depth and norms; `train` leaves them as they are.
         cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks if only an embedding tied
             to the head would use the gradient; `never` keeps the gradient of such an embedding.
 
@@ -139,11 +141,12 @@ class GradualUnfreezing(EngineCallback):
         schedule: str | None = None,
         best: Best = "keep",
         restore_best: bool | Mapping[str, object] = False,
+        frozen_mode: FrozenMode = "train",
     ) -> None:
         super().__init__()
         self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
         self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings}
-        terms = parse_terms(optimizer_state, cut_gradient)
+        terms = parse_terms(optimizer_state, cut_gradient, frozen_mode=frozen_mode)
         which = arguments.index_or_name("optimizer", optimizer)
         self._plan: ThawPlan | StagePlan
         self._clock: StageClock | None = None

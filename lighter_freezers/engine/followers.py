@@ -10,6 +10,7 @@ from lighter_freezers.engine.actions import ActionResult, Actions, StepContext
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs
+from lighter_freezers.engine.effects.frozen_modes import FrozenModes
 from lighter_freezers.engine.effects.norm_layers import FrozenNorms
 from lighter_freezers.engine.flips import Flips
 from lighter_freezers.engine.ledger import Hold
@@ -46,6 +47,7 @@ class Followers:
         self._held: list[Hold] = []
         self._has_warned_of_rate = False
         self._norms = FrozenNorms(nn.Module(), [])
+        self._modes = FrozenModes(nn.Module())
         self._boundary = GradientBoundary(nn.Module())
         self._graphs = CompiledGraphs(nn.Module())
         self.optimizers = OptimizerFollower([], [])
@@ -66,7 +68,7 @@ class Followers:
         self._actions.start(context)
         freezable = [each for active in self._active_rules for each in active.hold.parameters]
         freezable += [each for action in self._actions for each in action.freezable(context.model)]
-        self._norms = FrozenNorms(context.model, freezable)
+        self._norms, self._modes = FrozenNorms(context.model, freezable), FrozenModes(context.model)
         if self._active_rules or len(self._actions):
             self._boundary = GradientBoundary(context.model, is_silent=not context.trainer.is_global_zero)
         if context.trainer.is_global_zero:
@@ -79,7 +81,7 @@ class Followers:
         if has_changed:
             ddp_wrapper.rebuild(context.trainer.strategy)
         self._held = self._active_holds()
-        self._norms.follow()
+        self._follow_modules()
         self.optimizers.follow(context.model, self._held)
         self.optimizers.keep_up()
         self._follow_gradients(context.moment)
@@ -115,7 +117,7 @@ class Followers:
             self.optimizers.drop_histories()
         already = set(map(id, before))
         self.optimizers.forget([hold for hold in self._held if id(hold) not in already])
-        self._norms.follow()
+        self._follow_modules()
         self.optimizers.follow(context.model, self._held, is_reshaped=outcome.is_reshaped)
         self.optimizers.keep_up()  # before listeners read the rates
         self._follow_gradients(context.moment)
@@ -141,6 +143,10 @@ class Followers:
         self._boundary.forget()
         self.announcer = Announcer(context.model, self._active_rules, list(self._actions))
 
+    def _follow_modules(self) -> None:
+        self._norms.follow()
+        self._modes.follow(is_asked_for=any(hold.terms.frozen_mode == "eval" for hold in self._held))
+
     def _active_holds(self) -> list[Hold]:
         holds = [active.hold for active in self._active_rules]
         holds += [hold for action in self._actions for hold in action.holds]
@@ -149,6 +155,7 @@ class Followers:
     def release(self) -> None:
         """Restore norm layers and optimizers when the fit has ended."""
         self._norms.resume()
+        self._modes.resume()
         self._boundary.remove()
         self.optimizers.release()
 

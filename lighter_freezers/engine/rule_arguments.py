@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
-from lighter_freezers.engine.terms import CutGradient, NormMode, OptimizerState, Terms
+from lighter_freezers.engine.terms import CutGradient, FrozenMode, NormMode, OptimizerState, Terms
 from lighter_freezers.engine.triggers import MetricTrigger, Schedule
 from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.select import ParameterSelector
@@ -70,7 +70,10 @@ def parse_learning_rate(
 
 
 def parse_terms(
-    optimizer_state: OptimizerState, cut_gradient: CutGradient, frozen_norms: NormMode = "eval"
+    optimizer_state: OptimizerState,
+    cut_gradient: CutGradient,
+    frozen_norms: NormMode = "eval",
+    frozen_mode: FrozenMode = "train",
 ) -> Terms:
     """Check what is asked for while something is held.
 
@@ -81,13 +84,19 @@ def parse_terms(
         arguments.choice("optimizer_state", optimizer_state, ("keep", "reset", "free")),
         arguments.choice("frozen_norms", frozen_norms, ("eval", "stats", "train")),
         arguments.choice("cut_gradient", cut_gradient, ("auto", "never")),
+        arguments.choice("frozen_mode", frozen_mode, ("train", "eval")),
     )
 
 
-def rule_title(selector: ParameterSelector, schedule: Schedule, trigger: MetricTrigger | None) -> str:
-    """What logs call the rule: what it selects and when it holds."""
-    wanted = [*selector.names, *selector.prefixes, *selector.patterns]
+def rule_title(
+    selector: ParameterSelector,
+    schedule: Schedule,
+    trigger: MetricTrigger | None,
+    train: Sequence[str] = (),
+) -> str:
+    """What logs call the rule: what it selects, or what it leaves alone, and when it holds."""
+    wanted = train or [*selector.names, *selector.prefixes, *selector.patterns]
     # quoted: lighter's log would read an unquoted word after the bracket as a colour
-    what = first_few([repr(text) for text in wanted])
+    what = "all but " * bool(train) + first_few([repr(text) for text in wanted])
     until = f"until {trigger}" if trigger else ""
     return f"Freezer[{' '.join(part for part in (what, str(schedule), until) if part)}]"

@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["CutGradient", "NormMode", "OptimizerState", "Terms", "strictest_norms"]
+__all__ = ["CutGradient", "FrozenMode", "NormMode", "OptimizerState", "Terms", "strictest_norms"]
 
 OptimizerState: TypeAlias = Literal["keep", "reset", "free"]
 NormMode: TypeAlias = Literal["eval", "stats", "train"]
+FrozenMode: TypeAlias = Literal["train", "eval"]
 CutGradient: TypeAlias = Literal["auto", "never"]
 
 
@@ -22,11 +23,14 @@ class Terms:
             `train`.
         cut_gradient: Whether the backward pass may end where everything below it is held: `never` before
             `auto`.
+        frozen_mode: Whether modules of which all parameters are held stay in training mode, or are in
+            inference mode as a whole: `eval` before `train`.
     """
 
     optimizer_state: OptimizerState = "keep"
     frozen_norms: NormMode = "eval"
     cut_gradient: CutGradient = "auto"
+    frozen_mode: FrozenMode = "train"
 
 
 def strictest_norms(terms: Iterable[Terms]) -> NormMode:

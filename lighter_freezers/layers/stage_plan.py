@@ -1,7 +1,7 @@
 """Explicit stages as freezing rules for one model."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -13,8 +13,8 @@ from lighter_freezers.engine.terms import NormMode, Terms
 from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.layers.stage_list import Stage
 from lighter_freezers.selection.names import canonical_parameters
-from lighter_freezers.selection.patterns import split_kind
 from lighter_freezers.selection.select import ParameterSelector
+from lighter_freezers.selection.words import names_of_words
 
 __all__ = ["StagePlan"]
 
@@ -65,8 +65,8 @@ class StagePlan:
         frozen: list[set[str]] = []
         rates: list[dict[str, LearningRateRequest | None]] = []
         for stage in self.stages:
-            thawed = _found(model, stage.thaw, f"{stage.argument}.thaw")
-            again = _found(model, stage.freeze, f"{stage.argument}.freeze")
+            thawed = names_of_words(model, stage.thaw, f"{stage.argument}.thaw")
+            again = names_of_words(model, stage.freeze, f"{stage.argument}.freeze")
             if both := sorted(thawed & again):
                 raise ValueError(
                     f"{stage.argument} both thaws and freezes {both[0]}. Name it in one of them."
@@ -103,7 +103,7 @@ class StagePlan:
             selector=ParameterSelector(names=tuple(names)),
             schedule=Schedule(until_step=0) if begin == end else Schedule(),
             learning_rate=rate,
-            terms=Terms(self.terms.optimizer_state, norms, self.terms.cut_gradient),
+            terms=replace(self.terms, frozen_norms=norms),
             optimizer=self.optimizer,
             stages=None if is_whole_run or begin == end else tuple(range(begin, end)),
         )
@@ -112,31 +112,12 @@ class StagePlan:
         return f"GradualUnfreezing({len(self.stages)} stages)"
 
 
-def _found(model: nn.Module, words: Iterable[str], argument: str) -> set[str]:
-    """The parameters that names, paths of modules and patterns select."""
-    return {name for word in words for name in _select(model, word, argument)}
-
-
-def _select(model: nn.Module, word: str, argument: str) -> Iterable[str]:
-    is_pattern = split_kind(word)[0] != "glob" or bool(set(word) & set("*?["))
-    if not is_pattern:
-        try:
-            return ParameterSelector(prefixes=(f"{word.rstrip('.')}.",)).select(model)
-        except ValueError:
-            pass  # no path of a module, so it is the name of a parameter
-    selector = ParameterSelector(patterns=(word,)) if is_pattern else ParameterSelector(names=(word,))
-    try:
-        return selector.select(model)
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from error
-
-
 def _rates(model: nn.Module, stage: Stage, thawed: set[str]) -> dict[str, LearningRateRequest | None]:
     """The rate of each parameter that thaws in a stage; of several parts the last one counts."""
     rates: dict[str, LearningRateRequest | None] = dict.fromkeys(thawed, stage.rate)
     for word, rate in stage.rates:
         argument = f"{stage.argument}.unfreeze_lr_factor"
-        covered = _found(model, (word,), argument)
+        covered = names_of_words(model, (word,), argument)
         if not covered & thawed:
             raise ValueError(f"{argument}: nothing of {word!r} thaws in this stage. Name what does.")
         rates |= dict.fromkeys(covered & thawed, rate)
