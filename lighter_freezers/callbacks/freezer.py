@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from lighter_freezers import arguments
+from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.rule_arguments import (
     parse_learning_rate,
@@ -16,6 +17,7 @@ from lighter_freezers.engine.rule_arguments import (
 )
 from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.terms import CutGradient, FrozenMode, NormMode, OptimizerState
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.triggers import parse_metric_trigger
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
@@ -92,6 +94,10 @@ class Freezer(EngineCallback):
             gradient, or only an embedding tied to the head, which then learns through the head alone;
             `never` keeps the gradient of such an embedding.
         restore_on_end: Thaw when the run ends. By default flags stay as they were in the last step.
+        blocks: Paths of the modules that `layers:block.N` counts, in order, or patterns such as `encoder.*`.
+            None to find them. As in `anatomy_of`, this and the next two override detection, and are checked.
+        head: Paths of the modules that `layers:head` stands for.
+        embeddings: Paths of what `layers:embeddings` stands for.
 
     Raises:
         TypeError: An argument has the wrong type, such as a string instead of a number.
@@ -145,6 +151,9 @@ class Freezer(EngineCallback):
         on_missing: Literal["error", "warn"] = "error",
         cut_gradient: CutGradient = "auto",
         restore_on_end: bool = False,
+        blocks: Names = None,
+        head: Names = None,
+        embeddings: Names = None,
     ) -> None:
         super().__init__()
         words = {
@@ -155,8 +164,9 @@ class Freezer(EngineCallback):
             "except_name_starts_with": except_name_starts_with,
             "except_patterns": except_patterns,
         }
+        said = {"blocks": blocks, "head": head, "embeddings": embeddings}
         self._train = _trained(train, words)
-        selector = ParameterSelector.from_arguments(**({"patterns": "*"} if self._train else words))
+        selector = ParameterSelector.from_arguments(**({"patterns": "*"} if self._train else words), **said)
         sets_rate = unfreeze_lr is not None or unfreeze_lr_factor is not None
         bounds = (from_step, from_epoch, until_step, until_epoch)
         schedule = parse_schedule(*bounds, windows, sets_rate=sets_rate)
@@ -188,6 +198,12 @@ class Freezer(EngineCallback):
         if not held:
             raise ValueError(f"train={list(self._train)} names every parameter, so there is nothing to hold.")
         return [replace(self._rule, selector=ParameterSelector(names=held))]
+
+    def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Let the first forward pass check the order of the blocks that a pattern counts."""
+        selector = ParameterSelector(patterns=self._train) if self._train else self._rule.selector
+        if selector.counts_blocks:
+            check_order(pl_module, selector.anatomy(pl_module))
 
     def __repr__(self) -> str:
         return self._rule.title

@@ -8,7 +8,7 @@ from torch import nn
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.actions import Action
-from lighter_freezers.engine.effects.compiled_graphs import is_compiled
+from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.rules import FreezeRule
@@ -23,7 +23,6 @@ from lighter_freezers.layers.stage_plan import StagePlan
 from lighter_freezers.layers.thaw_order import Direction, layers_of
 from lighter_freezers.layers.thaw_pace import parse_pace
 from lighter_freezers.layers.thaw_plan import ExplicitStage, ThawPlan
-from lighter_freezers.selection.anatomy.order_check import check_order
 from lighter_freezers.selection.name_summary import first_few
 
 __all__ = ["GradualUnfreezing"]
@@ -68,6 +67,9 @@ class GradualUnfreezing(EngineCallback):
             find them. As in `anatomy_of`, this and the next two override detection, and are checked.
         head: Paths of the modules that form the head.
         embeddings: Paths of the embeddings.
+        tower: Of a model of several towers, such as a CLIP, the one that thaws block by block, as
+            `lighter-freezers layers` names it; nothing else is held, and another callback may thaw the other
+            tower at another pace. None thaws all towers side by side.
         stages: Instead of a pace, the stages one by one, each a mapping: `thaw` and `freeze` (names of
             parameters, paths of modules or patterns; one or a list of them), `until_step`, `until_epoch` and
             `until_metric` as for a Freezer (whichever comes first ends the stage; none in the last),
@@ -142,10 +144,11 @@ class GradualUnfreezing(EngineCallback):
         best: Best = "keep",
         restore_best: bool | Mapping[str, object] = False,
         frozen_mode: FrozenMode = "train",
+        tower: str | None = None,
     ) -> None:
         super().__init__()
         self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
-        self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings}
+        self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings, "tower": tower}
         terms = parse_terms(optimizer_state, cut_gradient, frozen_mode=frozen_mode)
         which = arguments.index_or_name("optimizer", optimizer)
         self._plan: ThawPlan | StagePlan
@@ -207,7 +210,7 @@ class GradualUnfreezing(EngineCallback):
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Let the first forward pass check the order of the blocks; warn of stages after the last step."""
         is_explicit = isinstance(self._plan, StagePlan)
-        if not is_explicit and not any(map(is_compiled, pl_module.modules())):
+        if not is_explicit:
             check_order(pl_module, anatomy_said(pl_module, self._said))
         last = last_moment(trainer)
         if last is None or not (trainer.is_global_zero and pl_module.automatic_optimization):

@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 from lighter_freezers import arguments
 from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.terms import CutGradient, OptimizerState
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.layers.operations.action import OnFailure, QueuedOperations
 from lighter_freezers.layers.operations.parse import read_operations
+from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.block_indices import counts_blocks
 
 __all__ = ["LayerOperations"]
 
@@ -100,6 +106,13 @@ class LayerOperations(EngineCallback):
         self._average_over = arguments.at_least("average_over", average_over, 1)
         self._on_failure: OnFailure = arguments.choice("on_failure", on_failure, ("stop", "skip"))
         self._terms = parse_terms(optimizer_state, cut_gradient)
+
+    def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Let the first forward pass check the order of the blocks that an operation counts."""
+        values = [operation.value for operation in self._operations]
+        layers = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
+        if any(counts_blocks(str(layer)) for layer in layers):
+            check_order(pl_module, anatomy_of(pl_module))
 
     def actions(self) -> list[Action]:
         """The one action that does these operations; another fit of the same Trainer continues it."""

@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run one forward pass on a batch of the config's data, or on the model's example_input_array",
     )
+    for name in ("blocks", "head", "embeddings"):
+        parser.add_argument(f"--{name}", nargs="+", metavar="PATH", help=f"what the {name} are, by path")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     model, data = _model_and_data(arguments.inputs)
     example = _example(model, data) if arguments.batch else None
-    print(describe_layers(model, example))
+    said = {name: getattr(arguments, name) for name in ("blocks", "head", "embeddings")}
+    print(describe_layers(model, example, **{name: paths for name, paths in said.items() if paths}))
     return 0
 
 

@@ -57,6 +57,8 @@ def rule_key(
     selected = (selector.names, selector.prefixes, selector.patterns)
     excepted = (selector.except_names, selector.except_prefixes, selector.except_patterns)
     what = [sorted(set(texts)) for texts in (*selected, *excepted)]
+    said = (selector.blocks, selector.head, selector.embeddings)
+    what += [list(paths) for paths in said] if any(said) else []
     begins = (schedule.from_step, schedule.from_epoch)
     when = [
         *((None, None) if 0 in begins else begins),  # from 0 on is from the beginning

@@ -1,5 +1,7 @@
 """How many parameters and layers a model has, and how many of them train."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from lighter_freezers.selection.anatomy import anatomy_of
@@ -34,7 +36,7 @@ def get_frozen_percentage(model: nn.Module) -> float:
     return 100 * frozen_share(get_trainable_params(model), get_total_params(model))
 
 
-def get_num_layers(model: nn.Module) -> int:
+def get_num_layers(model: nn.Module, blocks: Sequence[str] | None = None) -> int:
     """The number of layers: blocks with weights of their own, of all stacks.
 
     For an encoder-decoder both count, for a Swin or a ResNet all stages. Layers that share their weights
@@ -42,5 +44,6 @@ def get_num_layers(model: nn.Module) -> int:
 
     Args:
         model: Any module; 0 for one without blocks.
+        blocks: Paths or patterns of the blocks, as for `anatomy_of`. None to find them.
     """
-    return len(anatomy_of(model).blocks)
+    return len(anatomy_of(model, blocks=blocks).blocks)

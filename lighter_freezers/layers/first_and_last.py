@@ -8,6 +8,7 @@ from torch import nn
 
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.lost_gain import lost_share
+from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.layers.changes import checked_count, freeze, thaw_layers
 from lighter_freezers.layers.said import Said, anatomy_said, tower_words
 from lighter_freezers.selection.anatomy import Anatomy
@@ -153,6 +154,7 @@ def _towers(
     """The blocks of each tower that is meant, n checked against them, and "12 layers" for the log line."""
     anatomy = anatomy_said(model, said)
     anatomy.blocks_for(deed)
+    check_order(model, anatomy)
     towers = [anatomy.blocks_of(name) for name in anatomy.named_towers(said.get("tower"))]
     most = max(map(len, towers))
     return anatomy, towers, checked_count(n, most, deed), f"{most} layers{tower_words(anatomy, said)}"

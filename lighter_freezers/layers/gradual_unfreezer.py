@@ -3,7 +3,10 @@
 In a Trainer the callback `GradualUnfreezing` does this; both share the schedule in `thaw_pace.py`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.nn import Parameter
@@ -13,12 +16,16 @@ from lighter_freezers._log import log
 from lighter_freezers.arguments import at_least, count, flag
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.optimizer_groups import add_missing, parameters_in
+from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.trainer_like import SchedulerLike
 from lighter_freezers.layers.changes import say
+from lighter_freezers.layers.said import Said, anatomy_said
 from lighter_freezers.layers.thaw_pace import num_unfrozen_layers
-from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["GradualUnfreezer"]
 
@@ -50,6 +57,7 @@ class GradualUnfreezer:
         unfreeze_embeddings_at: The epoch in which the embeddings thaw, counted from 0. None for never.
         freeze_embeddings: False to let the embeddings train all the time.
         verbose: Whether each change is logged.
+        **said: `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Raises:
         TypeError: A number has another type.
@@ -77,6 +85,7 @@ class GradualUnfreezer:
         unfreeze_embeddings_at: int | None = None,
         freeze_embeddings: bool = True,
         verbose: bool = True,
+        **said: Unpack[Said],
     ) -> None:
         self._total_epochs = at_least("total_epochs", total_epochs, 1)
         self._embeddings_epoch = count("unfreeze_embeddings_at", unfreeze_embeddings_at)
@@ -88,8 +97,11 @@ class GradualUnfreezer:
             )
         self._verbose = flag("verbose", verbose)
         self._model = model
-        self._anatomy = anatomy_of(model)
+        if said.get("tower") is not None:
+            raise ValueError("GradualUnfreezer thaws towers side by side: GradualUnfreezing takes a tower.")
+        self._anatomy = anatomy_said(model, said)
         self._anatomy.blocks_for("GradualUnfreezer")
+        check_order(model, self._anatomy)
         named = canonical_parameters(model)
         self._trained = {name for name in named if not ledger.is_user_frozen(named[name])}
         self._layers = [i for i, block in enumerate(self._anatomy.levels) if self._trained & {*block}]

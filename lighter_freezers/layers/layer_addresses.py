@@ -1,29 +1,37 @@
 """What the layers of a model are, with the addresses that rules call them by: to read and to copy."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lighter_freezers.layers.said import Said, anatomy_said
 from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
 from lighter_freezers.selection.anatomy.addresses import stack_names
 from lighter_freezers.selection.element_counts import size_of
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["describe_layers"]
 
 
-def describe_layers(model: nn.Module, example: object = None) -> str:
+def describe_layers(model: nn.Module, example: object = None, **said: Unpack[Said]) -> str:
     """Towers, blocks, embeddings, norms and heads of a model, with addresses, sizes, ties and doubts.
 
     Args:
         model: Any module.
         example: A batch, or a tuple or mapping of arguments. One forward pass then tells the order; where the
             source of the model says something else, both are shown.
+        **said: `blocks`, `head` and `embeddings`, as for `anatomy_of`.
     """
-    read = anatomy_of(model)
-    traced = read if example is None else anatomy_of(model, example=example)
+    read = anatomy_said(model, said)
+    traced = read if example is None or said else anatomy_of(model, example=example)
     return "\n".join(_lines(model, traced, read))
 
 

@@ -1,15 +1,21 @@
 """Which layers train: as a list of plain values, and as a table for the terminal. Changes nothing."""
 
-from collections.abc import Iterable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 from torch import nn
 
+from lighter_freezers.layers.said import Said, anatomy_said
 from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
 from lighter_freezers.selection.element_counts import num_elements, num_trainable
 from lighter_freezers.selection.names import canonical_parameters
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["LayerStatus", "get_layer_status", "print_layer_status"]
 
@@ -53,13 +59,14 @@ class _Count:
         return "ACTIVE" if self.trainable == self.total else "PARTIAL"
 
 
-def get_layer_status(model: nn.Module) -> list[LayerStatus]:
+def get_layer_status(model: nn.Module, blocks: Sequence[str] | None = None) -> list[LayerStatus]:
     """What trains, layer by layer, in forward order.
 
     Args:
         model: Any module; one without blocks has no layers. Layers that share their weights are one.
+        blocks: Paths or patterns of the blocks, as for `anatomy_of`. None to find them.
     """
-    anatomy = anatomy_of(model)
+    anatomy = anatomy_of(model, blocks=blocks)
     counts = _Counts(model)
     paths = [path for stack in anatomy.stacks for path in stack.block_paths]
     return [
@@ -82,7 +89,7 @@ def _layer(index: int, name: str, count: _Count) -> LayerStatus:
     )
 
 
-def print_layer_status(model: nn.Module, show_all: bool = False) -> None:
+def print_layer_status(model: nn.Module, show_all: bool = False, **said: Unpack[Said]) -> None:
     """Print which layers train, with colours in a terminal and without in a file.
 
     ```text
@@ -106,12 +113,13 @@ def print_layer_status(model: nn.Module, show_all: bool = False) -> None:
     Args:
         model: Any module; for one without blocks the table says that it has none.
         show_all: Whether each layer has its own line, with the full number of parameters.
+        **said: `blocks`, `head` and `embeddings`, as for `anatomy_of`; `tower` for the blocks of one tower.
     """
     from rich.console import Console
     from rich.text import Text
 
     console = Console(soft_wrap=True, highlight=False)
-    for line in _lines(model, show_all):
+    for line in _lines(model, anatomy_said(model, said), show_all, said.get("tower")):
         text = Text(line)
         for state, style in _STYLES.items():
             text.highlight_words([state], style)
@@ -139,9 +147,11 @@ class _Line(NamedTuple):
     size: str
 
 
-def _lines(model: nn.Module, show_all: bool) -> Iterator[str]:
-    anatomy, counts = anatomy_of(model), _Counts(model)
-    layers = [line for stack in anatomy.stacks for line in _of_stack(stack, counts, show_all)]
+def _lines(model: nn.Module, anatomy: Anatomy, show_all: bool, tower: str | None) -> Iterator[str]:
+    counts = _Counts(model)
+    named = {""} if tower is None else set(anatomy.named_towers(tower))
+    stacks = [stack for stack in anatomy.stacks if tower is None or stack.tower in named]
+    layers = [line for stack in stacks for line in _of_stack(stack, counts, show_all)]
     parts = list(_of_parts(anatomy, counts))
     column = max(12, *(len(line.label) for line in (*layers, *parts))) + 1 if layers or parts else 13
     double, single = "=" * 40, "-" * 40

@@ -1,8 +1,10 @@
 """Freeze the lower layers of a model and train the upper ones, in full or through LoRA, in one call."""
 
+from __future__ import annotations
+
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -11,13 +13,14 @@ from lighter_freezers.arguments import flag, fraction
 from lighter_freezers.layers.changes import say, thaw
 from lighter_freezers.layers.first_and_last import freeze_first_n_layers
 from lighter_freezers.layers.parts import freeze_embeddings
+from lighter_freezers.layers.said import Said, anatomy_said
 from lighter_freezers.selection.adapters import adapters_in
-from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from typing_extensions import Unpack
 
 __all__ = ["setup_lp_lora_style"]
 
@@ -27,7 +30,8 @@ def setup_lp_lora_style(
     freeze_ratio: float = 0.5,
     freeze_embed: bool = True,
     *,
-    lora: "Mapping[str, object] | LoraConfig | None" = None,
+    lora: Mapping[str, object] | LoraConfig | None = None,
+    **said: Unpack[Said],
 ) -> int:
     """Freeze the lower layers and the embeddings; the upper layers train, whole or by LoRA.
 
@@ -47,6 +51,8 @@ def setup_lp_lora_style(
             with a warning.
         lora: What `apply_lora` takes: a mapping, or a `peft.LoraConfig`. What it targets gets LoRA, except in
             frozen layers and on frozen embeddings. None for no LoRA.
+        **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`. Of a model of
+            several towers the share of each is frozen.
 
     Returns:
         The number of elements that trained until now and do no longer.
@@ -58,31 +64,34 @@ def setup_lp_lora_style(
     freeze_ratio, freeze_embed = fraction("freeze_ratio", freeze_ratio), flag("freeze_embed", freeze_embed)
     if lora is not None and adapters_in(model).trained:
         raise ValueError("The model has LoRA already: leave lora out, or start with a model without it.")
-    anatomy = anatomy_of(model)
-    num_frozen = int(len(anatomy.blocks_for("setup_lp_lora_style")) * freeze_ratio + 1e-9)
+    anatomy = anatomy_said(model, said)
+    anatomy.blocks_for("setup_lp_lora_style")
+    depths = {name: len(anatomy.blocks_of(name)) for name in anatomy.named_towers(said.get("tower"))}
+    frozen = {name: int(depth * freeze_ratio + 1e-9) for name, depth in depths.items()}
+    lower = {name for each, n in frozen.items() for block in anatomy.blocks_of(each)[:n] for name in block}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     head = [name for name in anatomy.heads if canonical_parameters(model)[name].requires_grad]
     if lora is not None:
-        _put_lora(model, num_frozen, freeze_embed, lora)
+        lower.update(anatomy.embeddings if freeze_embed else ())
+        kept = {id(parameter) for name, parameter in canonical_parameters(model).items() if name in lower}
+        _put_lora(model, kept, f"{sum(depths.values()) - sum(frozen.values())} layers", lora)
     if freeze_embed and anatomy.embeddings:
-        freeze_embeddings(model)
-    freeze_first_n_layers(model, num_frozen)
+        freeze_embeddings(model, **said)
+    for tower, number in frozen.items():
+        of_tower: Said = {**said, "tower": tower or None}
+        freeze_first_n_layers(model, number, **of_tower)
     if lora is not None and head and not anatomy.predicts_tokens:
         thaw(model, head, "The head")
     return num_elements(parameter for parameter in trained if not parameter.requires_grad)
 
 
-def _put_lora(
-    model: nn.Module, num_frozen: int, without_embeddings: bool, lora: "Mapping[str, object] | LoraConfig"
-) -> None:
-    """Apply LoRA to what the config targets, except in frozen layers and on frozen embeddings."""
+def _put_lora(model: nn.Module, kept: Set[int], where: str, lora: Mapping[str, object] | LoraConfig) -> None:
+    """Apply LoRA to what the config targets, except in the parameters of some ids."""
     from lighter_freezers.lora.apply import apply_lora
     from lighter_freezers.lora.peft_configs import network_of
 
     network = network_of(model)
-    anatomy = anatomy_of(network)
-    frozen: set[str] = {name for block in anatomy.blocks[:num_frozen] for name in block}
-    frozen.update(anatomy.embeddings if without_embeddings else ())
+    frozen = [name for name, parameter in canonical_parameters(network).items() if id(parameter) in kept]
     owners = [re.escape(name.rpartition(".")[0]) for name in sorted(frozen)]
     if isinstance(lora, Mapping):
         excluded = _pattern(owners, lora.get("exclude_modules"))
@@ -92,7 +101,7 @@ def _put_lora(
         config.exclude_modules = _pattern(owners, config.exclude_modules)
         apply_lora(network, config)
     num_factors = num_elements(p for p in network.parameters() if p.requires_grad)
-    say(f"LoRA in {len(anatomy.blocks) - num_frozen} layers: {num_factors:,} parameters train.")
+    say(f"LoRA in {where}: {num_factors:,} parameters train.")
 
 
 def _pattern(owners: Iterable[str], excluded: Any) -> str | None:  # PEFT checks it

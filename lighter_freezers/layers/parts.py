@@ -1,15 +1,22 @@
 """Freezes and thaws a whole model, its embeddings, its head, or what a pattern finds."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from lighter_freezers._log import log
 from lighter_freezers.arguments import flag
 from lighter_freezers.layers.changes import freeze, thaw, thaw_layers
-from lighter_freezers.selection.anatomy import Anatomy, anatomy_of
+from lighter_freezers.layers.said import Said, anatomy_said, of_tower
+from lighter_freezers.selection.anatomy import Anatomy
 from lighter_freezers.selection.names import canonical_parameters, closest_names, named_aliases
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "freeze_by_name",
@@ -51,12 +58,13 @@ def unfreeze_model(model: nn.Module) -> int:
     return thaw(model, canonical_parameters(model), "The model")
 
 
-def freeze_embeddings(model: nn.Module) -> int:
+def freeze_embeddings(model: nn.Module, **said: Unpack[Said]) -> int:
     """Freeze everything before the first layer: embedding tables, positions, patches, a stem.
 
     Args:
         model: Any module. If the head shares the weight of an embedding, the head is frozen too, with a
             warning.
+        **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
         The number of elements that were trainable and are now frozen.
@@ -64,18 +72,19 @@ def freeze_embeddings(model: nn.Module) -> int:
     Raises:
         ValueError: The model has no embeddings.
     """
-    anatomy = anatomy_of(model)
-    frozen = freeze(model, _embeddings(anatomy), "The embeddings")
+    anatomy = anatomy_said(model, said)
+    frozen = freeze(model, _embeddings(model, anatomy, said), "The embeddings")
     if anatomy.tied:
         log.warning("'%s' is also the weight of the head, which is frozen with it.", anatomy.tied[0])
     return frozen
 
 
-def unfreeze_embeddings(model: nn.Module) -> int:
+def unfreeze_embeddings(model: nn.Module, **said: Unpack[Said]) -> int:
     """Unfreeze the embeddings, along with a head that shares their weight.
 
     Args:
         model: Any module. In embeddings with LoRA, only the factors are thawed.
+        **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
         The number of elements that became trainable. Parameters held by a running Freezer train once it
@@ -84,15 +93,17 @@ def unfreeze_embeddings(model: nn.Module) -> int:
     Raises:
         ValueError: The model has no embeddings.
     """
-    return thaw_layers(model, [_embeddings(anatomy_of(model))], "The embeddings")
+    names = _embeddings(model, anatomy_said(model, said), said)
+    return thaw_layers(model, [names], "The embeddings")
 
 
-def freeze_lm_head(model: nn.Module) -> int:
+def freeze_lm_head(model: nn.Module, **said: Unpack[Said]) -> int:
     """Freeze the head: what comes after the layers and the norm, such as an `lm_head` or a classifier.
 
     Args:
         model: Any module. If the head shares the weight of an embedding, the embedding is frozen too, with
             a warning.
+        **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
         The number of elements that were trainable and are now frozen.
@@ -100,18 +111,19 @@ def freeze_lm_head(model: nn.Module) -> int:
     Raises:
         ValueError: The model has no head.
     """
-    anatomy = anatomy_of(model)
-    frozen = freeze(model, _head(anatomy), "The head")
+    anatomy = anatomy_said(model, said)
+    frozen = freeze(model, _head(model, anatomy, said), "The head")
     if anatomy.tied:
         log.warning("The head's weight is also '%s', which is frozen with it.", anatomy.tied[0])
     return frozen
 
 
-def unfreeze_lm_head(model: nn.Module) -> int:
+def unfreeze_lm_head(model: nn.Module, **said: Unpack[Said]) -> int:
     """Unfreeze the head, along with an embedding that shares its weight.
 
     Args:
         model: Any module. In a head with LoRA, only the factors are thawed.
+        **said: `tower` for one tower, and `blocks`, `head`, `embeddings` as for `anatomy_of`.
 
     Returns:
         The number of elements that became trainable. Parameters held by a running Freezer train once it
@@ -120,7 +132,7 @@ def unfreeze_lm_head(model: nn.Module) -> int:
     Raises:
         ValueError: The model has no head.
     """
-    return thaw_layers(model, [_head(anatomy_of(model))], "The head")
+    return thaw_layers(model, [_head(model, anatomy_said(model, said), said)], "The head")
 
 
 def freeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool = True) -> int:
@@ -167,22 +179,22 @@ def unfreeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensi
     return thaw(model, _matches(model, patterns, case_sensitive), f"What matches {patterns!r}")
 
 
-def _embeddings(anatomy: Anatomy) -> tuple[str, ...]:
+def _embeddings(model: nn.Module, anatomy: Anatomy, said: Said) -> Sequence[str]:
     if not anatomy.embeddings:
         raise ValueError(
             f"{anatomy.model_class} has no embeddings: no nn.Embedding and nothing in front of its layers. "
-            f"Use freeze_by_name or unfreeze_by_name."
+            f"Say them, as in embeddings=['stem'], or use freeze_by_name or unfreeze_by_name."
         )
-    return anatomy.embeddings
+    return of_tower(model, anatomy, said, "embeddings", anatomy.embeddings)
 
 
-def _head(anatomy: Anatomy) -> tuple[str, ...]:
+def _head(model: nn.Module, anatomy: Anatomy, said: Said) -> Sequence[str]:
     if not anatomy.head_weights:
         raise ValueError(
             f"{anatomy.model_class} has no head: nothing comes after its layers. "
-            f"Use freeze_by_name or unfreeze_by_name."
+            f"Say it, as in head=['classifier'], or use freeze_by_name or unfreeze_by_name."
         )
-    return anatomy.head_weights
+    return of_tower(model, anatomy, said, "head", anatomy.head_weights)
 
 
 def _matches(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool) -> list[str]:

@@ -6,8 +6,9 @@ from typing import TypedDict
 from torch import nn
 
 from lighter_freezers.selection.anatomy import Anatomy, anatomy_of
+from lighter_freezers.selection.layer_names import parameters_of_layer
 
-__all__ = ["Said", "anatomy_said", "tower_words"]
+__all__ = ["Said", "anatomy_said", "of_tower", "tower_words"]
 
 
 class Said(TypedDict, total=False):
@@ -37,6 +38,21 @@ def anatomy_said(model: nn.Module, said: Said) -> Anatomy:
         head=said.get("head", ()),
         embeddings=said.get("embeddings", ()),
     )
+
+
+def of_tower(
+    model: nn.Module, anatomy: Anatomy, said: Said, role: str, every: Sequence[str]
+) -> Sequence[str]:
+    """The head or the embeddings of the tower that is meant; those of the model where none is.
+
+    Raises:
+        ValueError: There is no such tower, or it has none of its own.
+    """
+    tower = said.get("tower")
+    if tower is None:
+        return every
+    anatomy.named_towers(tower)
+    return list(parameters_of_layer(model, f"{tower}.{role}", anatomy))
 
 
 def tower_words(anatomy: Anatomy, said: Said) -> str:

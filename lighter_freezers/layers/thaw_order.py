@@ -1,6 +1,6 @@
 """The order in which the layers of a model thaw, from their place in it. `thaw_pace.py` decides when."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +9,8 @@ from torch import nn
 from lighter_freezers.engine import ledger
 from lighter_freezers.layers.said import Said, anatomy_said
 from lighter_freezers.selection.anatomy import Anatomy
+from lighter_freezers.selection.anatomy.addresses import home_of
+from lighter_freezers.selection.anatomy.tree import leading
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["Direction", "Layer", "Layers", "cut_into_stages", "layers_of"]
@@ -70,8 +72,10 @@ def layers_of(model: nn.Module, said: Said | None = None) -> Layers:
     last_norms = (name for stack in anatomy.last_stacks for name in stack.final_norms)
     names_of_head = {*anatomy.head_weights, *last_norms, *anatomy.others}
     head = Layer("head", tuple(name for name in parameters if name in names_of_head), 0)
-    below = tuple(name for name in anatomy.embeddings if name not in names_of_head)
-    blocks = [(title, names) for title, names in _blocks(anatomy) if not trainable.isdisjoint(names)]
+    own = _own_names(anatomy, parameters, (said or {}).get("tower"))
+    below = tuple(name for name in anatomy.embeddings if name not in names_of_head and name in own)
+    levels = ((title, tuple(filter(own.__contains__, names))) for title, names in _blocks(anatomy))
+    blocks = [(title, names) for title, names in levels if not trainable.isdisjoint(names)]
     if not blocks:
         raise ValueError(
             f"Nothing can train in any of the {len(anatomy.blocks)} blocks of {anatomy.model_class}: "
@@ -88,6 +92,17 @@ def layers_of(model: nn.Module, said: Said | None = None) -> Layers:
         embeddings=None if trainable.isdisjoint(below) else Layer("embeddings", below, depth + len(blocks)),
         can_begin_with_head=can_begin,
     )
+
+
+def _own_names(anatomy: Anatomy, names: Iterable[str], tower: str | None) -> set[str]:
+    """What belongs to a tower; everything for None."""
+    if tower is None:
+        return set(names)
+    anatomy.named_towers(tower)
+    stacks = anatomy.towers[tower]
+    home = home_of(anatomy, stacks)
+    inside = {name for stack in stacks for block in stack.blocks for name in block}
+    return inside | {name for name in names if home and home in leading(name)}
 
 
 def _blocks(anatomy: Anatomy) -> list[tuple[str, tuple[str, ...]]]:

@@ -2,7 +2,12 @@
 
 import re
 
-__all__ = ["block_indices"]
+__all__ = ["block_indices", "counts_blocks"]
+
+
+def counts_blocks(address: str) -> bool:
+    """Whether an address means blocks by their place: `attn.3`, `block.:-4`, but not `attn.*`."""
+    return re.search(r"\.-?\d[-\d:%.]*$|\.:-?\d+$", address) is not None
 
 
 def block_indices(text: str, num_blocks: int, layer: str) -> list[int] | None:

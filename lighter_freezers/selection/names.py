@@ -10,6 +10,7 @@ from typing import TypeAlias
 from torch import nn
 
 __all__ = [
+    "any_parameter",
     "canonical_name",
     "canonical_parameters",
     "closest_names",
@@ -97,6 +98,22 @@ def layout(module: nn.Module, at_root: bool = False) -> Layout:
         parameters.update(inner_parameters)
         children.update(inner_children)
     return parameters, children
+
+
+def any_parameter(around: Layout, names: Iterable[str]) -> bool:
+    """Whether any of some names of a module is a parameter, or a child with parameters."""
+    parameters, children = around
+    return any(parameters.get(name) is not None or _has_parameters(children.get(name)) for name in names)
+
+
+def _has_parameters(module: nn.Module | None) -> bool:
+    """Whether there is a parameter in a module; `next(module.parameters())` takes ten times as long."""
+    if module is None:
+        return False
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return True
+    return any(map(_has_parameters, module._modules.values()))
 
 
 def _refuse_clash(wrapper: str, outer: Iterable[str], inner: Iterable[str]) -> None:

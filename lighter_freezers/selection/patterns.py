@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lighter_freezers.selection.anatomy import Anatomy
 from lighter_freezers.selection.layer_names import parameters_of_layer
 from lighter_freezers.selection.names import closest_names, join, walk, without_wrapper
 
@@ -81,10 +82,10 @@ def _class_names(module: nn.Module) -> set[str]:
     return {cls.__name__ for cls in type(module).__mro__}
 
 
-def match_layers(layers: str, model: nn.Module) -> list[str]:
+def match_layers(layers: str, model: nn.Module, anatomy: Anatomy) -> list[str]:
     """The names of the parameters of `attn.2`, `attn.0-3`, `attn.*`, `wte`, ...
 
     Raises:
         ValueError: If the model has no such layer.
     """
-    return list(parameters_of_layer(model, layers))
+    return list(parameters_of_layer(model, layers, anatomy))

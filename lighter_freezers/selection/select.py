@@ -12,8 +12,11 @@ from typing import Literal
 
 from torch import nn
 
+from lighter_freezers.selection.anatomy import Anatomy, anatomy_of
+from lighter_freezers.selection.block_indices import counts_blocks
 from lighter_freezers.selection.names import (
     Layout,
+    any_parameter,
     canonical_name,
     closest_names,
     layout,
@@ -67,6 +70,9 @@ class ParameterSelector:
         except_names: Full names to leave out.
         except_prefixes: Beginnings of names to leave out.
         except_patterns: Patterns to leave out.
+        blocks: What `layers:block.N` counts, as for `anatomy_of`, like the next two. Empty to find it.
+        head: What `layers:head` is.
+        embeddings: What `layers:embeddings` is.
     """
 
     names: tuple[str, ...] = ()
@@ -75,8 +81,12 @@ class ParameterSelector:
     except_names: tuple[str, ...] = ()
     except_prefixes: tuple[str, ...] = ()
     except_patterns: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._refuse_idle_paths()
         if not (self.names or self.prefixes or self.patterns):
             raise ValueError("Say what to freeze: names, name_starts_with or patterns.")
         for field, argument in ARGUMENTS.items():
@@ -97,6 +107,9 @@ class ParameterSelector:
         except_names: str | Sequence[str] | None = None,
         except_name_starts_with: str | Sequence[str] | None = None,
         except_patterns: str | Sequence[str] | None = None,
+        blocks: str | Sequence[str] | None = None,
+        head: str | Sequence[str] | None = None,
+        embeddings: str | Sequence[str] | None = None,
     ) -> "ParameterSelector":
         """Build a selector from what YAML gives: one string, a list of strings or None each."""
         return cls(
@@ -106,7 +119,29 @@ class ParameterSelector:
             except_names=_strings("except_names", except_names),
             except_prefixes=_strings("except_name_starts_with", except_name_starts_with),
             except_patterns=_strings("except_patterns", except_patterns),
+            blocks=_strings("blocks", blocks),
+            head=_strings("head", head),
+            embeddings=_strings("embeddings", embeddings),
         )
+
+    def anatomy(self, model: nn.Module) -> Anatomy:
+        """The anatomy that its `layers:` patterns go by."""
+        return anatomy_of(model, blocks=self.blocks or None, head=self.head, embeddings=self.embeddings)
+
+    @property
+    def counts_blocks(self) -> bool:
+        """Whether a pattern means blocks by their place in the order."""
+        found = (split_kind(text) for text in (*self.patterns, *self.except_patterns))
+        return any(kind == "layers" and counts_blocks(rest) for kind, rest in found)
+
+    def _refuse_idle_paths(self) -> None:
+        kinds = {split_kind(text)[0] for text in (*self.patterns, *self.except_patterns)}
+        given = [name for name in ("blocks", "head", "embeddings") if getattr(self, name)]
+        if given and "layers" not in kinds:
+            raise ValueError(
+                f"{given[0]} says what a pattern such as 'layers:block.0-2' counts, but none of the patterns "
+                f"begins with 'layers:'. Write one, or leave {given[0]} out."
+            )
 
     def select(
         self, model: nn.Module, on_missing: Literal["error", "warn"] = "error"
@@ -124,7 +159,7 @@ class ParameterSelector:
         Raises:
             ValueError: If a rule or an exception matches no parameter, or the exceptions leave nothing.
         """
-        finder = _Finder(model)
+        finder = _Finder(model, self)
         kept, excepted = Marks(), Marks()
         missing = [
             *finder.mark_names("names", self.names, kept),
@@ -166,8 +201,8 @@ def _check_text(argument: str, text: object) -> None:
 class _Finder:
     """Finds rules in one model, and builds as few names as possible."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, rule: ParameterSelector) -> None:
+        self._model, self._rule = model, rule
         self._layouts: dict[str, Layout | None] = {"": layout(model, at_root=True)}
         self._sorted_names: dict[str, list[str]] = {}
 
@@ -209,13 +244,13 @@ class _Finder:
         if parent not in self._sorted_names:
             self._sorted_names[parent] = sorted({*around[0], *around[1]})
         found = _run_of(self._sorted_names[parent], beginning)
-        return parent, found if _any_parameter(around, found) else []
+        return parent, found if any_parameter(around, found) else []
 
     def _whole_module(self, path: str) -> tuple[str, Sequence[str]]:
         """The same for a prefix that ends in a dot."""
         around = self._layout_at(path)
         parent, _, name = path.rpartition(".")
-        is_match = bool(path) and around is not None and _any_parameter(around, (*around[0], *around[1]))
+        is_match = bool(path) and around is not None and any_parameter(around, (*around[0], *around[1]))
         return parent, [name] if is_match else []
 
     def mark_patterns(self, field: str, patterns: Iterable[str], marks: Marks) -> Iterator[str]:
@@ -237,7 +272,7 @@ class _Finder:
         if kind == "class":
             return match_class(text, self._model)
         if kind == "layers":
-            return match_layers(text, self._model)
+            return match_layers(text, self._model, self._anatomy)
         if kind == "re":
             return match_regex(text, self._names)
         matches = (match_glob(spelling, self._names) for spelling in spellings(text))
@@ -250,6 +285,10 @@ class _Finder:
             module = None if around is None else around[1].get(name)
             self._layouts[path] = None if module is None else layout(module)
         return self._layouts[path]
+
+    @cached_property
+    def _anatomy(self) -> Anatomy:
+        return self._rule.anatomy(self._model)
 
     @cached_property
     def _names(self) -> list[str]:
@@ -277,22 +316,6 @@ def _run_of(sorted_names: Sequence[str], beginning: str) -> Sequence[str]:
     while end < len(sorted_names) and sorted_names[end].startswith(beginning):
         end += 1
     return sorted_names[first:end]
-
-
-def _any_parameter(around: Layout, names: Iterable[str]) -> bool:
-    """Whether any of some names of a module is a parameter, or a child with parameters."""
-    parameters, children = around
-    return any(parameters.get(name) is not None or _has_parameters(children.get(name)) for name in names)
-
-
-def _has_parameters(module: nn.Module | None) -> bool:
-    """Whether there is a parameter in a module; `next(module.parameters())` takes ten times as long."""
-    if module is None:
-        return False
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            return True
-    return any(map(_has_parameters, module._modules.values()))
 
 
 def _warn_of_longer_index(argument: str, text: str, last: str, found: Sequence[str]) -> None:

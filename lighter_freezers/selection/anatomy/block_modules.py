@@ -1,5 +1,7 @@
 """The modules that are the blocks of a model, which the anatomy only names: to hook into or to compile."""
 
+from collections.abc import Sequence
+
 from torch import nn
 from torch.nn import Parameter
 
@@ -13,7 +15,7 @@ def block_modules(model: nn.Module, anatomy: Anatomy) -> list[list[nn.Module]]:
     """Find the module of each block.
 
     Args:
-        model: Any module.
+        model: A module with blocks.
         anatomy: Of this model.
 
     Returns:
@@ -29,15 +31,19 @@ def block_modules(model: nn.Module, anatomy: Anatomy) -> list[list[nn.Module]]:
     return found
 
 
-def parameters_of_blocks(model: nn.Module) -> dict[str, list[Parameter]]:
+def parameters_of_blocks(model: nn.Module, blocks: Sequence[str] | None = None) -> dict[str, list[Parameter]]:
     """The parameters of each block, in forward order: "0", "1", ..., or "encoder.0", ..., "decoder.0", ...
+
+    Args:
+        model: A module with blocks.
+        blocks: Paths or patterns of the blocks, as for `anatomy_of`. None to find them.
 
     Raises:
         ValueError: The model has no blocks.
     """
-    anatomy, named = anatomy_of(model), canonical_parameters(model)
-    blocks = anatomy.blocks_for("parameters_of_blocks")
+    anatomy, named = anatomy_of(model, blocks=blocks), canonical_parameters(model)
+    found = anatomy.blocks_for("parameters_of_blocks")
     return {
         title: [named[name] for name in names]
-        for title, names in zip(anatomy.block_titles, blocks, strict=True)
+        for title, names in zip(anatomy.block_titles, found, strict=True)
     }

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.layers import freeze_first_n_layers
 from lighter_freezers.selection.anatomy import anatomy_of
-from lighter_freezers.selection.anatomy.order_check import check_order
 
 
 def block() -> nn.Module:
