@@ -6,22 +6,31 @@ import sys
 __all__ = ["log"]
 
 
-class Terminal(logging.Handler):
-    """Prints above progress bars.
+class _Logger(logging.Logger):
+    """Clears the bars of tqdm before a line, whoever prints it, and draws them again below it."""
 
-    Rich's bars redirect `sys.stderr` while they are live, and notebooks and tests replace it: the stream is
-    looked up at each line. A tqdm bar is cleared before the line and drawn again below it.
-    """
+    def handle(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")  # without its import there is no such bar
+        if tqdm is None:
+            return super().handle(record)
+        with tqdm.tqdm.external_write_mode(file=sys.stderr):
+            return super().handle(record)
+
+
+class Terminal(logging.Handler):
+    """Prints to the `sys.stderr` of the moment; live bars of Rich, notebooks and tests replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm = sys.modules.get("tqdm")  # without its import there is no such bar
         try:
-            (print if tqdm is None else tqdm.tqdm.write)(self.format(record), file=sys.stderr)
+            print(self.format(record), file=sys.stderr)
         except Exception:  # as every handler of `logging` does
             self.handleError(record)
 
 
+_usual = logging.getLoggerClass()
+logging.setLoggerClass(_Logger)
 log = logging.getLogger("lighter_freezers")
+logging.setLoggerClass(_usual)
 log.setLevel(logging.INFO)
 if not logging.getLogger().hasHandlers():  # as Lightning does: print, unless logging is configured
     log.addHandler(Terminal())

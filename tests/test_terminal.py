@@ -43,17 +43,26 @@ def test_lines_about_changes_stay_above_a_bar(namespace: str, bar: str, width: i
 
 
 @pytest.mark.wide
-def test_lines_stay_above_the_bar_of_lighter_fit(tmp_path: Path) -> None:
-    """The bar that a config gets when it names none."""
-    freezer = "{_target_: lighter_freezers.Freezer, name_starts_with: network.blocks.0, until_step: 10}"
-    text = CONFIG.replace("enable_progress_bar: false", "max_steps: -1")
+@pytest.mark.parametrize("bar", BARS)
+def test_lines_stay_above_the_bar_of_lighter_fit(bar: str, tmp_path: Path) -> None:
+    """`lighter` prints them itself, with time and place; each still has a line of its own."""
+    callbacks = (
+        "  callbacks:\n"
+        "    - {_target_: lighter_freezers.Freezer, name_starts_with: network.blocks.0, until_step: 10}\n"
+        f"    - {{_target_: pytorch_lightning.callbacks.{bar}, refresh_rate: 1}}\n"
+    )
     config = tmp_path / "run.yaml"
-    config.write_text(text.replace("  callbacks:\n", f"  callbacks:\n    - {freezer}\n"))
+    text = CONFIG.replace("enable_progress_bar: false", "max_steps: -1")
+    config.write_text(text.replace("  callbacks:\n", callbacks))
 
     screen = screen_of([shutil.which("lighter") or "lighter", "fit", str(config)], 110)
 
-    assert screen.index("\nstep 0: starts with frozen") < screen.index("\nstep 10: thawed")
-    assert screen.index("\nstep 10: thawed") < screen.rindex("Epoch 4/4")
+    start, thaw = (
+        re.search(rf"^20.*INFO +\|  {line}", screen, re.M) for line in ("step 0: st", "step 10: th")
+    )
+    assert start
+    assert thaw
+    assert start.start() < thaw.start() < screen.rindex("Epoch 4")
 
 
 def test_lines_go_to_the_stream_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
