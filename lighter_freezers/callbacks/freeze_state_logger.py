@@ -1,5 +1,6 @@
 """The callback that shows what is frozen, in every logger of the Trainer. It does not freeze anything."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import nn
@@ -17,9 +18,9 @@ from lighter_freezers.reports.state_charts import headline, rate_metrics, share_
 from lighter_freezers.reports.state_tables import (
     Census,
     ComponentState,
+    changes_table,
     state_table,
     state_table_markdown,
-    state_table_rich,
 )
 from lighter_freezers.reports.step_curves import StepCurves
 from lighter_freezers.reports.timeline import Timeline, TimelineState
@@ -59,7 +60,7 @@ class FreezeStateLogger(Callback):
     Saves: the timeline, so that the picture of a resumed run starts where the first run started.
 
     Args:
-        show_table: Also print the table in the terminal.
+        show_table: Also print what changed as a table in the terminal, by blocks and stages.
         log_image: Draw the picture.
         log_layout: Group the components into charts on TensorBoard's custom-scalars tab. A run has one
             layout: switch it off to write your own.
@@ -112,8 +113,9 @@ class FreezeStateLogger(Callback):
         step = transition.optimizer_step
         if transition.is_initial:
             self._start(trainer, Census(pl_module), step)
-            changed = self._census.states
+            earlier, changed = [], self._census.states
         else:
+            earlier = self._census.states
             changed = self._recount(pl_module, transition)
             if not changed and not transition.ranks:
                 return
@@ -123,7 +125,7 @@ class FreezeStateLogger(Callback):
         self._timeline.record(step, {state.name: state.state for state in changed})
         self._timeline.ranks.record(step, transition.ranks)
         self._has_news = True
-        self._show(trainer, transition)
+        self._show(trainer, transition, earlier)
 
     def on_validation_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Note the loss, and the learning rates that have moved."""
@@ -195,17 +197,14 @@ class FreezeStateLogger(Callback):
         self._rates.sample(trainer, step)
         self._timeline.losses.record(step, metrics(trainer))
 
-    def _show(self, trainer: TrainerLike, transition: Transition) -> None:
-        """Write the table: as text, and in the terminal."""
+    def _show(self, trainer: TrainerLike, transition: Transition, earlier: Sequence[ComponentState]) -> None:
+        """Write the table as text, and what changed in the terminal."""
         summary, rows = headline(self._census.total, transition), self._census.rows
         text = f"`{summary}`\n\n{state_table_markdown(rows)}"  # or asterisks are emphasis
         write_text(trainer.loggers, "freeze/state", text, transition.optimizer_step, state_table(rows))
         if self.show_table:
-            from rich.console import Console
-
-            console = Console()
-            console.print(summary, markup=False, highlight=False)
-            console.print(state_table_rich(rows))
+            table = changes_table(earlier, self._census.states)
+            log.info("step %d, by layers:\n%s", transition.optimizer_step, table)
 
     def _draw(self, trainer: TrainerLike) -> None:
         """Draw on another thread; where that still draws, the next checkpoint or the end will."""

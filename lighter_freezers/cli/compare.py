@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lighter_freezers.cli.run_results import RunResults, differing, read_runs
+from lighter_freezers.reports.columns import columns
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
@@ -59,9 +60,9 @@ def tables(runs: Sequence[RunResults]) -> str:
     settings = [[name, *(_setting(run, name) for run in runs)] for name in differing(runs)]
     names = dict.fromkeys(name for run in runs for name in run.figures)
     figures = [[name, *(_figure(run, name) for run in runs)] for name in names]
-    parts = [_table(["results", *titles], figures)]
+    parts = [_table("results", titles, figures)]
     if settings:
-        parts.insert(0, _table(["settings that differ", *titles], settings))
+        parts.insert(0, _table("settings that differ", titles, settings))
     return "\n\n".join(parts)
 
 
@@ -77,10 +78,7 @@ def _figure(run: RunResults, name: str) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned names, right-aligned values."""
-    widths = [max(len(row[column]) for row in (heading, *rows)) for column in range(len(heading))]
-    lines = [heading, ["-" * width for width in widths], *rows]
+def _table(name: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in lines
+        columns([[name, *titles], ["-" * len(name), *("-" * len(title) for title in titles)], *rows])
     )

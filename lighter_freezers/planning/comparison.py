@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lighter_freezers.planning.phase_meter import FILE, PhaseRecord
-from lighter_freezers.planning.values import Plan, PlannedPhase, amount, columns, num_bytes
+from lighter_freezers.planning.values import Plan, PlannedPhase
+from lighter_freezers.reports.columns import amount, columns, num_bytes
 
 __all__ = ["Comparison", "Line", "compare", "read_report"]
 

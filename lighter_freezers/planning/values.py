@@ -1,15 +1,16 @@
 """A plan as values, as text and as an image: rules, phases, their cost, warnings."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
+from lighter_freezers.reports.columns import amount, columns, num_bytes
 from lighter_freezers.reports.timeline import Timeline
 from lighter_freezers.reports.timeline_svg import draw_to_file
 
 _Json: TypeAlias = Mapping[str, Any]  # what `as_dict` gave
 
-__all__ = ["Plan", "PlannedPhase", "PlannedRule", "amount", "columns", "num_bytes"]
+__all__ = ["Plan", "PlannedPhase", "PlannedRule"]
 
 _COSTS = ("begins", "trains", "share", "FLOPs/step", "time", "gradients", "optimizer", "activations")
 
@@ -164,38 +165,6 @@ def _plan_text(plan: Plan) -> str:
         _titled("Warnings", [f"- {warning}" for warning in plan.warnings] or ["none"]),
     ]
     return "\n\n".join(parts)
-
-
-def columns(rows: Sequence[Sequence[str]], num_left: int = 1) -> list[str]:
-    """Rows of cells as lines: the first columns to the left, the others to the right.
-
-    Args:
-        rows: The first is the heading.
-        num_left: How many columns are left-aligned.
-    """
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if index < num_left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def amount(number: float | None) -> str:
-    """A count with three digits and k, M, G or T."""
-    if number is None:
-        return "-"
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.3g}"
-
-
-def num_bytes(number: int | None) -> str:
-    """Bytes with three digits and their unit."""
-    return "-" if number is None else f"{amount(number)}B" if number >= 1000 else f"{number} B"
 
 
 def _rule_lines(plan: Plan) -> list[str]:

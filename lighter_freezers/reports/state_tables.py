@@ -3,37 +3,29 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import sub
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from torch.nn import Module, Parameter
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.reports.columns import columns
 from lighter_freezers.reports.timeline import rows_of
 from lighter_freezers.selection.element_counts import frozen_share, frozen_share_text, size_of
 from lighter_freezers.selection.layer_names import components
+from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import named_aliases
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = [
     "Census",
     "ComponentState",
+    "changes_table",
     "component_states",
     "state_table",
     "state_table_markdown",
-    "state_table_rich",
     "sum_of",
 ]
 
 _HEADINGS = ("component", "state", "parameters", "trainable")
-_STYLES = {
-    "frozen": "blue",
-    "trainable": "yellow",
-    "LoRA only": "green",
-    "partial": "cyan",
-    "user-frozen": "dim",
-}
 
 _Member: TypeAlias = tuple[Parameter, int, bool]  # its number of elements, and whether it is a factor of LoRA
 
@@ -191,20 +183,32 @@ def state_table_markdown(states: Sequence[ComponentState]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def state_table_rich(states: Sequence[ComponentState]) -> "Table":
-    """A table of the state for the terminal, one line per component and one for the total.
+def changes_table(before: Iterable[ComponentState], after: Sequence[ComponentState]) -> str:
+    """What changed, as a table for the terminal: a line for each kind of change, by blocks and stages.
 
     Args:
-        states: What `component_states` returns, or the rows of a `Census`.
+        before: The earlier states of components; what it lacks, or has in another state, has changed.
+        after: The states of all components now, in model order.
     """
-    from rich.table import Table
+    old, new = _by_row(before), _by_row(after)
+    summary, num_parameters = NameSummary(list(new)), sum_of("total", after).num_parameters
+    kinds: dict[str, list[ComponentState]] = {}
+    for row in (row for row in new.values() if old.get(row.name) != row):
+        states = dict.fromkeys([old.get(row.name, row).state, row.state])
+        kinds.setdefault(" -> ".join(states), []).append(row)
+    lines = [["state", "layers", "parameters", "share"]]
+    for kind, rows in kinds.items():
+        number = sum(row.num_parameters for row in rows)
+        share = f"{number / max(1, num_parameters):.1%}"
+        lines.append([kind, summary.compress([row.name for row in rows]), f"{number:,}", share])
+    return "\n".join(f"  {line}" for line in columns(lines, num_left=2))
 
-    table = Table()
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("component", "state") else "right")
-    for line in _table_lines(states):
-        table.add_row(*line, style=_STYLES.get(line[1]))
-    return table
+
+def _by_row(states: Iterable[ComponentState]) -> dict[str, ComponentState]:
+    """The same by blocks."""
+    named = {state.name: state for state in states}
+    rows = rows_of(list(named), max_rows=max(1, len(named) - 1))
+    return {row: sum_of(row, map(named.__getitem__, members)) for row, members in rows.items()}
 
 
 def state_table(states: Sequence[ComponentState]) -> list[tuple[str, str, str, str]]:

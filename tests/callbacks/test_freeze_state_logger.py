@@ -300,13 +300,16 @@ def test_a_logger_with_tables_gets_the_table(tmp_path):
     assert ["mlp.0", "trainable", "72", "72"] in data
 
 
-def test_without_a_logger_the_table_is_all(capsys):
-    """With `logger=False` and `show_table` the table is printed at the start and at the thaw."""
-    fit(PL, False, FreezeStateLogger(True), Freezer(name_starts_with=["network.h.0."], until_step=5))
-    printed = capsys.readouterr().out
-    assert printed.count("component") == 2
-    assert "held by Freezer[" in printed
-    assert "Optimizer step 5: 0 % frozen" in printed
+def test_without_a_logger_the_table_is_all(caplog, monkeypatch):
+    """With `logger=False` and `show_table` the start shows all layers, and the thaw what changed."""
+    monkeypatch.setattr(logging.getLogger("lighter_freezers"), "propagate", True)
+    with caplog.at_level(logging.INFO):
+        fit(PL, False, FreezeStateLogger(True), Freezer(name_starts_with=["network.h.0."], until_step=5))
+    start, thaw = (text.splitlines() for text in caplog.messages if "by layers" in text)
+    assert start[0] == "step 0, by layers:"
+    assert [line.split()[:2] for line in start[2:]] == [["frozen", "h.0"], ["trainable", "h.1,"]]
+    assert thaw[0] == "step 5, by layers:"
+    assert [line.split()[:4] for line in thaw[2:]] == [["frozen", "->", "trainable", "h.0"]]
 
 
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):

@@ -1,19 +1,18 @@
 """Counts of what trains, by component, and their tables."""
 
-import io
+from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.reports.state_tables import (
     Census,
     ComponentState,
+    changes_table,
     component_states,
     state_table_markdown,
-    state_table_rich,
 )
 
 
@@ -141,9 +140,17 @@ def test_markdown_table_has_a_line_per_component_and_a_total():
     ]
 
 
-def test_rich_table_has_the_same_lines():
-    """The terminal's table shows what the Markdown one does."""
-    console = Console(width=100, file=io.StringIO())
-    console.print(state_table_rich([ComponentState("wte", 3000, 0, 0, 3000)]))
-    text = console.file.getvalue()
-    assert all(word in text for word in ("wte", "user-frozen", "3,000", "100 % frozen"))
+def test_the_table_of_changes_is_short() -> None:
+    """A line for each kind of change, by blocks; what stays as it was has none."""
+    names = [f"{part}.{block}" for block in range(40) for part in ("attn", "mlp")]
+    before = [ComponentState(name, 10, 0, 10, 0) for name in names] + [ComponentState("ln_f", 5, 5, 0, 0)]
+    after = [replace(state, num_trainable=10, num_held=0) for state in before[40:-1]]
+    after = [*before[:40], *after[:-1], replace(after[-1], num_trainable=4, num_held=6), before[-1]]
+
+    assert [line.split() for line in changes_table(before, after).splitlines()] == [
+        ["state", "layers", "parameters", "share"],
+        ["frozen", "->", "trainable", "h.20-38", "380", "47.2%"],
+        ["frozen", "->", "partial", "h.39", "20", "2.5%"],
+    ]
+    at_start = [line.split() for line in changes_table([], before).splitlines()[1:]]
+    assert at_start == [["frozen", "h", "800", "99.4%"], ["trainable", "ln_f", "5", "0.6%"]]
