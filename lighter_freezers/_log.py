@@ -7,7 +7,7 @@ __all__ = ["log"]
 
 
 class _Logger(logging.Logger):
-    """Clears the bars of tqdm before a line, whoever prints it, and draws them again below it."""
+    """Clears the bars of tqdm before any handler prints a line, and draws them again below it."""
 
     def handle(self, record: logging.LogRecord) -> None:
         tqdm = sys.modules.get("tqdm")  # without its import there is no such bar
