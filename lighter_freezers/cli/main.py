@@ -5,6 +5,7 @@ A command is a module of `lighter_freezers.cli` with `SUMMARY`, `add_arguments(p
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -44,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed the help, the version or the error
         return int(stop.code or 0)
     try:
-        return int(parsed.run(parsed))
+        status = int(parsed.run(parsed))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `plan ... | head` has read enough; what Python flushes at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except _USER_ERRORS as error:
         print(f"lighter-freezers {parsed.command}: {_message(error)}", file=sys.stderr)
         return 2

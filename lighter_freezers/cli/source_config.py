@@ -11,6 +11,7 @@ from torch import nn
 import lighter_freezers
 from lighter_freezers._extras import require
 from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.planning.config_errors import clear_errors, refuse_lightning_cli
 
 __all__ = ["Source", "read_source"]
 
@@ -49,20 +50,17 @@ def read_source(path: Path) -> Source:
     """
     require("A config", "lighter")
     from lighter.engine.runner import ConfigLoader, ProjectImporter
-    from sparkwheel.utils.exceptions import BaseError
-    from yaml import YAMLError
 
     text = path.read_text()
-    try:
+    with clear_errors():
         config = ConfigLoader.load([str(path)])
         keys = config.get() or {}
         kind, place = _kind(keys, path)
+        refuse_lightning_cli(keys)
         with redirect_stdout(sys.stderr):  # what models print while they are built
             ProjectImporter.auto_discover_and_import()
             model = config.resolve(place)
         lengths = [_length(config, name) for name in ("max_epochs", "max_steps")]
-    except (BaseError, YAMLError) as error:
-        raise ValueError(f"{path}: {error}") from error
     if not isinstance(model, nn.Module):
         raise TypeError(f"{path} describes a {type(model).__name__}, not a torch.nn.Module.")
     epochs, steps = lengths

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lighter_freezers._extras import require
+from lighter_freezers.planning.config_errors import clear_errors, refuse_lightning_cli
 from lighter_freezers.planning.copied_trainer import hushed
 from lighter_freezers.planning.plan import plan
 from lighter_freezers.planning.values import Plan
@@ -38,14 +39,16 @@ def built_from_config(inputs: Sequence[Any]) -> tuple[Any, Any, Any, Sequence[st
     require("A config", "lighter")
     from lighter.engine.runner import ConfigLoader, ProjectImporter
 
-    config = ConfigLoader.load(list(inputs))
+    with clear_errors():
+        config = ConfigLoader.load(list(inputs))
     ProjectImporter.auto_discover_and_import()
+    refuse_lightning_cli(config.get() or {})
     for key in ("trainer", "model"):
         if config.get(key) is None:
             raise ValueError(
                 f"The config has no '{key}'. lighter needs trainer and model, and data for batches."
             )
-    with hushed() as said:
+    with hushed() as said, clear_errors():
         model, trainer = config.resolve("model"), config.resolve("trainer")
         data = None if config.get("data") is None else config.resolve("data")
     return model, trainer, data, said

@@ -74,6 +74,13 @@ def test_help_and_version_import_no_torch() -> None:
             "A picture is a .png or an .svg file. Got 'plan.gif'.",
         ),
         (["plan", str(CONFIG), "~trainer"], "The config has no 'trainer'"),
+        (["plan", "misspelt.yaml"], "Did you mean `name_starts_with`?"),
+        (["plan", "broken.yaml"], "The file is no YAML: while parsing a flow node"),
+        (["plan", "of_the_cli.yaml"], "this looks like a config of LightningCLI"),
+        (
+            ["schedule", "of_the_cli.yaml", "--strategy", "gradual"],
+            "this looks like a config of LightningCLI",
+        ),
         (["report", "."], "There is no freeze_report.json in '.'. Add lighter_freezers.PhaseRecorder"),
     ],
 )
@@ -85,12 +92,31 @@ def test_a_mistake_is_one_message_and_status_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    misspelt = "{_target_: lighter_freezers.Freezer, name_start_with: a}"
+    trainer = f"trainer: {{_target_: pytorch_lightning.Trainer, callbacks: [{misspelt}]}}\n"
+    Path("misspelt.yaml").write_text(
+        trainer + "model: {_target_: torch.nn.Linear, in_features: 1, out_features: 1}\n"
+    )
+    Path("broken.yaml").write_text("trainer: [1,\n")
+    Path("of_the_cli.yaml").write_text("trainer: {max_epochs: 1}\nmodel: {class_path: my.Model}\n")
     status = main(words)
 
     printed = capsys.readouterr().err
     assert status == 2
     assert said in printed
     assert "Traceback" not in printed
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
+    """As `plan ... | head` does: nothing is said of a broken pipe."""
+    words = [sys.executable, "-m", "lighter_freezers", "layers", "tests.callbacks.block_net:BlockNet"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        assert running.stderr
+        running.stdout.close()
+        said = running.stderr.read()
+
+    assert (said, running.returncode) == ("", 0)
 
 
 def test_the_plan_of_a_config_by_its_own_command(folder: Path, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_nothing_is_overwritten_without_force(folder: Path, capsys: pytest.Captu
 MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "no file": ("", ["gradual"], "No such file"),
     "no model": ("vars: {a: 1}", ["gradual"], "has no model: a config has `trainer`, `model` and `data`"),
-    "no YAML": ("a: [", ["gradual"], "wrong.yaml: "),
+    "no YAML": ("a: [", ["gradual"], 'wrong.yaml", line 1, column 5'),
     "a misspelt class": ("_target_: torch.nn.Linaer", ["lp-lora"], "Linaer"),
     "no module": ("_target_: builtins.dict", ["lp-lora"], "describes a dict, not a torch.nn.Module"),
     "no blocks": ("_target_: tests.lab.TinyNet", ["lp-lora"], "TinyNet has no blocks"),
