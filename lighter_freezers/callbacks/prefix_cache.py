@@ -14,9 +14,9 @@ from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.transition import Transition
-from lighter_freezers.planning.values import num_bytes
 from lighter_freezers.prefix.cached_blocks import CachedBlocks, CacheOptions, Counts
 from lighter_freezers.prefix.frozen_blocks import FrozenBlocks, frozen_blocks
+from lighter_freezers.reports.columns import num_bytes
 from lighter_freezers.reports.loggers import write_metrics
 
 __all__ = ["PrefixCache"]

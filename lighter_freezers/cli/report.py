@@ -2,19 +2,24 @@
 
 import argparse
 import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lighter_freezers.planning.values import Plan
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
 SUMMARY = (
     "Set the plan of a run beside what its PhaseRecorder measured: FLOPs, memory and relative time of a step "
-    "in each phase. The plan is made again from the config.yaml that `lighter fit` leaves in the folder, or "
-    "read from --plan."
+    "in each phase; a run without one shows its plan. That is made again from the config.yaml that "
+    "`lighter fit` leaves in the folder, or read from --plan."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `report`."""
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run, with freeze_report.json")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run")
     parser.add_argument(
         "--plan", metavar="FILE", help="a plan saved by `lighter-freezers plan ... --json > FILE`"
     )
@@ -28,11 +33,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from lighter_freezers.planning.comparison import compare, read_report
     from lighter_freezers.planning.from_config import plan_of_config
+    from lighter_freezers.planning.phase_meter import FILE
     from lighter_freezers.planning.values import Plan
 
     folder = Path(arguments.run_dir)
-    records = read_report(folder)
     config = folder / "config.yaml"
+    has_plan = arguments.plan is not None or config.is_file()
+    records = read_report(folder) if (folder / FILE).is_file() or not has_plan else None
     if arguments.plan is not None:
         planned = Plan.from_dict(json.loads(Path(arguments.plan).read_text()))
     elif config.is_file():
@@ -42,6 +49,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"There is no config.yaml in '{folder}', as `lighter fit` leaves one. Give --plan FILE."
         )
+    if records is None:
+        print("Nothing was measured, as the run had no PhaseRecorder. Its plan:\n", file=sys.stderr)
+        print(json.dumps(planned.as_dict(), indent=1) if arguments.json else planned)
+        return 0
     compared = compare(planned, records)
-    print(json.dumps(compared.as_dict(), indent=1) if arguments.json else compared)
+    print(json.dumps(compared.as_dict(), indent=1) if arguments.json else f"{compared}\n{_totals(planned)}")
     return 0
+
+
+def _totals(planned: "Plan") -> str:
+    from lighter_freezers.planning.values import total_lines
+
+    return "\n".join(["", "Totals", *(f"  {line}" for line in total_lines(planned))])

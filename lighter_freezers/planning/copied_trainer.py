@@ -31,6 +31,8 @@ def rehearse(
     datamodule: Any,  # of either namespace, or None
     train_dataloaders: object,
     num_timed: int,
+    *,
+    has_rules: bool = True,
 ) -> Rehearsal:
     """Rehearse the run of a Trainer once, on a copy of the model.
 
@@ -40,6 +42,7 @@ def rehearse(
         datamodule: For the batches, or None.
         train_dataloaders: The same, instead of a datamodule.
         num_timed: Steps to time in each phase.
+        has_rules: Whether the Trainer's callbacks of this package take part.
     """
     rehearsal = Rehearsal(trainer, num_timed)
     copied = copy.deepcopy(model)
@@ -47,7 +50,9 @@ def rehearse(
         _hold_alike(original, twin)
     _keep_own_callbacks(copied)
     engine_callbacks = [
-        copy.deepcopy(each) for each in callbacks_of(trainer) if isinstance(each, EngineCallback)
+        copy.deepcopy(each)
+        for each in callbacks_of(trainer)
+        if has_rules and isinstance(each, EngineCallback)
     ]
     staged = _staged(trainer, [rehearsal, *engine_callbacks])
     owner = getattr(datamodule, "trainer", None)

@@ -2,12 +2,15 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.planning.copied_trainer import hushed, rehearse, untouched_randomness
+from lighter_freezers.planning.costs.memory import parameter_bytes
+from lighter_freezers.planning.phase_meter import PhaseRecord
 from lighter_freezers.planning.rehearsal import Rehearsal, RehearsedPhase
 from lighter_freezers.planning.values import Plan, PlannedPhase
 from lighter_freezers.selection.element_counts import num_elements
@@ -91,7 +94,22 @@ def plan(
         for _ in range(rounds):
             with untouched_randomness():
                 rehearsals.append(rehearse(trainer, model, datamodule, train_dataloaders, timed))
-    return _summed_up(trainer, model, rehearsals, said)
+    planned = _summed_up(trainer, model, rehearsals, said)
+    free = [phase.record for phase in rehearsals[0].rehearsed_phases if not phase.transition.holders]
+    with hushed(), untouched_randomness():
+        everything = free[0] if free else _without_rules(trainer, model, datamodule, train_dataloaders)
+    return replace(planned, everything=everything and replace(everything, optimizer_step=0, epoch=0))
+
+
+def _without_rules(
+    trainer: TrainerLike, model: nn.Module, datamodule: object, train_dataloaders: object
+) -> PhaseRecord | None:
+    """A step in which no rule holds anything; None where that fails, such as for lack of memory."""
+    try:
+        rehearsal = rehearse(trainer, model, datamodule, train_dataloaders, 0, has_rules=False)
+    except (RuntimeError, ValueError):
+        return None
+    return rehearsal.rehearsed_phases[0].record if rehearsal.rehearsed_phases else None
 
 
 def _summed_up(
@@ -121,6 +139,7 @@ def _summed_up(
         phases=tuple(phase for phase in phases if phase.step is not None),
         undated=tuple(phase for phase in phases if phase.step is None),
         warnings=tuple(dict.fromkeys([*said, *first.warnings])),
+        weight_bytes=parameter_bytes(list(model.parameters())),
     )
 
 
@@ -152,6 +171,7 @@ def _phase(
         relative_time=relative,
         states=rehearsed.states,
         ranks=dict(transition.ranks),
+        learning_rates=rehearsed.rates,
     )
 
 

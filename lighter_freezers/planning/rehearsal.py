@@ -4,7 +4,7 @@ It is a callback of a Trainer that trains a copy. Between the steps of two phase
 change, and the engine advances to that moment.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -23,6 +23,7 @@ from lighter_freezers.planning.notices import notices_at_the_end, notices_at_the
 from lighter_freezers.planning.phase_meter import PhaseMeter, PhaseRecord
 from lighter_freezers.planning.run_clock import RunClock, RunLength, run_length
 from lighter_freezers.planning.values import PlannedRule
+from lighter_freezers.reports.state_charts import rate_metrics
 from lighter_freezers.reports.state_tables import Census
 from lighter_freezers.selection.element_counts import distinct, num_elements
 from lighter_freezers.selection.name_summary import NameSummary
@@ -44,6 +45,7 @@ class RehearsedPhase:
         changes: The same as sentences.
         states: Component -> its state.
         share: The share of all elements that trains.
+        rates: Group of the optimizer, by its layers -> learning rate.
         record: What was measured; None until it has ended.
     """
 
@@ -53,6 +55,7 @@ class RehearsedPhase:
     changes: tuple[str, ...]
     states: dict[str, str]
     share: float
+    rates: Mapping[str, float]
     record: PhaseRecord | None = None
 
 
@@ -139,6 +142,7 @@ class Rehearsal(Callback):
         is_same_moment = bool(self.rehearsed_phases) and self.rehearsed_phases[-1].record is None
         earlier = self.rehearsed_phases.pop().changes if is_same_moment else ()
         census = Census(pl_module)
+        rates = rate_metrics(trainer.optimizers, census.row_of)
         self.rehearsed_phases.append(
             RehearsedPhase(
                 when=self._when,
@@ -147,6 +151,7 @@ class Rehearsal(Callback):
                 changes=(*earlier, *self._in_words(transition)),
                 states={state.name: state.state for state in census.states},
                 share=census.total.trainable_share,
+                rates={name.partition("/")[2]: rate for name, rate in rates.items()},
             )
         )
         self._meter.begin(pl_module, transition)

@@ -1,16 +1,18 @@
 """A plan as values, as text and as an image: rules, phases, their cost, warnings."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
+from lighter_freezers.planning.phase_meter import PhaseRecord
 from lighter_freezers.reports.columns import amount, columns, num_bytes
 from lighter_freezers.reports.timeline import Timeline
 from lighter_freezers.reports.timeline_svg import draw_to_file
 
 _Json: TypeAlias = Mapping[str, Any]  # what `as_dict` gave
 
-__all__ = ["Plan", "PlannedPhase", "PlannedRule"]
+__all__ = ["Plan", "PlannedPhase", "PlannedRule", "total_lines"]
 
 _COSTS = ("begins", "trains", "share", "FLOPs/step", "time", "gradients", "optimizer", "activations")
 
@@ -58,6 +60,7 @@ class PlannedPhase:
         stored_bytes: Of the rows of one step that it stores.
         states: Component -> frozen, trainable, partial or user-frozen.
         ranks: Component -> LoRA rank, where it changed.
+        learning_rates: Group of the optimizer, by its layers -> rate, before the LR scheduler's own changes.
     """
 
     when: str
@@ -81,6 +84,7 @@ class PlannedPhase:
     stored_bytes: int | None = None
     states: Mapping[str, str] = field(default_factory=dict, repr=False)
     ranks: Mapping[str, int] = field(default_factory=dict, repr=False)
+    learning_rates: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Plan:
         phases: Those with a known step, in order, assuming that no metric ends one earlier.
         undated: Those that start on a metric, as if they followed the last phase.
         warnings: What looks wrong.
+        weight_bytes: Of all parameters.
+        everything: A step in which no rule holds anything, to compare with; None if it cannot be measured.
     """
 
     model: str
@@ -108,6 +114,8 @@ class Plan:
     phases: tuple[PlannedPhase, ...]
     undated: tuple[PlannedPhase, ...]
     warnings: tuple[str, ...]
+    weight_bytes: int = 0
+    everything: PhaseRecord | None = None
 
     def as_dict(self) -> dict[str, object]:
         """The plan in plain types, as `--json` prints it."""
@@ -123,6 +131,7 @@ class Plan:
             "phases": tuple(map(_phase, content["phases"])),
             "undated": tuple(map(_phase, content["undated"])),
             "warnings": tuple(content["warnings"]),
+            "everything": PhaseRecord(**everything) if (everything := content.get("everything")) else None,
         }
         return cls(**{**content, **lists})
 
@@ -162,6 +171,8 @@ def _plan_text(plan: Plan) -> str:
         _titled("When what changes", _change_lines([*plan.phases, *plan.undated])),
         _titled("What each phase costs", _cost_lines(plan)),
         *([_titled("What PrefixCache stores and saves", cached)] if (cached := _cache_lines(plan)) else []),
+        _titled("Learning rates, before the LR scheduler changes them", _rate_lines(plan)),
+        _titled("Totals", total_lines(plan)),
         _titled("Warnings", [f"- {warning}" for warning in plan.warnings] or ["none"]),
     ]
     return "\n\n".join(parts)
@@ -204,6 +215,47 @@ def _cache_lines(plan: Plan) -> list[str]:
         else:
             lines.append(f"{said}; from its second epoch on a step needs {share:.0%} of its operations")
     return lines
+
+
+def _rate_lines(plan: Plan) -> list[str]:
+    lines = []
+    for phase in [*plan.phases, *plan.undated]:
+        rates = [f"{name} {rate:.3g}" for name, rate in phase.learning_rates.items()]
+        lines.append(f"{phase.when}: {', '.join(rates) or 'no group trains'}")
+    return lines
+
+
+def total_lines(plan: Plan) -> list[str]:
+    """What the whole run costs, beside one in which everything trains, in sentences."""
+    steps = [(phase, (phase.end_step or plan.num_steps) - (phase.step or 0)) for phase in plan.phases]
+    seconds = sum(number * (phase.step_seconds or math.nan) for phase, number in steps)
+    lines = []
+    if plan.everything is not None and plan.everything.flops:
+        flops = sum(number * (phase.flops or 0) for phase, number in steps)
+        peak = max(_peak(phase, plan) for phase in plan.phases) / _peak(plan.everything, plan)
+        lines.append(
+            f"this schedule does {flops / (plan.num_steps * plan.everything.flops):.0%} of the operations of "
+            f"training everything, peak {peak:.0%} of the memory"
+        )
+    if not math.isnan(seconds):
+        of_what = "CPU time" if plan.device == "cpu" else "time"
+        lines.append(f"about {_duration(seconds)} of {of_what} here, without validation and loading")
+    if any(phase.or_when for phase in plan.phases):
+        lines.append("all of this if no metric ends a phase earlier")
+    return lines or ["unknown: nothing was measured"]
+
+
+def _peak(cost: PlannedPhase | PhaseRecord, plan: Plan) -> int:
+    """Bytes: as the device has measured them, or weights, gradients, optimizer state and activations."""
+    parts = (cost.gradient_bytes, cost.optimizer_bytes, cost.activation_bytes)
+    return cost.peak_bytes or plan.weight_bytes + sum(part or 0 for part in parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds:.2g} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _cost_lines(plan: Plan) -> list[str]:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,19 @@ def test_the_report_of_a_run(
     assert [line["off"] for line in counts] == [0.0] * 12
     assert {line["phase"] for line in counts} == {"step 0", "step 40", "step 80"}
     assert all(line["planned"] and line["measured"] for line in times)
+
+
+def test_a_run_without_a_recorder_has_a_report(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan of its own config.yaml, with totals."""
+    monkeypatch.chdir(folder)
+    shutil.copy("outputs/plan_and_report/version_0/config.yaml", tmp_path)
+    assert main(["report", str(tmp_path), "--no-times"]) == 0
+
+    printed = capsys.readouterr()
+    assert "Nothing was measured" in printed.err
+    assert "of the operations of training everything" in printed.out
 
 
 def test_the_report_with_a_saved_plan(

@@ -14,7 +14,8 @@ from lighter_freezers import (
     PhaseRecorder,
     plan,
 )
-from lighter_freezers.planning.values import Plan
+from lighter_freezers.planning.phase_meter import PhaseRecord
+from lighter_freezers.planning.values import Plan, PlannedPhase, total_lines
 from tests.lab import NAMESPACES, NormNet, adamw, batches, regression, sgd, trainer
 from tests.planning.small_plans import COUNTS, changes, planned
 
@@ -130,6 +131,39 @@ def test_the_text_shows_all_of_it() -> None:
     assert "Freezer['layer1.' until step 3 until val/loss < 0.5]: layer1 (2 tensors, 72 parameters)" in text
     assert "  step 3 (epoch 0); or as soon as val/loss < 0.5: thaws layer1\n" in text
     assert text.endswith("Warnings\n  none")
+
+
+def test_totals_compare_with_a_run_in_which_everything_trains() -> None:
+    """A schedule that ends with nothing frozen, one that never does, and none at all."""
+    half = planned([Freezer(name_starts_with=["layer1.", "layer2."], until_step=2)])
+    whole = planned([Freezer(name_starts_with=["layer1.", "layer2."])])
+    none = planned([])
+
+    assert half.everything == whole.everything == none.everything == measured(none.phases[0])
+    flops = [phase.flops or 0 for phase in half.phases]
+    assert total_lines(half)[0].startswith(
+        f"this schedule does {(flops[0] + flops[1]) / 2 / flops[1]:.0%} of "
+    )
+    assert f"does {flops[0] / flops[1]:.0%} of the operations of training everything" in total_lines(whole)[0]
+    assert "peak 100%" in total_lines(half)[0]
+    assert "peak 100%" not in total_lines(whole)[0]
+    assert total_lines(none)[0].startswith("this schedule does 100% of ")
+
+
+def measured(phase: PlannedPhase) -> PhaseRecord:
+    costs = ("flops", "gradient_bytes", "optimizer_bytes", "activation_bytes", "num_trainable", "trains")
+    return PhaseRecord(0, 0, **{name: getattr(phase, name) for name in costs})
+
+
+def test_rates_are_those_of_each_phase() -> None:
+    """By the layers of each optimizer group, with the factor of a rule."""
+    seen = planned([Freezer(name_starts_with="layer1.", until_step=2, unfreeze_lr_factor=0.5)])
+
+    assert [dict(phase.learning_rates) for phase in seen.phases] == [
+        {"layer2 to head": 0.01},
+        {"layer2 to head": 0.01, "layer1": 0.005},
+    ]
+    assert "step 2: layer2 to head 0.01, layer1 0.005" in str(seen)
 
 
 def test_several_optimizer_steps_in_a_batch_are_counted() -> None:
