@@ -151,7 +151,7 @@ class Rehearsal(Callback):
                 changes=(*earlier, *self._in_words(transition)),
                 states={state.name: state.state for state in census.states},
                 share=census.total.trainable_share,
-                rates={name.partition("/")[2]: rate for name, rate in rates.items()},
+                rates={name.rpartition("/")[2]: rate for name, rate in rates.items()},
             )
         )
         self._meter.begin(pl_module, transition)

@@ -131,7 +131,7 @@ class Plan:
             "phases": tuple(map(_phase, content["phases"])),
             "undated": tuple(map(_phase, content["undated"])),
             "warnings": tuple(content["warnings"]),
-            "everything": PhaseRecord(**everything) if (everything := content.get("everything")) else None,
+            "everything": _record(content["everything"]) if content.get("everything") else None,
         }
         return cls(**{**content, **lists})
 
@@ -150,6 +150,10 @@ class Plan:
 def _phase(content: _Json) -> PlannedPhase:
     tuples = {key: tuple(content[key]) for key in ("or_when", "changes", "holders")}
     return PlannedPhase(**{**content, **tuples})
+
+
+def _record(content: _Json) -> PhaseRecord:
+    return PhaseRecord(**{**content, "notes": tuple(content["notes"])})
 
 
 def _timeline_of(plan: Plan) -> Timeline:
