@@ -7,8 +7,10 @@ from typing import Literal
 from torch import nn
 
 from lighter_freezers import arguments
+from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.row_hold import RowHold, Rows, parse_rows
 from lighter_freezers.engine.rule_arguments import (
     parse_learning_rate,
     parse_schedule,
@@ -43,6 +45,7 @@ class Freezer(EngineCallback):
     | `Freezer(name_starts_with="encoder", until_epoch=5, until_step=900)` | the same, 900 steps at most |
     | `Freezer(name_starts_with="encoder", until_step="30%")` | the encoder, for 30 % of the run |
     | `Freezer(patterns="layers:attn.0", windows=[[0, 500], [2000, 2500]])` | steps 0-499 and 2000-2499 |
+    | `Freezer(names="wte.weight", rows="-2:")` | all rows of `wte` but the last two |
     | `Freezer(train="head")` | all but the head, for the whole run |
     | `Freezer(names="wte.weight", until_metric={"monitor": "val/loss", "below": 2.5})` | below 2.5: thaws |
 
@@ -60,6 +63,9 @@ class Freezer(EngineCallback):
         until_epoch: Hold before this epoch, counted from 0. With `until_step`, whichever comes first.
         train: Instead of the words above and below, hold everything except what this names: parameters, paths
             of modules (`head`, `encoder.layers.3`) and patterns.
+        rows: Of the selected embeddings, and of heads tied to them, only these rows move: numbers, or slices
+            such as `"50257:"` and `"-8:"`. The others keep their values whatever weight decay and momentum
+            would do. Only together with the arguments that say which parameters, and with steps and epochs.
         patterns: Globs on the full name (`encoder.*.bias`; `*` crosses dots), `re:` and a regular expression
             searched in the full name, `class:BatchNorm2d` for what modules of this class own, `layers:attn.2`
             for a layer of a transformer.
@@ -139,6 +145,7 @@ class Freezer(EngineCallback):
         windows: Sequence[Sequence[int | str]] | None = None,
         until_metric: Mapping[str, object] | None = None,
         train: Names = None,
+        rows: int | str | Sequence[int | str] | None = None,
         frozen_norms: NormMode = "eval",
         frozen_mode: FrozenMode = "train",
         unfreeze_lr: float | None = None,
@@ -184,10 +191,17 @@ class Freezer(EngineCallback):
             on_missing=arguments.choice("on_missing", on_missing, ("error", "warn")),
             restore_on_end=arguments.flag("restore_on_end", restore_on_end),
         )
+        self._rows = None if rows is None else _rows_beside(self._rule, rows, self._train)
 
     def rules(self) -> list[FreezeRule]:
-        """The one rule of this Freezer."""
-        return [self._rule]
+        """The one rule of this Freezer; none where it holds rows."""
+        return [self._rule] if self._rows is None else []
+
+    def actions(self) -> list[Action]:
+        """What holds rows, where it does."""
+        if self._rows is None:
+            return []
+        return [RowHold(f"{self} rows", self._rule.selector, self._rows, self._rule.schedule)]
 
     def rules_for(self, model: nn.Module) -> list[FreezeRule]:
         """The same; with `train`, on everything else that this model has."""
@@ -224,3 +238,23 @@ def _trained(train: Names, words: Mapping[str, Names]) -> tuple[str, ...]:
     if not found or not all(isinstance(word, str) and word for word in found):
         raise TypeError(f"train must be a name, a pattern or a list of them. Got {train!r}.")
     return tuple(found)
+
+
+def _rows_beside(rule: FreezeRule, rows: object, train: Sequence[str]) -> Rows:
+    """The rows that move; what concerns whole parameters is refused beside them.
+
+    Raises:
+        TypeError: They are no rows.
+        ValueError: An argument has no meaning for rows.
+    """
+    others = {
+        "until_metric": rule.trigger,
+        "a learning rate": rule.learning_rate,
+        "optimizer_state": rule.terms.optimizer_state != "keep",
+        "frozen_mode": rule.terms.frozen_mode != "train",
+        "restore_on_end": rule.restore_on_end,
+        "train": train,
+    }
+    if given := [name for name, value in others.items() if value]:
+        raise ValueError(f"rows concerns parameters that train, so {', '.join(given)} has no meaning there.")
+    return parse_rows(rows)
