@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_avg_fn
 
-from lighter_freezers import Freezer, LayerOperations, apply_lora
+from lighter_freezers import Freezer, LayerOperations, LoraPhases, apply_lora
 from tests.lab import NAMESPACES, WIDTH, NormNet, TinyNet, batches, recorder, regression, trainer
+from tests.lora.lora_lab import mixed
 
 SWA = {"swa_lrs": 0.01, "swa_epoch_start": 2}
 
@@ -83,6 +84,27 @@ def test_a_held_backbone_is_the_same_after_averaging(
             assert torch.equal(got, expected)
     assert not torch.equal(module.network.head.weight, before.network.head.weight)
     assert module.network.backbone[1].momentum == 0.1
+
+
+@pytest.mark.parametrize("order", ["ours first", "theirs first"])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("StochasticWeightAveraging", SWA), ("EMAWeightAveraging", {"decay": 0.99})]
+)
+def test_adapters_outside_all_phases_are_the_same_after_averaging(
+    order: str, kind: str, options: dict[str, Any]
+) -> None:
+    """Of four layers two have a phase; the others keep their values to the bit, and these are averaged."""
+    lone = "pytorch_lightning"
+    before = dict(regression(lone, mixed).named_parameters())
+    phases = [{"start_step": 0, "active_modules": "wte"}, {"start_step": 6, "active_modules": "proj"}]
+    callbacks = ordered(order, LoraPhases(phases=phases), averaging(lone, kind, **options))
+    after = dict(fit(lone, callbacks, mixed).named_parameters())
+
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    adapters = {name for name in after if ".lora_" in name}
+    active = {name for name in adapters if ".wte." in name or ".proj." in name}
+    assert moved & adapters == active
+    assert len(active) == 4 < len(adapters)
 
 
 @pytest.mark.parametrize("order", ["ours first", "theirs first"])
