@@ -141,3 +141,35 @@ def test_a_thaw_at_rate_zero_warns(namespace: str, rate: float, arguments: Any, 
         trainer(namespace, callbacks=[freezer]).fit(module, batches(), batches())
     assert ("layer2 thawed, but the learning rate there is 0" in caplog.text) is (rate == 0)
     assert "LR scheduler" not in caplog.text  # there is none
+
+
+@pytest.mark.parametrize("kind", ["CosineLRScheduler", "StepLRScheduler", "TanhLRScheduler"])
+@pytest.mark.parametrize("rate", [{}, {"unfreeze_lr_factor": 0.1}])
+def test_thawed_groups_follow_their_home_under_timms_schedulers(kind: str, rate: Any) -> None:
+    """The schedulers themselves, per update, over groups that they knew when they were built and others."""
+    timm = pytest.importorskip("timm.scheduler", reason="timm is not installed")
+    options = {
+        "CosineLRScheduler": {"t_initial": 12},
+        "StepLRScheduler": {"decay_t": 2, "decay_rate": 0.5},
+        "TanhLRScheduler": {"t_initial": 12},
+    }[kind]
+
+    def sgd(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in parameters if p.requires_grad], lr=0.1)
+
+    def built(optimizer: Any) -> dict[str, Any]:
+        scheduler = getattr(timm, kind)(optimizer, t_in_epochs=False, warmup_t=3, **options)
+        return {"scheduler": scheduler, "interval": "step"}
+
+    module = regression(NAMESPACES[0], optimizer=sgd, scheduler=built)
+    module.lr_scheduler_step = lambda scheduler, metric: scheduler.step_update(module.global_step)
+    used = recorder(
+        NAMESPACES[0],
+        lambda t, _: [g["lr"] for g in t.optimizers[0].param_groups if g["params"]],
+        "on_before_zero_grad",
+    )
+    freezer = Freezer(name_starts_with="layer2", until_step=3, **rate)
+    trainer(NAMESPACES[0], callbacks=[freezer, used], max_epochs=3).fit(module, batches(), batches())
+    home, thawed = zip(*used.seen[4:], strict=True)
+    assert thawed == pytest.approx([each * rate.get("unfreeze_lr_factor", 1.0) for each in home])
+    assert len({*home}) > 3
