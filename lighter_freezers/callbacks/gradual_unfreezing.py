@@ -148,6 +148,7 @@ class GradualUnfreezing(EngineCallback):
     ) -> None:
         super().__init__()
         self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
+        self._left_out: tuple[str, ...] = ()  # blocks that it leaves frozen
         self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings, "tower": tower}
         terms = parse_terms(optimizer_state, cut_gradient, frozen_mode=frozen_mode)
         which = arguments.index_or_name("optimizer", optimizer)
@@ -199,7 +200,7 @@ class GradualUnfreezing(EngineCallback):
         if isinstance(self._plan, StagePlan):
             return self._plan.rules(model)
         layers = layers_of(model, self._said)
-        self._beginnings = self._plan.beginnings(layers)
+        self._beginnings, self._left_out = self._plan.beginnings(layers), layers.left_out
         return self._plan.rules(layers)
 
     def explicit_stages(self, model: nn.Module) -> list[ExplicitStage]:
@@ -208,10 +209,17 @@ class GradualUnfreezing(EngineCallback):
         return self._plan.explicit(layers_of(model, self._said))
 
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Let the first forward pass check the order of the blocks; warn of stages after the last step."""
+        """Let the first forward pass check the order of the blocks; warn of what never thaws."""
         is_explicit = isinstance(self._plan, StagePlan)
         if not is_explicit:
             check_order(pl_module, anatomy_said(pl_module, self._said))
+        if self._left_out and trainer.is_global_zero:
+            log.warning(
+                "%r will not thaw %s: frozen by hand before the run (requires_grad=False), which it leaves "
+                "alone. Remove that line: it holds them from the first step on by itself",
+                self,
+                first_few(self._left_out),
+            )
         last = last_moment(trainer)
         if last is None or not (trainer.is_global_zero and pl_module.automatic_optimization):
             return

@@ -42,12 +42,14 @@ class Layers:
         blocks: Those in which anything can train, from the top down; of an encoder-decoder the decoder first.
         embeddings: What is below all blocks; None where nothing in it can train.
         can_begin_with_head: Whether anything in the head can train.
+        left_out: Names of all other blocks: the user has frozen them, not for the sake of adapters.
     """
 
     head: Layer
     blocks: tuple[Layer, ...]
     embeddings: Layer | None
     can_begin_with_head: bool
+    left_out: tuple[str, ...] = ()
 
 
 def layers_of(model: nn.Module, said: Said | None = None) -> Layers:
@@ -74,8 +76,10 @@ def layers_of(model: nn.Module, said: Said | None = None) -> Layers:
     head = Layer("head", tuple(name for name in parameters if name in names_of_head), 0)
     own = _own_names(anatomy, parameters, (said or {}).get("tower"))
     below = tuple(name for name in anatomy.embeddings if name not in names_of_head and name in own)
-    levels = ((title, tuple(filter(own.__contains__, names))) for title, names in _blocks(anatomy))
+    levels = [(title, tuple(filter(own.__contains__, names))) for title, names in _blocks(anatomy)]
     blocks = [(title, names) for title, names in levels if not trainable.isdisjoint(names)]
+    is_by_hand = not any("lora_" in name for name in parameters)
+    left_out = [f"block {title}" for title, names in levels if names and trainable.isdisjoint(names)]
     if not blocks:
         raise ValueError(
             f"Nothing can train in any of the {len(anatomy.blocks)} blocks of {anatomy.model_class}: "
@@ -91,6 +95,7 @@ def layers_of(model: nn.Module, said: Said | None = None) -> Layers:
         ),
         embeddings=None if trainable.isdisjoint(below) else Layer("embeddings", below, depth + len(blocks)),
         can_begin_with_head=can_begin,
+        left_out=tuple(left_out) if is_by_hand else (),
     )
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from lighter_freezers import Freezer, apply_lora
+from lighter_freezers import Freezer, GradualUnfreezing, apply_lora
+from tests.callbacks.block_net import BlockNet
 from tests.lab import NAMESPACES, TinyNet, batches, regression, trainer
 
 WHENS: dict[str, dict[str, Any]] = {
@@ -34,6 +35,18 @@ def test_a_backbone_frozen_by_hand_is_named(namespace: str, when: str, names: st
     assert len(said) == 1
     assert "will not thaw layer1:" in said[0]
     assert not module.network.layer1.weight.requires_grad
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_blocks_frozen_by_hand_are_named(namespace: str, caplog: Any) -> None:
+    """Gradual unfreezing thaws the others only."""
+    module = regression(namespace, BlockNet)
+    for index in (0, 1):
+        module.network.blocks[index].requires_grad_(False)
+    said = warnings_of(module, namespace, caplog, GradualUnfreezing(every_n_steps=1))
+    assert len(said) == 1
+    assert "will not thaw block 0, block 1: frozen by hand" in said[0]
+    assert [each.weight.requires_grad for each in module.network.blocks] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("case", ["whole run", "nothing by hand", "adapters", "second fit"])
