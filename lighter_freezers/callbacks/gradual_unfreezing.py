@@ -121,6 +121,8 @@ class GradualUnfreezing(EngineCallback):
         ```
     """
 
+    _left_out: tuple[str, ...] = ()  # blocks that it leaves frozen
+
     def __init__(
         self,
         every_n_epochs: int | str | None = None,
@@ -148,7 +150,6 @@ class GradualUnfreezing(EngineCallback):
     ) -> None:
         super().__init__()
         self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
-        self._left_out: tuple[str, ...] = ()  # blocks that it leaves frozen
         self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings, "tower": tower}
         terms = parse_terms(optimizer_state, cut_gradient, frozen_mode=frozen_mode)
         which = arguments.index_or_name("optimizer", optimizer)
@@ -214,12 +215,7 @@ class GradualUnfreezing(EngineCallback):
         if not is_explicit:
             check_order(pl_module, anatomy_said(pl_module, self._said))
         if self._left_out and trainer.is_global_zero:
-            log.warning(
-                "%r will not thaw %s: frozen by hand before the run (requires_grad=False), which it leaves "
-                "alone. Remove that line: it holds them from the first step on by itself",
-                self,
-                first_few(self._left_out),
-            )
+            self._warn_of_left_out()
         last = last_moment(trainer)
         if last is None or not (trainer.is_global_zero and pl_module.automatic_optimization):
             return
@@ -242,6 +238,14 @@ class GradualUnfreezing(EngineCallback):
                 last.epoch,
                 last.optimizer_step + 1,
             )
+
+    def _warn_of_left_out(self) -> None:
+        log.warning(
+            "%r will not thaw %s: frozen by hand before the run (requires_grad=False), which it leaves "
+            "alone. Remove that line: it holds them from the first step on by itself",
+            self,
+            first_few(self._left_out),
+        )
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Warn where EarlyStopping has ended the run before the last stage."""
