@@ -6,6 +6,7 @@ The backend runs graphs as they are: their number does not depend on it, and wha
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from benchmarks.measure import Report, main
 from lighter_freezers import GPT, compile_blocks
-from lighter_freezers.engine import ledger
+from lighter_freezers.engine import ledger, parameters_of_blocks
 from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 
 __all__ = ["parser", "run", "unfreeze"]
@@ -44,6 +45,35 @@ def unfreeze(network: GPT, call: Callable[..., tuple[torch.Tensor, torch.Tensor]
     return seconds
 
 
+def _gpt2(num_blocks: int) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 65, "n_layer": num_blocks, "n_embd": 32, "n_head": 2, "n_positions": 32}
+    dropouts = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(**sizes, **dropouts, bos_token_id=0, eos_token_id=0))
+
+
+def _llama(num_blocks: int) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 65, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": num_blocks}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2))
+
+
+def _graphs(network: Any) -> int:
+    """Graphs of all blocks, with nothing, half of them and all of them frozen."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compile_blocks(network, backend=counter)
+    ids = torch.zeros(2, 32, dtype=torch.long)
+    blocks = list(parameters_of_blocks(network).values())
+    for num_frozen in (0, len(blocks) // 2, len(blocks)):
+        held = [parameter for block in blocks[:num_frozen] for parameter in block]
+        ledger.hold([*held, *network.get_input_embeddings().parameters()], HOLDER)
+        network(input_ids=ids, labels=ids).loss.backward()
+    return int(counter.frame_count)
+
+
 def run(options: argparse.Namespace) -> Report:
     """Measure."""
     torch.set_num_threads(1)
@@ -66,6 +96,8 @@ def run(options: argparse.Namespace) -> Report:
             f"{title}: graphs", counter.frame_count, "", None if is_whole else 4, is_exact=not is_whole
         )
         report.add(f"{title}: seconds for all phases", seconds[name], "s")
+    for title, network in {"GPT-2": _gpt2(options.layers), "Llama": _llama(options.layers)}.items():
+        report.add(f"{title} of transformers by blocks: graphs", _graphs(network), "", 4, is_exact=True)
     plain = gpt(options.layers)
     report.add("not compiled: seconds for all phases", unfreeze(plain, plain), "s")
     report.add("seconds by blocks / as a whole", seconds["blocks"] / seconds["whole"], "x", 0.1)

@@ -166,10 +166,13 @@ def _warn_of_lost_gain(model: nn.Module, anatomy: Anatomy, n: int) -> None:
     training = [name for name in anatomy.embeddings if parameters[name].requires_grad]
     if not n or not training:
         return
+    # how often a convolution uses its weights is known only once it runs
+    is_convolutional = any(parameters[name].ndim > 2 for block in anatomy.blocks for name in block)
     lost = sum(lost_share(anatomy, stack, parameters) for stack in anatomy.stacks)
+    share = "a part" if is_convolutional else f"about {100 * lost:.0f} %"
     tie = " The head shares their weight: it is frozen with them." if anatomy.is_head_tied else ""
     log.warning(
-        "'%s' still trains below the first %d layers: the gradient that goes through them for it takes about "
-        "%.0f %% of a step. freeze_embeddings(model) saves that.%s",
-        *(training[0], n, 100 * lost, tie),
+        "'%s' still trains below the first %d layers: the gradient that goes through them for it takes "
+        "%s of a step. freeze_embeddings(model) saves that.%s",
+        *(training[0], n, share, tie),
     )

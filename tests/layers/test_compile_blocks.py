@@ -1,19 +1,23 @@
 """Blocks that are compiled one by one: few graphs under any schedule, and words where there would be many."""
 
+import copy
+import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from pytorch_lightning import LightningModule
 from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
-from lighter_freezers import GPT, Freezer, compile_blocks
+from lighter_freezers import GPT, Freezer, compile_blocks, freeze_embeddings, freeze_first_n_layers
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs, is_compiled
+from tests.architectures import ARCHITECTURES, BERT, LLAMA, T5, VIT
 from tests.engine.effects.test_gradient_cut import LONE, language_model, tokens
 from tests.lab import trainer
 
@@ -21,6 +25,33 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor"
 )  # dynamo looks at all inputs
 V, T, NUM_BLOCKS = 24, 16, 11
+IDS = torch.randint(3, 32, (2, 16), generator=torch.Generator().manual_seed(0))
+TOKENS_OF_ALL = {"input_ids": IDS, "labels": IDS}
+IMAGES = {"pixel_values": torch.ones(2, 3, 8, 8)}
+
+
+def deep(name: str, num_layers: int) -> nn.Module:
+    """A model of transformers with so many layers."""
+    depth, quiet = {"num_hidden_layers": num_layers}, {"hidden_dropout_prob": 0.0}
+    quiet["attention_probs_dropout_prob"] = 0.0
+    t5 = {
+        **T5,
+        "num_layers": num_layers,
+        "num_decoder_layers": num_layers,
+        "num_heads": 2,
+        "dropout_rate": 0.0,
+    }
+    build = {
+        "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, **depth})),
+        "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**{**BERT, **depth, **quiet})),
+        "vit": lambda: transformers.ViTForImageClassification(
+            transformers.ViTConfig(**{**VIT, **depth, **quiet})
+        ),
+        "t5": lambda: transformers.T5ForConditionalGeneration(
+            transformers.T5Config(**t5, decoder_start_token_id=0)
+        ),
+    }
+    return build[name]()
 
 
 @pytest.fixture(autouse=True)
@@ -172,3 +203,74 @@ def test_what_cannot_be_compiled_by_blocks() -> None:
         compile_blocks(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="backend is the name"):
         compile_blocks(gpt(2), backend=3)  # type: ignore[arg-type]
+
+
+def test_blocks_of_transformers_share_their_graphs() -> None:
+    """They get no empty KV cache, which each would read under its own number."""
+    counter = CompileCounter()
+    model = compile_blocks(ARCHITECTURES["gpt2"](), backend=counter)
+    ids = torch.randint(3, 32, (2, 16))
+    for _ in range(2):
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert counter.frame_count == 1
+
+    freeze_embeddings(model)
+    freeze_first_n_layers(model, 2)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert counter.frame_count == 3
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize(("name", "most"), [("llama", 3), ("bert", 3), ("vit", 3), ("t5", 8)])
+def test_the_number_of_graphs_does_not_depend_on_the_depth(name: str, most: int) -> None:
+    """Of a T5 the first block of each stack is another one: it makes the position bias."""
+    counters = []
+    for num_layers in (6, 11):
+        torch._dynamo.reset()
+        counter = CompileCounter()
+        model = compile_blocks(deep(name, num_layers), backend=counter).train()
+        for num_frozen in (0, 2, num_layers):
+            freeze_embeddings(model)
+            freeze_first_n_layers(model, num_frozen)
+            inputs = IMAGES if name == "vit" else TOKENS_OF_ALL
+            output = model(**inputs)
+            (output.loss if "loss" in output else output.logits.sum()).backward()
+        counters.append(counter.frame_count)
+    assert counters[0] == counters[1] <= most
+
+
+def test_a_history_that_is_not_empty_is_used() -> None:
+    """Generation and prefix tuning pass one."""
+    model = ARCHITECTURES["gpt2"]().eval()
+    ids = torch.randint(3, 32, (1, 8))
+    plain = model.generate(ids, max_new_tokens=4, do_sample=False)
+    history = transformers.DynamicCache(config=model.config)
+    is_new = "cache" in inspect.signature(type(model).forward).parameters  # what it is called since 5.24
+    key = "cache" if is_new else "past_key_values"
+    with torch.no_grad():
+        model(ids[:, :4], **{key: history})
+    expected = model(ids[:, 4:], **{key: copy.deepcopy(history)}).logits
+    compile_blocks(model, backend="eager")
+    assert torch.equal(model(ids[:, 4:], **{key: history}).logits, expected)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), plain)
+
+
+class Numbered(nn.Module):
+    """A block that computes with its own number, which torch takes for a constant."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.linear, self.number = nn.Linear(4, 4), number
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * self.number
+
+
+def test_a_warning_says_that_torch_gives_up(warnings: Any) -> None:
+    model = nn.Sequential(*(Numbered(number) for number in range(1, 12)))
+    compile_blocks(model, backend="eager")
+    model(torch.ones(2, 4))
+    (warning,) = warnings()
+    assert "torch.compile gives up on 'forward'" in warning
+    assert "after 8 graphs (torch._dynamo.config.recompile_limit)" in warning
+    assert "number" in warning

@@ -97,6 +97,7 @@ class _Gate:
         if not is_frozen or any(id(parameter) in refused for parameter in self._parameters):
             self.open()
             return
+        self._around.count_uses()
         self._is_held = any(map(ledger.is_held, self._parameters))
         if self._handle is None and self._detour is None:
             self._close()
@@ -149,12 +150,14 @@ class _Gate:
             return self._cuts_blindly
         if torch._C._current_graph_task_id() == -1:  # a recomputation repeats what was decided
             self._was_cut = torch.is_grad_enabled() and hidden.requires_grad and self._may_cut(hidden)
+            if torch.is_grad_enabled():
+                self._around.stop_counting()
         return self._was_cut
 
     def _may_cut(self, hidden: Tensor) -> bool:
         if _is_reentrant(self._block):
             why = "gradient checkpointing is re-entrant"
-            self._around.warn_of_loss(self._stack, self._block, why, _NOT_REENTRANT)
+            self._around.warn_of_loss(self._stack, self._block, why, _NOT_REENTRANT, hidden)
             return False
         is_tied = False
         for leaf in gradient_leaves(hidden):
@@ -178,7 +181,7 @@ class _Gate:
             learning = learning - self._around.tied  # a tied weight would not prevent the cut
         names = self._around.summary(self._around.names[key] for key in learning)
         why, way_out = f"{names} below trains", f"Freeze {names} too, unless it has to learn."
-        self._around.warn_of_loss(self._stack, self._block, why, way_out)
+        self._around.warn_of_loss(self._stack, self._block, why, way_out, hidden)
 
 
 def _gates_of(model: nn.Module, is_silent: bool) -> list[_Gate]:

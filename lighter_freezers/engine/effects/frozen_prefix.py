@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.compiled_graphs import is_compiled
-from lighter_freezers.engine.effects.lost_gain import frozen_prefix, lost_share
+from lighter_freezers.engine.effects.lost_gain import WeightUses, frozen_from, lost_share
 from lighter_freezers.selection.anatomy import Stack, anatomy_of
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
@@ -20,13 +21,18 @@ class Surroundings:
     """What the gates of one model share: its parameters, and the messages that are logged once."""
 
     def __init__(self, model: nn.Module, is_silent: bool) -> None:
+        self._model = model
+        self._uses: WeightUses | None = None
         self.anatomy = anatomy_of(model)
         self.parameters = canonical_parameters(model)
         self.names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.tied = {id(self.parameters[name]) for name in self.anatomy.tied}
         blocks = [name for block in self.anatomy.blocks for name in block]
         self.in_blocks = {id(self.parameters[name]) for name in blocks}
+        matrices = (self.parameters[name].ndim for name in blocks)
         self.is_compiled = any(map(is_compiled, model.modules()))
+        # in a transformer all layers see the same positions
+        self.is_convolutional = not self.is_compiled and max(matrices, default=0) > 2
         hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
         # the output of an embedding requires a gradient that no parameter learns from
         self.marks_inputs = any(getattr(hook, "__name__", "") in _MARKS_INPUTS for hook in hooks)
@@ -58,18 +64,42 @@ class Surroundings:
         """Whether the warning about a gradient through a frozen prefix is already out."""
         return "lost" in self._said
 
-    def warn_of_loss(self, stack: Stack, block: nn.Module, why: str, way_out: str) -> None:
-        """Warn once what a gradient through a frozen prefix costs."""
+    def count_uses(self) -> None:
+        """Count the positions at which the weights of a convnet are used, until the next graph is seen."""
+        if self.is_convolutional and not self.has_told_of_loss and self._uses is None:
+            self._uses = WeightUses(self._model)
+
+    def stop_counting(self) -> None:
+        """No loss was seen."""
+        if self._uses is not None and not self.has_told_of_loss:
+            self._uses.remove()
+            self._uses = None
+
+    def warn_of_loss(self, stack: Stack, block: nn.Module, why: str, way_out: str, hidden: Tensor) -> None:
+        """Warn once what a gradient through a frozen prefix costs, when it arrives at the prefix's input."""
         if self.has_told_of_loss:
             return
         self._said.add("lost")
+
+        def tell(_: Tensor) -> None:
+            handle.remove()
+            self._warn(stack, block, why, way_out)
+
+        handle: RemovableHandle = hidden.register_hook(tell)  # type: ignore[no-untyped-call]
+
+    def _warn(self, stack: Stack, block: nn.Module, why: str, way_out: str) -> None:
+        uses = None
+        if self._uses is not None:
+            self._uses.remove()
+            uses, self._uses = self._uses.positions, None
         is_checkpointed = bool(getattr(block, "gradient_checkpointing", False))
         log.warning(
             "The gradient flows through the frozen %s because %s. That is about %.0f %% of the "
             "floating-point operations of a step. %s",
             self._prefix(stack),
             why,
-            100 * lost_share(self.anatomy, stack, self.parameters, is_checkpointed=is_checkpointed),
+            100
+            * lost_share(self.anatomy, stack, self.parameters, is_checkpointed=is_checkpointed, uses=uses),
             way_out,
         )
 
@@ -78,5 +108,5 @@ class Surroundings:
         return self._summary.compress(names)
 
     def _prefix(self, stack: Stack) -> str:
-        num_frozen = frozen_prefix(stack, self.parameters)
-        return self.summary(name for block in stack.blocks[:num_frozen] for name in block)
+        blocks = frozen_from(self.anatomy, stack, self.parameters)
+        return self.summary(name for block in blocks for name in block)

@@ -1,5 +1,6 @@
 """The end of the backward pass in models of other kinds: own checkpointing, encoder and decoder, our GPT."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -104,3 +105,29 @@ def test_our_gpt_with_its_tied_head(num_frozen: int) -> None:
     GradientBoundary(model).follow()
 
     assert measure_step(run, model).flops == ideal
+
+
+@pytest.mark.parametrize("frozen", [("layer1",), ("layer1", "layer2"), ("layer1", "layer2", "layer3.0")])
+def test_the_lost_gain_of_a_convnet_is_counted(
+    frozen: tuple[str, ...], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A convolution uses its weights once for each position of its output."""
+    from torchvision.models import resnet18
+
+    monkeypatch.setattr(logging.getLogger("lighter_freezers"), "propagate", True)
+    model, ideal = resnet18(num_classes=2), resnet18(num_classes=2)
+    images = torch.randn(1, 3, 32, 32)
+    for each, prefixes in ((model, frozen), (ideal, (*frozen, "conv1", "bn1"))):
+        held = [p for name, p in each.eval().named_parameters() if name.startswith(prefixes)]
+        ledger.hold(held, HOLDER)
+    boundary = GradientBoundary(model)
+    boundary.follow()
+    costs = [
+        measure_step(lambda each=each: each(images).sum().backward(), each).flops for each in (model, ideal)
+    ]
+
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    share = float(warning.partition(" %")[0].rpartition(" ")[2])
+    assert share == pytest.approx(100 * (1 - costs[1] / costs[0]), abs=2)
+    assert f"the frozen {', '.join(frozen)} because" in warning
+    assert not any(module._forward_hooks for module in model.modules())
