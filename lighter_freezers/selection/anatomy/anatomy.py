@@ -263,6 +263,8 @@ def anatomy_of(
 
 def _say_roles(root: Node, roles: Roles, kind: Literal["head", "embedding"], said: Sequence[str]) -> None:
     """Give the role that the user said to all below some paths; a tied weight stays an embedding."""
+    if not said:
+        return
     every = {name: name for name in root.names()}
     every |= {join(node.path, key): first for node in root.walk() for key, first in node.tied.items()}
     for path in [said] if isinstance(said, str) else said:
