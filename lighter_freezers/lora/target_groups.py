@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from lighter_freezers import arguments
+from lighter_freezers._log import log
 from lighter_freezers.selection.layer_names import components
-from lighter_freezers.selection.names import closest_names, walk
+from lighter_freezers.selection.names import canonical_parameters, closest_names, walk
 
 __all__ = ["TARGET_GROUPS", "target_modules_of", "with_target_modules"]
 
@@ -15,7 +16,7 @@ TARGET_GROUPS = ("attention_only", "mlp_only", "both", "all")
 # What makes queries and values: apart, or together with the keys.
 _QUERY_VALUE = frozenset(
     [
-        *("query_proj", "value_proj", "q_b_proj", "kv_b_proj"),  # DeBERTa, DeepSeek
+        *("query_proj", "value_proj", "q_b_proj", "kv_b_proj", "receptance"),  # DeBERTa, DeepSeek, RWKV
         *("q_proj", "v_proj", "query", "value", "q", "v", "q_lin", "v_lin"),
         *("c_attn", "qkv", "qkv_proj", "query_key_value", "Wqkv", "in_proj"),
     ]
@@ -51,6 +52,13 @@ def target_modules_of(network: nn.Module, group: str) -> list[str]:
     chosen = {"attention_only": attention, "mlp_only": mlp}.get(group, [*attention, *mlp])
     if not chosen or (group in ("both", "all") and not (attention and mlp)):
         raise ValueError(_nothing(network, group, [*inside["attn"], *inside["mlp"]]))
+    experts = [] if group == "attention_only" else _experts(network)
+    if experts:
+        log.warning(
+            "target: %s leaves %d tensors of experts without LoRA, such as '%s': they are no linear layers. "
+            "Name them in target_parameters.",
+            *(group, len(experts), experts[0]),
+        )
     return _shortest_ends(chosen, [path for path, _ in walk(network) if path])
 
 
@@ -87,6 +95,16 @@ def _linear_layers(network: nn.Module) -> dict[str, str]:
         for path, module in walk(network)
         if isinstance(module, nn.Linear) or _is_transposed(module)
     }
+
+
+def _experts(network: nn.Module) -> list[str]:
+    """Names of the MLPs' weights that hold a matrix for each expert."""
+    homes = {name: part for part, names in components(network).items() for name in names}
+    return [
+        name
+        for name, parameter in canonical_parameters(network).items()
+        if parameter.ndim == 3 and min(parameter.shape) > 1 and homes[name].partition(".")[0] == "mlp"
+    ]
 
 
 def _is_transposed(module: nn.Module) -> bool:

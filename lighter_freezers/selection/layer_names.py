@@ -39,6 +39,7 @@ FEEDFORWARD_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 BLOCK_PARTS: Mapping[str, str] = {
     **dict.fromkeys(("attn", "self_attn", "attention", "self_attention"), "attn"),
     **dict.fromkeys(("mlp", "ffn", "intermediate", "output", "fc1", "fc2"), "mlp"),
+    **dict.fromkeys(("feed_forward", "shared_mlp", "block_sparse_moe", "mlp_block"), "mlp"),
     **dict.fromkeys(("ln_1", "norm_1", "input_layernorm"), "ln_1"),
     **dict.fromkeys(("self_attn_layer_norm", "sa_layer_norm", "attention.output.LayerNorm"), "ln_1"),
     **dict.fromkeys(("ln_2", "norm_2", "post_attention_layernorm"), "ln_2"),

@@ -10,6 +10,7 @@ from lighter_freezers import GPT, apply_lora
 from lighter_freezers.lora.sites import find_lora_sites
 from lighter_freezers.lora.target_groups import target_modules_of, with_target_modules
 from tests.experiments.training.causal_lms import causal_lm
+from tests.zoo.transformers_models import MODELS
 
 SIZE = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -126,6 +127,29 @@ def test_mistakes_are_told() -> None:
         apply_lora(network, {"r": 2, "target": "both", "target_modules": ["q_proj"]})
     with pytest.raises(ValueError, match=r"mlp_only finds nothing in Sequential.*are: none"):
         target_modules_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "mlp_only")
+
+
+@pytest.mark.parametrize(
+    ("name", "mlp"),
+    [
+        ("lfm2", ["w1", "w3", "w2"]),  # a hybrid of convolutions and attention
+        ("jamba", ["gate_proj", "up_proj", "down_proj"]),  # a hybrid with experts
+        ("rwkv", ["feed_forward.key", "feed_forward.receptance", "feed_forward.value"]),
+        ("deepseek_v2", ["gate_proj", "up_proj", "down_proj"]),
+        ("mixtral", None),
+        ("nemotron_h", None),
+    ],
+)
+def test_hybrids_and_experts_are_right_or_refused(name: str, mlp: list[str] | None, caplog) -> None:
+    """Experts that are no linear layers are named in a warning; where nothing is left, in an error."""
+    network = MODELS[name][0]()
+    if mlp is None:
+        with pytest.raises(ValueError, match="target: both finds (no MLPs with linear layers|nothing) in"):
+            target_modules_of(network, "both")
+        return
+    assert target_modules_of(network, "mlp_only") == mlp
+    warned = [record.getMessage() for record in caplog.records if "of experts without LoRA" in record.message]
+    assert bool(warned) == (name in ("jamba", "deepseek_v2"))
 
 
 def test_queries_under_a_name_that_nobody_knows() -> None:
