@@ -13,7 +13,7 @@ Points: TypeAlias = list[tuple[int, float]]
 
 _LOSS = re.compile(r"(^|[/_.])loss($|[/_.])")
 _VALIDATION = re.compile(r"^val")
-_MOST = 400  # points of one curve; above that, every second one is dropped
+_MOST = 400  # points of one curve; above that, it keeps half of them
 
 
 class LossHistory:
@@ -40,4 +40,14 @@ class LossHistory:
         points = [point for point in self.curves.get(name, []) if point[0] < optimizer_step]
         if math.isfinite(value) and (not points or points[-1][1] != value):
             points.append((optimizer_step, value))
-        self.curves[name] = points[::2] + points[-1:] if len(points) > _MOST else points
+        self.curves[name] = points if len(points) <= _MOST else _thinned(points)
+
+
+def _thinned(points: Points) -> Points:
+    """The lowest and the highest of each four that follow each other, so that a spike stays one."""
+    kept = []
+    for start in range(0, len(points), 4):
+        four = points[start : start + 4]
+        ends = {min(four, key=lambda point: point[1]), max(four, key=lambda point: point[1])}
+        kept += sorted(ends)
+    return kept

@@ -92,6 +92,7 @@ class StepCurves:
         if self._read is not None:
             moved = {key: value for key, value in self._read().items() if self._shown.get(key) != value}
             self._write(trainer, moved, optimizer_step)
+            self._settle(trainer, moved, optimizer_step)
 
     def end(self, trainer: TrainerLike, optimizer_step: int) -> None:
         """The last points, so that every curve reaches the end of the run."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NORM",
     "STEP",
-    "colour_of",
+    "colours_of",
     "explain_marks",
     "grid",
     "label_axes",
@@ -43,6 +43,7 @@ GROUP_COLOURS = {
     "total": BLACK,
 }
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW)
+SPARE = ("#7F7F7F", "#882255")  # for a ninth and a tenth series, distinct from the others by lightness
 DASHES = ("-", "--", "-.", ":")
 MAX_MARK = 100  # characters
 MARK = "#555555"
@@ -68,14 +69,18 @@ def save(figure: "Figure", path: str | Path) -> Path:
     return target
 
 
-def colour_of(group: str, index: int) -> str:
-    """The colour of a group of layers, the same in all plots."""
-    return GROUP_COLOURS.get(group, CYCLE[index % len(CYCLE)])
+def colours_of(groups: Sequence[str]) -> dict[str, str]:
+    """The colours of groups of layers, no two the same; those of a GPT have one in all plots."""
+    known = {group: GROUP_COLOURS[group] for group in groups if group in GROUP_COLOURS}
+    free = [colour for colour in (*CYCLE, *SPARE) if colour not in known.values()]
+    others = [group for group in groups if group not in known]
+    return known | {group: free[index % len(free)] for index, group in enumerate(others)}
 
 
 def run_style(index: int) -> dict[str, str]:
-    """The colour and dashes of a run among several."""
-    return {"color": CYCLE[index % len(CYCLE)], "linestyle": DASHES[index % len(DASHES)]}
+    """The colour and dashes of a run among several; no two of the first 32 are the same."""
+    turn = index // len(CYCLE)
+    return {"color": CYCLE[index % len(CYCLE)], "linestyle": DASHES[(index + turn) % len(DASHES)]}
 
 
 def smoothed(table: StepTable, column: str, window: int, marks: Sequence[Mark]) -> list[float]:
@@ -100,13 +105,19 @@ def mean(values: Iterable[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def mark(axes: "Axes", marks: Sequence[Mark]) -> None:
-    """Draw a numbered line where something froze or thawed; `explain_marks` says what."""
-    for number, each in enumerate(marks, 1):
-        axes.axvline(each.step, color=MARK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.5)
+def mark(axes: "Axes", marks: Sequence[Mark], places: Sequence[float] = ()) -> None:
+    """Draw a numbered line where something froze or thawed; `explain_marks` says what.
+
+    Args:
+        axes: The panel.
+        marks: What changed.
+        places: Where the lines stand on the axis of steps; none for the steps themselves.
+    """
+    for number, place in enumerate(places or [each.step for each in marks], 1):
+        axes.axvline(place, color=MARK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.5)
         axes.annotate(
             str(number),
-            (each.step, 1.0),
+            (place, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 2),
             textcoords="offset points",

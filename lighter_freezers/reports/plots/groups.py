@@ -18,9 +18,9 @@ FEW = 20
 
 
 def plot_gradient_norms(
-    runs: Runs, path: str | Path = "gradient_norms.png", *, log_scale: bool = False, window: int = 5
+    runs: Runs, path: str | Path = "gradient_norms.png", *, log_scale: bool = False, window: int = 1
 ) -> Path:
-    """Plot the norms of each kind of layer over the steps, faint as measured and bold as a moving average.
+    """Plot the norms of each kind of layer over the steps, as measured.
 
     One run gets a panel for the kinds of layers and one for the total, several get a panel for each kind.
     Dashed lines mark where something froze or thawed. A line has a gap where nothing had a gradient.
@@ -29,7 +29,7 @@ def plot_gradient_norms(
         runs: Folder of a run, or a list of folders.
         path: The PNG file to write.
         log_scale: A logarithmic axis of norms.
-        window: Measurements in the moving average; 1 for none.
+        window: Measurements in a moving average, drawn in bold over what was measured; 1 for none.
 
     Returns:
         The path.
@@ -49,21 +49,22 @@ def plot_gradient_norms(
 
 def _draw_one(run: Run, table: StepTable, path: str | Path, log_scale: bool, window: int) -> Path:
     figure = canvas.new_figure(11, 4.6)
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     groups = largest(table)
-    marks = run.marks()
-    for index, group in enumerate(groups):
+    marks, colours = run.marks(), canvas.colours_of([*groups, "total"])
+    for group in groups:
         bold = canvas.smoothed(table, f"{group}_norm", window, marks)
-        _line(left, table, group, bold, color=canvas.colour_of(group, index), label=group)
+        _line(left, table, group, bold, color=colours[group], label=group)
     bold = canvas.smoothed(table, "total_norm", window, marks)
-    _line(right, table, "total", bold, color=canvas.colour_of("total", 0), label="total")
+    _line(right, table, "total", bold, color=colours["total"], label="total")
     num_all = sum(any(map(math.isfinite, column)) for column in table.columns.values()) - 1
     titles = (
         "by kind of layer" if num_all <= len(groups) else f"the {len(groups)} largest of {num_all}",
         "total",
     )
-    for axes, title, names in ((left, titles[0], groups), (right, titles[1], ["total"])):
-        _finish(axes, title, [value for name in names for value in table.columns[f"{name}_norm"]], log_scale)
+    values = [value for name in (*groups, "total") for value in table.columns[f"{name}_norm"]]
+    for axes, title in ((left, titles[0]), (right, titles[1])):
+        _finish(axes, title, values, log_scale)
         canvas.mark(axes, marks)
     left.legend(fontsize=8)
     figure.suptitle(f"Gradient norms of {run.label}", fontsize=11)
@@ -79,7 +80,10 @@ def _compare(
     num_columns = 2 if len(groups) <= 4 else 3
     num_rows = math.ceil(len(groups) / num_columns)
     figure = canvas.new_figure(4.6 * num_columns, 3.2 * num_rows + 0.5)
-    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True).flatten()
+    values = [
+        value for table in tables for group in groups for value in table.columns.get(f"{group}_norm", [])
+    ]
     for axes, group in zip(panels, groups, strict=False):
         shown = [table for table in tables if f"{group}_norm" in table.columns]
         for index, (run, table) in enumerate(zip(runs, tables, strict=True)):
@@ -87,7 +91,7 @@ def _compare(
                 bold = canvas.smoothed(table, f"{group}_norm", window, run.marks())
                 _line(axes, table, group, bold, **canvas.run_style(index), label=run.label)
                 canvas.mark_among(axes, run.marks(), index)
-        _finish(axes, group, [v for table in shown for v in table.columns[f"{group}_norm"]], log_scale, 6)
+        _finish(axes, group, values, log_scale, 6)
     for axes in panels[len(groups) :]:
         axes.remove()
     handles, labels = panels[len(groups) - 1].get_legend_handles_labels()
@@ -111,19 +115,22 @@ def _line(
 ) -> None:
     values = table.columns[f"{group}_norm"]
     marker = "." if len(values) < FEW else None  # a single value between two gaps would draw no line
-    axes.plot(table.steps, values, color=color, alpha=0.25, linewidth=0.8)
+    if bold != values:
+        axes.plot(table.steps, values, color=color, alpha=0.25, linewidth=0.8)
     axes.plot(table.steps, bold, color=color, linewidth=1.6, linestyle=linestyle, label=label, marker=marker)
 
 
 def _finish(axes: "Axes", title: str, values: Sequence[float], log_scale: bool, pad: float = 14) -> None:
     canvas.set_scale(axes, log_scale, values)
     canvas.label_axes(axes, title, canvas.STEP, canvas.NORM, pad=pad)
+    axes.tick_params(labelbottom=True, labelleft=True)  # below a panel there may be none
     canvas.grid(axes)
 
 
 def largest(table: StepTable) -> list[str]:
-    """The groups of a table that have a number, at most eight, those with the largest mean, in file order."""
+    """At most eight groups that have a number, in file order: the head, and those with the largest mean."""
     averages = {column.removesuffix("_norm"): canvas.mean(values) for column, values in table.columns.items()}
     means = {group: value for group, value in averages.items() if group != "total" and math.isfinite(value)}
-    chosen = sorted(means, key=lambda group: -means[group])[:MAX_LINES]
+    head = list(means)[-1:]  # the last in model order
+    chosen = sorted(means, key=lambda group: (group not in head, -means[group]))[:MAX_LINES]
     return [group for group in means if group in chosen]

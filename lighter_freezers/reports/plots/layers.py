@@ -1,5 +1,6 @@
 """Plots of gradient norms by block: a heatmap over the steps, means, and profiles over the depth."""
 
+import bisect
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,13 +50,13 @@ def plot_layer_heatmap(runs: Runs, path: str | Path = "layer_heatmap.png") -> Pa
     kinds = list(dict.fromkeys(kind for each in grids for kind in each))
     num_layers = max(len(rows) for each in grids for rows in each.values())
     figure = canvas.new_figure(5.2 * len(kinds) + 1, len(found) * max(2.6, 0.13 * num_layers + 0.8) + 0.8)
-    panels = figure.subplots(len(found), len(kinds), squeeze=False)
+    panels = figure.subplots(len(found), len(kinds), squeeze=False, sharex=True, sharey=True)
     for run, each, row in zip(found, grids, panels, strict=True):
         steps, marks = run.layers().steps, run.marks()
         for kind, axes in zip(kinds, row, strict=True):
             title = kind if len(found) == 1 else f"{run.label}: {kind}"
             _heat(axes, steps, each.get(kind, []), colours, title)
-            _mark_heat(axes, marks)
+            _mark_heat(axes, steps, marks)
     bar = figure.colorbar(panels[0][0].collections[0], ax=panels, aspect=18 * len(found))
     bar.set_label(f"{canvas.NORM} (grey: none)")
     canvas.explain_marks(figure, found)
@@ -91,14 +92,15 @@ def plot_layer_comparison(
         figure = canvas.new_figure(max(6.0, 0.4 * num_layers + 2), 4.2)
         axes = figure.subplots()
         width = 0.8 / len(kinds)
+        colours = canvas.colours_of(kinds)
         for index, kind in enumerate(kinds):
             places = [layer + (index - (len(kinds) - 1) / 2) * width for layer in range(len(means[0][kind]))]
-            axes.bar(places, means[0][kind], width, color=canvas.colour_of(kind, index), label=kind)
+            axes.bar(places, means[0][kind], width, color=colours[kind], label=kind)
         _finish(axes, f"Mean gradient norm by layer of {found[0].label}", num_layers, means, log_scale)
         axes.legend(fontsize=8)
         return canvas.save(figure, path)
     figure = canvas.new_figure(max(5.0, 0.28 * num_layers + 2) * len(kinds), 4.4)
-    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharex=True, sharey=True)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         for index, (run, each) in enumerate(zip(found, means, strict=True)):
             style = canvas.run_style(index)
@@ -134,7 +136,7 @@ def plot_gradient_evolution(
     grids = [_by_kind(table) for table in tables]
     kinds = list(dict.fromkeys(kind for each in grids for kind in each))
     figure = canvas.new_figure(5.2 * len(kinds) + 1, 3.4 * len(found) + 0.6)
-    panels = figure.subplots(len(found), len(kinds), squeeze=False, sharey=True)
+    panels = figure.subplots(len(found), len(kinds), squeeze=False, sharex=True, sharey=True)
     shown = [
         {
             column: [values[index] for index in _evenly(len(values))]
@@ -196,8 +198,11 @@ def _edges(steps: Sequence[int]) -> Iterator[float]:
     yield from (2 * steps[0] - middles[0], *middles, 2 * steps[-1] - middles[-1])
 
 
-def _mark_heat(axes: "Axes", marks: Sequence[Mark]) -> None:
-    canvas.mark(axes, marks)
+def _mark_heat(axes: "Axes", steps: Sequence[int], marks: Sequence[Mark]) -> None:
+    """Mark changes at the edge of the first cell that was measured after them."""
+    edges = list(_edges(steps))
+    places = [edges[bisect.bisect_left(steps, each.step)] if edges else each.step for each in marks]
+    canvas.mark(axes, marks, places)
     for line in axes.lines:
         line.set(color="#FFFFFF", linewidth=1.4, zorder=3)
 

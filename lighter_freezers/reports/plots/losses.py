@@ -57,7 +57,7 @@ def _draw_one(run: Run, table: StepTable, kinds: list[str], path: str | Path) ->
 
 def _compare(runs: list[Run], tables: list[StepTable], kinds: list[str], path: str | Path) -> Path:
     figure = canvas.new_figure(5.6 * len(kinds), 4.6)
-    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharex=True, sharey=True)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         for index, (run, table) in enumerate(zip(runs, tables, strict=True)):
             points = _points(table, kind)

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lighter_freezers.reports.plots.canvas import colour_of, grid, new_figure, save
+from lighter_freezers.reports.plots.canvas import colours_of, grid, new_figure, save
 from lighter_freezers.reports.plots.groups import largest
 from lighter_freezers.reports.plots.runs import Run, Runs, runs_of
 from lighter_freezers.reports.whole_files import write_json
@@ -70,7 +70,7 @@ def _draw(runs: Sequence[Run], experiments: Mapping[str, Mapping[str, Statistics
     groups = [*names, "total"]
     figure = new_figure(max(7.0, 0.32 * len(runs) * len(groups) + 2), 4.4)
     axes = figure.subplots()
-    width = 0.8 / len(groups)
+    width, colours = 0.8 / len(groups), colours_of(groups)
     for index, group in enumerate(groups):
         means = [experiments[run.label].get(group, {}).get("mean") for run in runs]
         stds = [experiments[run.label].get(group, {}).get("std") for run in runs]
@@ -82,7 +82,7 @@ def _draw(runs: Sequence[Run], experiments: Mapping[str, Mapping[str, Statistics
             heights,
             width,
             yerr=bars,
-            color=colour_of(group, index),
+            color=colours[group],
             label=group,
             ecolor=ERROR,
             capsize=2,

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from lighter_freezers.reports.plots import (
+    canvas,
     find_runs,
     generate_summary_report,
     plot_everything,
@@ -24,6 +25,7 @@ from lighter_freezers.reports.plots import (
     plot_training_loss,
 )
 from lighter_freezers.reports.plots.canvas import smoothed
+from lighter_freezers.reports.plots.groups import largest
 from lighter_freezers.reports.plots.runs import Mark, StepTable
 
 ROOT = Path(__file__).parents[2]
@@ -235,3 +237,65 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "GradientNormMonitor" in done.stderr
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, plot: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """The figure of a plot."""
+    figures: list[Any] = []
+    monkeypatch.setattr(canvas, "save", lambda figure, path: figures.append(figure))
+    plot(*arguments, **options)
+    return figures[0]
+
+
+def test_a_spike_is_drawn_as_high_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default no mean is taken: one measurement of 99 among others of 4 is a point of the line."""
+    run = write_run(tmp_path / "a")
+    file = run / "gradient_analysis.group_norms.csv"
+    lines = file.read_text().splitlines()
+    lines[20] = lines[20].rpartition(",")[0] + ",99"
+    file.write_text("\n".join(lines) + "\n")
+    total = drawn(monkeypatch, plot_gradient_norms, run).axes[1].lines[0]
+    assert max(total.get_ydata()) == 99
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        plot_gradient_norms,
+        plot_layer_heatmap,
+        plot_layer_comparison,
+        plot_gradient_evolution,
+        plot_training_loss,
+    ],
+)
+def test_panels_share_their_axes(
+    plot: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands side by side can be compared: of one run and of two with other norms."""
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", scale=9.0)]
+    panels = [axes for axes in drawn(monkeypatch, plot, runs).axes if axes.get_label() != "<colorbar>"]
+    assert len(panels) > 1
+    assert len({(axes.get_xlim(), axes.get_ylim()) for axes in panels}) == 1
+
+
+def test_a_change_stands_at_the_edge_of_the_cell_that_is_the_first_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured at 190 and 200, the cells meet at 195: the change of step 200 is there, not amid its cell."""
+    figure = drawn(monkeypatch, plot_layer_heatmap, write_run(tmp_path / "a"))
+    assert {tuple(line.get_xdata()) for line in figure.axes[0].lines} == {(195.0, 195.0)}
+
+
+def test_no_two_series_have_one_colour() -> None:
+    """Groups of any names, up to ten, and 32 runs by colour and dashes together."""
+    names = ["norms", "attention", "conv1", "layer1", "layer2", "mlp", "layer3", "layer4", "fc", "total"]
+    assert len(set(canvas.colours_of(names).values())) == 10
+    assert canvas.colours_of(names)["attention"] == canvas.colours_of(["attention"])["attention"]
+    assert len({tuple(canvas.run_style(index).values()) for index in range(32)}) == 32
+
+
+def test_the_head_is_drawn_however_small_its_norm_is() -> None:
+    """Of twelve groups eight are drawn, the last of the model among them."""
+    columns = {f"layer{index}_norm": [float(12 - index)] for index in range(11)}
+    table = StepTable(Path("x"), [0], {**columns, "fc_norm": [1e-6], "total_norm": [20.0]})
+    assert largest(table) == [*(f"layer{index}" for index in range(7)), "fc"]
