@@ -14,7 +14,7 @@ from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callba
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.reports.background import Background
 from lighter_freezers.reports.loggers import tensorboard_folders, write_layout, write_text
-from lighter_freezers.reports.state_charts import headline, rate_metrics, share_charts, share_metrics
+from lighter_freezers.reports.state_charts import LayerRates, headline, share_charts, share_metrics
 from lighter_freezers.reports.state_tables import (
     Census,
     ComponentState,
@@ -84,6 +84,7 @@ class FreezeStateLogger(Callback):
         self._timeline = Timeline([])
         self._census = Census(nn.Module())  # of the current fit
         self._shares, self._rates = StepCurves(), StepCurves()
+        self._layer_rates = LayerRates({})
         self._drawing = Background("The picture freeze/timeline")
         self._has_news = False  # whether something changed since the picture was drawn
         self._drawn_step = -1
@@ -120,8 +121,9 @@ class FreezeStateLogger(Callback):
             if not changed and not transition.ranks:
                 return
             self._shares.change(trainer, share_metrics(self._census.total, self._census.rows), step)
-            ended = rate_metrics(trainer.optimizers, self._census.row_of, is_frozen=True)
-            self._rates.change(trainer, self._rate_metrics(trainer), step, ended=ended)
+            self._layer_rates.look(trainer.optimizers)
+            ended = self._layer_rates.frozen()
+            self._rates.change(trainer, self._layer_rates.read(), step, ended=ended)
         self._timeline.record(step, {state.name: state.state for state in changed})
         self._timeline.ranks.record(step, transition.ranks)
         self._has_news = True
@@ -157,8 +159,12 @@ class FreezeStateLogger(Callback):
             log.info("See what was frozen, and when: tensorboard --logdir %s", folder)
 
     def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:
-        """Let the picture under way be written."""
-        self._drawing.wait()
+        """Let the picture under way be written, and forget the model."""
+        self._leave()
+
+    def teardown(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
+        """Forget the model."""
+        self._leave()
 
     def state_dict(self) -> dict[str, object]:
         """The timeline, in plain types."""
@@ -176,11 +182,10 @@ class FreezeStateLogger(Callback):
         if self.log_layout:
             write_layout(trainer.loggers, "freeze", share_charts(row.name for row in census.rows))
         self._shares.begin(trainer, share_metrics(census.total, census.rows), step)
-        self._rates = StepCurves(lambda: self._rate_metrics(trainer))
-        self._rates.begin(trainer, self._rate_metrics(trainer), step)
-
-    def _rate_metrics(self, trainer: TrainerLike) -> dict[str, float]:
-        return rate_metrics(trainer.optimizers, self._census.row_of)
+        self._layer_rates = LayerRates(census.row_of)
+        self._layer_rates.look(trainer.optimizers)
+        self._rates = StepCurves(lambda: self._layer_rates.read())
+        self._rates.begin(trainer, self._layer_rates.read(), step)
 
     def _recount(self, pl_module: nn.Module, transition: Transition) -> list[ComponentState]:
         """The components that differ from the last count."""
@@ -188,7 +193,13 @@ class FreezeStateLogger(Callback):
             return [new for _, new in self._census.recount([*transition.frozen, *transition.thawed])]
         before = {state.name: state for state in self._census.states}
         self._census = Census(pl_module)  # sizes and names have changed since they were counted
+        self._layer_rates = LayerRates(self._census.row_of)
         return [state for state in self._census.states if before.get(state.name) != state]
+
+    def _leave(self) -> None:
+        self._drawing.wait()
+        self._census, self._layer_rates = Census(nn.Module()), LayerRates({})
+        self._shares, self._rates = StepCurves(), StepCurves()
 
     def _sample(self, trainer: TrainerLike) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:

@@ -1,7 +1,7 @@
 """What loggers show of the state of a model: numbers, charts of them, and a headline."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -11,7 +11,7 @@ from lighter_freezers.engine.transition import Transition
 from lighter_freezers.reports.state_tables import ComponentState
 from lighter_freezers.selection.element_counts import frozen_share_text
 
-__all__ = ["headline", "rate_metrics", "share_charts", "share_metrics"]
+__all__ = ["LayerRates", "headline", "share_charts", "share_metrics"]
 
 _CHARTS = (
     ("attention", re.compile(r"attn|attention")),
@@ -28,37 +28,49 @@ def share_metrics(total: ComponentState, rows: Iterable[ComponentState]) -> dict
     return totals | {f"trainable_share/{state.name}": state.trainable_share for state in rows}
 
 
-def rate_metrics(
-    optimizers: Iterable[Optimizer], row_of: Mapping[Parameter, str], *, is_frozen: bool = False
-) -> dict[str, float]:
-    """The learning rate of each optimizer group, by the rows it has parts of.
+class LayerRates:
+    """The learning rates of optimizer groups, named after their layers.
 
     Args:
-        optimizers: Those of the Trainer.
-        row_of: The row of each parameter.
-        is_frozen: Of the groups that are frozen, not of those of which something trains.
+        row_of: The row of each parameter in the table.
     """
-    order = {row: place for place, row in enumerate(dict.fromkeys(row_of.values()))}
-    metrics: dict[str, float] = {}
-    names: set[str] = set()
-    for parameters, rate in learning_rates(optimizers):
-        rows = {row_of[each] for each in parameters if each in row_of}
-        name = _first_to_last(sorted(rows, key=order.__getitem__), len(order))
-        number = next(n for n in range(1, len(names) + 2) if _numbered(name, n) not in names)
-        names.add(_numbered(name, number))
-        if rate is not None and any(each.requires_grad for each in parameters) != is_frozen:
-            metrics[f"freeze/trainable_rate/{_numbered(name, number)}"] = rate
-    return metrics
 
+    def __init__(self, row_of: Mapping[Parameter, str]) -> None:
+        self._row_of = row_of
+        self._order = {row: place for place, row in enumerate(dict.fromkeys(row_of.values()))}
+        self._names: dict[tuple[int, int], str] = {}  # by the number of a group and its size
+        self._training: dict[str, Callable[[], float]] = {}
+        self._frozen: dict[str, Callable[[], float]] = {}
 
-def _numbered(name: str, number: int) -> str:
-    return name if number == 1 else f"{name} - {number}"
+    def look(self, optimizers: Iterable[Optimizer]) -> None:
+        """Find out of which groups something trains."""
+        self._training, self._frozen = {}, {}
+        for number, (parameters, rate) in enumerate(learning_rates(optimizers)):
+            if not parameters:
+                continue
+            size = len(parameters)
+            if (number, size) not in self._names:
+                self._names[number, size] = self._name(parameters)
+            name = self._names[number, size]
+            key = f"{name} - {number}" if name in {*self._training, *self._frozen} else name
+            trains = any(each.requires_grad for each in parameters)
+            (self._training if trains else self._frozen)[key] = rate
 
+    def read(self) -> dict[str, float]:
+        """The rates of what trains."""
+        return {f"freeze/trainable_rate/{name}": rate() for name, rate in self._training.items()}
 
-def _first_to_last(rows: Sequence[str], num_rows: int) -> str:
-    if len(rows) in (0, num_rows):
-        return "all layers"
-    return rows[0] if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
+    def frozen(self) -> dict[str, float]:
+        """The rates of the others."""
+        return {f"freeze/trainable_rate/{name}": rate() for name, rate in self._frozen.items()}
+
+    def _name(self, parameters: Iterable[Parameter]) -> str:
+        """Its only row, or its first and last."""
+        found = {self._row_of[each] for each in parameters if each in self._row_of}
+        rows = sorted(found, key=self._order.__getitem__)
+        if len(rows) in (0, len(self._order)):
+            return "all layers"
+        return rows[0] if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
 
 
 def share_charts(rows: Iterable[str]) -> dict[str, list[str]]:

@@ -115,19 +115,25 @@ class StepCurves:
         step = trainer_clock.moment(trainer).optimizer_step - 1
         if step > self._last_step:  # not in the middle of a window of accumulation
             self._last_step = step
-            due = {
-                key: self._now[key]
-                for key in self._missing
-                if key in self._now and self._steps.get(key, -1) < step
-            }
+            is_logging = (
+                step % getattr(trainer, "log_every_n_steps", 50) == 0
+            )  # Lightning does not declare it
+            asked = self._now if is_logging else self._missing
+            due = {key: self._now[key] for key in asked if self._is_due(key, step)}
             write_metrics(tensorboards(trainer.loggers), due, step)
             self._shown.update(due)
             self._steps.update(dict.fromkeys(due, step))
             self._missing = {key: left - 1 for key, left in self._missing.items() if left > 1}
+        before = self._now
         if self._read is not None:
             self._now = dict(self._read())
-        self._is_followed = bool(self._missing)
+        self._is_followed = bool(self._missing) or self._now != before  # a scheduler moves it
         return self._is_followed
+
+    def _is_due(self, key: str, step: int) -> bool:
+        """Whether TensorBoard needs a point of a curve that it has none of at this step."""
+        has_moved = key in self._missing or self._shown.get(key) != self._now.get(key)
+        return key in self._now and self._steps.get(key, -1) < step and has_moved
 
     def _write(
         self, trainer: TrainerLike, values: Values, optimizer_step: int, also: Values | None = None

@@ -1,8 +1,10 @@
 """FreezeStateLogger: real fits, read back from event files and CSV files."""
 
+import copy
 import csv
 import io
 import logging
+import pickle
 import re
 import threading
 from importlib import import_module
@@ -365,6 +367,16 @@ def test_no_hook_runs_per_step(moment):
     assert not callable(getattr(FreezeStateLogger, f"on_{moment}"))
     assert not callable(FreezeStateLogger.on_after_backward)
     assert not callable(FreezeStateLogger.on_before_optimizer_step)
+
+
+def test_after_a_fit_it_can_be_pickled_and_copied(tmp_path):
+    """It holds neither the model nor functions of the run then, and a copy goes on with the timeline."""
+    logger = FreezeStateLogger()
+    fit(PL, tensorboard(PL, tmp_path), logger, Freezer(name_starts_with=["network.h.0."], until_step=5))
+    pickled, copied = pickle.loads(pickle.dumps(logger)), copy.deepcopy(logger)
+    assert len(pickle.dumps(logger)) < 10_000
+    assert pickled.state_dict() == copied.state_dict() == logger.state_dict()
+    fit(PL, csv_logger(PL, tmp_path), copied)
 
 
 def test_a_second_one_is_refused():

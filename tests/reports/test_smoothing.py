@@ -58,11 +58,11 @@ def fit(
     """A run of some optimizer steps; ten epochs have four each."""
     logger = more.pop("logger", None) or TensorBoardLogger(folder, name="", version="")
     module = more.pop("module", None) or lab.regression(PL, net, optimizer=lab.adamw)
-    ckpt_path = more.pop("ckpt_path", None)
+    ckpt_path, data = more.pop("ckpt_path", None), more.pop("data", None) or lab.batches()
     trainer = lab.trainer(
         PL, logger=logger, callbacks=list(callbacks), max_epochs=-1, max_steps=num_steps, **more
     )
-    trainer.fit(module, lab.batches(), lab.batches(), ckpt_path=ckpt_path)
+    trainer.fit(module, data, lab.batches(), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -169,6 +169,22 @@ def test_a_rate_that_moves_is_sampled_after_epochs_and_drawn_at_a_thaw(tmp_path:
     assert [step for step, _ in points] == list(range(41))  # an epoch has four steps
     for step, value in smoothed(points):
         assert value == pytest.approx(0.05 * (1 - step / 50), abs=0.05 * 0.05)
+
+
+def test_a_rate_that_moves_is_logged_as_often_as_the_trainer_logs(tmp_path: Path) -> None:
+    """Within an epoch of forty steps: every fifth, and none any more once the rate stays."""
+    module = lab.regression(PL, BlockNet, optimizer=lab.sgd)
+    module.configure_optimizers = lambda: {
+        "optimizer": (sgd := lab.sgd(module.parameters())),
+        "lr_scheduler": {
+            "scheduler": torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: max(0.5, 1 - step / 50)),
+            "interval": "step",
+        },
+    }
+    fit(tmp_path, FreezeStateLogger(), module=module, data=lab.batches(320), log_every_n_steps=5)
+    points = read(tmp_path)["freeze/trainable_rate/all layers"]
+    assert [step for step, _ in points] == [*range(11), 15, 20, 25, 40]
+    assert dict(points) == pytest.approx({step: 0.05 * max(0.5, 1 - step / 50) for step, _ in points})
 
 
 def test_a_warm_up_is_drawn_step_by_step(tmp_path: Path) -> None:

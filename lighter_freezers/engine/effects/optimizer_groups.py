@@ -5,8 +5,9 @@ maps those of a checkpoint to those of the run that resumes.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import Parameter
@@ -157,10 +158,15 @@ def without_rate(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer
     return [parameter for group in idle for parameter in group["params"] if id(parameter) in ids]
 
 
-def learning_rates(optimizers: Iterable[Optimizer]) -> list[tuple[list[Parameter], float | None]]:
-    """The parameters of each group, and its rate; None where it has none, as under Adafactor."""
+def learning_rates(optimizers: Iterable[Optimizer]) -> list[tuple[list[Parameter], Callable[[], float]]]:
+    """The parameters of each group that has a rate, and a function that reads the rate."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    return [(group["params"], None if group["lr"] is None else float(group["lr"])) for group in groups]
+    rated = [group for group in groups if group["lr"] is not None]  # Adafactor: None
+    return [(group["params"], partial(_rate, group)) for group in rated]
+
+
+def _rate(group: ParameterGroup) -> float:
+    return float(group["lr"])
 
 
 def forget_state(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> None:
