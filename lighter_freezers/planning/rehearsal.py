@@ -23,7 +23,7 @@ from lighter_freezers.planning.notices import notices_at_the_end, notices_at_the
 from lighter_freezers.planning.phase_meter import PhaseMeter, PhaseRecord
 from lighter_freezers.planning.run_clock import RunClock, RunLength, run_length
 from lighter_freezers.planning.values import PlannedRule
-from lighter_freezers.reports.state_charts import rate_metrics
+from lighter_freezers.reports.state_charts import LayerRates
 from lighter_freezers.reports.state_tables import Census
 from lighter_freezers.selection.element_counts import distinct, num_elements
 from lighter_freezers.selection.name_summary import NameSummary
@@ -142,7 +142,8 @@ class Rehearsal(Callback):
         is_same_moment = bool(self.rehearsed_phases) and self.rehearsed_phases[-1].record is None
         earlier = self.rehearsed_phases.pop().changes if is_same_moment else ()
         census = Census(pl_module)
-        rates = rate_metrics(trainer.optimizers, census.row_of)
+        rates = LayerRates(census.row_of)
+        rates.look(trainer.optimizers)
         self.rehearsed_phases.append(
             RehearsedPhase(
                 when=self._when,
@@ -151,7 +152,7 @@ class Rehearsal(Callback):
                 changes=(*earlier, *self._in_words(transition)),
                 states={state.name: state.state for state in census.states},
                 share=census.total.trainable_share,
-                rates={name.rpartition("/")[2]: rate for name, rate in rates.items()},
+                rates={name.rpartition("/")[2]: rate for name, rate in rates.read().items()},
             )
         )
         self._meter.begin(pl_module, transition)
