@@ -1,0 +1,222 @@
+"""Examples from the documents of peers, by title: both packages thaw the same, epoch by epoch.
+
+The trainable names are read by hooks outside both packages, in runs on the same data.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from lighter_freezers import Freezer, GradualUnfreezing
+from tests.callbacks.block_net import BlockNet
+from tests.lab import WIDTH, batches, recorder, regression, trainer
+
+UNIFIED = "lightning.pytorch"  # the namespace that finetuning-scheduler takes by default
+PATIENCE = {"monitor": "val/loss", "patience": 2, "min_delta": 1.0e9}
+pytestmark = [pytest.mark.wide, pytest.mark.filterwarnings("ignore")]
+
+HEAD = ["network.head.bias", "network.head.weight", "network.norm.bias", "network.norm.weight"]
+GENERATED = {
+    0: {"params": HEAD},
+    1: {"params": ["network.blocks.3.bias", "network.blocks.3.weight"]},
+    2: {"params": ["network.blocks.2.bias", "network.blocks.2.weight"]},
+    3: {"params": ["network.blocks.1.bias", "network.blocks.1.weight"]},
+}
+ALTERED = {
+    0: {"params": HEAD},
+    1: {"params": ["network.blocks.3.*", "network.blocks.2.bias", "network.blocks.2.weight"]},
+    2: {"params": ["network.blocks.0.*", "network.blocks.1.*", "network.stem.*"]},
+}
+REST = {"thaw": ["blocks.0", "blocks.1", "stem"]}
+ENDS = {"until_early_stopping": True}
+EXAMPLES: dict[str, tuple[dict[int, Any], dict[str, Any], list[dict[str, Any]]]] = {
+    "Basic Usage": (
+        GENERATED,
+        {},
+        [
+            {"thaw": ["head", "norm"], **ENDS},
+            {"thaw": "blocks.3", **ENDS},
+            {"thaw": "blocks.2", **ENDS},
+            {"thaw": "blocks.1"},
+        ],
+    ),
+    "Specifying a Finetuning Schedule": (
+        ALTERED,
+        {},
+        [{"thaw": ["head", "norm"], **ENDS}, {"thaw": ["blocks.3", "blocks.2"], **ENDS}, REST],
+    ),
+    "EarlyStopping and Epoch-Driven Phase Transition Criteria": (
+        {
+            0: {"params": HEAD, "max_transition_epoch": 1},
+            1: {"params": ["network.blocks.3.*"]},
+            2: {"params": ["network.blocks.2.*"], "max_transition_epoch": 9, "lr": 1.0e-3},
+            3: {"params": ["network.blocks.1.bias", "network.stem.*"]},
+        },
+        {},
+        [
+            {"thaw": ["head", "norm"], "until_epoch": 1, **ENDS},
+            {"thaw": "blocks.3", **ENDS},
+            {"thaw": "blocks.2", "until_epoch": 9, "unfreeze_lr": 1.0e-3, **ENDS},
+            {"thaw": ["blocks.1.bias", "stem"]},
+        ],
+    ),
+    "EarlyStopping and Epoch-Driven Phase Transition Criteria: epoch_transitions_only": (
+        {
+            0: {"params": HEAD, "max_transition_epoch": 2},
+            1: {"params": ["network.blocks.3.*"], "max_transition_epoch": 3},
+            2: {"params": ["network.blocks.2.*"], "max_transition_epoch": 14},
+        },
+        {"epoch_transitions_only": True},
+        [
+            {"thaw": ["head", "norm"], "until_epoch": 2},
+            {"thaw": "blocks.3", "until_epoch": 3},
+            {"thaw": "blocks.2"},
+        ],
+    ),
+}
+
+
+def trainable(callbacks: list[Any], folder: Path, network: Any = BlockNet) -> list[set[str]]:
+    """The names of what trains in each epoch, at its first batch."""
+
+    def read(_: Any, module: Any) -> set[str]:
+        return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+    module = regression(UNIFIED, network)
+    module.configure_optimizers = lambda: torch.optim.SGD(
+        [parameter for parameter in module.parameters() if parameter.requires_grad], lr=0.01
+    )
+    seen = recorder(UNIFIED, read, "on_before_zero_grad")
+    run = trainer(
+        UNIFIED,
+        callbacks=[*callbacks, seen],
+        max_epochs=14,
+        default_root_dir=folder,
+        enable_checkpointing=True,
+    )
+    run.fit(module, batches(), batches())
+    return seen.seen[::4]
+
+
+@pytest.mark.parametrize("title", EXAMPLES)
+def test_both_thaw_the_same(title: str, tmp_path: Path) -> None:
+    """For each example the trainable names per epoch, one list from each package."""
+    from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+    schedule, options, stages = EXAMPLES[title]
+    path = tmp_path / "schedule.yaml"
+    path.write_text(yaml.safe_dump(schedule))
+    theirs = [FinetuningScheduler(ft_schedule=str(path), restore_best=False, **options)]
+    saver = {"monitor": "val/loss", "save_top_k": 1, "dirpath": str(tmp_path)}
+    theirs += [FTSCheckpoint(**saver)]
+    ours: list[Any] = [GradualUnfreezing(stages=stages), ModelCheckpoint(**saver)]
+    if "epoch_transitions_only" not in options:
+        theirs += [FTSEarlyStopping(**PATIENCE)]
+        ours += [EarlyStopping(**PATIENCE)]
+
+    expected = trainable(theirs, tmp_path / "theirs")
+    assert len(set(map(frozenset, expected))) == len(schedule), expected
+    assert trainable(ours, tmp_path / "ours") == expected
+
+
+class Backbone(nn.Module):
+    """A backbone with blocks, and a head, as `BackboneFinetuning` expects them in the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.head = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return self.head(x)
+
+
+def backbone_finetuning() -> Any:
+    """The backbone thaws at an epoch."""
+    from lightning.pytorch.callbacks import BackboneFinetuning
+
+    class OfLayers(BackboneFinetuning):
+        """Finds the backbone inside the module of these tests."""
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.backbone = pl_module.network.layers
+            super().on_fit_start(trainer, pl_module)
+            del pl_module.backbone
+
+        def freeze_before_training(self, pl_module: Any) -> None:
+            self.freeze(pl_module.network.layers)
+
+        def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+            pl_module.backbone = pl_module.network.layers
+            super().finetune_function(pl_module, epoch, optimizer)
+            del pl_module.backbone
+
+    return OfLayers(unfreeze_backbone_at_epoch=3)
+
+
+def feature_extractor_freeze_unfreeze(milestones: dict[int, list[int]]) -> Any:
+    """A `BaseFinetuning` of the user's own, as the documents write it."""
+    from lightning.pytorch.callbacks import BaseFinetuning
+
+    class FeatureExtractorFreezeUnfreeze(BaseFinetuning):
+        def freeze_before_training(self, pl_module: Any) -> None:
+            self.freeze(pl_module.network.layers)
+
+        def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+            for index in milestones.get(epoch, []):
+                self.unfreeze_and_add_param_group(pl_module.network.layers[index], optimizer)
+
+    return FeatureExtractorFreezeUnfreeze()
+
+
+LIGHTNING_EXAMPLES: dict[str, tuple[Any, Any]] = {
+    "BackboneFinetuning": (
+        backbone_finetuning,
+        lambda: Freezer(name_starts_with="layers.", until_epoch=3, unfreeze_lr_factor=0.1),
+    ),
+    "BaseFinetuning: FeatureExtractorFreezeUnfreeze": (
+        lambda: feature_extractor_freeze_unfreeze({10: [0, 1, 2]}),
+        lambda: Freezer(name_starts_with="layers.", until_epoch=10, unfreeze_lr_factor=0.1),
+    ),
+    "Transfer learning: milestones": (
+        lambda: feature_extractor_freeze_unfreeze({5: [1, 2], 10: [0]}),
+        lambda: GradualUnfreezing(
+            stages=[
+                {"thaw": "head", "until_epoch": 5},
+                {"thaw": ["layers.1", "layers.2"], "until_epoch": 10, "unfreeze_lr_factor": 0.1},
+                {"thaw": "layers.0", "unfreeze_lr_factor": 0.1},
+            ]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("title", LIGHTNING_EXAMPLES)
+def test_both_thaw_the_same_as_lightnings_callbacks(title: str, tmp_path: Path) -> None:
+    """For each example the trainable names per epoch, one list from each."""
+    theirs, ours = LIGHTNING_EXAMPLES[title]
+
+    expected = trainable([theirs()], tmp_path / "theirs", Backbone)
+    assert len(set(map(frozenset, expected))) >= 2
+    assert trainable([ours()], tmp_path / "ours", Backbone) == expected
+
+
+@pytest.mark.parametrize("page", ["finetuning_scheduler", "backbone_finetuning"])
+def test_each_example_has_its_row_or_its_reason(page: str) -> None:
+    """A title of the documents without a run here has its reason in the guide."""
+    text = (Path(__file__).parents[2] / "docs" / "guides" / f"coming_from_{page}.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ") and line.count("|") == 4]
+    titles = {row[1].strip(): row[3].strip() for row in rows[1:]}
+    run = {*EXAMPLES, *LIGHTNING_EXAMPLES}
+
+    assert titles
+    for title, outcome in titles.items():
+        assert (outcome == "compared") == (title in run), title
+        assert outcome, title
