@@ -28,7 +28,7 @@ MARK, END = "<!-- results: policies -->", "<!-- end: policies -->"
 RATES = (1.0e-3, 3.0e-3, 1.0e-2)
 WIDTH, VOCAB_SIZE, BLOCK_SIZE = 64, 1024, 64
 FULL = WAYS[0].name
-SKIPPED = ("BlockCycling, state kept",)  # the same as BlockCycling but for its memory
+SKIPPED = ("LoRA of 1 block's size", "BlockCycling, state kept", "Spectrum, 25 %")
 
 Figures = dict[str, float]
 
@@ -167,9 +167,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser("benchmarks.policy_study", description=__doc__)
     options.add_argument("--seeds", type=int, default=3, help="runs of each way at its best rate")
     options.add_argument("--rates", type=int, default=3, help=f"how many of {RATES} to try")
-    options.add_argument("--steps", type=int, default=120, help="of each run at equal steps")
-    options.add_argument("--pretraining-steps", type=int, default=400)
-    options.add_argument("--layers", type=int, default=6)
+    options.add_argument("--steps", type=int, default=80, help="of each run at equal steps")
+    options.add_argument("--pretraining-steps", type=int, default=300)
+    options.add_argument("--layers", type=int, default=4)
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--val-sequences", type=int, default=128)
     options.add_argument("--checkpoint", type=Path, help="of a language model; none is pretrained then")

@@ -15,7 +15,7 @@ from lighter_freezers.engine.rules import FreezeRule, active_rules_of, follow_al
 from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.stages import StageClock
 from lighter_freezers.engine.trainer_like import TrainerLike
-from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
+from lighter_freezers.engine.trainer_strategies import refuse_flat_gradients, refuse_unsupported_strategy
 from lighter_freezers.engine.training_loss import StepLoss
 from lighter_freezers.engine.triggers import Moment
 
@@ -50,6 +50,9 @@ class Fit:
             is_static=all(active.rule.is_static for active in self.active_rules) and not len(self.actions),
             reshapes=any(action.reshapes for action in self.actions),
         )
+        for action in self.actions:
+            if action.depends_on_data and action.wants_gradients:
+                refuse_flat_gradients(trainer.strategy, action.title)
 
     def bind(self, model: nn.Module, moment: Moment, on_intrusion: Callable[[], None]) -> None:
         """Find the parameters of every rule, and hold what the current moment requires."""

@@ -70,6 +70,7 @@ def test_the_freezer_adds_nothing_to_lightning() -> None:
         "GradientNormMonitor",
         "PlotsAtEnd",
         "ResultsSummary",
+        "Lisa",
     ],
 )
 def test_a_callback_never_loads_what_it_does_not_use(name: str) -> None:

@@ -90,6 +90,7 @@ class Run:
         loader: Any = None,
         ckpt_path: Path | None = None,
         prepare: Callable[[Any], object] = lambda module: None,
+        scheduler: Callable[[Any], Any] | None = None,
         **options: Any,
     ) -> None:
         torch.set_num_threads(1)
@@ -107,7 +108,7 @@ class Run:
             limit_val_batches=0,
             **options,
         )
-        self.module = regression(LONE, network, optimizer)
+        self.module = regression(LONE, network, optimizer, scheduler)
         prepare(self.module)
         train = loader or ResumableLoader(batches().dataset)
         self.trainer.fit(self.module, train, batches(), ckpt_path=str(ckpt_path) if ckpt_path else None)

@@ -202,6 +202,56 @@ def run_until_killed(folder: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def falling(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)  # steps once an epoch
+
+
+@pytest.mark.parametrize("name", ["FreezeOut", "AutoRgn"])
+def test_rates_multiply_what_the_scheduler_and_a_freezer_set(name: str, tmp_path: Path) -> None:
+    """A Freezer asks for a tenth after its release, the scheduler halves each epoch; a resume is exact."""
+
+    def both() -> list[Any]:
+        return [Freezer(name_starts_with="blocks.3.", until_step=2, unfreeze_lr_factor=0.1), POLICIES[name]()]
+
+    run = Run(both(), scheduler=falling, save=[(5, tmp_path / "5.ckpt")])
+    assert Run(both(), scheduler=falling, ckpt_path=tmp_path / "5.ckpt").equals(run, 5)
+    plain = Run([POLICIES[name]()])
+    for step, ((names, rates), (others, before)) in enumerate(zip(run.seen, plain.seen, strict=True)):
+        asked, given = dict(zip(names, rates, strict=True)), dict(zip(others, before, strict=True))
+        if name == "AutoRgn" and step >= 3:
+            continue  # its rates follow the gradients, which differ from here on
+        for each in asked:
+            is_released = each.split(".")[:2] == ["blocks", "3"]
+            assert asked[each] == pytest.approx(
+                given[each] * 0.5 ** (step // 4) * (0.1 if is_released else 1)
+            )
+
+
+@pytest.mark.parametrize("name", ["Lisa", "Misa"])
+def test_a_second_fit_goes_on(name: str) -> None:
+    """Of the same Trainer and module, in the middle of a window."""
+    runner = Run([POLICIES[name]()], max_epochs=1)
+    first = list(runner.seen)
+    runner.trainer.fit_loop.max_epochs = 3
+    runner.trainer.fit(runner.module, batches(), batches())
+    alone = Run([POLICIES[name]()])
+    assert len(first) == 4
+    if name == "Lisa":
+        assert [names for names, _ in runner.seen] == alone.training
+    assert runner.seen[4][0] == alone.training[4] == alone.training[3]
+
+
+def test_flat_gradients_are_refused_where_they_are_measured() -> None:
+    from pytorch_lightning.strategies import SingleDeviceStrategy
+
+    class FSDPStrategy(SingleDeviceStrategy):
+        kwargs = {"use_orig_params": True}  # as Lightning's has it
+
+    with pytest.raises(RuntimeError, match=r"AutoFreeze cannot measure under FSDPStrategy"):
+        Run([POLICIES["AutoFreeze"]()], strategy=FSDPStrategy("cpu"))
+    Run([POLICIES["Lisa"]()], strategy=FSDPStrategy("cpu"), max_epochs=1)
+
+
 def test_several_optimizers_take_turns() -> None:
     """Manual optimization: the Trainer counts the steps of both; each measures what it trains."""
     import pytorch_lightning as pl
