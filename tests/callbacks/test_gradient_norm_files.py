@@ -212,6 +212,7 @@ def test_the_config_measures_and_draws(tmp_path: Path) -> None:
     small = ["data::vocab_size=300", "model::network::network::config::vocab_size=300", "data::batch_size=2"]
     small += ["data::text=text.txt", f"data::cache_dir={tmp_path}", "data::num_val_sequences=2"]
     small += ["data::num_train_sequences=40", "trainer::max_steps=90"]
+    pytest.importorskip("lighter")
     command = [str(Path(sys.executable).parent / "lighter"), "fit", config, *small]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     folder = tmp_path / "outputs/gradient_norms/version_0"

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from lighter import LighterModule
 from torch import nn
 
 from lighter_freezers import Freezer
 from tests.lab import WIDTH, batches, recorder, trainer
+
+lighter = pytest.importorskip("lighter")  # not on Python 3.13
 
 NUM_EPOCHS = 12
 BACKBONE = ["backbone.layer1", "backbone.layer2", "backbone.layer3"]
@@ -31,7 +32,7 @@ class Network(nn.Module):
         return self.head(torch.tanh(self.encoder(torch.tanh(self.backbone(x)))))
 
 
-class Model(LighterModule):
+class Model(lighter.LighterModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         return nn.functional.mse_loss(self(batch[0]), batch[1])
 

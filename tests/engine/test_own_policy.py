@@ -147,6 +147,7 @@ def test_it_runs_from_yaml(tmp_path: Path) -> None:
         "data": {"_target_": "my_model.Data"},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    pytest.importorskip("lighter")
     command = [str(Path(sys.executable).parent / "lighter"), "fit", "config.yaml"]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)

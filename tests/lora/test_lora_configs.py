@@ -20,7 +20,7 @@ SMALL += [
 
 def run(name: str, folder: Path, *options: str, trigger_loss: float = 0.0) -> dict[int, dict[str, int]]:
     """Optimizer step -> what ranks changed before it, after the ranks of the first step."""
-    from lighter.engine.runner import ConfigLoader
+    ConfigLoader = pytest.importorskip("lighter.engine.runner").ConfigLoader
 
     texts = [f"data::text={write_texts(folder / 'texts')}", f"data::cache_dir={folder}"]
     here = [f"trainer::default_root_dir={folder}"]
@@ -79,7 +79,7 @@ def test_rank_by_loss(bound: float, steps: list[int], tmp_path: Path) -> None:
 
 def test_lora_plus(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The rates in force: from the first step on, those of B are 16 times those of A; nothing is held."""
-    from lighter.engine.runner import ConfigLoader
+    ConfigLoader = pytest.importorskip("lighter.engine.runner").ConfigLoader
 
     texts = [f"data::text={write_texts(tmp_path / 'texts')}", f"data::cache_dir={tmp_path}"]
     options = [f"trainer::default_root_dir={tmp_path}", "data::num_train_sequences=8"]
