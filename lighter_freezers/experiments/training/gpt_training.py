@@ -97,7 +97,7 @@ class GPTTraining:
             loss_modifiers=self.loss_modifiers,
             attention_mask=batch.get("attention_mask"),
         )
-        self.log("train/loss", loss)
+        self.log("train/loss", loss, prog_bar=True)
         if self.loss_modifiers is not None:
             figures = self.loss_modifiers.get_all_metrics()
             self.log_dict({f"train/modifier/{name}": value for name, value in figures.items()})
@@ -141,8 +141,8 @@ class GPTTraining:
         figures.update(self.forward(batch["input_ids"], batch.get("attention_mask")), batch)
 
     def _log_figures(self, stage: str, figures: Figures) -> None:
-        values = {f"{stage}/{name}": value for name, value in figures.compute().items()}
-        self.log_dict(values, sync_dist=True)
+        for index, (name, value) in enumerate(figures.compute().items()):
+            self.log(f"{stage}/{name}", value, sync_dist=True, prog_bar=not index)  # one fits beside a bar
         figures.reset()
 
 
