@@ -4,7 +4,7 @@ import copy
 import logging
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def rehearse(
     num_timed: int,
     *,
     has_rules: bool = True,
+    progress: Callable[[int], object] = lambda step: None,
 ) -> Rehearsal:
     """Rehearse the run of a Trainer once, on a copy of the model.
 
@@ -43,8 +44,9 @@ def rehearse(
         train_dataloaders: The same, instead of a datamodule.
         num_timed: Steps to time in each phase.
         has_rules: Whether the Trainer's callbacks of this package take part.
+        progress: Called with the step at which a phase starts.
     """
-    rehearsal = Rehearsal(trainer, num_timed)
+    rehearsal = Rehearsal(trainer, num_timed, progress)
     copied = copy.deepcopy(model)
     for original, twin in zip(model.parameters(), copied.parameters(), strict=True):
         _hold_alike(original, twin)

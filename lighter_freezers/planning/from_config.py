@@ -1,5 +1,6 @@
 """Plans what `lighter fit` would run: trainer, model and data are built as lighter builds them."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,8 +26,15 @@ def plan_of_config(inputs: Sequence[str], *, num_rounds: int, num_timed: int) ->
         ValueError: A file or a key is missing, or the config cannot be built.
     """
     model, trainer, data, said = built_from_config(inputs)
-    planned = plan(trainer, model, data, num_rounds=num_rounds, num_timed=num_timed)
+    planned = plan(trainer, model, data, num_rounds=num_rounds, num_timed=num_timed, progress=_show)
+    _show("")
     return replace(planned, warnings=(*said, *planned.warnings))
+
+
+def _show(text: str) -> None:
+    """One line of a terminal, overwritten each time; nothing elsewhere."""
+    if sys.__stderr__ is not None and sys.__stderr__.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.__stderr__, flush=True)
 
 
 # Any: what a config builds

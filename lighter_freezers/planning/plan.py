@@ -1,8 +1,9 @@
 """`plan(trainer, model)`: rehearse a run a few times on copies, and combine the measurements."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -27,6 +28,7 @@ def plan(
     *,
     num_rounds: int = 3,
     num_timed: int = 4,
+    progress: Callable[[str], object] = lambda text: None,
 ) -> Plan:
     """Predict what a run will freeze, when, and what that costs, before its first step.
 
@@ -49,6 +51,7 @@ def plan(
         num_rounds: How many times to run the whole schedule, at least 1; ratios of times are medians over
             rounds.
         num_timed: Steps to time in each phase of a round.
+        progress: Called with a short text whenever the next phase is measured.
 
     Returns:
         The plan: `print` it, `plan.draw("plan.png")`, or `plan.as_dict()`.
@@ -91,14 +94,21 @@ def plan(
         datamodule, train_dataloaders = train_dataloaders, None
     rehearsals = []
     with hushed() as said:
-        for _ in range(rounds):
+        for index in range(rounds):
+            say = partial(_say, progress, f"round {index + 1} of {rounds}")
             with untouched_randomness():
-                rehearsals.append(rehearse(trainer, model, datamodule, train_dataloaders, timed))
+                rehearsals.append(
+                    rehearse(trainer, model, datamodule, train_dataloaders, timed, progress=say)
+                )
     planned = _summed_up(trainer, model, rehearsals, said)
     free = [phase.record for phase in rehearsals[0].rehearsed_phases if not phase.transition.holders]
     with hushed(), untouched_randomness():
         everything = free[0] if free else _without_rules(trainer, model, datamodule, train_dataloaders)
     return replace(planned, everything=everything and replace(everything, optimizer_step=0, epoch=0))
+
+
+def _say(progress: Callable[[str], object], where: str, step: int) -> None:
+    progress(f"measuring, {where}: the phase from step {step}")
 
 
 def _without_rules(

@@ -65,10 +65,12 @@ class Rehearsal(Callback):
     Args:
         user_trainer: The Trainer whose run is rehearsed.
         num_timed: Steps to time in each phase.
+        progress: Called with the step at which a phase starts.
     """
 
-    def __init__(self, user_trainer: TrainerLike, num_timed: int) -> None:
+    def __init__(self, user_trainer: TrainerLike, num_timed: int, progress: Callable[[int], object]) -> None:
         self._user_trainer = user_trainer
+        self._progress = progress
         self.clock = RunClock()
         self.rehearsed_phases: list[RehearsedPhase] = []
         self.rules: list[PlannedRule] = []
@@ -135,6 +137,7 @@ class Rehearsal(Callback):
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Start the next phase; called by the engine."""
+        self._progress(transition.optimizer_step)
         self._changed = True
         named = canonical_parameters(pl_module)
         if transition.is_initial or transition.is_reshaped:

@@ -155,6 +155,22 @@ def measured(phase: PlannedPhase) -> PhaseRecord:
     return PhaseRecord(0, 0, **{name: getattr(phase, name) for name in costs})
 
 
+def test_progress_names_each_phase() -> None:
+    """With the round; `plan` in a terminal shows it."""
+    said: list[str] = []
+    callbacks = [Freezer(name_starts_with="layer1.", until_step=2)]
+    plan(
+        trainer("pytorch_lightning", callbacks=callbacks),
+        regression("pytorch_lightning"),
+        train_dataloaders=batches(),
+        num_rounds=1,
+        num_timed=0,
+        progress=said.append,
+    )
+
+    assert said == [f"measuring, round 1 of 1: the phase from step {step}" for step in (0, 2)]
+
+
 def test_rates_are_those_of_each_phase() -> None:
     """By the layers of each optimizer group, with the factor of a rule."""
     seen = planned([Freezer(name_starts_with="layer1.", until_step=2, unfreeze_lr_factor=0.5)])
