@@ -96,6 +96,7 @@ class Freezer(EngineCallback):
             neighbours do not decide: its index, its class, or a module that only it trains.
         on_overlap: `compose`, or `error` if another Freezer selects the same parameter.
         on_missing: `error` or `warn` if a name, prefix or pattern matches nothing.
+        allow_untested: Warn of a strategy that this package does not know, instead of refusing it.
         cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks if nothing below needs the
             gradient, or only an embedding tied to the head, which then learns through the head alone;
             `never` keeps the gradient of such an embedding.
@@ -158,11 +159,13 @@ class Freezer(EngineCallback):
         on_missing: Literal["error", "warn"] = "error",
         cut_gradient: CutGradient = "auto",
         restore_on_end: bool = False,
+        allow_untested: bool = False,
         blocks: Names = None,
         head: Names = None,
         embeddings: Names = None,
     ) -> None:
         super().__init__()
+        self.allow_untested = arguments.flag("allow_untested", allow_untested)
         words = {
             "names": names,
             "name_starts_with": name_starts_with,

@@ -94,6 +94,7 @@ class GradualUnfreezing(EngineCallback):
             thaws.
         frozen_mode: `eval` puts layers that have not thawed yet into inference mode, with dropout, stochastic
             depth and norms; `train` leaves them as they are.
+        allow_untested: Warn of a strategy that this package does not know, instead of refusing it.
         cut_gradient: `auto` ends the backward pass above a frozen prefix of blocks if only an embedding tied
             to the head would use the gradient; `never` keeps the gradient of such an embedding.
 
@@ -123,6 +124,8 @@ class GradualUnfreezing(EngineCallback):
 
     _left_out: tuple[str, ...] = ()  # blocks that it leaves frozen
 
+    _plan: ThawPlan | StagePlan
+
     def __init__(
         self,
         every_n_epochs: int | str | None = None,
@@ -146,14 +149,15 @@ class GradualUnfreezing(EngineCallback):
         best: Best = "keep",
         restore_best: bool | Mapping[str, object] = False,
         frozen_mode: FrozenMode = "train",
+        allow_untested: bool = False,
         tower: str | None = None,
     ) -> None:
         super().__init__()
+        self.allow_untested = arguments.flag("allow_untested", allow_untested)
         self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
         self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings, "tower": tower}
         terms = parse_terms(optimizer_state, cut_gradient, frozen_mode=frozen_mode)
         which = arguments.index_or_name("optimizer", optimizer)
-        self._plan: ThawPlan | StagePlan
         self._clock: StageClock | None = None
         if stages is not None or schedule is not None:
             implicit = {

@@ -14,7 +14,7 @@ from lighter_freezers.engine.metric_watch import MetricWatch
 from lighter_freezers.engine.rules import FreezeRule, active_rules_of, follow_all, refuse_overlap
 from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.stages import StageClock
-from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.engine.trainer_strategies import refuse_flat_gradients, refuse_unsupported_strategy
 from lighter_freezers.engine.training_loss import StepLoss
 from lighter_freezers.engine.triggers import Moment
@@ -49,6 +49,7 @@ class Fit:
             trainer.strategy,
             is_static=all(active.rule.is_static for active in self.active_rules) and not len(self.actions),
             reshapes=any(action.reshapes for action in self.actions),
+            allow_untested=any(getattr(each, "allow_untested", False) for each in callbacks_of(trainer)),
         )
         for action in self.actions:
             if action.depends_on_data and action.wants_gradients:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch.optim import Optimizer
 
+from lighter_freezers._log import log
+
 __all__ = [
     "has_whole_modules",
     "refuse_fixed_shapes",
@@ -21,13 +23,16 @@ _KEEP_SHAPES = ("LBFGS", "ZeroRedundancyOptimizer", "Lookahead")
 _KEEP_GRADIENTS_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
-def refuse_unsupported_strategy(strategy: object, is_static: bool, reshapes: bool = False) -> None:
+def refuse_unsupported_strategy(
+    strategy: object, is_static: bool, reshapes: bool = False, *, allow_untested: bool = False
+) -> None:
     """Refuse a strategy that does not support changing flags or shapes during a run.
 
     Args:
         strategy: The Trainer's strategy.
         is_static: Nothing changes during the run, so any strategy works.
         reshapes: Parameters may change shape.
+        allow_untested: Warn of a strategy that is not known, instead of refusing it.
 
     Raises:
         RuntimeError: The strategy is not supported; the message names it and suggests an alternative.
@@ -39,11 +44,21 @@ def refuse_unsupported_strategy(strategy: object, is_static: bool, reshapes: boo
             "Use FSDPStrategy(use_orig_params=True) or ModelParallelStrategy (FSDP2)."
         )
     is_deepspeed = _is_one_of(strategy, ("DeepSpeedStrategy",))  # a DDPStrategy that fixes what trains
-    if not is_static and (is_deepspeed or not _is_one_of(strategy, _FOLLOW_FLAGS)):
+    is_known = _is_one_of(strategy, _FOLLOW_FLAGS) or is_deepspeed
+    says_so = getattr(strategy, "follows_flag_changes", False) is True
+    if not is_static and not is_known and not says_so and allow_untested:
+        log.warning(
+            "%s is not tested with layers that freeze or thaw while training runs. Check that what thaws "
+            "moves, and that all processes have the same weights",
+            name,
+        )
+    elif not is_static and not says_so and (is_deepspeed or not is_known):
         raise RuntimeError(
             f"{name} cannot freeze or thaw layers while training runs: it fixes what trains when it starts. "
             "Hold the layers for the whole run (no from_*, until_*, windows), or use one of the strategies "
-            "'auto', 'ddp', ModelParallelStrategy (FSDP2) or FSDPStrategy(use_orig_params=True)."
+            "'auto', 'ddp', ModelParallelStrategy (FSDP2) or FSDPStrategy(use_orig_params=True). A "
+            "strategy of your own says that it follows by follows_flag_changes = True; to try one that does "
+            "not, write allow_untested: true."
         )
     if reshapes and (is_deepspeed or not _is_one_of(strategy, _FOLLOW_SHAPES)):
         raise RuntimeError(
