@@ -52,7 +52,7 @@ class PrefixCache(EngineCallback):
     the same.
 
     Runs on: setup, the transitions that the package's other callbacks make, on_train_epoch_start and _end,
-    on_validation_start and _end, on_test_start, teardown. Between them it runs where the blocks are called.
+    on_validation_start and _end, teardown. Between them it runs where the blocks are called.
 
     Saves: nothing. The store of an interrupted run stays on disk, and the resumed run continues with it.
 
@@ -117,16 +117,13 @@ class PrefixCache(EngineCallback):
 
     def on_validation_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Look whether averaged weights took the place of the trained ones."""
-        self._evaluate(trainer, pl_module)
+        if self.cached is not None:
+            self.cached.suspect(is_thorough=False)
 
     def on_validation_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Look whether the trained weights are back."""
         if self.cached is not None:
             self.cached.suspect(is_thorough=False)
-
-    def on_test_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """As in validation."""
-        self._evaluate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Log the hit rate and the size."""
@@ -159,12 +156,6 @@ class PrefixCache(EngineCallback):
     def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:
         """Let the blocks run again, and leave the store to the run that resumes this one."""
         self._close(deletes=False)
-
-    def _evaluate(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        if self.cached is None and not trainer.sanity_checking and not trainer.training:
-            self._follow(trainer, pl_module)
-        if self.cached is not None:
-            self.cached.suspect(is_thorough=False)
 
     def _follow(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         frozen = frozen_blocks(pl_module, trainer.strategy)

@@ -181,10 +181,6 @@ class TrainerLike(Protocol):
         """Number of this machine."""
 
     @property
-    def training(self) -> bool:
-        """Whether it trains now, not validates."""
-
-    @property
     def is_global_zero(self) -> bool:
         """Whether this process writes files."""
 

@@ -20,6 +20,7 @@ from benchmarks import (
     lora,
     measure,
     peers,
+    prefix_cache,
     render,
     switch,
 )
@@ -29,10 +30,13 @@ pytestmark = pytest.mark.wide  # a benchmark from its command to its page
 
 TINY_LORA = ["--large", "128", "256", "--layers", "1", "--width", "64"]
 TINY_LORA += ["--rounds", "2", "--steps", "2", "--learn", "3", "--seeds", "1"]
+TINY_PREFIX = ["--layers", "3", "--width", "12", "--time", "8", "--batch", "2", "--batches", "2"]
+TINY_PREFIX += ["--rounds", "1", "--epochs", "2"]
 TINY: list[tuple[ModuleType, str, list[str]]] = [
     (hooks, "B1", ["--params", "150", "300", "--calls", "20", "--rounds", "2"]),
     (loop, "B2", ["--steps", "2", "--rounds", "2"]),
     (switch, "B3", ["--params", "150", "--rounds", "2", "--fits", "1"]),
+    (prefix_cache, "B5", TINY_PREFIX),
     (grad_norms, "B8", ["--shapes", "14x8", "--rounds", "2"]),
     (lora, "B11", TINY_LORA),
     (host_reads, "B12", ["--steps", "30", "--average-over", "4", "--calls", "20", "--rounds", "2"]),
