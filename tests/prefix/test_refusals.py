@@ -157,13 +157,14 @@ def test_a_model_compiled_as_a_whole(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_generation_in_evaluation_gets_a_whole_history(tmp_path: Path) -> None:
-    texts: dict[bool, list[list[int]]] = {False: [], True: []}
+    logits: dict[bool, list[object]] = {False: [], True: []}
 
     def generate(has_cache: bool) -> Callable[[Fitted], None]:
         def change(module: Fitted) -> None:
             def step(batch: Any, batch_idx: int) -> None:
-                options = {"max_new_tokens": 4, "do_sample": False, "use_cache": True}
-                texts[has_cache] += module.network.generate(batch[0][:, :8], **options).tolist()
+                options = {"max_new_tokens": 4, "do_sample": False, "use_cache": True, "output_logits": True}
+                made = module.network.generate(batch[0][:, :8], **options, return_dict_in_generate=True)
+                logits[has_cache] += torch.stack(made.logits).tolist()
 
             module.validation_step = step  # type: ignore[method-assign]
 
@@ -171,4 +172,4 @@ def test_generation_in_evaluation_gets_a_whole_history(tmp_path: Path) -> None:
 
     fit("gpt2", None, change=generate(False), validates=True)
     fit("gpt2", tmp_path, change=generate(True), validates=True)
-    assert texts[False] == texts[True]
+    assert logits[False] == logits[True]
