@@ -1,14 +1,19 @@
 """Checks of the plain values that YAML passes to callbacks: types, ranges, choices."""
 
+import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 __all__ = [
     "Share",
     "at_least",
     "bound",
+    "checked",
     "choice",
     "count",
     "flag",
@@ -21,6 +26,9 @@ __all__ = [
 ]
 
 Choice = TypeVar("Choice", bound=str)
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+_HEAVY = (("torch", "nn"), ("peft", "LoraConfig"))  # nothing is of a kind that has not been imported
 _BEYOND_ALL_STEPS = 2**40
 
 
@@ -113,8 +121,10 @@ def index_or_name(argument: str, value: object) -> int | str | None:
 
     Raises:
         TypeError: It is something else.
-        ValueError: It is negative.
+        ValueError: It is negative, or empty.
     """
+    if value == "":
+        raise ValueError(f"{argument} must not be empty.")
     return value if isinstance(value, str) else count(argument, value)
 
 
@@ -207,3 +217,95 @@ def fraction(argument: str, value: object) -> float:
     if not 0 <= checked <= 1:
         raise ValueError(f"{argument} must be between 0 and 1. Got {value}.")
     return checked
+
+
+def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Check the types of all arguments against the annotations before the function runs.
+
+    What only type checkers can know (protocols, names imported for them alone) is left to the function.
+
+    Raises:
+        TypeError: An argument has the wrong type; the message names it.
+        ValueError: A word is none of a `Literal`, or a text is empty.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*given: Given.args, **named: Given.kwargs) -> Result:
+        bound = signature.bind(*given, **named)
+        for name, value in bound.arguments.items():
+            parameter = signature.parameters[name]
+            is_own = name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+            if is_own and value is not parameter.default:
+                _check(name, value, _resolved(parameter.annotation, function))
+        return function(*given, **named)
+
+    return call
+
+
+def _resolved(annotation: object, function: Callable[..., object]) -> object:
+    if not isinstance(annotation, str):
+        return annotation
+    known = {name: getattr(sys.modules.get(home), name, NoneType) for home, name in _HEAVY}
+    try:
+        return eval(annotation, vars(sys.modules[function.__module__]), known)  # the package's own
+    except (AttributeError, NameError):
+        return object
+
+
+def _check(argument: str, value: object, wanted: Any) -> None:  # any annotation
+    if _fits(value, wanted):
+        if value == "" and isinstance(value, str):
+            raise ValueError(f"{argument} must not be empty.")
+        return
+    members = [each for each in _members(wanted) if each is not NoneType]
+    only = members[0] if len(members) == 1 else None
+    if only is int:
+        at_least(argument, value, 0)
+    if only is float:
+        number(argument, value)
+    if only is bool:
+        flag(argument, value)
+    if only is not None and get_origin(only) is Literal:
+        choice(argument, value, get_args(only))
+    kinds = " or ".join(dict.fromkeys(map(_words, members)))
+    raise TypeError(f"{argument} must be {kinds}. Got {value!r} ({type(value).__name__}).")
+
+
+def _members(wanted: Any) -> Sequence[Any]:
+    return get_args(wanted) if get_origin(wanted) in (Union, UnionType) else [wanted]
+
+
+def _fits(value: object, wanted: Any) -> bool:
+    return any(_fits_one(value, each) for each in _members(wanted))
+
+
+def _fits_one(value: object, wanted: Any) -> bool:
+    if isinstance(wanted, TypeVar):
+        wanted = wanted.__bound__ or object
+    origin, parts = get_origin(wanted), get_args(wanted)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if wanted in (int, float):
+        return isinstance(value, (int, float) if wanted is float else int) and not isinstance(value, bool)
+    if origin in (Sequence, Iterable):
+        if not isinstance(value, origin) or isinstance(value, (str, bytes, set, Mapping)):
+            return False
+        return not isinstance(value, Sequence) or all(_fits(each, parts[0]) for each in value)
+    kind = origin or wanted
+    try:
+        return not isinstance(kind, type) or isinstance(value, kind)
+    except TypeError:  # a protocol that only type checkers can compare
+        return True
+
+
+def _words(wanted: Any) -> str:
+    origin = get_origin(wanted)
+    if origin is Literal:
+        return f"one of {', '.join(get_args(wanted))}"
+    if origin in (Sequence, Iterable):
+        inner = {str: "of texts", int: "of whole numbers"}.get((*get_args(wanted), object)[0], "")
+        return f"a list {inner}".rstrip()
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    kind = origin or wanted
+    return words.get(kind, "a mapping" if kind is Mapping else f"a {getattr(kind, '__name__', kind)}")

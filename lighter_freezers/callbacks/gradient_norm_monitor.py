@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from lighter_freezers import arguments
 from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers._log import log
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
@@ -82,6 +83,7 @@ class GradientNormMonitor(Callback):
         ```
     """
 
+    @checked
     def __init__(
         self,
         every_n_steps: int | None = None,

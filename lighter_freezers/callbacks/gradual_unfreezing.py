@@ -7,6 +7,7 @@ from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import Engine, EngineCallback
@@ -126,6 +127,7 @@ class GradualUnfreezing(EngineCallback):
 
     _plan: ThawPlan | StagePlan
 
+    @checked
     def __init__(
         self,
         every_n_epochs: int | str | None = None,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from lighter_freezers._log import log
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.rules import FreezeRule
@@ -84,6 +85,7 @@ class LoraPhases(EngineCallback):
         ```
     """
 
+    @checked
     def __init__(
         self,
         strategy: str | None = None,

@@ -9,6 +9,7 @@ from torch import nn
 from lighter_freezers._extras import require
 from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 
@@ -42,6 +43,7 @@ class PlotsAtEnd(Callback):
         ```
     """
 
+    @checked
     def __init__(self, dirpath: str | None = None) -> None:
         if dirpath is not None and not isinstance(dirpath, str):
             raise TypeError(f"dirpath must be a string or null. Got {dirpath!r} ({type(dirpath).__name__}).")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVa
 import torch
 from torch import nn
 
+from lighter_freezers.arguments import at_least, checked
 from lighter_freezers.experiments.causal_models import Tokenizer, check_causal, load_evaluated
 from lighter_freezers.experiments.evaluation.answers import GenerationSettings, answers_to
 from lighter_freezers.experiments.evaluation.metrics import check_metric_packages
@@ -102,6 +103,7 @@ class TaskScores:
         return {**self.scores, "num_samples": self.num_samples}
 
 
+@checked
 def evaluate(
     task: str,
     /,
@@ -139,11 +141,14 @@ def evaluate(
         ValueError: A value is out of range, or a model in memory comes without a tokenizer.
         OSError: There is no such model.
     """
+    at_least("batch_size", batch_size, 1)
+    at_least("num_samples", 1 if num_samples is None else num_samples, 1)
+    GenerationSettings.of({"max_new_tokens": 1, **(generation or {})})
     network, known_tokenizer = _model_and_tokenizer(model_path, base_model_id, tokenizer)
     sizes = {"batch_size": batch_size, "num_test_sequences": num_samples}
     prompts = _test_data(task, source, tokenizer=known_tokenizer, **sizes, **data)
     check_metric_packages(prompts.task.metrics)
-    settings = GenerationSettings(**{"max_new_tokens": prompts.max_new_tokens, **(generation or {})})
+    settings = GenerationSettings.of({"max_new_tokens": prompts.max_new_tokens, **(generation or {})})
     figures, loader = GenerationFigures(), prompts.test_dataloader()
     device = next(network.parameters()).device
     for batch in loader:

@@ -57,7 +57,7 @@ def read_checkpoint(source: str | PathLike[str]) -> Checkpoint:
         ValueError: It holds no weights, is damaged, or is a pickle that would have to run code.
     """
     if not isinstance(source, (str, PathLike)) or not str(source):
-        raise TypeError(f"A checkpoint is a path or a hub id. Got {source!r} ({type(source).__name__}).")
+        raise TypeError(f"source must be a path or a hub id. Got {source!r} ({type(source).__name__}).")
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(path, str(source))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lighter_freezers.arguments import count
+from lighter_freezers.arguments import checked, count
 from lighter_freezers.gpt.config import GPTConfig, ModelMode
 from lighter_freezers.gpt.generation import Sampling, continued, evaluating
 from lighter_freezers.gpt.heads import LossModifiers, objective_of
@@ -62,6 +62,7 @@ class GPT(LoraMethods):
     classifier_head: nn.Linear
     sequence_head: nn.Linear
 
+    @checked
     def __init__(self, config: GPTConfig | Mapping[str, object]) -> None:
         super().__init__()
         self.config = config if isinstance(config, GPTConfig) else GPTConfig.from_mapping(config)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lighter_freezers._log import log
+from lighter_freezers.arguments import at_least, checked
 from lighter_freezers.gpt.checkpoint_config import INVISIBLE, needed_config, needs_in_words, unmet_needs
 from lighter_freezers.gpt.checkpoint_files import read_checkpoint
 from lighter_freezers.gpt.checkpoint_names import HEAD, POSITIONS, TOKENS, is_of_trunk, with_gpt_names
@@ -61,6 +62,7 @@ class LoadReport:
         return f"loaded {len(self.loaded)} parameters from {self.source}{''.join(details)}"
 
 
+@checked
 def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> LoadReport:
     """Copy the weights of a checkpoint into a GPT: the whole trunk, and the heads that fit.
 
@@ -126,6 +128,7 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> LoadRep
     return report
 
 
+@checked
 def config_from_checkpoint(source: str | os.PathLike[str], *, n_head: int | None = None) -> dict[str, object]:
     """The sizes of a checkpoint's model: `GPTConfig(**config_from_checkpoint(path))`.
 
@@ -142,6 +145,8 @@ def config_from_checkpoint(source: str | os.PathLike[str], *, n_head: int | None
         FileNotFoundError: As for `load_pretrained`.
         ValueError: The same, or `n_head` is unknown, or differs from the file's.
     """
+    if n_head is not None:
+        at_least("n_head", n_head, 1)
     tensors, needed, origin = _read(source)
     if TOKENS not in tensors:
         raise ValueError(f"'{origin}' has no {TOKENS}, which shows the sizes of a GPT.")

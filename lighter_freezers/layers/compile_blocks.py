@@ -8,6 +8,7 @@ from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine.effects.call_detour import Call, CallDetour
 from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.anatomy.block_modules import block_modules
@@ -17,6 +18,7 @@ __all__ = ["compile_blocks"]
 _DYNAMO = "torch._dynamo.convert_frame"  # the logger of torch's compiler
 
 
+@checked
 def compile_blocks(
     model: nn.Module,
     *,

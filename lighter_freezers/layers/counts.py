@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lighter_freezers.arguments import checked
 from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.element_counts import frozen_share, num_elements, num_trainable
 
@@ -16,26 +17,31 @@ __all__ = [
 ]
 
 
+@checked
 def get_trainable_params(model: nn.Module) -> int:
     """The number of elements that train; a tied weight counts once."""
     return num_trainable(model.parameters())
 
 
+@checked
 def get_frozen_params(model: nn.Module) -> int:
     """The number of elements that are frozen; a tied weight counts once."""
     return get_total_params(model) - get_trainable_params(model)
 
 
+@checked
 def get_total_params(model: nn.Module) -> int:
     """The number of elements of all parameters; a tied weight counts once."""
     return num_elements(model.parameters())
 
 
+@checked
 def get_frozen_percentage(model: nn.Module) -> float:
     """The frozen share of all elements, from 0 to 100; 0 for a model without parameters."""
     return 100 * frozen_share(get_trainable_params(model), get_total_params(model))
 
 
+@checked
 def get_num_layers(model: nn.Module, blocks: Sequence[str] | None = None) -> int:
     """The number of layers: blocks with weights of their own, of all stacks.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lighter_freezers._log import log
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine.effects.lost_gain import lost_share
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.layers.changes import checked_count, freeze, thaw_layers
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 
+@checked
 def freeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Freeze the first n layers, those next to the input.
 
@@ -52,6 +54,7 @@ def freeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int
     return frozen
 
 
+@checked
 def freeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Freeze the last n layers, those next to the head. The backward pass still goes through them.
 
@@ -73,6 +76,7 @@ def freeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     return freeze(model, chosen, f"The last {n} of {layers}")
 
 
+@checked
 def freeze_except_last_n(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Train the last n layers, the norm behind them and the head, and freeze all the rest.
 
@@ -104,6 +108,7 @@ def freeze_except_last_n(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     return frozen
 
 
+@checked
 def unfreeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Let the first n layers train; of layers with LoRA only the factors.
 
@@ -126,6 +131,7 @@ def unfreeze_first_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> i
     return thaw_layers(model, chosen, f"The first {n} of {layers}")
 
 
+@checked
 def unfreeze_last_n_layers(model: nn.Module, n: int, **said: Unpack[Said]) -> int:
     """Let the last n layers train; of layers with LoRA only the factors.
 

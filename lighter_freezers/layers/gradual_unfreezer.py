@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import at_least, count, flag
+from lighter_freezers.arguments import at_least, checked, count, flag
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.optimizer_groups import add_missing, parameters_in
 from lighter_freezers.engine.effects.order_check import check_order
@@ -78,6 +78,7 @@ class GradualUnfreezer:
         ```
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 from torch import nn
 
+from lighter_freezers.arguments import checked
 from lighter_freezers.layers.said import Said, anatomy_said
 from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
 from lighter_freezers.selection.element_counts import num_elements, num_trainable
@@ -59,6 +60,7 @@ class _Count:
         return "ACTIVE" if self.trainable == self.total else "PARTIAL"
 
 
+@checked
 def get_layer_status(model: nn.Module, blocks: Sequence[str] | None = None) -> list[LayerStatus]:
     """What trains, layer by layer, in forward order.
 
@@ -89,6 +91,7 @@ def _layer(index: int, name: str, count: _Count) -> LayerStatus:
     )
 
 
+@checked
 def print_layer_status(model: nn.Module, show_all: bool = False, **said: Unpack[Said]) -> None:
     """Print which layers train, with colours in a terminal and without in a file.
 

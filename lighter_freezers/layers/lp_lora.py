@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lighter_freezers.arguments import flag, fraction
+from lighter_freezers.arguments import checked, flag, fraction
 from lighter_freezers.layers.changes import say, thaw
 from lighter_freezers.layers.first_and_last import freeze_first_n_layers
 from lighter_freezers.layers.parts import freeze_embeddings
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["setup_lp_lora_style"]
 
 
+@checked
 def setup_lp_lora_style(
     model: nn.Module,
     freeze_ratio: float = 0.5,

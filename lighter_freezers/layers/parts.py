@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import flag
+from lighter_freezers.arguments import checked, flag
 from lighter_freezers.layers.changes import freeze, thaw, thaw_layers
 from lighter_freezers.layers.said import Said, anatomy_said, of_tower
 from lighter_freezers.selection.anatomy import Anatomy
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 
+@checked
 def freeze_model(model: nn.Module) -> int:
     """Freeze all parameters.
 
@@ -42,6 +43,7 @@ def freeze_model(model: nn.Module) -> int:
     return freeze(model, canonical_parameters(model), "The model")
 
 
+@checked
 def unfreeze_model(model: nn.Module) -> int:
     """Unfreeze all parameters, including those that were frozen when the model was built.
 
@@ -58,6 +60,7 @@ def unfreeze_model(model: nn.Module) -> int:
     return thaw(model, canonical_parameters(model), "The model")
 
 
+@checked
 def freeze_embeddings(model: nn.Module, **said: Unpack[Said]) -> int:
     """Freeze everything before the first layer: embedding tables, positions, patches, a stem.
 
@@ -79,6 +82,7 @@ def freeze_embeddings(model: nn.Module, **said: Unpack[Said]) -> int:
     return frozen
 
 
+@checked
 def unfreeze_embeddings(model: nn.Module, **said: Unpack[Said]) -> int:
     """Unfreeze the embeddings, along with a head that shares their weight.
 
@@ -97,6 +101,7 @@ def unfreeze_embeddings(model: nn.Module, **said: Unpack[Said]) -> int:
     return thaw_layers(model, [names], "The embeddings")
 
 
+@checked
 def freeze_lm_head(model: nn.Module, **said: Unpack[Said]) -> int:
     """Freeze the head: what comes after the layers and the norm, such as an `lm_head` or a classifier.
 
@@ -118,6 +123,7 @@ def freeze_lm_head(model: nn.Module, **said: Unpack[Said]) -> int:
     return frozen
 
 
+@checked
 def unfreeze_lm_head(model: nn.Module, **said: Unpack[Said]) -> int:
     """Unfreeze the head, along with an embedding that shares its weight.
 
@@ -135,6 +141,7 @@ def unfreeze_lm_head(model: nn.Module, **said: Unpack[Said]) -> int:
     return thaw_layers(model, [_head(model, anatomy_said(model, said), said)], "The head")
 
 
+@checked
 def freeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool = True) -> int:
     r"""Freeze the parameters whose names match a regular expression anywhere.
 
@@ -160,6 +167,7 @@ def freeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensiti
     return freeze(model, _matches(model, patterns, case_sensitive), f"What matches {patterns!r}")
 
 
+@checked
 def unfreeze_by_name(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool = True) -> int:
     """Unfreeze the parameters whose names match a regular expression anywhere.
 

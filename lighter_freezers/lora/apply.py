@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 
 from lighter_freezers._extras import require
-from lighter_freezers.arguments import count, number
+from lighter_freezers.arguments import checked, count, fraction, number, positive
 from lighter_freezers.lora.config_patterns import resolve_patterns
 from lighter_freezers.lora.initial_factors import moves_base
 from lighter_freezers.lora.peft_configs import is_lora_config, peft_configs, refuse_other_tuners
@@ -28,6 +28,7 @@ __all__ = ["apply_lora"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
+@checked
 def apply_lora(
     network: Network, config: "Mapping[str, object] | LoraConfig", adapter_name: str = "default"
 ) -> Network:
@@ -79,6 +80,8 @@ def apply_lora(
     if isinstance(config, Mapping):
         config = with_target_modules(network, config)
     peft_config = _peft_config(config)
+    if not (peft_config.target_modules or peft_config.target_parameters or hasattr(network, "config")):
+        raise ValueError("config needs target_modules, the names of the layers that get LoRA.")
     _check_targets(network, peft_config)
     without_lora = resolve_patterns(network, peft_config)
     weights = _weights_to_keep(network, without_lora) if moves_base(peft_config.init_lora_weights) else {}
@@ -112,26 +115,36 @@ def _peft_config(config: "Mapping[str, Any] | LoraConfig") -> "LoraConfig":
             "tuner call peft.get_peft_model; its adapters train, but their ranks cannot change here."
         )
     if isinstance(config, LoraConfig):
+        _check_scaling(config.lora_alpha, config.alpha_pattern, config.lora_dropout)
         return copy.deepcopy(config)
     if not isinstance(config, Mapping):
         raise TypeError(f"config must be a mapping or a peft.LoraConfig. Got {type(config).__name__}.")
     defaults = {field.name: field.default for field in dataclasses.fields(LoraConfig)}
     for key, value in config.items():
         if key not in defaults:
-            close = ", ".join(closest_names(key, defaults, 3))
-            raise ValueError(f"peft.LoraConfig does not know '{key}'. Closest: {close}.")
+            close = ", ".join(closest_names(str(key), defaults, 3))
+            raise ValueError(f"config: peft.LoraConfig does not know '{key}'. Closest: {close}.")
         if type(defaults[key]) in (int, float):
             number(f"config.{key}", value)
     for key, value in (config.get("rank_pattern") or {}).items():
         count(f"config.rank_pattern['{key}']", value)
-    for key, value in (config.get("alpha_pattern") or {}).items():
-        number(f"config.alpha_pattern['{key}']", value)
+    given = {**defaults, **config}
+    _check_scaling(given["lora_alpha"], config.get("alpha_pattern") or {}, given["lora_dropout"])
     if not count("config.r", config.get("r", defaults["r"])):
         raise ValueError(
             "config.r must be at least 1: it sets the scaling, lora_alpha / r. For layers that begin without "
             "LoRA write 0 in config.rank_pattern."
         )
     return LoraConfig(**config)
+
+
+def _check_scaling(alpha: object, pattern: Mapping[str, object], dropout: object) -> None:
+    """Refuse what PEFT takes but no update can be scaled or dropped by."""
+    positive("config.lora_alpha", alpha)
+    for key, value in pattern.items():
+        positive(f"config.alpha_pattern['{key}']", value)
+    if fraction("config.lora_dropout", dropout) == 1:
+        raise ValueError("config.lora_dropout drops every input at 1, so nothing would train. Give less.")
 
 
 def _check_targets(network: nn.Module, config: "LoraConfig") -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lighter_freezers._log import log
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine import ledger
 from lighter_freezers.lora.initial_factors import initial_factors, note_initial_factors
 from lighter_freezers.lora.peft_configs import network_of, refuse_other_tuners, usual_adapter
@@ -26,6 +27,7 @@ _PREFIX = "base_model.model."  # of all names in PEFT's files
 _SAVED_BY_PEFT = (".modules_to_save.", ".trainable_tokens_delta.")  # beside the factors
 
 
+@checked
 def save_adapter(
     model: nn.Module,
     path: str | Path,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lighter_freezers import arguments
+from lighter_freezers.arguments import checked
 from lighter_freezers.lora.phases import STRATEGIES
 from lighter_freezers.selection.names import closest_names
 
@@ -12,6 +13,7 @@ Steps = Sequence[int | None] | None
 BOTH = ("attention", "mlp")
 
 
+@checked
 def create_phased_lora_config(
     phase1_steps: Steps = (0, 100),
     phase2_steps: Steps = (100, 200),
@@ -42,13 +44,14 @@ def create_phased_lora_config(
         ```
     """
     chosen = [
-        (phase1_steps, phase1_modules or ("attention",)),
-        (phase2_steps, phase2_modules or ("mlp",)),
-        (phase3_steps, phase3_modules or BOTH),
+        (phase1_steps, ("attention",) if phase1_modules is None else phase1_modules),
+        (phase2_steps, ("mlp",) if phase2_modules is None else phase2_modules),
+        (phase3_steps, BOTH if phase3_modules is None else phase3_modules),
     ]
-    return [_as_config(steps, modules) for steps, modules in chosen if steps]
+    return [_as_config(index, *each) for index, each in enumerate(chosen, start=1) if each[0] is not None]
 
 
+@checked
 def create_layerwise_lora_config(
     num_layers: int = 22,
     phase1_steps: Steps = (0, 200),
@@ -78,17 +81,19 @@ def create_layerwise_lora_config(
         raise ValueError(f"num_layers must be at least 2, to be cut in halves. Got {num_layers!r}.")
     ranges = ([0, number // 2 - 1], [number // 2, number - 1])
     return [
-        _as_config(steps, modules or BOTH, layer_range)
-        for steps, layer_range in zip((phase1_steps, phase2_steps), ranges, strict=True)
-        if steps
+        _as_config(index, steps, BOTH if modules is None else modules, layer_range)
+        for index, steps, layer_range in zip((1, 2), (phase1_steps, phase2_steps), ranges, strict=True)
+        if steps is not None
     ]
 
 
 def _as_config(
-    steps: Sequence[int | None], modules: Sequence[str], layer_range: list[int] | None = None
+    index: int, steps: Sequence[int | None], modules: Sequence[str], layer_range: list[int] | None = None
 ) -> dict[str, object]:
+    if not modules:
+        raise ValueError(f"phase{index}_modules must name what trains in the phase. Got {modules!r}.")
     if len(steps) != 2:
-        raise ValueError(f"The steps of a phase are a pair (first step, end step or None). Got {steps!r}.")
+        raise ValueError(f"phase{index}_steps must be a pair (first step, end step or None). Got {steps!r}.")
     start, end = steps
     names = list(modules)
     return {"start_step": start, "end_step": end, "active_modules": names, "layer_range": layer_range}

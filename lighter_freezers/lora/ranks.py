@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import choice
+from lighter_freezers.arguments import checked, choice
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.parameter_swap import reshape_parameter
 from lighter_freezers.lora.initial_factors import give_back, initial_factors
@@ -87,6 +87,7 @@ def check_rank(layer: PeftModule, rank: object, adapter_name: str = "default") -
     return rank
 
 
+@checked
 def resize_lora_layer(
     layer: PeftModule,
     r: int,

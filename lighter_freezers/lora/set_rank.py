@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lighter_freezers._log import log
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine import ledger
 from lighter_freezers.lora.attach import prepare_lora_layers, single_layers, targets_in
 from lighter_freezers.lora.initial_factors import note_initial_factors
@@ -30,6 +31,7 @@ __all__ = ["check_layer_lora_rank", "hold_bases", "resize_sites", "set_layer_lor
 _HOLDER = "LoRA"  # holds the weights below adapters that `set_layer_lora_rank` made
 
 
+@checked
 def set_layer_lora_rank(
     model: nn.Module,
     layer: str,

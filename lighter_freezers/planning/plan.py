@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 
 from lighter_freezers import arguments
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.planning.copied_trainer import hushed, rehearse, untouched_randomness
 from lighter_freezers.planning.costs.memory import parameter_bytes
@@ -19,6 +20,7 @@ from lighter_freezers.selection.element_counts import num_elements
 __all__ = ["plan"]
 
 
+@checked
 def plan(
     trainer: TrainerLike,
     model: nn.Module,

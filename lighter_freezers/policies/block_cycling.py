@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from lighter_freezers import arguments
+from lighter_freezers.arguments import checked
 from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
 
 __all__ = ["BlockCycling"]
@@ -30,6 +31,7 @@ class BlockCycling(LayerPolicy):
 
     rest = "freeze"
 
+    @checked
     def __init__(
         self,
         every_n_steps: int = 50,

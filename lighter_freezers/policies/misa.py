@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from lighter_freezers import arguments
+from lighter_freezers.arguments import checked
 from lighter_freezers.policies.forward_units import matrix_units
 from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
 
@@ -34,6 +35,7 @@ class Misa(LayerPolicy):
 
     rest, statistic = "freeze", "gradient_norm"
 
+    @checked
     def __init__(
         self,
         share: float = 0.03,
@@ -47,6 +49,8 @@ class Misa(LayerPolicy):
         self.share = arguments.fraction("share", arguments.positive("share", share))
         self.smoothing = arguments.fraction("smoothing", smoothing)
         self.sharpness = arguments.number("sharpness", sharpness)
+        if not 0 <= self.sharpness < math.inf:
+            raise ValueError(f"sharpness must be at least 0 and finite. Got {sharpness}.")
 
     def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
         """The layers in the blocks that have a matrix."""

@@ -5,7 +5,7 @@ Shapes: B batch, T prompt, N new tokens.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -54,6 +54,18 @@ class GenerationSettings:
         Sampling(self.temperature, self.top_k, self.top_p)
         if count("seed", self.seed) is None:
             raise TypeError("seed must be a whole number. Got None.")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "GenerationSettings":
+        """Those of the argument `generation`.
+
+        Raises:
+            ValueError: A key is unknown.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values.keys() - known:
+            raise ValueError(f"generation has no key {key!r}. Keys: {', '.join(known)}.")
+        return cls(**values)
 
     @property
     def is_greedy(self) -> bool:

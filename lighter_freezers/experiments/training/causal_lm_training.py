@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import flag
+from lighter_freezers.arguments import checked, count, flag
 from lighter_freezers.engine.trainer_like import OfLightning, SavedState
 from lighter_freezers.experiments.causal_models import Tokenizer, base_of
 from lighter_freezers.experiments.data.batches import Batch
@@ -35,6 +35,7 @@ class CausalLMTraining:
     log: OfLightning
     log_dict: OfLightning
 
+    @checked
     def __init__(
         self,
         model: str | None = None,
@@ -65,6 +66,7 @@ class CausalLMTraining:
         self._given = given_optimizer(optimizer, scheduler, scheduler_interval, scheduler_monitor)
         self._fine_tuning = FineTuning(learning_rate, weight_decay, lr_schedule, warmup_steps)
         self._model_path = model
+        count("generation_seed", generation_seed)
         drawn = {"temperature": temperature, "top_p": top_p, "seed": generation_seed}
         generation = {"max_new_tokens": max_new_tokens, **drawn}
         self._answers = AnswerEvaluation(generation, metrics, model if tokenizer is None else tokenizer)

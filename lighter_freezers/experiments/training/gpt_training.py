@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from lighter_freezers.arguments import positive
+from lighter_freezers.arguments import checked, positive
 from lighter_freezers.engine.trainer_like import OfLightning
 from lighter_freezers.experiments.evaluation.mode_figures import Figures, TensorBatch, figures_of
 from lighter_freezers.experiments.training.data_check import check_data_fits
@@ -33,6 +33,7 @@ class GPTTraining:
     log: OfLightning
     log_dict: OfLightning
 
+    @checked
     def __init__(
         self,
         network: GPT,

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lighter_freezers._log import log
+from lighter_freezers.arguments import checked
 from lighter_freezers.experiments.causal_models import CausalModel, Tokenizer
 from lighter_freezers.experiments.data.cache import cache_folder
 
@@ -19,6 +20,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "smollm2-135m-instruct"
 
 
+@checked
 def smollm2_folder(cache_dir: str | None = None) -> str:
     """Convert SmolLM2-135M-Instruct to a plain model folder, once, and return the folder.
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from lighter_freezers.arguments import flag
+from lighter_freezers.arguments import checked, flag
 from lighter_freezers.gpt.losses.modifier import LossModifier
 from lighter_freezers.gpt.losses.pipeline import LossModifierPipeline
 from lighter_freezers.gpt.losses.score_modifiers import SequenceCorrelationModifier, SequenceVarianceModifier
@@ -52,6 +52,7 @@ _KNOWN = (
 )
 
 
+@checked
 def create_loss_modifier_pipeline(config: Mapping[str, object] | object) -> LossModifierPipeline:
     """Build a pipeline from flat keys.
 
@@ -88,6 +89,10 @@ def create_loss_modifier_pipeline(config: Mapping[str, object] | object) -> Loss
         ```
     """  # noqa: E501 (a table row cannot be broken)
     values = _values(config)
+    if not isinstance(config, Mapping) and _MASTER not in values:
+        raise ValueError(
+            f"config must be a mapping, or an object with the attribute {_MASTER}. Got {config!r}."
+        )
     enabled = [f for f in _FAMILIES if flag(f"{f.prefix}_enabled", values.get(f"{f.prefix}_enabled", False))]
     if enabled and _MASTER not in values:
         raise ValueError(
@@ -107,7 +112,7 @@ def _build(family: _Family, values: Mapping[str, object]) -> LossModifier:
 def _values(config: Mapping[str, object] | object) -> dict[str, object]:
     """The known keys with their values, in one spelling."""
     if config is None or isinstance(config, (str, int, float, list, tuple)):
-        raise TypeError(f"The configuration must be a mapping or an object with attributes. Got {config!r}.")
+        raise TypeError(f"config must be a mapping or an object with attributes. Got {config!r}.")
     names = list(config) if isinstance(config, Mapping) else [name for name in dir(config) if name[0] != "_"]
     _refuse_misspelled(names)
     values: dict[str, object] = {}

@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import choice
+from lighter_freezers.arguments import checked, choice
 from lighter_freezers.gpt.losses.modifier import (
     MODES,
     SCORE_MODES,
@@ -65,6 +65,7 @@ class LossModifierPipeline:
         ```
     """
 
+    @checked
     def __init__(self, modifiers: Sequence[LossModifier] = ()) -> None:
         self._modifiers = _checked(modifiers)
         self._is_disabled = False

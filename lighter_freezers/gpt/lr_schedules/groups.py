@@ -3,13 +3,14 @@
 import torch
 from torch import nn
 
-from lighter_freezers.arguments import fraction
+from lighter_freezers.arguments import checked, fraction
 
 __all__ = ["HEAD", "TRUNK", "parts_of_groups", "trunk_and_head_groups"]
 
 TRUNK, HEAD = "trunk", "head"
 
 
+@checked
 def trunk_and_head_groups(model: nn.Module, weight_decay: float | None = None) -> list[dict[str, object]]:
     """Parameter groups named `trunk` and `head` for an optimizer, frozen parameters included.
 

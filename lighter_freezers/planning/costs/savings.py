@@ -7,6 +7,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import Parameter
 
+from lighter_freezers.arguments import checked
 from lighter_freezers.planning.costs.memory import (
     OptimizerLike,
     gradient_bytes,
@@ -22,6 +23,7 @@ __all__ = ["get_memory_savings_estimate"]
 _BYTES_PER_GB = 2**30
 
 
+@checked
 def get_memory_savings_estimate(
     model: nn.Module, optimizer: OptimizerLike = None, batch: object = None
 ) -> dict[str, float]:

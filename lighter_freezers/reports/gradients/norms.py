@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from lighter_freezers.arguments import checked
 from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.element_counts import is_empty
 from lighter_freezers.selection.layer_names import components
@@ -198,6 +199,7 @@ class _Sorting:
         return [(cell, math.hypot(*map(of, positions))) for cell, positions in self._positions]
 
 
+@checked
 def measure_gradient_norms(model: nn.Module) -> dict[str, object]:
     """Measure the L2 norms of a model's gradients, by kind of layer and by block, with one device read.
 

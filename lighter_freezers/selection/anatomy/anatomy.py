@@ -13,6 +13,7 @@ from typing import Literal
 
 from torch import nn
 
+from lighter_freezers.arguments import checked
 from lighter_freezers.selection.anatomy.module_roles import Role, Roles
 from lighter_freezers.selection.anatomy.rows import (
     Row,
@@ -202,6 +203,7 @@ class Anatomy:
         return self.blocks
 
 
+@checked
 def anatomy_of(
     model: nn.Module,
     *,

@@ -34,6 +34,11 @@ def first_calls(model: nn.Module, root: Node, example: object) -> dict[str, int]
     try:
         with torch.random.fork_rng(devices), torch.no_grad():
             _call(model.eval(), example)
+    except Exception as error:  # of any model
+        raise ValueError(
+            f"{type(model).__name__} cannot be called with example: {type(error).__name__}: {error}. Give a "
+            "batch, a tuple of its arguments, or a mapping of them."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
