@@ -261,7 +261,7 @@ def _check(argument: str, value: object, wanted: Any) -> None:  # any annotation
     members = [each for each in _members(wanted) if each is not NoneType]
     only = members[0] if len(members) == 1 else None
     if only is int:
-        at_least(argument, value, 0)
+        count(argument, value)
     if only is float:
         number(argument, value)
     if only is bool:
@@ -291,7 +291,8 @@ def _fits_one(value: object, wanted: Any) -> bool:
     if origin in (Sequence, Iterable):
         if not isinstance(value, origin) or isinstance(value, (str, bytes, set, Mapping)):
             return False
-        return not isinstance(value, Sequence) or all(_fits(each, parts[0]) for each in value)
+        is_plain = isinstance(value, Sequence) and parts[0] in (str, int, float)  # others say more themselves
+        return not is_plain or all(_fits(each, parts[0]) for each in value)
     kind = origin or wanted
     try:
         return not isinstance(kind, type) or isinstance(value, kind)

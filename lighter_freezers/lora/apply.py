@@ -115,7 +115,7 @@ def _peft_config(config: "Mapping[str, Any] | LoraConfig") -> "LoraConfig":
             "tuner call peft.get_peft_model; its adapters train, but their ranks cannot change here."
         )
     if isinstance(config, LoraConfig):
-        _check_scaling(config.lora_alpha, config.alpha_pattern, config.lora_dropout)
+        _check_scaling(config.lora_alpha, config.alpha_pattern or {}, config.lora_dropout)
         return copy.deepcopy(config)
     if not isinstance(config, Mapping):
         raise TypeError(f"config must be a mapping or a peft.LoraConfig. Got {type(config).__name__}.")

@@ -48,7 +48,11 @@ def create_phased_lora_config(
         (phase2_steps, ("mlp",) if phase2_modules is None else phase2_modules),
         (phase3_steps, BOTH if phase3_modules is None else phase3_modules),
     ]
-    return [_as_config(index, *each) for index, each in enumerate(chosen, start=1) if each[0] is not None]
+    return [
+        _as_config(index, steps, modules)
+        for index, (steps, modules) in enumerate(chosen, start=1)
+        if steps is not None
+    ]
 
 
 @checked

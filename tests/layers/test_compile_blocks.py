@@ -201,7 +201,7 @@ def test_what_cannot_be_compiled_by_blocks() -> None:
     """No blocks, or no backend."""
     with pytest.raises(ValueError, match="Linear has no repeated blocks"):
         compile_blocks(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="backend is the name"):
+    with pytest.raises(TypeError, match="backend must be a text or a Callable. Got 3"):
         compile_blocks(gpt(2), backend=3)  # type: ignore[arg-type]
 
 

@@ -170,7 +170,7 @@ def test_patterns_that_say_nothing() -> None:
         freeze_by_name(model, "(")
     with pytest.raises(ValueError, match="patterns is empty"):
         unfreeze_by_name(model, [])
-    with pytest.raises(TypeError, match="patterns must be a regular expression or a list of them. Got 3"):
+    with pytest.raises(TypeError, match="patterns must be a text or a list of texts. Got 3"):
         freeze_by_name(model, 3)
     with pytest.raises(TypeError, match="case_sensitive must be true or false"):
         freeze_by_name(model, "bias", "false")

@@ -84,7 +84,7 @@ def test_two_adapters_in_one_network() -> None:
         ({"rnk": 8, "target_modules": ["c_attn"]}, ValueError, "does not know 'rnk'.*rank_pattern"),
         ({"target_modules": ["c_attn", "c_projj"]}, ValueError, "called 'c_projj'.*'c_proj'"),
         ({"target_modules": ["wte"], "ensure_weight_tying": True}, ValueError, "trains them twice"),
-        ("c_attn", TypeError, "mapping or a peft.LoraConfig. Got str"),
+        ("c_attn", TypeError, "mapping or a LoraConfig. Got 'c_attn'"),
     ],
 )
 def test_a_wrong_config_is_refused(config: Any, error: type[Exception], message: str) -> None:

@@ -71,6 +71,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
         "*",
         "the model knows what it takes",
     ),
+    ("compile_blocks", "backend", "a class", "any callable is a backend"),
     ("resize_lora_layer", "statistics", "*", "only `kfac` reads it"),
     ("*", "init_from_checkpoint", "empty text", "as null: from scratch"),
     ("PlotsAtEnd", "dirpath", "empty text", "the working folder"),

@@ -204,7 +204,10 @@ def _token_numbers(tokens: object) -> tuple[int, ...]:
         if not all(part.lstrip("-").isdigit() for part in parts):
             raise ValueError(f'special_tokens must be numbers such as "1,2". Got {tokens!r}.')
         return tuple(int(part) for part in parts)
-    is_list = isinstance(tokens, Sequence) and not isinstance(tokens, bytes)
-    if not is_list or any(isinstance(t, bool) or not isinstance(t, int) for t in tokens):
+    if (
+        isinstance(tokens, bytes)
+        or not isinstance(tokens, Sequence)
+        or any(isinstance(t, bool) or not isinstance(t, int) for t in tokens)
+    ):
         raise TypeError(f"special_tokens and padding_token must be whole numbers. Got {tokens!r}.")
     return tuple(tokens)

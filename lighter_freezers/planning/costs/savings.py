@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lighter_freezers.arguments import checked
 from lighter_freezers.planning.costs.memory import (
@@ -72,6 +73,8 @@ def get_memory_savings_estimate(
     """
     parameters = list(canonical_parameters(model).values())
     total, trainable = num_elements(parameters), num_trainable(parameters)
+    if isinstance(optimizer, type) and not issubclass(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be an optimizer of torch, or make one. Got {optimizer!r}.")
     needed, in_all = _needed(optimizer, parameters)
     if batch is not None:
         with leaves_no_trace(model), torch.enable_grad():
@@ -120,9 +123,15 @@ def _kept_bytes(model: nn.Module, twins: Mapping[str, Parameter], batch: object)
     """Bytes that a forward pass keeps while its result is alive."""
     saved = SavedBytes([*model.parameters(), *model.buffers(), *tensors_in(batch)])
     arguments, keywords = _call(batch)
-    with saved.counting():
-        result = functional_call(model, dict(twins), arguments, keywords)
-        num_bytes = saved.current
+    try:
+        with saved.counting():
+            result = functional_call(model, dict(twins), arguments, keywords)
+            num_bytes = saved.current
+    except Exception as error:  # of any model
+        raise ValueError(
+            f"{type(model).__name__} cannot be called with batch: {type(error).__name__}: {error}. Give a "
+            "batch as the model takes it."
+        ) from error
     del result
     return num_bytes
 
