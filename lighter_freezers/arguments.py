@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from types import NoneType, UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 __all__ = [
     "Share",
@@ -253,7 +253,7 @@ def _resolved(annotation: object, function: Callable[..., object]) -> object:
         return object
 
 
-def _check(argument: str, value: object, wanted: Any) -> None:  # any annotation
+def _check(argument: str, value: object, wanted: object) -> None:
     if _fits(value, wanted):
         if value == "" and isinstance(value, str):
             raise ValueError(f"{argument} must not be empty.")
@@ -272,15 +272,15 @@ def _check(argument: str, value: object, wanted: Any) -> None:  # any annotation
     raise TypeError(f"{argument} must be {kinds}. Got {value!r} ({type(value).__name__}).")
 
 
-def _members(wanted: Any) -> Sequence[Any]:
+def _members(wanted: object) -> Sequence[object]:
     return get_args(wanted) if get_origin(wanted) in (Union, UnionType) else [wanted]
 
 
-def _fits(value: object, wanted: Any) -> bool:
+def _fits(value: object, wanted: object) -> bool:
     return any(_fits_one(value, each) for each in _members(wanted))
 
 
-def _fits_one(value: object, wanted: Any) -> bool:
+def _fits_one(value: object, wanted: object) -> bool:
     if isinstance(wanted, TypeVar):
         wanted = wanted.__bound__ or object
     origin, parts = get_origin(wanted), get_args(wanted)
@@ -300,13 +300,18 @@ def _fits_one(value: object, wanted: Any) -> bool:
         return True
 
 
-def _words(wanted: Any) -> str:
+def _words(wanted: object) -> str:
     origin = get_origin(wanted)
     if origin is Literal:
         return f"one of {', '.join(get_args(wanted))}"
     if origin in (Sequence, Iterable):
         inner = {str: "of texts", int: "of whole numbers"}.get((*get_args(wanted), object)[0], "")
         return f"a list {inner}".rstrip()
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    words: dict[object, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+    }
     kind = origin or wanted
     return words.get(kind, "a mapping" if kind is Mapping else f"a {getattr(kind, '__name__', kind)}")

@@ -56,7 +56,7 @@ class GenerationSettings:
             raise TypeError("seed must be a whole number. Got None.")
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "GenerationSettings":
+    def of(cls, values: Mapping[str, Any]) -> "GenerationSettings":  # `__post_init__` checks each
         """Those of the argument `generation`.
 
         Raises:
