@@ -291,7 +291,9 @@ def _fits_one(value: object, wanted: object) -> bool:
     if origin in (Sequence, Iterable):
         if not isinstance(value, origin) or isinstance(value, (str, bytes, set, Mapping)):
             return False
-        is_plain = isinstance(value, Sequence) and parts[0] in (str, int, float)  # others say more themselves
+        is_plain = isinstance(value, Sequence) and (
+            parts[0] in (str, int, float) or getattr(parts[0], "__name__", "") == "Optimizer"
+        )  # others say more themselves
         return not is_plain or all(_fits(each, parts[0]) for each in value)
     kind = origin or wanted
     try:

@@ -10,6 +10,7 @@ from torch import nn
 from lighter_freezers import arguments
 from lighter_freezers._lightning import LightningModule
 from lighter_freezers._log import log
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
@@ -79,6 +80,7 @@ class PrefixCache(EngineCallback):
         ```
     """
 
+    @checked
     def __init__(
         self,
         folder: str | None = None,

@@ -60,11 +60,11 @@ class GenerationSettings:
         """Those of the argument `generation`.
 
         Raises:
-            ValueError: A key is unknown.
+            TypeError: A key is unknown.
         """
         known = [field.name for field in fields(cls)]
         for key in values.keys() - known:
-            raise ValueError(f"generation has no key {key!r}. Keys: {', '.join(known)}.")
+            raise TypeError(f"generation has no key {key!r}. Keys: {', '.join(known)}.")
         return cls(**values)
 
     @property

@@ -205,7 +205,7 @@ def _checked(modifiers: object) -> tuple[LossModifier, ...]:
     for modifier in modifiers:
         if not isinstance(modifier, LossModifier):
             raise TypeError(
-                f"{modifier!r} is not a loss modifier. Those of lighter_freezers.gpt.losses are "
+                f"modifiers: {modifier!r} is not a loss modifier. Those of lighter_freezers.gpt.losses are "
                 "EntropyModifier, TargetSmoothingModifier, MaskRatioModifier, SequenceVarianceModifier "
                 "and SequenceCorrelationModifier."
             )
