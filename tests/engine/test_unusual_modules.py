@@ -212,7 +212,7 @@ def test_schedules_in_epochs_need_no_optimizer(namespace: str, kind: str) -> Non
         (Freezer(name_starts_with="blocks.", until_epoch=1, unfreeze_lr=0.1), "sets learning rates"),
         (Freezer(name_starts_with="blocks.", until_epoch=1, optimizer_state="free"), "optimizer_state"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_needs_an_optimizer_says_so(callback: Any, reason: str) -> None:
     with pytest.raises(RuntimeError, match=rf"{reason}.*configure_optimizers returned None"):

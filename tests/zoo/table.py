@@ -20,7 +20,8 @@ HEADER = """# What is a layer: the zoo
 Models built small from their real classes, and what the layer functions take for their layers.
 Each row is a test.
 Rows of timm, MONAI and segmentation-models-pytorch are skipped where these are not installed.
-Rows are the answers of the package, read against the architecture of the model; the independent check is a forward pass.
+Rows are the answers of the package, read against the architecture of the model.
+The independent check is a forward pass.
 The tests compare each row with the answer of the package, and with the order of a forward pass where one runs.
 `refused` means that a verb ends with an error that shows what was found and asks for `blocks:`.
 This table is made by `python -m tests.zoo.table`.
