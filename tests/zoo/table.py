@@ -22,7 +22,7 @@ Each row is a test.
 Rows of timm, MONAI and segmentation-models-pytorch are skipped where these are not installed.
 Rows are the answers of the package, read against the architecture of the model.
 The independent check is a forward pass.
-The tests compare each row with the answer of the package, and with the order of a forward pass where one runs.
+The tests compare each row with the answer of the package, and where one runs with the order of that pass.
 `refused` means that a verb ends with an error that shows what was found and asks for `blocks:`.
 This table is made by `python -m tests.zoo.table`.
 
