@@ -14,6 +14,14 @@ from tests.lab import adamw, batches, recorder, regression, trainer
 PACES: dict[str, dict[str, Any]] = {
     "epochs": {"every_n_epochs": 1, "lr_decay": 2.6},
     "steps": {"every_n_steps": 2, "direction": "bottom-up", "layers_per_stage": 2, "warmup_steps": 3},
+    "stages": {
+        "stages": [
+            {"thaw": ["norm", "head"], "until_step": "25%"},
+            {"thaw": "blocks.3", "freeze": "norm", "until_metric": {"monitor": "val/loss", "below": 1.0e9}},
+            {"thaw": "*", "unfreeze_lr_factor": {"stem": 0.1}},
+        ],
+        "frozen_mode": "eval",
+    },
     "plateau": {"plateau": {"monitor": "val/loss", "patience": 1, "min_delta": 0.2}},
 }
 
