@@ -77,6 +77,7 @@ class TextLikelihood(Figures):
     nats: Tensor
     num_tokens: Tensor
     num_bytes: Tensor
+    num_unmeasured: Tensor  # batches without their number of bytes
 
     def __init__(self, ignore_index: int, **options: Any) -> None:  # those of every torchmetrics Metric
         super().__init__(**options)
@@ -84,6 +85,7 @@ class TextLikelihood(Figures):
         self.add_state("nats", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("num_tokens", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("num_bytes", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("num_unmeasured", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, batch: TensorBatch) -> None:
         """Add one batch.
@@ -91,20 +93,25 @@ class TextLikelihood(Figures):
         Args:
             predictions: Logits of the next token, (B, T, V).
             batch: `targets`, the next tokens, (B, T), and `num_bytes`, the bytes of text in the targets of
-                each row, (B).
+                each row, (B). Where a batch has no `num_bytes`, there is no `bits_per_byte`.
         """
         targets = targets_of(batch, self.ignore_index).flatten()  # (N)
         logits = predictions.flatten(0, 1).float()  # (N, V)
         nats = F.cross_entropy(logits, targets, ignore_index=self.ignore_index, reduction="sum")
         self.nats = self.nats + nats
         self.num_tokens = self.num_tokens + (targets != self.ignore_index).sum()
-        self.num_bytes = self.num_bytes + batch["num_bytes"].sum()
+        if "num_bytes" in batch:
+            self.num_bytes = self.num_bytes + batch["num_bytes"].sum()
+        else:
+            self.num_unmeasured = self.num_unmeasured + 1
 
     def compute(self) -> dict[str, Tensor]:
-        """`loss` in nats per token, its exponential `perplexity`, and `bits_per_byte`."""
+        """`loss` in nats per token, its exponential `perplexity`, and `bits_per_byte` if bytes are known."""
         loss = self.nats / self.num_tokens
-        bits_per_byte = self.nats / math.log(2) / self.num_bytes
-        return {"loss": loss, "perplexity": loss.exp(), "bits_per_byte": bits_per_byte}
+        figures = {"loss": loss, "perplexity": loss.exp()}
+        if not self.num_unmeasured:
+            figures["bits_per_byte"] = self.nats / math.log(2) / self.num_bytes
+        return figures
 
 
 FLAT = 1.0e-6  # scores are in [0, 1]; a smaller standard deviation is rounding

@@ -28,6 +28,16 @@ def test_a_uniform_guess_costs_the_bits_of_its_choices() -> None:
     assert figures["bits_per_byte"].item() == pytest.approx(6 * 2 / 8)
 
 
+def test_a_batch_without_its_bytes_has_no_bits_per_byte() -> None:
+    """Loss and perplexity are those of all batches; bits over a part of the bytes would be wrong."""
+    likelihood = likelihood_of(torch.zeros(2, 3, 4), [[0, 1, 2], [3, 0, 1]], [3, 5])
+    likelihood.update(torch.zeros(1, 3, 4), {"targets": torch.tensor([[0, 1, 2]])})
+    figures = likelihood.compute()
+
+    assert set(figures) == {"loss", "perplexity"}
+    assert figures["perplexity"].item() == pytest.approx(4)
+
+
 def test_a_surer_guess_costs_fewer_bits() -> None:
     """Three quarters and one quarter: log2(4/3) and 2 bits, over two bytes."""
     logits = torch.tensor([[[3.0, 1.0], [3.0, 1.0]]]).log()
