@@ -110,6 +110,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _unpickled(path: Path) -> object:
     """Load what torch.save wrote, if it is tensors and plain values only."""
     is_archive = zipfile.is_zipfile(path)  # torch's own format; only what is used of it is read from disk
+    if not is_archive and _first_bytes(path, 2) == b"PK":  # an archive that lost its end
+        raise _cut_short(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the protocol of files refused anyway
@@ -131,14 +133,21 @@ def _refusal(path: Path, is_archive: bool, error: Exception) -> ValueError:
             "safetensors.torch.save_model(model, 'weights.safetensors'). A harmless class of your own can be "
             "allowed before loading: torch.serialization.add_safe_globals([TheClass])."
         )
-    with path.open("rb") as file:
-        is_pickle = file.read(1) == b"\x80"
-    if is_pickle:
+    if _first_bytes(path, 1) == b"\x80":
         return ValueError(
             f"'{path}' was refused, and nothing in it was run: it is a pickle that is damaged or was not "
             "written by torch.save, and to read any pickle is to run code of the file. Save the weights with "
             "torch.save(model.state_dict(), 'weights.pt') or as .safetensors."
         )
+    return _cut_short(path)
+
+
+def _first_bytes(path: Path, number: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(number)
+
+
+def _cut_short(path: Path) -> ValueError:
     return ValueError(
         f"'{path}' ({path.stat().st_size} bytes) is not a whole checkpoint of torch.save: it is cut short, "
         "or another kind of file. Save or download it again."

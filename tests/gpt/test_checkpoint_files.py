@@ -98,6 +98,17 @@ def test_a_damaged_file_says_so(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "other.pt")
 
 
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.5, 0.9])
+def test_a_file_cut_anywhere_gets_the_same_sentence(share: float, tmp_path: Path) -> None:
+    """Near its start, too, where torch itself fails with a number instead of a sentence."""
+    torch.save({str(index): torch.ones(64, 64) for index in range(20)}, tmp_path / "whole.ckpt")
+    content = (tmp_path / "whole.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(content[: int(len(content) * share)])
+
+    with pytest.raises(ValueError, match=r"is not a whole checkpoint of torch.save: it is cut short"):
+        read_checkpoint(tmp_path / "cut.ckpt")
+
+
 def test_a_file_without_weights_says_what_it_has(tmp_path: Path) -> None:
     """Steps of training are no model."""
     torch.save({"iter_num": 3, "loss": 0.5}, tmp_path / "state.pt")
