@@ -96,6 +96,31 @@ def test_yaml_in_the_documents_builds(block: Block) -> None:
             inspect.signature(named).bind_partial(**arguments(target))
 
 
+def doubled_keys(node: yaml.Node | None) -> list[str]:
+    """Every key that stands twice in one mapping, where YAML silently takes the last."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        inside = [key for _, value in node.value for key in doubled_keys(value)]
+        return [key for key in set(keys) if keys.count(key) > 1] + inside
+    children = node.value if isinstance(node, yaml.SequenceNode) else ()
+    return [key for child in children for key in doubled_keys(child)]
+
+
+def test_no_key_stands_twice_in_one_mapping() -> None:
+    """In the configs, in the documents, and in the examples of docstrings."""
+    assert doubled_keys(yaml.compose("a: [{b: 1, b: 2}]")) == ["b"]
+    texts = {block_name(block): block.code for block in YAML}
+    texts |= {path.name: path.read_text() for path in (ROOT / "configs").rglob("*.y*ml")}
+    for path in (ROOT / "lighter_freezers").rglob("*.py"):
+        for match in FENCE.finditer(path.read_text()):
+            if match["language"] == "yaml":
+                texts[f"{path.name}:{match.start()}"] = dedent(match["code"])
+
+    doubled = {name: doubled_keys(yaml.compose(text)) for name, text in texts.items()}
+
+    assert {name: keys for name, keys in doubled.items() if keys} == {}
+
+
 @pytest.mark.parametrize("block", BASH, ids=block_name)
 def test_commands_in_the_documents_name_what_exists(block: Block) -> None:
     """Each config, script and module of ours in a command is there."""
