@@ -202,5 +202,5 @@ def test_a_cached_model_of_the_hub_is_read(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("source", [None, 3, ""])
 def test_a_source_is_a_path(source: Any) -> None:
     """Nothing is guessed."""
-    with pytest.raises(TypeError, match="A checkpoint is a path or a hub id"):
+    with pytest.raises(TypeError, match="source must be a path or a hub id. Got "):
         read_checkpoint(source)
