@@ -85,6 +85,22 @@ def test_a_config_opens_like_a_man_page(path: Path) -> None:
     assert not re.search(r"[:\s]\d+e-?\d", path.read_text())  # YAML reads 5e-5 as a string
 
 
+def test_no_config_draws_the_rates_of_what_is_frozen() -> None:
+    """FreezeStateLogger draws those of what trains; Lightning's monitor draws all groups."""
+    monitored = {path.stem for path in CONFIGS if "LearningRateMonitor" in path.read_text()}
+
+    assert monitored == {"layerwise_learning_rates", "auto_rgn", "freeze_out"}  # none, or at rate 0
+
+
+def test_a_config_on_data_of_the_hub_drops_bad_rows() -> None:
+    """Data that others publish has rows without an answer; one of them must not end a run."""
+    for path in CONFIGS:
+        text = path.read_text()
+        commands = [line for line in text.splitlines() if "data::source=hub" in line]
+        assert "\n  source: hub" not in text or "\n  bad_rows: drop" in text, path.name
+        assert all("data::bad_rows=drop" in command for command in commands), path.name
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_freezes_what_it_says(name: str, tmp_path: Path, cache: Path, monkeypatch: Any) -> None:
     """At every step of every epoch, built by lighter from the file."""
