@@ -75,7 +75,7 @@ _NAMES = {  # module -> its public names
 _HOMES = {name: f"lighter_freezers.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted(_HOMES)
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:
