@@ -195,6 +195,13 @@ class Freezer(EngineCallback):
             restore_on_end=arguments.flag("restore_on_end", restore_on_end),
         )
         self._rows = None if rows is None else _rows_beside(self._rule, rows, self._train)
+        if self._rule.learning_rate is not None and self._rule.never_releases:
+            rates = {"unfreeze_lr": unfreeze_lr, "unfreeze_lr_factor": unfreeze_lr_factor}
+            given = next((name for name, rate in rates.items() if rate), "warmup_steps")
+            raise ValueError(
+                f"{given} concerns what thaws, but this Freezer never releases: give until_step, "
+                "until_epoch, windows or until_metric."
+            )
 
     def rules(self) -> list[FreezeRule]:
         """The one rule of this Freezer; none where it holds rows."""

@@ -142,6 +142,10 @@ class Action:
         """Whether it waits for a number of optimizer steps, or for the training loss averaged over some."""
         return self.next_step(moment) is not None or TRAINING_LOSS in self.monitors
 
+    def beyond(self, last: Moment) -> list[str]:
+        """What it would do only after the last moment of the run, whatever a metric says."""
+        return []
+
     def is_due(self, moment: Moment) -> bool:
         """Whether a change is due at this moment."""
         raise NotImplementedError

@@ -41,6 +41,7 @@ class Fit:
         self.shares = RunShares()
         self._clock = _only_clock(self.actions)
         self.each_batch: list[EachBatch] = []  # called after each, until it returns False
+        self._has_begun = False
         self.step_loss: StepLoss | None = None  # kept while an action wants it
 
     def check_strategy(self, trainer: TrainerLike) -> None:
@@ -86,8 +87,11 @@ class Fit:
         """What actions get at this moment."""
         return StepContext(trainer, model, moment, loss=self.step_loss.value if self.step_loss else None)
 
-    def begin_epoch(self, model: nn.Module) -> None:
+    def begin_epoch(self, trainer: TrainerLike, model: nn.Module, *, is_rehearsed: bool) -> None:
         """Check that the layers are still those of the set-up, and write the learning rates that moved."""
+        if not (self._has_begun or is_rehearsed) and trainer.is_global_zero:
+            idle_schedules.warn_of_short_run(self.active_rules, list(self.actions), trainer, model)
+        self._has_begun = True
         idle_schedules.refuse_replaced(self.active_rules, model)
         self.followers.optimizers.keep_up()
 

@@ -1,18 +1,27 @@
 """Rejects schedules under which nothing would train, and warns of parameters that would never thaw."""
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
 
 from lighter_freezers._log import log
-from lighter_freezers.engine import ledger
+from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.actions import Action, StepContext
 from lighter_freezers.engine.rules import ActiveRule
-from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.engine.trainer_clock import NEVER
+from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.triggers import Moment, Schedule
 from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["refuse_idle_now", "refuse_idle_phase", "refuse_replaced", "warn_of_user_frozen"]
+__all__ = [
+    "refuse_idle_now",
+    "refuse_idle_phase",
+    "refuse_replaced",
+    "warn_of_short_run",
+    "warn_of_user_frozen",
+]
 
 _WAY_OUT = "End one of them earlier, or exclude something (except_names, except_name_starts_with)."
 
@@ -115,6 +124,44 @@ def warn_of_user_frozen(active_rules: Sequence[ActiveRule], model: nn.Module) ->
                 title,
                 summary.compress(names),
             )
+
+
+def warn_of_short_run(
+    active_rules: Sequence[ActiveRule], actions: Sequence[Action], trainer: TrainerLike, model: nn.Module
+) -> None:
+    """Warn of what begins after the run, and of bounds between which no step lies; not if that is unknown."""
+    last = trainer_clock.certain_end(trainer, is_manual=not getattr(model, "automatic_optimization", True))
+    if last is None or getattr(trainer, "fast_dev_run", False):  # Lightning does not declare it
+        return
+    said = {(each.title, *each.rule.schedule.beyond(last)) for each in active_rules}
+    said |= {(each.title, *each.beyond(last)) for each in actions}
+    known = [(name, at) for name, at in (("step", last.optimizer_step), ("epoch", last.epoch)) if at != NEVER]
+    end = " and ".join(f"{name} {at}" for name, at in known)
+    for title, *late in sorted(said):
+        if late:
+            log.warning(
+                "%s: %s begins after the run has ended, whose last is %s", title, first_few(late), end
+            )
+    if last.optimizer_step == NEVER or last.epoch == NEVER:
+        return
+    per_epoch = math.ceil(trainer.num_training_batches / trainer_clock.window_length(trainer))
+    idle = {active.title for active in active_rules if _ends_first(active.rule.schedule, last, per_epoch)}
+    for title in sorted(idle):
+        log.warning(
+            "%s never holds: with %d steps to an epoch it would end before it begins. Give both bounds in "
+            "steps, or both in epochs",
+            title,
+            per_epoch,
+        )
+
+
+def _ends_first(schedule: Schedule, last: Moment, per_epoch: int) -> bool:
+    """Whether its bounds leave no step between them; not where it begins too late or ends at once."""
+    if 0 in (schedule.until_step, schedule.until_epoch) or schedule.beyond(last):
+        return False
+    steps = {0, *schedule.steps, *(epoch * per_epoch for epoch in schedule.epochs)}
+    within = (Moment(step, step // per_epoch) for step in steps if step <= last.optimizer_step)
+    return not any(map(schedule.is_active, within))
 
 
 def refuse_idle_now(model: nn.Module, moment: Moment | None) -> None:

@@ -89,6 +89,10 @@ class RowHold(Action):
         """The step at which the schedule may change."""
         return self._schedule.next_step(moment)
 
+    def beyond(self, last: Moment) -> list[str]:
+        """The schedule, where it begins too late."""
+        return self._schedule.beyond(last)
+
     def is_due(self, moment: Moment) -> bool:
         """Whether rows have to be held or released."""
         return self._schedule.is_active(moment) != bool(self._values)

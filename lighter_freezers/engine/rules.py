@@ -66,6 +66,15 @@ class FreezeRule:
         """Whether it holds from the first step to the last."""
         return self.trigger is None and self.stages is None and self.schedule == Schedule()
 
+    @property
+    def never_releases(self) -> bool:
+        """Whether what it holds once stays held, however long the run is."""
+        schedule = self.schedule
+        bounds = (schedule.until_step, schedule.until_epoch)
+        return (
+            self.trigger is None and self.stages is None and not schedule.windows and bounds == (None, None)
+        )
+
 
 class ActiveRule:
     """A rule bound to a model, with its state.

@@ -11,6 +11,7 @@ from lighter_freezers.engine.triggers import Moment
 __all__ = [
     "NEVER",
     "StepBoundaries",
+    "certain_end",
     "epoch_metrics",
     "is_update_epoch",
     "last_moment",
@@ -131,6 +132,14 @@ def unknown_length(trainer: TrainerLike, *, is_manual: bool) -> str | None:
     if trainer.max_epochs == -1:
         return "the Trainer has neither max_epochs nor max_steps"
     return "the training data has no length (an iterable dataset) and the Trainer no max_steps"
+
+
+def certain_end(trainer: TrainerLike, *, is_manual: bool) -> Moment | None:
+    """A moment that no step of the run comes after, `NEVER` for an unknown step or epoch; None if unknown."""
+    last = None if unknown_length(trainer, is_manual=is_manual) else last_moment(trainer)
+    if last is None and trainer.max_steps == -1 and (epochs := num_epochs(trainer)) is not None:
+        return Moment(NEVER, epochs - 1)
+    return last
 
 
 def epoch_metrics(trainer: TrainerLike) -> dict[str, torch.Tensor]:

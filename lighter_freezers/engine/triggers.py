@@ -74,6 +74,12 @@ class Schedule:
         ends = [end for _, end in self.windows] or ([] if bound is None else [bound])
         return max((end for end in ends if end <= moment.optimizer_step), default=None)
 
+    def beyond(self, last: Moment) -> list[str]:
+        """What of it begins after the last moment of the run."""
+        late = [f"[{start}, {end})" for start, end in self.windows if start > last.optimizer_step]
+        begin = _either("from", self.from_step, self.from_epoch)
+        return late if not begin or _reached(last, self.from_step, self.from_epoch) else [begin]
+
     @property
     def steps(self) -> list[int]:
         """The optimizer steps at which it may change."""
@@ -208,8 +214,11 @@ def parse_metric_trigger(argument: str, config: object) -> MetricTrigger:
         plateau = _mapping(f"{argument}.plateau", condition["plateau"])
         _known_keys(f"{argument}.plateau", plateau, _PLATEAU_KEYS)
         return _read_plateau(f"{argument}.plateau", monitor, plateau)
-    threshold = number(f"{argument}.{kinds[0]}", condition[kinds[0]])
-    return MetricBelow(monitor, **{kinds[0]: threshold})
+    [kind] = kinds
+    threshold = number(f"{argument}.{kind}", condition[kind])
+    if math.isnan(threshold) or threshold == (-math.inf if kind == "below" else math.inf):
+        raise ValueError(f"{argument}: no value is {kind} {threshold}, so this would never happen.")
+    return MetricBelow(monitor, **{kind: threshold})
 
 
 def parse_plateau(argument: str, config: object) -> Plateau:
@@ -240,8 +249,8 @@ def _read_plateau(argument: str, monitor: str, plateau: Mapping[str, object]) ->
             f"{argument} needs 'patience', a number of checks of at least 1. Got {dict(plateau)!r}."
         )
     min_delta = number(f"{argument}.min_delta", plateau.get("min_delta", 0.0))
-    if not min_delta >= 0:
-        raise ValueError(f"{argument}.min_delta must be at least 0. Got {min_delta}.")
+    if not 0 <= min_delta < math.inf:
+        raise ValueError(f"{argument}.min_delta must be at least 0 and finite. Got {min_delta}.")
     mode = plateau.get("mode", "min")
     if mode not in ("min", "max"):
         raise ValueError(f"{argument}.mode must be 'min' (lower is better) or 'max'. Got {mode!r}.")

@@ -166,6 +166,10 @@ class RankAction(Action):
         """The next step of the schedule, or the end of a wait."""
         return self._plan.next_step(moment)
 
+    def beyond(self, last: Moment) -> list[str]:
+        """The entries whose step or epoch never comes."""
+        return [str(each) for each in self._plan.entries if not (each.condition or each.is_reached(last))]
+
     def is_due(self, moment: Moment) -> bool:
         """Whether any entry is due."""
         return bool(self._plan.due(moment))

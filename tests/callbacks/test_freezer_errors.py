@@ -29,6 +29,13 @@ LONE = "pytorch_lightning"
         ({"names": "a", "on_missing": "ignore"}, ValueError, "on_missing must be one of error, warn"),
         ({"names": "a", "restore_on_end": "yes"}, TypeError, "restore_on_end must be true or false"),
         ({"patterns": "re:("}, ValueError, "patterns"),
+        ({"names": "a", "unfreeze_lr": 0.1}, ValueError, "unfreeze_lr concerns what thaws"),
+        (
+            {"names": "a", "from_step": 2, "unfreeze_lr_factor": 0.1},
+            ValueError,
+            "unfreeze_lr_factor concerns",
+        ),
+        ({"names": "a", "warmup_steps": 5}, ValueError, "warmup_steps concerns what thaws"),
     ],
 )
 def test_bad_arguments_are_refused_when_the_config_is_read(

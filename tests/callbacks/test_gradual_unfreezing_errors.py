@@ -34,6 +34,19 @@ PLATEAU = {"monitor": "val/loss", "patience": 1}
         ({"plateau": {"patience": 2}}, "plateau needs 'monitor', the name of a logged metric"),
         ({"plateau": {"monitor": "val/loss"}}, "plateau needs 'patience', a number of checks"),
         ({"plateau": PLATEAU | {"below": 2}}, "plateau has no key 'below'. Keys: monitor, patience"),
+        (
+            {"plateau": PLATEAU | {"min_delta": float("inf")}},
+            "plateau.min_delta must be at least 0 and finite",
+        ),
+        (
+            {
+                "stages": [
+                    {"thaw": "head", "until_metric": {"monitor": "m", "below": float("nan")}},
+                    {"thaw": "*"},
+                ]
+            },
+            "until_metric: no value is below nan",
+        ),
         ({"plateau": PLATEAU | {"mode": "least"}}, "plateau.mode must be 'min'"),
     ],
     ids=str,

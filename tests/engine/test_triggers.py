@@ -85,6 +85,18 @@ def test_nan_is_no_progress() -> None:
         ({"monitor": "m", "below": 1, "above": 2}, ValueError, "exactly one of"),
         ({"monitor": "m", "below": "5e-5"}, TypeError, r"write 5\.0e-5"),
         ({"monitor": "m", "belwo": 1.0}, ValueError, "has no key 'belwo'. Keys: monitor, below"),
+        *(
+            ({"monitor": "m", kind: float(value)}, ValueError, f"no value is {kind} {value}")
+            for kind, value in (("below", "nan"), ("below", "-inf"), ("above", "nan"), ("above", "inf"))
+        ),
+        *(
+            (
+                {"monitor": "m", "plateau": {"patience": 1, "min_delta": float(delta)}},
+                ValueError,
+                "and finite",
+            )
+            for delta in ("nan", "inf", "-inf")
+        ),
         ({"monitor": "m", "plateau": 3}, TypeError, "until_metric.plateau must be a mapping"),
         ({"monitor": "m", "plateau": {}}, ValueError, "needs 'patience'"),
         ({"monitor": "m", "plateau": {"patience": 0}}, ValueError, "needs 'patience'"),

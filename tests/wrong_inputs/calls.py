@@ -57,7 +57,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "AdaptiveScheduler": {"optimizer": sgd, "initial_lr": 0.1},
     "FreezeOut": {"num_steps": 10},
     "CausalLMModule": {"network": TinyNet},
-    "Freezer": {"names": "layer1.weight"},
+    "Freezer": {"names": "layer1.weight", "until_step": 5},
     "GPT": {"config": lambda: GPTConfig(block_size=8, vocab_size=16, n_layer=1, n_head=2, n_embd=8)},
     "GPTConfig": {"n_embd": 8, "n_head": 2},
     "GPTModule": {"network": tiny_gpt},

@@ -150,6 +150,11 @@ class QueuedOperations(Action):
         """The optimizer step at which the wait of the next operation ends."""
         return self._queue.deadline()
 
+    def beyond(self, last: Moment) -> list[str]:
+        """The next operation, where its wait is too long and no loss ends it."""
+        step = None if self.awaits else self._queue.deadline()
+        return [] if step is None or step <= last.optimizer_step else [f"{self._queue.next} at step {step}"]
+
     def is_due(self, moment: Moment) -> bool:
         """Whether the next operation is due."""
         return self._queue.reason(moment.optimizer_step) is not None

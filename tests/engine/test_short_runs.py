@@ -1,0 +1,94 @@
+"""What begins after the end of a run, or never holds in it, is a warning before the first batch."""
+
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader, IterableDataset
+
+from lighter_freezers import Freezer, LayerOperations, LoraRankScheduler, apply_lora
+from tests.lab import batches, regression, trainer
+
+OPERATION = {"name": "freeze_layer", "value": "layer1"}
+LATE = "begins after the run has ended, whose last is step 7 and epoch 1"  # four steps an epoch
+
+
+class Stream(IterableDataset[Any]):
+    """Batches of unknown number."""
+
+    def __iter__(self) -> Any:
+        return iter(batches())
+
+
+def warnings_of(
+    caplog: Any, *callbacks: Any, model: Any = None, data: Any = None, **options: Any
+) -> list[str]:
+    """What a run of two epochs warns of."""
+    fit = trainer("pytorch_lightning", callbacks=list(callbacks), **{"max_epochs": 2, **options})
+    fit.fit(model or regression("pytorch_lightning"), batches() if data is None else data, batches())
+    words = ("after the run", "never holds")
+    return [each.getMessage() for each in caplog.records if any(word in each.getMessage() for word in words)]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Freezer(names="head.bias", from_step=8), f"from step 8 {LATE}"),
+        (lambda: Freezer(names="head.bias", from_epoch=2), f"from epoch 2 {LATE}"),
+        (lambda: Freezer(names="head.bias", windows=[[0, 4], [9, 12]]), f": [9, 12) {LATE}"),
+        (lambda: Freezer(names="layer2.weight", rows=0, from_step=8), f"from step 8 {LATE}"),
+        (
+            lambda: Freezer(names="head.bias", from_step=4, until_epoch=1),
+            "never holds: with 4 steps to an epoch it would end before it begins",
+        ),
+        (
+            lambda: LayerOperations([OPERATION | {"max_wait_iters": 30}]),
+            f"freeze_layer layer1 at step 30 {LATE}",
+        ),
+    ],
+    ids=["step", "epoch", "window", "rows", "contradiction", "wait"],
+)
+def test_what_no_step_of_the_run_reaches_is_a_warning(make: Any, expected: str, caplog: Any) -> None:
+    """One for each, once."""
+    [said] = warnings_of(caplog, make())
+
+    assert expected in said
+
+
+@pytest.mark.parametrize("when", [{"step": 8}, {"epoch": 2}])
+def test_a_rank_that_comes_too_late(when: dict[str, int], caplog: Any) -> None:
+    """The entry is named; one that comes in time is not."""
+    model = regression("pytorch_lightning")
+    apply_lora(model, {"r": 2, "target_modules": ["layer1", "layer2"]})
+    schedule = [{"step": 7, "rank_pattern": {"layer2": 1}}, {**when, "rank_pattern": {"layer1": 1}}]
+    [said] = warnings_of(caplog, LoraRankScheduler(schedule), model=model)
+
+    assert "{layer1: 1} at" in said
+    assert LATE in said
+    assert "layer2" not in said
+
+
+@pytest.mark.parametrize(
+    "freezer",
+    [
+        {"from_step": 7},
+        {"from_epoch": 1},
+        {"from_step": 90, "from_epoch": 1},
+        {"windows": [[7, 90]]},
+        {"from_step": 3, "until_epoch": 1},
+        {"until_step": 90},
+    ],
+)
+def test_what_a_step_of_the_run_reaches_is_none(freezer: dict[str, Any], caplog: Any) -> None:
+    """The last step counts."""
+    assert warnings_of(caplog, Freezer(names="head.bias", **freezer)) == []
+
+
+def test_an_unknown_length_says_nothing(caplog: Any) -> None:
+    """Of a stream only the number of epochs is known; a trial run says nothing about the real one."""
+    data = DataLoader(Stream(), batch_size=None)
+    late = Freezer(names="head.bias", from_step=500)
+
+    assert warnings_of(caplog, late, data=data) == []
+    assert warnings_of(caplog, late, fast_dev_run=True) == []
+    [said] = warnings_of(caplog, Freezer(names="head.bias", from_epoch=2), data=data)
+    assert said.endswith("from epoch 2 begins after the run has ended, whose last is epoch 1")
