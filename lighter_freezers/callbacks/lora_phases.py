@@ -40,13 +40,13 @@ class LoraPhases(EngineCallback):
     | `LoraPhases("attn->mlp->both", phase1_end=300, phase2_end=600)` | attention; MLPs; all |
     | `LoraPhases("both->mlp->both", phase1_end=300, phase2_end=600)` | all; MLPs; all |
     | `LoraPhases("early->late", phase1_end=300)` | adapters of the lower half of the blocks; the upper half |
-    | `LoraPhases(phases=[...])` | what each phase names |
+    | `LoraPhases([...])`, `LoraPhases(phases=[...])` | what each phase names |
 
     An adapter outside the current phase stays in the model with its values. `optimizer_state` sets whether
     its optimizer state is kept. Other parameters are not affected.
 
     Args:
-        strategy: One of the four above. None for `phases`.
+        strategy: One of the four above, or the list of phases. None for `phases`.
         phase1_end: The optimizer step at which the second phase begins, or a share of the run such as `30%`;
             so are the other steps.
         phase2_end: The optimizer step at which the third phase begins; None for `early->late`.
@@ -88,7 +88,7 @@ class LoraPhases(EngineCallback):
     @checked
     def __init__(
         self,
-        strategy: str | None = None,
+        strategy: str | Sequence[Mapping[str, object]] | None = None,
         phase1_end: int | str | None = None,
         phase2_end: int | str | None = None,
         *,
@@ -98,6 +98,10 @@ class LoraPhases(EngineCallback):
         cut_gradient: CutGradient = "auto",
     ) -> None:
         super().__init__()
+        if strategy is not None and not isinstance(strategy, str):
+            if phases is not None:
+                raise ValueError("strategy is a list of phases, and phases is one too. Give one of them.")
+            strategy, phases = None, strategy
         self._strategy, self._ends = parse_strategy(
             strategy, phase1_end, phase2_end, has_phases=phases is not None
         )

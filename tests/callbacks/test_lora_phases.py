@@ -137,7 +137,7 @@ def test_the_helpers_of_the_guide() -> None:
     phases = create_phased_lora_config((0, 4), (4, None), None, phase1_modules=BOTH)
     assert moves([LoraPhases(phases=phases)]) == [layers("both")] * 4 + [layers("mlp")] * 8
     halves = create_layerwise_lora_config(4, (0, 5), (5, None))
-    assert moves([LoraPhases(phases=halves)]) == moves([LoraPhases("early->late", phase1_end=5)])
+    assert moves([LoraPhases(halves)]) == moves([LoraPhases("early->late", phase1_end=5)])
 
 
 @pytest.mark.parametrize(("optimizer_state", "steps"), [("keep", [4, 4, 12]), ("reset", [4, None, 8])])
@@ -245,6 +245,9 @@ def phase(start: Any = 0, modules: Any = "attention", **more: Any) -> dict[str, 
         ({"strategy": "both->mlp->attn", "phase1_end": 5, "phase2_end": 5}, ValueError, "is not before"),
         ({"strategy": "both->mlp->attn", "phase1_end": "5", "phase2_end": 9}, TypeError, "Remove the quotes"),
         ({"strategy": "early->late", "phases": [phase()]}, ValueError, "strategy would too"),
+        ({"strategy": [phase()], "phases": [phase()]}, ValueError, "Give one of them"),
+        ({"strategy": [phase()], "phase1_end": 3}, ValueError, "phase1_end would too"),
+        ({"strategy": [phase(2)]}, ValueError, "must start at step 0"),
         ({"phases": []}, TypeError, "must be a list of phases"),
         ({"phases": ["mlp"]}, TypeError, r"phases\[0\] must be a mapping"),
         ({"phases": [phase(2)]}, ValueError, "must start at step 0"),
