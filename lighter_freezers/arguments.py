@@ -1,11 +1,13 @@
 """Checks of the plain values that YAML passes to callbacks: types, ranges, choices."""
 
 import inspect
+import json
 import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -16,6 +18,7 @@ __all__ = [
     "checked",
     "choice",
     "count",
+    "file_content",
     "flag",
     "fraction",
     "index_or_name",
@@ -217,6 +220,23 @@ def fraction(argument: str, value: object) -> float:
     if not 0 <= checked <= 1:
         raise ValueError(f"{argument} must be between 0 and 1. Got {value}.")
     return checked
+
+
+def file_content(argument: str, path: Path) -> object:
+    """What a user's YAML or JSON file holds, with or without a byte order mark.
+
+    Raises:
+        ValueError: There is no such file, or it is neither YAML nor JSON.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"{argument}: there is no file '{path}'. Give its path from '{Path.cwd()}'.")
+    kind, read = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
+    try:
+        return read(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{argument}: '{path}' is not {kind}: {error}. Correct the file.") from error
 
 
 def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import yaml
-
 from lighter_freezers import arguments
 from lighter_freezers.engine.early_stopping import OutOfPatience
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
@@ -103,9 +101,7 @@ def _load(schedule: object) -> tuple[str, object]:
     if not isinstance(schedule, (str, Path)):
         raise TypeError(f"schedule must be the path of a YAML file. Got {schedule!r}.")
     path = Path(schedule)
-    if not path.is_file():
-        raise ValueError(f"schedule: there is no file '{path}'. Give its path from '{Path.cwd()}'.")
-    loaded = yaml.safe_load(path.read_text())
+    loaded = arguments.file_content("schedule", path)
     if not isinstance(loaded, Mapping) or list(loaded) != ["stages"]:
         raise ValueError(f"schedule: '{path}' must have the key 'stages' and no other: stages: {_EXAMPLE}.")
     return f"{path.name}: stages", loaded["stages"]

@@ -1,6 +1,5 @@
 """Reads operations from a file or a list, and checks all that can be checked without a model."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,16 +75,9 @@ def read_operations(source: object, monitor: str) -> tuple[Operation, ...]:
 
 def _load(path: Path) -> tuple[str, object]:
     """The name of the list in errors, and the list."""
-    if not path.is_file():
-        raise ValueError(f"operations: there is no file '{path}'. Give its path from '{Path.cwd()}'.")
-    if path.suffix == ".json":
-        loaded = json.loads(path.read_text())
-    elif path.suffix in (".yaml", ".yml"):
-        import yaml
-
-        loaded = yaml.safe_load(path.read_text())
-    else:
+    if path.is_file() and path.suffix not in (".yaml", ".yml", ".json"):
         raise ValueError(f"operations: '{path}' is neither .yaml, .yml nor .json.")
+    loaded = arguments.file_content("operations", path)
     return f"{path.name}: operations", loaded["operations"] if _has_list(loaded) else loaded
 
 

@@ -122,6 +122,19 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
         read_operations(_touched(tmp_path / "plan.txt"), "val/loss")
 
 
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_a_file_with_a_byte_order_mark_is_read_and_a_broken_one_is_named(suffix: str, tmp_path: Path) -> None:
+    """The mark is what Windows editors write; what is broken is neither JSON nor YAML, or not UTF-8."""
+    path = tmp_path / f"plan{suffix}"
+    path.write_text(json.dumps([RANK]), encoding="utf-8-sig")
+    assert [operation.name for operation in read_operations(path, "val/loss")] == ["set_layer_lora_rank"]
+
+    for broken in (b"[{", "Übung".encode("latin-1")):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=rf"operations: .*plan\{suffix}' is not {suffix[1:].upper()}: "):
+            read_operations(path, "val/loss")
+
+
 def _touched(path: Path) -> str:
     path.touch()
     return str(path)
