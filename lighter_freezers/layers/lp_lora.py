@@ -88,18 +88,19 @@ def setup_lp_lora_style(
 
 def _put_lora(model: nn.Module, kept: Set[int], where: str, lora: Mapping[str, object] | LoraConfig) -> None:
     """Apply LoRA to what the config targets, except in the parameters of some ids."""
-    from lighter_freezers.lora.apply import apply_lora
+    from lighter_freezers.lora.apply import apply_lora, check_module_names
     from lighter_freezers.lora.peft_configs import network_of
 
+    excluded = lora.get("exclude_modules") if isinstance(lora, Mapping) else lora.exclude_modules
+    check_module_names("lora: exclude_modules", excluded)
     network = network_of(model)
     frozen = [name for name, parameter in canonical_parameters(network).items() if id(parameter) in kept]
     owners = [re.escape(name.rpartition(".")[0]) for name in sorted(frozen)]
     if isinstance(lora, Mapping):
-        excluded = _pattern(owners, lora.get("exclude_modules"))
-        apply_lora(network, {**lora, "exclude_modules": excluded})
+        apply_lora(network, {**lora, "exclude_modules": _pattern(owners, excluded)})
     else:
         config = copy.deepcopy(lora)
-        config.exclude_modules = _pattern(owners, config.exclude_modules)
+        config.exclude_modules = _pattern(owners, excluded)
         apply_lora(network, config)
     num_factors = num_elements(p for p in network.parameters() if p.requires_grad)
     say(f"LoRA in {where}: {num_factors:,} parameters train.")

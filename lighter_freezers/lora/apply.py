@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from lighter_freezers.selection.names import closest_names, walk
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["apply_lora"]
+__all__ = ["apply_lora", "check_module_names"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -77,10 +78,14 @@ def apply_lora(
 
     refuse_other_tuners(network)
     _check_initialisation(network, config)
+    for key in ("target_modules", "exclude_modules"):
+        names = config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+        check_module_names(f"config.{key}", names)
     if isinstance(config, Mapping):
         config = with_target_modules(network, config)
     peft_config = _peft_config(config)
-    if not (peft_config.target_modules or peft_config.target_parameters or hasattr(network, "config")):
+    has_type = hasattr(getattr(network, "config", None), "model_type")  # PEFT may know its targets
+    if not (peft_config.target_modules or peft_config.target_parameters or has_type):
         raise ValueError("config needs target_modules, the names of the layers that get LoRA.")
     _check_targets(network, peft_config)
     without_lora = resolve_patterns(network, peft_config)
@@ -97,6 +102,26 @@ def apply_lora(
             layer.get_base_layer().weight.data = weights[name]  # as it was, to the last bit
     note_ranks(network)
     return network
+
+
+def check_module_names(argument: str, value: object) -> None:
+    """Refuse what is neither a regular expression nor a list of names, before PEFT fails on it.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is a text, but no regular expression.
+    """
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(
+                f"{argument}: {value!r} is not a regular expression: {error}. Correct it, or give a list."
+            ) from error
+    elif value is not None and not (
+        isinstance(value, (Sequence, Set)) and all(isinstance(name, str) for name in value)
+    ):
+        raise TypeError(f"{argument} must be a regular expression or a list of names. Got {value!r}.")
 
 
 def _weights_to_keep(network: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lighter_freezers import GPT
 from lighter_freezers.layers import get_frozen_percentage, setup_lp_lora_style
 from tests.architectures import ARCHITECTURES
 
@@ -144,6 +145,11 @@ def test_a_model_without_embeddings() -> None:
         ({"freeze_ratio": "0.5"}, TypeError, "freeze_ratio must be a number"),
         ({"freeze_embed": "yes"}, TypeError, "freeze_embed must be true or false"),
         ({"lora": {"r": 2, "target_modules": ["q_prj"]}}, ValueError, "is called 'q_prj'"),
+        ({"lora": {"r": 2, "target_modules": "("}}, ValueError, r"target_modules: '\(' is not a regular"),
+        ({"lora": {"r": 2, "target_modules": [[1]]}}, TypeError, "target_modules must be a regular"),
+        ({"lora": {**LORA, "exclude_modules": "("}}, ValueError, "exclude_modules: .* not a regular"),
+        ({"lora": {**LORA, "exclude_modules": 5}}, TypeError, "exclude_modules must be a regular"),
+        ({"lora": {**LORA, "exclude_modules": [None]}}, TypeError, "exclude_modules must be a regular"),
     ],
 )
 def test_arguments_that_make_no_sense(
@@ -164,3 +170,10 @@ def test_lora_twice() -> None:
         setup_lp_lora_style(model, 0.5, lora=LORA)
     with pytest.raises(ValueError, match="setup_lp_lora_style needs layers, but Linear has no blocks"):
         setup_lp_lora_style(nn.Linear(2, 2))
+
+
+def test_lora_without_targets_on_a_model_of_no_type_peft_knows() -> None:
+    """A GPT has a config, but no `model_type` for which PEFT has targets."""
+    network = GPT({"n_layer": 2, "n_embd": 8, "n_head": 2, "block_size": 8, "vocab_size": 16})
+    with pytest.raises(ValueError, match="config needs target_modules"):
+        setup_lp_lora_style(network, lora={"r": 2})
