@@ -78,11 +78,9 @@ def _load(path: Path) -> tuple[str, object]:
     if path.is_file() and path.suffix not in (".yaml", ".yml", ".json"):
         raise ValueError(f"operations: '{path}' is neither .yaml, .yml nor .json.")
     loaded = arguments.file_content("operations", path)
-    return f"{path.name}: operations", loaded["operations"] if _has_list(loaded) else loaded
-
-
-def _has_list(loaded: object) -> bool:
-    return isinstance(loaded, Mapping) and "operations" in loaded
+    if isinstance(loaded, Mapping) and "operations" in loaded:
+        loaded = loaded["operations"]
+    return f"{path.name}: operations", loaded
 
 
 def _operation(argument: str, entry: object, monitor: str) -> Operation:
