@@ -1,5 +1,6 @@
 """What begins after the end of a run, or never holds in it, is a warning before the first batch."""
 
+import math
 from typing import Any
 
 import pytest
@@ -92,3 +93,10 @@ def test_an_unknown_length_says_nothing(caplog: Any) -> None:
     assert warnings_of(caplog, late, fast_dev_run=True) == []
     [said] = warnings_of(caplog, Freezer(names="head.bias", from_epoch=2), data=data)
     assert said.endswith("from epoch 2 begins after the run has ended, whose last is epoch 1")
+
+
+@pytest.mark.parametrize(("loss", "message"), [(math.nan, "not NaN"), (-math.inf, "this would never happen")])
+def test_a_rank_that_no_loss_could_trigger(loss: float, message: str) -> None:
+    """Refused when the config is read."""
+    with pytest.raises(ValueError, match=message):
+        LoraRankScheduler([{"trigger_loss": loss, "rank_pattern": {"layer1": 1}}])
