@@ -289,7 +289,9 @@ def _check(argument: str, value: object, wanted: object) -> None:
     if only is not None and get_origin(only) is Literal:
         choice(argument, value, get_args(only))
     kinds = " or ".join(dict.fromkeys(map(_words, members)))
-    raise TypeError(f"{argument} must be {kinds}. Got {value!r} ({type(value).__name__}).")
+    is_word = isinstance(value, str) and any(get_origin(each) is Literal for each in members)
+    error = ValueError if is_word else TypeError
+    raise error(f"{argument} must be {kinds}. Got {value!r} ({type(value).__name__}).")
 
 
 def _members(wanted: object) -> Sequence[object]:

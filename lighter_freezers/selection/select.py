@@ -86,7 +86,6 @@ class ParameterSelector:
     embeddings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self._refuse_idle_paths()
         if not (self.names or self.prefixes or self.patterns):
             raise ValueError("Say what to freeze: names, name_starts_with or patterns.")
         for field, argument in ARGUMENTS.items():
@@ -96,6 +95,7 @@ class ParameterSelector:
             check_pattern("patterns", text)
         for text in self.except_patterns:
             check_pattern("except_patterns", text)
+        self._refuse_idle_paths()
 
     @classmethod
     def from_arguments(

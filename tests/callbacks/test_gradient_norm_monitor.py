@@ -255,7 +255,7 @@ def test_a_measurement_reads_the_host_once(tmp_path: Path, monkeypatch: pytest.M
         ({"per_layer": "no"}, TypeError, "true or false"),
         ({"save_format": "xml"}, ValueError, "csv, json"),
         ({"name": "a/b"}, ValueError, "dirpath"),
-        ({"name": 3}, TypeError, "string"),
+        ({"name": 3}, TypeError, "name must be a text"),
     ],
 )
 def test_what_yaml_gets_wrong_is_an_error(arguments: Any, error: Any, message: str) -> None:

@@ -25,7 +25,10 @@ PLATEAU = {"monitor": "val/loss", "patience": 1}
         ({"total_epochs": 9, "layers_per_stage": 2}, "total_epochs shares the blocks out by itself"),
         ({"every_n_epochs": 1, "direction": "down"}, "must be one of top-down, bottom-up. Got 'down'."),
         ({"every_n_epochs": 1, "lr_decay": 0.4}, "at least 1, 2.6 in the paper. Got 0.4."),
-        ({"every_n_epochs": 1, "unfreeze_embeddings": "first"}, "must be one of last, never. Got 'first'."),
+        (
+            {"every_n_epochs": 1, "unfreeze_embeddings": "first"},
+            "unfreeze_embeddings must be a whole number or one of last, never. Got 'first'",
+        ),
         (
             {"lr_decay": 2.6, "warmup_steps": 5},
             "warmup_steps concerns what thaws, but lr_decay alone freezes",
@@ -62,9 +65,15 @@ def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -
     [
         ({"every_n_epochs": "1"}, "every_n_epochs must be a whole number. Got '1' (str). Remove the quotes."),
         ({"every_n_epochs": 1, "lr_decay": "26e-1"}, "YAML reads 5e-5 as a string: write 5.0e-5."),
-        ({"plateau": "val/loss"}, "plateau must be a mapping such as {monitor: val/loss, patience: 3"),
-        ({"every_n_epochs": 1, "unfreeze_embeddings": None}, "must be 'last', 'never' or the number"),
-        ({"every_n_epochs": 1, "unfreeze_embeddings": True}, "must be a whole number. Got True"),
+        ({"plateau": "val/loss"}, "plateau must be a mapping. Got 'val/loss'"),
+        (
+            {"every_n_epochs": 1, "unfreeze_embeddings": None},
+            "must be a whole number or one of last, never. Got None",
+        ),
+        (
+            {"every_n_epochs": 1, "unfreeze_embeddings": True},
+            "must be a whole number or one of last, never. Got True",
+        ),
     ],
     ids=str,
 )

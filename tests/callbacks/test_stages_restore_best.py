@@ -184,7 +184,7 @@ def test_beside_ranks_that_change_it_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("best", "error"),
     [
-        ("val/loss", "must be true or a mapping"),
+        ("val/loss", "must be true or false or a mapping"),
         ({}, "needs monitor"),
         ({"monitor": "a", "mod": "min"}, "does not know 'mod'"),
         ({"monitor": "a", "mode": "low"}, "one of min, max"),

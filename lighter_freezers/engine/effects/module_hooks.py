@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 from operator import attrgetter, methodcaller
 from typing import Any
@@ -21,8 +22,8 @@ def call_after(module: object, hook: str, call: Callable[[], object]) -> None:
 
 def forget_calls(module: object) -> None:
     """Forget what `call_after` was asked for: Lightning has not called the hook."""
-    for hook in [hook for hook, value in vars(module).items() if isinstance(value, _Followed)]:
-        del vars(module)[hook]
+    for followed in [value for value in vars(module).values() if isinstance(value, _Followed)]:
+        followed.restore()
 
 
 class _Followed:
@@ -30,14 +31,24 @@ class _Followed:
 
     def __init__(self, module: object, hook: str, call: Callable[[], object]) -> None:
         self._module, self._hook, self._call = module, hook, call
+        self._own = vars(module).get(hook)  # what a user has set on the module itself
+
+    def restore(self) -> None:
+        """Put the hook back as it was."""
+        del vars(self._module)[self._hook]
+        if self._own is not None:
+            vars(self._module)[self._hook] = self._own
 
     def __call__(self, *arguments: object, **named: object) -> None:
         """Call the module's own hook, then what follows it."""
-        vars(self._module).pop(self._hook, None)
+        if vars(self._module).get(self._hook) is self:
+            self.restore()
         getattr(self._module, self._hook)(*arguments, **named)
         self._call()
 
     def __reduce__(self) -> tuple[object, ...]:
+        if self._own is not None:
+            return partial, (self._own,)
         return getattr, (self._module, self._hook)
 
 

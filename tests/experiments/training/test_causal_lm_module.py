@@ -237,7 +237,7 @@ def test_a_peft_model_as_it_is(tmp_path: Path) -> None:
         ({}, ValueError, "Give either model.*or network.*Got neither"),
         ({"model": "x", "network": nn.Linear(1, 1)}, ValueError, "Got both"),
         ({"network": nn.Linear(1, 1)}, TypeError, "causal language model of transformers.*Got Linear"),
-        ({"model": nn.Linear(1, 1)}, TypeError, "give a model as network"),
+        ({"model": nn.Linear(1, 1)}, TypeError, "model must be a text. Got Linear"),
         ({"model": "x", "dtype": "int8"}, ValueError, "dtype must be one of auto, float32"),
         ({"learning_rate": "2e-4"}, TypeError, "learning_rate must be a number.*5.0e-5"),
         ({"weight_decay": -1.0}, ValueError, "weight_decay must be at least 0"),
@@ -248,8 +248,8 @@ def test_a_peft_model_as_it_is(tmp_path: Path) -> None:
         ({"temperature": "hot"}, TypeError, "temperature must be a number"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1"),
         ({"gradient_checkpointing": "yes"}, TypeError, "gradient_checkpointing must be true or false"),
-        ({"optimizer": "adam"}, TypeError, "optimizer must be a torch optimizer"),
-        ({"scheduler": "cosine"}, ValueError, "A scheduler drives an optimizer"),
+        ({"optimizer": "adam"}, TypeError, "optimizer must be a.? Optimizer"),
+        ({"scheduler": "cosine"}, TypeError, "scheduler must be a.? LRScheduler"),
     ],
 )
 def test_mistakes_in_the_arguments_are_told(wrong: Any, error: type[Exception], message: str) -> None:

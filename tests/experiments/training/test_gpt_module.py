@@ -181,8 +181,8 @@ def test_a_scheduler_goes_on_when_it_should(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"gpt": nn.Linear(1, 1)}, TypeError, "network must be a lighter_freezers.GPT. Got Linear"),
-        ({"optimizer": "$torch.optim.SGD"}, TypeError, "optimizer must be a torch optimizer"),
+        ({"gpt": nn.Linear(1, 1)}, TypeError, "network must be a GPT. Got Linear"),
+        ({"optimizer": "$torch.optim.SGD"}, TypeError, "optimizer must be a.? Optimizer"),
         ({"learning_rate": "1e-3"}, TypeError, "YAML reads 5e-5 as a string"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be above 0"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be at least 0"),
@@ -193,7 +193,7 @@ def test_a_scheduler_goes_on_when_it_should(
         ({"top_p": 1.5}, ValueError, "top_p must be between 0 and 1. Got 1.5"),
         ({"eos_token_id": "0"}, TypeError, "eos_token_id must be a whole number"),
         ({"head_learning_rate": "1e-2"}, TypeError, "YAML reads 5e-5 as a string"),
-        ({"loss_modifiers": ["entropy"]}, TypeError, "loss_modifiers must be a lighter_freezers.LossModif"),
+        ({"loss_modifiers": ["entropy"]}, TypeError, "loss_modifiers must be a LossModif"),
         ({"scheduler_interval": "batch"}, ValueError, "scheduler_interval must be one of step, epoch"),
     ],
 )
@@ -209,7 +209,7 @@ def test_wrong_arguments_are_refused_at_once(
     ("make", "error", "message"),
     [
         (lambda optimizer: {"interval": "step"}, TypeError, "a dictionary with one under 'scheduler'"),
-        (lambda optimizer: "cosine", TypeError, "must be a torch LR scheduler.*Got 'cosine'"),
+        (lambda optimizer: "cosine", TypeError, "scheduler must be a.? LRScheduler.*Got 'cosine'"),
         (ReduceLROnPlateau, ValueError, "needs a metric: name it, such as `scheduler_monitor"),
     ],
 )
