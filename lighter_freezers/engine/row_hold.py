@@ -143,7 +143,7 @@ def parse_rows(value: object) -> Rows:
         TypeError: It is something else.
     """
     rows: list[int | slice] = []
-    for each in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
+    for each in value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]:
         match = re.fullmatch(r"(-?\d+)?:(-?\d+)?", each) if isinstance(each, str) else None
         if match:
             rows.append(slice(*(None if bound is None else int(bound) for bound in match.groups())))

@@ -32,6 +32,7 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
         "the lowest there is",
     ),
     ("*", "temperature", "zero", "greedy"),
+    ("Freezer", "rows", "zero|negative", "row numbers, from the end if negative"),
     ("*", "n", "zero", "no layer"),
     ("*", "r|rank", "zero", "no LoRA there"),
     ("*", "optimizer", "zero", "the first one"),

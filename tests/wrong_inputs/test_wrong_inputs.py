@@ -49,10 +49,18 @@ def faults(rows: list[Row]) -> list[str]:
     return found
 
 
+def takes_long_or_is_not_ours(row: Row) -> bool:
+    """So many rounds would run; Lightning says what is no loader, and the model what is no batch."""
+    loaders, is_class = ("train_dataloaders", "val_dataloaders"), row.kind == "a class"
+    is_left = row.kind == "huge" or row.argument in loaders or (row.argument == "progress" and is_class)
+    return row.name == "plan" and is_left
+
+
 @pytest.mark.wide
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_wrong_value_is_refused_by_name(name: str) -> None:
-    assert faults(BY_NAME[name]) == []
+    """Every row, but for the few of `plan` that run long or are answered by others."""
+    assert faults([row for row in BY_NAME[name] if not takes_long_or_is_not_ours(row)]) == []
 
 
 CHEAP = [name for name in BY_NAME if name not in ("plan", "get_memory_savings_estimate", "compile_blocks")]
