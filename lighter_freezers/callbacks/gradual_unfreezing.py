@@ -182,7 +182,7 @@ class GradualUnfreezing(EngineCallback):
                 parse_restore_best(restore_best),
             )
             return
-        if restore_best:
+        if restore_best is not False:
             raise ValueError("restore_best needs stages or schedule: `lighter-freezers schedule` writes one.")
         self._plan = ThawPlan(
             parse_pace(every_n_epochs, every_n_steps, total_epochs, plateau),

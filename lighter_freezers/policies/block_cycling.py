@@ -45,6 +45,8 @@ class BlockCycling(LayerPolicy):
             )
         elif not order:
             raise ValueError("order is empty. Write titles of blocks, such as ['3', '0', '1'], or 'random'.")
+        elif wrong := [title for title in order if not isinstance(title, (str, int))]:
+            raise TypeError(f"order must be a list of titles of blocks. Got {wrong[0]!r} in it.")
         else:
             self.order = [str(title) for title in order]
 

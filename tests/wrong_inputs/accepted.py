@@ -5,7 +5,11 @@ from fnmatch import fnmatchcase
 from tests.wrong_inputs.generator import Row
 
 # What an error may call an argument instead: what the user wrote goes there as it is.
-NAMES = {("GPT", "config"): "GPTConfig", ("setup_lp_lora_style", "lora"): "config"}
+NAMES = {
+    ("GPT", "config"): "GPTConfig",
+    ("setup_lp_lora_style", "lora"): "config",
+    ("LoraPhases", "strategy"): "phases",
+}
 
 # callable, argument, kinds, reason; `*` and `?` as in file names
 ACCEPTED: list[tuple[str, str, str, str]] = [

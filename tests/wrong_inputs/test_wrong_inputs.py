@@ -16,7 +16,7 @@ from tests.wrong_inputs.generator import KINDS, Row, arguments_of, table
 PACKAGE = str(Path(lighter_freezers.__file__).parent)
 REFUSALS = (TypeError, ValueError, RuntimeError, OSError)
 # What only a whole value says: the wrong one was accepted before it.
-LATER = (MISSING, "network must be a causal language model")
+LATER = (MISSING, "network must be a causal language model", "has no head")
 TABLE = table()
 BY_NAME = {name: [row for row in TABLE if row.name == name] for name in dict.fromkeys(r.name for r in TABLE)}
 
