@@ -182,9 +182,15 @@ others = st.fixed_dictionaries(
         "frozen_norms": st.sampled_from(["stats", "train"]),
     },
 )
-freezers = st.builds(
-    lambda *parts: {k: v for part in parts for k, v in part.items()}, whats, whens, rates, others
-)
+
+
+def freezer_of(what: Any, when: Any, rate: Any, other: Any) -> dict[str, Any]:
+    """Rates belong to Freezers that release; others are refused."""
+    releases = {"until_step", "until_epoch", "until_metric", "windows"} & when.keys()
+    return {**what, **when, **(rate if releases else {}), **other}
+
+
+freezers = st.builds(freezer_of, whats, whens, rates, others)
 histories = st.builds(
     History,
     freezers=st.lists(freezers, min_size=1, max_size=4).map(tuple),
