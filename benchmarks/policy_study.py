@@ -7,7 +7,6 @@ The loss is that of documents that no run has seen.
 """
 
 import argparse
-import json
 import math
 import statistics
 import tempfile
@@ -21,10 +20,11 @@ import torch
 from benchmarks import fits
 from benchmarks.measure import versions
 from benchmarks.policy_costs import WAYS, Costs, Way, trainer
+from benchmarks.study_output import add_outputs, command_of, filled, write
 from lighter_freezers import GPT, GPTModule, TextDataModule
 
 ROOT = Path(__file__).parents[1]
-MARK, END = "<!-- results: policies -->", "<!-- end: policies -->"
+STUDY = "policies"  # in the marks of its page
 RATES = (1.0e-3, 3.0e-3, 1.0e-2)
 WIDTH, VOCAB_SIZE, BLOCK_SIZE = 64, 1024, 64
 FULL = WAYS[0].name
@@ -155,11 +155,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 def fill(text: str, result: Mapping[str, Any]) -> str:
     """A page with the table between its marks."""
-    before, mark, rest = text.partition(MARK)
-    if not mark:
-        raise ValueError(f"The page has no {MARK}. Add it where the table belongs.")
-    after = rest.partition(END)[2] if END in rest else rest
-    return f"{before}{mark}\n\n{page(result)}\n\n{END}{after}"
+    return filled(text, STUDY, page(result))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -173,8 +169,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--val-sequences", type=int, default=128)
     options.add_argument("--checkpoint", type=Path, help="of a language model; none is pretrained then")
-    options.add_argument("--json", type=Path, metavar="PATH", help="write results and versions to this file")
-    options.add_argument("--into", type=Path, metavar="PAGE", help="write the table into this page")
+    add_outputs(options)
     return options
 
 
@@ -187,24 +182,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         f"{options.seeds} seeds (standard deviation); ~ marks what is within two standard errors "
         "of full training"
     )
-    given = {
-        key: value
-        for key, value in vars(options).items()
-        if key not in ("json", "into", "checkpoint") and value != parser().get_default(key)
-    }
-    command = "".join(f" --{key.replace('_', '-')} {value}" for key, value in given.items())
     rows = study(options)
     result = {
-        "command": f"python -m benchmarks.policy_study{command}",
+        "command": command_of(parser(), options),
         "method": method,
         "versions": versions(),
         "rows": rows,
     }
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-    if options.into is not None:
-        options.into.write_text(fill(options.into.read_text(), result))
+    write(options, result, STUDY, page(result))
     return result
 
 

@@ -20,10 +20,11 @@ import torch
 
 from benchmarks import fits
 from benchmarks.measure import cpu_seconds, versions
+from benchmarks.study_output import add_outputs, filled, write
 from lighter_freezers.reports import results_file
 
 ROOT = Path(__file__).parents[1]
-MARK, END = "<!-- results: smollm2 -->", "<!-- end: smollm2 -->"
+STUDY = "smollm2"  # in the marks of its page
 TEST_BATCH_SIZE = 16
 CLOCK = "step_seconds.json"
 
@@ -217,11 +218,7 @@ def method(runs: Mapping[str, Sequence[Figures]], options: argparse.Namespace) -
 
 def fill(text: str, result: Mapping[str, Any]) -> str:
     """A page with the tables between its marks."""
-    before, mark, rest = text.partition(MARK)
-    if not mark:
-        raise ValueError(f"The page has no {MARK}. Add it where the tables belong.")
-    after = rest.partition(END)[2] if END in rest else rest
-    return f"{before}{mark}\n\n{page(result)}\n\n{END}{after}"
+    return filled(text, STUDY, page(result))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -232,8 +229,7 @@ def parser() -> argparse.ArgumentParser:
         "--runs", type=Path, default=Path("outputs/smollm2_study"), help="folder of the runs"
     )
     options.add_argument("--only-collect", action="store_true", help="train nothing, read what is finished")
-    options.add_argument("--json", type=Path, metavar="PATH", help="write results and versions to this file")
-    options.add_argument("--into", type=Path, metavar="PAGE", help="write the tables into this page")
+    add_outputs(options)
     options.add_argument("overrides", nargs="*", help="of the configs, such as trainer::max_steps=200")
     return options
 
@@ -249,11 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     measured_with = versions() | results_file.versions()
     result = {"command": command, "method": method(runs, options), "versions": measured_with, "runs": runs}
     print(page(result))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-    if options.into is not None:
-        options.into.write_text(fill(options.into.read_text(), result))
+    write(options, result, STUDY, page(result))
     return result
 
 

@@ -7,7 +7,6 @@ clock is the CPU time of the training loop, torch on one thread.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +19,11 @@ import torch
 
 from benchmarks import fits
 from benchmarks.measure import cpu_seconds, versions
+from benchmarks.study_output import add_outputs, command_of, filled, write
 from lighter_freezers import GPT, GPTModule, SequenceScoreDataModule, TextDataModule, TokenLabelDataModule
 
 ROOT = Path(__file__).parents[1]
-MARK = "<!-- results: transfer -->"
+STUDY = "transfer"  # in the marks of its page
 TRUNK_RATE, HEAD_RATE = 1.0e-3, 1.0e-2
 SIZES = {"block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128, "use_rotary_embeddings": True}
 VOCAB_SIZE = 1024
@@ -254,12 +254,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 def fill(text: str, result: Mapping[str, Any]) -> str:
     """A page with the tables between its marks."""
-    before, mark, rest = text.partition(MARK)
-    if not mark:
-        raise ValueError(f"The page has no {MARK}. Add it where the tables belong.")
-    end = "<!-- end: transfer -->"
-    after = rest.partition(end)[2] if end in rest else rest
-    return f"{before}{mark}\n\n{page(result)}\n\n{end}{after}"
+    return filled(text, STUDY, page(result))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -270,8 +265,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--steps", type=int, default=120, help="of each run")
     options.add_argument("--pretraining-steps", type=int, default=600)
     options.add_argument("--checkpoint", type=Path, help="of a language model; none is pretrained then")
-    options.add_argument("--json", type=Path, metavar="PATH", help="write results and versions to this file")
-    options.add_argument("--into", type=Path, metavar="PAGE", help="write the tables into this page")
+    add_outputs(options)
     return options
 
 
@@ -283,19 +277,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         f"{options.steps} steps, tested on {NUM_TEST_SEQUENCES} sequences; "
         f"mean over the seeds, with the least and the most of them"
     )
-    command = "python -m benchmarks.transfer"
-    command += "".join(
-        f" --{name.replace('_', '-')} {value}"
-        for name, value in vars(options).items()
-        if name not in ("json", "into", "checkpoint") and value != parser().get_default(name)
-    )
+    command = command_of(parser(), options)
     result = {"command": command, "method": method, "versions": versions(), **study(options)}
     print(page(result))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-    if options.into is not None:
-        options.into.write_text(fill(options.into.read_text(), result))
+    write(options, result, STUDY, page(result))
     return result
 
 

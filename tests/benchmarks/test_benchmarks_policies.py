@@ -64,7 +64,7 @@ def test_the_table_marks_what_is_within_noise(tmp_path: Path) -> None:
     rows = {policy_study.FULL: row(2.0, 2.1), "near": row(2.1, 2.2), "far": row(3.0, 3.0)}
     result = {"rows": rows, "command": "python", "method": "method", "versions": {}}
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{policy_study.MARK}\nafter")
+    page.write_text("before\n<!-- results: policies -->\nafter")
     text = policy_study.fill(page.read_text(), result)
     assert "| near | 0.003 | ~ 2.150 (0.071) | ~ 2.150 (0.071) | 2 | 7 | 1,000 |" in text
     assert "| far | 0.003 | 3.000 (0.000) | 3.000 (0.000) |" in text

@@ -70,7 +70,7 @@ def test_the_table_shows_the_mean_and_the_spread() -> None:
 
 
 def test_tables_replace_those_of_the_last_time() -> None:
-    first = transfer.fill(f"# A\n\n{transfer.MARK}\n\nafter\n", result(old=[{"accuracy": 0.5}]))
+    first = transfer.fill("# A\n\n<!-- results: transfer -->\n\nafter\n", result(old=[{"accuracy": 0.5}]))
     second = transfer.fill(first, result(new=[{"accuracy": 0.5}]))
 
     assert "| old |" not in second
