@@ -1,12 +1,13 @@
 """A network of a stem, four blocks, a norm and a head, and what moves in it while a Trainer trains it."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tests.lab import WIDTH, batches, recorder, regression, sgd, trainer
+from tests.lab import WIDTH, ResumableLoader, adamw, batches, recorder, regression, sgd, trainer
 
 BLOCKS = ["block 0", "block 1", "block 2", "block 3"]
 EVERYTHING = ["stem", *BLOCKS, "norm", "head"]
@@ -67,3 +68,31 @@ def upper(num_blocks: int, *others: str) -> set[str]:
 def lower(num_blocks: int, *others: str) -> set[str]:
     """Norm, head and so many blocks from the bottom."""
     return {"norm", "head", *BLOCKS[:num_blocks], *others}
+
+
+def fit_saving_each_step(
+    callback: Any,
+    folder: Path,
+    resume_from: Path | None,
+    scheduler: Any = None,
+    val_check_interval: Any = 1.0,
+) -> dict[str, Any]:
+    """Three epochs of four steps, a checkpoint after each; weights, optimizer, and flags at each step."""
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    lone = "pytorch_lightning"
+    saver = ModelCheckpoint(dirpath=folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    frozen = recorder(lone, lambda t, m: (t.global_step, [p.requires_grad for p in m.parameters()]))
+    module = regression(lone, BlockNet, adamw, scheduler)
+    run = trainer(
+        lone,
+        callbacks=[callback, frozen, saver],
+        max_epochs=3,
+        val_check_interval=val_check_interval,
+        enable_checkpointing=True,
+        default_root_dir=folder,
+    )
+    loader = ResumableLoader(batches().dataset)
+    run.fit(module, loader, batches(), ckpt_path=resume_from, weights_only=True)
+    optimizer = run.optimizers[0].state_dict()
+    return {"weights": module.state_dict(), "optimizer": optimizer, "frozen": dict(frozen.seen)}

@@ -7,9 +7,8 @@ import pytest
 from torch.optim import lr_scheduler as lrs
 
 from lighter_freezers import GradualUnfreezing
-from tests.callbacks.block_net import BlockNet
+from tests.callbacks.block_net import fit_saving_each_step
 from tests.callbacks.test_freezer_resume import same
-from tests.lab import ResumableLoader, adamw, batches, recorder, regression, trainer
 
 LONE = "pytorch_lightning"
 PACES: dict[str, dict[str, Any]] = {
@@ -26,28 +25,13 @@ pytestmark = [
 
 def fit(pace: str, folder: Path, resume_from: Path | None = None) -> dict[str, Any]:
     """Three epochs of four steps, validated in the middle of each batch window, a checkpoint after each."""
-    from pytorch_lightning.callbacks import ModelCheckpoint
-
-    saver = ModelCheckpoint(dirpath=folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
-    frozen = recorder(LONE, lambda t, m: (t.global_step, [p.requires_grad for p in m.parameters()]))
-    module = regression(
-        LONE,
-        BlockNet,
-        adamw,
+    return fit_saving_each_step(
+        GradualUnfreezing(**PACES[pace]),
+        folder,
+        resume_from,
         lambda o: {"scheduler": lrs.OneCycleLR(o, max_lr=0.05, total_steps=13), "interval": "step"},
+        2 if pace == "plateau" else 1.0,
     )
-    run = trainer(
-        LONE,
-        callbacks=[GradualUnfreezing(**PACES[pace]), frozen, saver],
-        max_epochs=3,
-        val_check_interval=2 if pace == "plateau" else 1.0,
-        enable_checkpointing=True,
-        default_root_dir=folder,
-    )
-    loader = ResumableLoader(batches().dataset)
-    run.fit(module, loader, batches(), ckpt_path=resume_from, weights_only=True)
-    optimizer = run.optimizers[0].state_dict()
-    return {"weights": module.state_dict(), "optimizer": optimizer, "frozen": dict(frozen.seen)}
 
 
 @pytest.mark.parametrize("pace", PACES)

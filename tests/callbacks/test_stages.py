@@ -8,12 +8,11 @@ import pytest
 from torch.optim import lr_scheduler as lrs
 
 from lighter_freezers import Freezer, GradualUnfreezing, plan
-from tests.callbacks.block_net import EVERYTHING, BlockNet, moves, part_of, upper
+from tests.callbacks.block_net import EVERYTHING, BlockNet, fit_saving_each_step, moves, part_of, upper
 from tests.callbacks.test_freezer_resume import same
 from tests.lab import (
     NAMESPACES,
     NormNet,
-    ResumableLoader,
     adamw,
     batches,
     recorder,
@@ -173,24 +172,9 @@ ENDS: dict[str, dict[str, Any]] = {
 
 def fit(end: str, folder: Path, resume_from: Path | None = None) -> dict[str, Any]:
     """Three epochs of four steps, a checkpoint after each step."""
-    from pytorch_lightning.callbacks import ModelCheckpoint
-
     callback = stages(HEAD | ENDS[end], TOP | {"until_step": 9, "unfreeze_lr": 0.5, "warmup_steps": 3}, REST)
-    saver = ModelCheckpoint(dirpath=folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
-    frozen = recorder(LONE, lambda t, m: (t.global_step, [p.requires_grad for p in m.parameters()]))
-    module = regression(LONE, BlockNet, adamw)
-    run = trainer(
-        LONE,
-        callbacks=[callback, frozen, saver],
-        max_epochs=3,
-        val_check_interval=2 if end == "plateau" else 1.0,
-        enable_checkpointing=True,
-        default_root_dir=folder,
-    )
-    loader = ResumableLoader(batches().dataset)
-    run.fit(module, loader, batches(), ckpt_path=resume_from, weights_only=True)
-    optimizer = run.optimizers[0].state_dict()
-    return {"weights": module.state_dict(), "optimizer": optimizer, "frozen": dict(frozen.seen)}
+    interval = 2 if end == "plateau" else 1.0
+    return fit_saving_each_step(callback, folder, resume_from, val_check_interval=interval)
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Checkpoint directory .* is not empty")
