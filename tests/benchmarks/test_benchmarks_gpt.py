@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,13 +27,6 @@ NAMES = {
     "c_fc": "up",
     "lm_head": "head",
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_it_runs_and_its_exact_figures_meet_their_targets(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import policy_costs, policy_study
 from benchmarks.policy_costs import WAYS
@@ -14,14 +13,6 @@ SMALL = Namespace(layers=4, width=32, batch=2, tokens=8, steps=16)
 TINY = Namespace(
     layers=4, batch=4, val_sequences=4, steps=2, pretraining_steps=1, seeds=2, rates=1, checkpoint=None
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def named(*names: str) -> list[policy_costs.Way]:

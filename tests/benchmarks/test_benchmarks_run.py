@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import (
     grad_norms,
@@ -43,13 +42,6 @@ TINY: list[tuple[ModuleType, str, list[str]]] = [
     (imports, "B13", ["--rounds", "1", "--light"]),
     (logging_cost, "B14", ["--params", "150", "--periods", "1", "--rounds", "2"]),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def result(rows: list[Row], benchmark: str = "B1") -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import smollm2_study as study
 from tests.experiments.training import causal_lms
@@ -13,13 +11,6 @@ from tests.experiments.training import causal_lms
 pytestmark = pytest.mark.wide  # a benchmark from its command to its page
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(folder: Path) -> list[str]:

@@ -6,21 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import fits, transfer
 
 pytestmark = pytest.mark.wide  # a benchmark from its command to its page
 
 FEW = Namespace(steps=2, sequences=16)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def result(**ways: list[dict[str, float]]) -> dict[str, Any]:

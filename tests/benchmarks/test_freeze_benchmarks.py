@@ -5,7 +5,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import compile as compile_benchmark, freeze_gain, freeze_memory, measure
 
@@ -16,13 +15,6 @@ SMALL: list[tuple[ModuleType, str, list[str]]] = [
     (freeze_memory, "B6", SMALL_MEMORY),
     (compile_benchmark, "B7", ["--layers", "4"]),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at all inputs

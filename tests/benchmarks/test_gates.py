@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import fits, hooks, host_reads, imports, logging_cost, loop, switch
 from benchmarks.fits import Fit
@@ -16,13 +15,6 @@ from benchmarks.models import Tensors, half_of_the_prefixes
 
 SLACK = 2.0  # times the target: these are ratios of times
 REPETITIONS = 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def num_calls_in_step(num_freezers: int, num_tensors: int) -> int:
