@@ -7,14 +7,14 @@ it. Rows that lose are measured too: rows that are never the same twice, and a p
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.measure import Report, cpu_seconds, main, no_collection
+from benchmarks.measure import Report, Samples, cpu_seconds, interleave, main, no_collection
 from lighter_freezers import Freezer, PrefixCache
 
 __all__ = ["parser", "run"]
@@ -116,21 +116,18 @@ def _compare(
     options: argparse.Namespace, num_frozen: int, cache: dict[str, Any], is_masked: bool = False
 ) -> tuple[float, float, float]:
     """Ratios of a first and of a later step, and the largest relative difference of a loss."""
-    pairs = []
-    for number in range(options.rounds):
-        variants: list[Callable[[], Fit]] = [
-            lambda: Fit(options, num_frozen, None, is_masked),
-            lambda: Fit(options, num_frozen, cache, is_masked),
-        ]
-        fits = [variant() for variant in (variants if number % 2 == 0 else variants[::-1])]
-        pairs.append(fits if number % 2 == 0 else fits[::-1])
-    plain, cached = pairs[0]
-    off = max(abs(one - two) / abs(one) for one, two in zip(plain.losses, cached.losses, strict=True))
-    return (
-        statistics.median(cached.first / plain.first for plain, cached in pairs),
-        statistics.median(cached.later / plain.later for plain, cached in pairs),
-        off,
-    )
+    fits: dict[str, list[Fit]] = {"plain": [], "cached": []}
+
+    def later(name: str, arguments: dict[str, Any] | None) -> float:
+        fits[name].append(Fit(options, num_frozen, arguments, is_masked))
+        return fits[name][-1].later
+
+    turns = {"plain": partial(later, "plain", None), "cached": partial(later, "cached", cache)}
+    laters = interleave(turns, options.rounds)
+    firsts = Samples({name: [fit.first for fit in each] for name, each in fits.items()})
+    losses = zip(fits["plain"][0].losses, fits["cached"][0].losses, strict=True)
+    off = max(abs(one - two) / abs(one) for one, two in losses)
+    return firsts.ratio("cached", "plain"), laters.ratio("cached", "plain"), off
 
 
 def run(options: argparse.Namespace) -> Report:

@@ -6,12 +6,12 @@ place of those of the last time.
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import shown
+from benchmarks.study_output import filled
 
 MET = {True: "yes", False: "**no**", None: ""}
 
@@ -48,12 +48,7 @@ def fill(page: str, found: Sequence[dict[str, Any]]) -> str:
         ValueError: The page has no comment for a benchmark.
     """
     for result in found:
-        begin, end = f"<!-- results: {result['benchmark']} -->", f"<!-- end: {result['benchmark']} -->"
-        if begin not in page:
-            raise ValueError(f"The page has no {begin}. Add it where the table belongs.")
-        old = re.compile(f"{re.escape(begin)}(?:(?:(?!<!-- results: ).)*?{re.escape(end)})?", re.DOTALL)
-        new = f"{begin}\n\n{table(result)}\n\n{end}"
-        page = old.sub(lambda _, text=new: text, page, count=1)
+        page = filled(page, result["benchmark"], table(result))
     return page
 
 
