@@ -116,7 +116,7 @@ class LoraPhases(EngineCallback):
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """Register with the engine for the transitions of this fit."""
         engine = Engine.of(trainer)
-        self._logged, self._curves = -1, StepCurves(is_whole=True)
+        self._logged = -1
         if stage == "fit":
             engine.add_listener(self)
 

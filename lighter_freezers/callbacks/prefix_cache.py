@@ -182,8 +182,7 @@ class PrefixCache(EngineCallback):
             self.cached = CachedBlocks(frozen, options, is_silent=is_silent)
 
     def _node_folder(self, trainer: TrainerLike) -> Path:
-        folder = Path(trainer.default_root_dir if self.folder is None else self.folder)
-        folder = folder if self.folder is not None else folder / "prefix_cache"
+        folder = Path(trainer.default_root_dir, "prefix_cache") if self.folder is None else Path(self.folder)
         return folder / f"node{trainer.node_rank}" if trainer.num_nodes > 1 else folder
 
     def _close(self, *, deletes: bool) -> None:

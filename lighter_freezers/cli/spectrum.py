@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def freezer_text(model: nn.Module, percent: float) -> str:
     """The YAML of a Freezer for the matrices that do not train, kind by kind."""
-    from lighter_freezers.policies.spectrum import Spectrum, best_of_each_kind, kind_of
+    from lighter_freezers.policies.spectrum import Spectrum, best_of_each_kind, ranked_kinds
 
     policy = Spectrum(top_percent=percent)
     scores = policy.prepare(model)
@@ -48,9 +48,8 @@ def freezer_text(model: nn.Module, percent: float) -> str:
         "- _target_: lighter_freezers.Freezer",
         "  name_starts_with:",
     ]
-    for kind in dict.fromkeys(map(kind_of, scores)):
+    for kind, ranked in ranked_kinds(scores).items():
         lines.append(f"    # {kind}")
-        ranked = sorted((path for path in scores if kind_of(path) == kind), key=lambda path: -scores[path])
         for path in ranked:
             entry = f"- {path}." if path not in chosen else f"# trains: {path}"
             lines.append(f"    {entry} {'' if path in chosen else '# '}{scores[path]:.3g}")

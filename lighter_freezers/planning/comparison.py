@@ -93,7 +93,7 @@ def read_report(folder: Path) -> list[PhaseRecord]:
         there = sorted(str(path.parent) for path in folder.rglob(FILE)) if folder.is_dir() else []
         way_out = f"Reports are in: {', '.join(there)}." if there else _WAY_OUT
         raise ValueError(f"There is no {FILE} in '{folder}'. {way_out}")
-    return [PhaseRecord(**record) for record in json.loads(file.read_text())["phases"]]
+    return [PhaseRecord.from_dict(record) for record in json.loads(file.read_text())["phases"]]
 
 
 def compare(plan: Plan, records: Sequence[PhaseRecord]) -> Comparison:

@@ -7,7 +7,7 @@ same meter. Nothing here reads the device before a phase has ended.
 import hashlib
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
@@ -71,6 +71,11 @@ class PhaseRecord:
     def as_dict(self) -> dict[str, object]:
         """The record in plain types."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "PhaseRecord":  # as JSON has it
+        """The record that `as_dict` was made from, also after a way through JSON."""
+        return cls(**{**content, "notes": tuple(content.get("notes", ()))})
 
 
 def trainable_key(model: nn.Module) -> str:

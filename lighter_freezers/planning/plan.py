@@ -92,12 +92,11 @@ def plan(
     """
     rounds = arguments.at_least("num_rounds", num_rounds, 1)
     timed = arguments.count("num_timed", num_timed) or 0
-    for argument, value, has, kind in (
-        ("trainer", trainer, "fit_loop", "Lightning Trainer"),
-        ("datamodule", datamodule, "prepare_data", "LightningDataModule"),
-    ):
-        if not hasattr(value, has) and (argument == "trainer" or value is not None):
-            raise TypeError(f"{argument} must be a {kind}. Got {value!r} ({type(value).__name__}).")
+    if not hasattr(trainer, "fit_loop"):
+        raise TypeError(f"trainer must be a Lightning Trainer. Got {trainer!r} ({type(trainer).__name__}).")
+    if datamodule is not None and not hasattr(datamodule, "prepare_data"):
+        kind = type(datamodule).__name__
+        raise TypeError(f"datamodule must be a LightningDataModule. Got {datamodule!r} ({kind}).")
     if datamodule is None and hasattr(train_dataloaders, "prepare_data"):
         datamodule, train_dataloaders = train_dataloaders, None
     rehearsals = []

@@ -131,7 +131,7 @@ class Plan:
             "phases": tuple(map(_phase, content["phases"])),
             "undated": tuple(map(_phase, content["undated"])),
             "warnings": tuple(content["warnings"]),
-            "everything": _record(content["everything"]) if content.get("everything") else None,
+            "everything": PhaseRecord.from_dict(content["everything"]) if content.get("everything") else None,
         }
         return cls(**{**content, **lists})
 
@@ -150,10 +150,6 @@ class Plan:
 def _phase(content: _Json) -> PlannedPhase:
     tuples = {key: tuple(content[key]) for key in ("or_when", "changes", "holders")}
     return PlannedPhase(**{**content, **tuples})
-
-
-def _record(content: _Json) -> PhaseRecord:
-    return PhaseRecord(**{**content, "notes": tuple(content["notes"])})
 
 
 def _timeline_of(plan: Plan) -> Timeline:
@@ -206,15 +202,12 @@ def _cache_lines(plan: Plan) -> list[str]:
     for phase in [*plan.phases, *plan.undated]:
         if not phase.skipped_flops or not phase.flops or phase.stored_bytes is None:
             continue
-        num_steps = (
-            None if None in (phase.step, phase.end_step) else (phase.end_step or 0) - (phase.step or 0)
-        )
-        in_epoch = plan.steps_per_epoch
+        step, end, in_epoch = phase.step, phase.end_step, plan.steps_per_epoch
         share = 1 - phase.skipped_flops / phase.flops
         said = f"{phase.when}: {num_bytes(phase.stored_bytes)} a step"
         if in_epoch is not None:
             said += f", {num_bytes(phase.stored_bytes * in_epoch)} an epoch"
-        if num_steps is not None and in_epoch is not None and num_steps <= in_epoch:
+        if step is not None and end is not None and in_epoch is not None and end - step <= in_epoch:
             lines.append(f"{said}; the phase is no longer than an epoch, so no row is read")
         else:
             lines.append(f"{said}; from its second epoch on a step needs {share:.0%} of its operations")

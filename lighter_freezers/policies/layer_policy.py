@@ -262,7 +262,6 @@ class _PolicyAction(Action):
             self._window,
             index=index,
             step=index * (self._policy.every_n_steps or 0),
-            units=tuple(self._units),
             random=context.random(self._policy.seed, index),
             measured=measured,
         )

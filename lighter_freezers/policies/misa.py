@@ -10,6 +10,7 @@ from lighter_freezers import arguments
 from lighter_freezers.arguments import checked
 from lighter_freezers.policies.forward_units import matrix_units
 from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
+from lighter_freezers.selection.element_counts import num_elements, num_trainable
 
 __all__ = ["Misa"]
 
@@ -58,11 +59,7 @@ class Misa(LayerPolicy):
 
     def prepare(self, model: nn.Module) -> dict[str, int]:
         """The number of elements of each layer, of an adapted one those that train."""
-        units = self.units(model)
-        return {
-            path: sum(p.numel() for p in unit if p.requires_grad) or sum(p.numel() for p in unit)
-            for path, unit in units.items()
-        }
+        return {path: num_trainable(unit) or num_elements(unit) for path, unit in self.units(model).items()}
 
     def choose(self, window: Window) -> Iterable[str]:
         """Draw without replacement; what does not fit any more is passed over."""

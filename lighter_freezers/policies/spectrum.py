@@ -11,7 +11,7 @@ from lighter_freezers import arguments
 from lighter_freezers.policies.forward_units import matrix_units
 from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
 
-__all__ = ["Spectrum", "best_of_each_kind", "kind_of", "signal_to_noise"]
+__all__ = ["Spectrum", "best_of_each_kind", "ranked_kinds", "signal_to_noise"]
 
 
 class Spectrum(LayerPolicy):
@@ -69,18 +69,20 @@ def signal_to_noise(weight: torch.Tensor) -> float:
     return float(values[values > threshold].sum()) / noise / float(values[0]) if noise else math.inf
 
 
-def kind_of(path: str) -> str:
+def _kind_of(path: str) -> str:
     """The path of a layer without the numbers in it: `h.attn.c_attn` for `h.3.attn.c_attn`."""
     return ".".join(segment for segment in path.split(".") if not segment.isdecimal())
 
 
-def best_of_each_kind(scores: Mapping[str, float], top_percent: float) -> list[str]:
-    """The layers with the highest scores of each kind: so many percent, and at least one."""
+def ranked_kinds(scores: Mapping[str, float]) -> dict[str, list[str]]:
+    """The layers of each kind, those with the highest scores first."""
     kinds: dict[str, list[str]] = {}
     for path in scores:
-        kinds.setdefault(kind_of(path), []).append(path)
-    chosen: list[str] = []
-    for paths in kinds.values():
-        ranked = sorted(paths, key=lambda path: -scores[path])
-        chosen += ranked[: max(1, int(len(ranked) * top_percent / 100))]
-    return chosen
+        kinds.setdefault(_kind_of(path), []).append(path)
+    return {kind: sorted(paths, key=lambda path: -scores[path]) for kind, paths in kinds.items()}
+
+
+def best_of_each_kind(scores: Mapping[str, float], top_percent: float) -> list[str]:
+    """The layers with the highest scores of each kind: so many percent, and at least one."""
+    ranked = ranked_kinds(scores).values()
+    return [path for paths in ranked for path in paths[: max(1, int(len(paths) * top_percent / 100))]]

@@ -108,11 +108,6 @@ class CachedBlocks:
             self._detours.append(CallDetour(frozen.after, self._call_after))
 
     @property
-    def num_blocks(self) -> int:
-        """How many blocks are cached."""
-        return len(self._blocks)
-
-    @property
     def num_rows(self) -> int:
         """How many rows are stored."""
         return 0 if self._store is None else len(self._store)
@@ -155,11 +150,10 @@ class CachedBlocks:
             return own(*call.arguments, **call.keywords)
         if number == 0:
             self._pass = self._begin(call)
-        if self._pass is not None and self._pass.kind == "skip":
-            return self._skip(self._pass, number, own, call)
         if self._pass is None:
             return own(*call.arguments, **call.keywords)
-        return self._run(self._pass, number, own, call)
+        follow = self._skip if self._pass.before is None else self._run
+        return follow(self._pass, number, own, call)
 
     def _call_after(self, own: Call, arguments: tuple[object, ...], keywords: dict[str, object]) -> object:
         """The block behind the prefix: what was handed from block to block inside must be gone by now."""
@@ -190,7 +184,7 @@ class CachedBlocks:
         rows = self._store.find(keys)
         if rows is None:
             self.counts.num_run += 1
-            return Pass("run", keys, None, Before(self._blocks, call.hidden), is_probe)
+            return Pass(keys, None, Before(self._blocks, call.hidden), is_probe)
         self.counts.num_served += 1
         self._num_found += 1
         is_checked = (
@@ -198,8 +192,8 @@ class CachedBlocks:
         )
         if is_checked or not self._is_proven:
             self._read_differences()
-            return Pass("check", keys, rows, Before(self._blocks, call.hidden), is_probe)
-        return Pass("skip", keys, rows, None, False)
+            return Pass(keys, rows, Before(self._blocks, call.hidden), is_probe)
+        return Pass(keys, rows, None, is_probe)
 
     def _run(self, current: Pass, number: int, own: Call, call: BlockCall) -> object:
         """Run a block, and learn from it; after the last one, store or compare the rows."""

@@ -52,7 +52,6 @@ def frozen_blocks(model: nn.Module, strategy: object) -> FrozenBlocks:
         strategy: The Trainer's.
     """
     parameters = canonical_parameters(model)
-    names = {id(parameter): name for name, parameter in parameters.items()}
     anatomy = anatomy_of(model)
     first = next(iter(anatomy.towers.values()), ())
     stacks = dict(zip(anatomy.stacks, block_modules(model, anatomy), strict=True))
@@ -60,7 +59,8 @@ def frozen_blocks(model: nn.Module, strategy: object) -> FrozenBlocks:
     is_frozen = [not any(parameters[name].requires_grad for name in block) for _, block in blocks]
     num_frozen = (*is_frozen, False).index(False)
     if not num_frozen:
-        return FrozenBlocks(names=names)
+        return FrozenBlocks()
+    names = {id(parameter): name for name, parameter in parameters.items()}
     modules = [module for module, _ in blocks]
     title = NameSummary(list(parameters)).compress(n for _, block in blocks[:num_frozen] for n in block)
     why = _objection(model, modules, num_frozen, strategy)

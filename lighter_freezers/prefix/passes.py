@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class BlockCall:
     def _leaves(self) -> list[object]:
         return tree_leaves((self.arguments, self.keywords))
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """All of them; the first are the hidden states."""
         return [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
@@ -169,18 +169,16 @@ class Pass:
     """One batch on its way through the prefix.
 
     Attributes:
-        kind: Whether the blocks run, run and are compared with stored rows, or are skipped.
         keys: Of the rows.
         rows: The stored rows, unless the blocks only run.
         num_done: Blocks that were called.
-        before: The state before the blocks run.
+        before: The state before the blocks run; None if they are skipped.
         is_probe: Whether to find out if anything but the last block leads past the prefix.
         output: What the last block returned.
         inner: The same for the next block, if it must not get a gradient.
         kept: References to what was handed from block to block, by the number of the block.
     """
 
-    kind: Literal["run", "check", "skip"]
     keys: list[bytes]
     rows: Sequence[StoredRow] | None
     before: "Before | None"

@@ -5,6 +5,7 @@ row; it maps the files of all processes for reading. So a process that dies leav
 run with the same folder continues with them.
 """
 
+import math
 import mmap
 import os
 import secrets
@@ -40,10 +41,7 @@ class StoredRow(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Its size."""
-        size = self.dtype.itemsize
-        for length in self.shape:
-            size *= length
-        return size
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 class RowStore:
@@ -131,17 +129,16 @@ class RowStore:
         file = self._own[0]
         begin = os.lseek(file, 0, os.SEEK_END)
         _write(file, rows.view(torch.uint8).reshape(-1).numpy().data)
-        shape, entries = tuple(rows.shape[1:]), b""
-        added = [
-            StoredRow(file, begin + place * rows[0].nbytes, rows.dtype, computed, shape)
-            for place in range(len(rows))
-        ]
+        shape = tuple(rows.shape[1:])
+        numbers = _DTYPES.index(rows.dtype), _DTYPES.index(computed), len(shape)
         sizes = shape + (0,) * (_MOST_DIMENSIONS - len(shape))
-        for key, row in zip(keys, added, strict=True):
-            numbers = _DTYPES.index(row.dtype), _DTYPES.index(computed), len(shape)
-            entries += _ENTRY.pack(key, row.offset, *numbers, *sizes)
+        added = {
+            key: StoredRow(file, begin + place * rows[0].nbytes, rows.dtype, computed, shape)
+            for place, key in enumerate(keys)
+        }
+        entries = b"".join(_ENTRY.pack(key, row.offset, *numbers, *sizes) for key, row in added.items())
         _write(self._own[1], memoryview(entries))
-        self._rows.update(zip(keys, added, strict=True))
+        self._rows.update(added)
         self.num_bytes += rows.nbytes
 
     def _open(self) -> None:

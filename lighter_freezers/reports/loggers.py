@@ -41,7 +41,7 @@ def _is_tensorboard(logger: LoggerLike) -> TypeGuard[_TensorBoardLike]:
 
 def tensorboard_folders(loggers: Loggers) -> list[str]:
     """The folders in which TensorBoard finds the runs of these loggers."""
-    return [str(logger.root_dir) for logger in loggers if _is_tensorboard(logger) and logger.root_dir]
+    return [str(logger.root_dir) for logger in tensorboards(loggers) if logger.root_dir]
 
 
 def tensorboards(loggers: Loggers) -> "list[_TensorBoardLike]":
@@ -127,10 +127,9 @@ def write_layout(loggers: Loggers, category: str, charts: Mapping[str, Iterable[
         charts: Title of a chart to the keys in it; "attn.0" stands for every index.
     """
     layout = {title: ["Multiline", [_pattern(keys)]] for title, keys in charts.items()}
-    for logger in loggers:
-        if _is_tensorboard(logger):
-            with _harmless(logger):
-                logger.experiment.add_custom_scalars({category: layout})
+    for logger in tensorboards(loggers):
+        with _harmless(logger):
+            logger.experiment.add_custom_scalars({category: layout})
 
 
 def _pattern(keys: Iterable[str]) -> str:

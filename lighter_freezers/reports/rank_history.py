@@ -22,8 +22,8 @@ class RankHistoryState(TypedDict):
 class RankHistory:
     """The ranks of components from change to change."""
 
-    def __init__(self, other: "RankHistory | None" = None) -> None:
-        self._events: list[tuple[int, dict[str, int]]] = list(other._events) if other else []
+    def __init__(self) -> None:
+        self._events: list[tuple[int, dict[str, int]]] = []
 
     @property
     def steps(self) -> list[int]:

@@ -9,7 +9,7 @@ from torch.nn import Module, Parameter
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.reports.columns import columns
-from lighter_freezers.reports.timeline import rows_of
+from lighter_freezers.reports.timeline import blocks_of, rows_of
 from lighter_freezers.selection.element_counts import frozen_share, frozen_share_text, size_of
 from lighter_freezers.selection.layer_names import components
 from lighter_freezers.selection.name_summary import NameSummary
@@ -207,7 +207,7 @@ def changes_table(before: Iterable[ComponentState], after: Sequence[ComponentSta
 def _by_row(states: Iterable[ComponentState]) -> dict[str, ComponentState]:
     """The same by blocks."""
     named = {state.name: state for state in states}
-    rows = rows_of(list(named), max_rows=max(1, len(named) - 1))
+    rows = blocks_of(named)
     return {row: sum_of(row, map(named.__getitem__, members)) for row, members in rows.items()}
 
 

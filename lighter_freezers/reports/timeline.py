@@ -10,6 +10,7 @@ from lighter_freezers.reports.rank_history import RankHistory, RankHistoryState
 
 __all__ = ["Timeline", "TimelineState", "rows_of"]
 
+_MOST_ROWS = 24  # of a picture, before rows show blocks
 _LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 _BLOCK = re.compile(r"(?P<block>.+?\.\d+)\..+|(?P<stem>(?:.*\.)?)[^.]+\.(?P<index>\d+)")
 
@@ -111,12 +112,8 @@ class Timeline:
         return timeline
 
     def copy(self) -> "Timeline":
-        """One that later records do not change; the events themselves are shared."""
-        timeline = Timeline(self.components)
-        timeline._keep(list(self._events))
-        timeline.ranks = RankHistory(self.ranks)
-        timeline.losses = LossHistory(self.losses.curves)
-        return timeline
+        """One that later records do not change."""
+        return Timeline.from_state(self.to_state())
 
 
 def _common(states: Iterable[str]) -> str:
@@ -129,27 +126,34 @@ def _common(states: Iterable[str]) -> str:
     return "partial" if training else "frozen"
 
 
-def rows_of(components: Sequence[str], max_rows: int = 24) -> dict[str, list[str]]:
+def blocks_of(components: Iterable[str]) -> dict[str, list[str]]:
+    """The components of each block, such as "attn.3", "mlp.3" and all others that end in 3 of "h.3".
+
+    "layers.3.conv1" and the like are in "layers.3"; a component that is alone keeps its name.
+    """
+    blocks: dict[str, list[str]] = {}
+    for name in components:
+        blocks.setdefault(_block_of(name), []).append(name)
+    return {members[0] if len(members) == 1 else row: members for row, members in blocks.items()}
+
+
+def rows_of(components: Sequence[str]) -> dict[str, list[str]]:
     """The components of each row: one per row, unless there are too many.
+
+    Above 24 components a row shows a block, above 48 blocks several that follow each other, such as "h.4-7".
 
     Args:
         components: In model order.
-        max_rows: Above this, a row shows a block: "attn.3", "mlp.3" and all others that end in 3 become
-            "h.3", and "layers.3.conv1" and the like become "layers.3". Above twice this, a row shows several
-            blocks that follow each other, such as "h.4-7".
 
     Returns:
         Row name to its components, in model order.
     """
-    if len(components) <= max_rows:
+    if len(components) <= _MOST_ROWS:
         return {name: [name] for name in components}
-    blocks: dict[str, list[str]] = {}
-    for name in components:
-        blocks.setdefault(_block_of(name), []).append(name)
-    rows = {members[0] if len(members) == 1 else row: members for row, members in blocks.items()}
-    if len(rows) <= 2 * max_rows:
+    rows = blocks_of(components)
+    if len(rows) <= 2 * _MOST_ROWS:
         return rows
-    length = -(-len(rows) // (2 * max_rows - 8))  # 8: the layers around the blocks, and shorter rests
+    length = -(-len(rows) // (2 * _MOST_ROWS - 8))  # 8: the layers around the blocks, and shorter rests
     merged: dict[str, list[str]] = {}
     for frame, alike in groupby(rows, key=lambda row: _LAST_NUMBER.sub("{}", row)):
         names = list(alike)
