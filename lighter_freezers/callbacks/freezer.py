@@ -23,7 +23,7 @@ from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.triggers import parse_metric_trigger
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
-from lighter_freezers.selection.words import names_of_words
+from lighter_freezers.selection.words import names_of_words, parse_words
 
 __all__ = ["Freezer"]
 
@@ -244,10 +244,10 @@ def _trained(train: Names, words: Mapping[str, Names]) -> tuple[str, ...]:
         return ()
     if given := [name for name, value in words.items() if value]:
         raise ValueError(f"train holds everything else; {', '.join(given)} would say what to hold, too.")
-    found = [train] if isinstance(train, str) else list(train)
-    if not found or not all(isinstance(word, str) and word for word in found):
+    found = parse_words("train", train)
+    if not found:
         raise TypeError(f"train must be a name, a pattern or a list of them. Got {train!r}.")
-    return tuple(found)
+    return found
 
 
 def _rows_beside(rule: FreezeRule, rows: object, train: Sequence[str]) -> Rows:

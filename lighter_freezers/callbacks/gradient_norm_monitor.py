@@ -1,5 +1,6 @@
 """The callback that measures gradient norms and writes them to files and loggers. Training is unaffected."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -97,7 +98,7 @@ class GradientNormMonitor(Callback):
         self.every_n_steps = arguments.count("every_n_steps", every_n_steps)
         if self.every_n_steps == 0:
             raise ValueError("every_n_steps must be at least 1. Got 0. Remove it to measure nothing.")
-        self.per_layer = arguments.flag("per_layer", per_layer)
+        self.per_layer = per_layer
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.name = _file_name(name)
         self.save_format = arguments.choice("save_format", save_format, ("csv", "json"))
@@ -135,8 +136,7 @@ class GradientNormMonitor(Callback):
             self._start(trainer, pl_module, transition.optimizer_step)
         elif transition.is_reshaped:
             self._plan = NormPlan(pl_module)
-        if (files := self._files) is not None:
-            self._harmless(lambda: self._note(files, pl_module, transition))
+        self._save(lambda files: self._note(files, pl_module, transition))
 
     def on_before_optimizer_step(
         self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer
@@ -246,22 +246,25 @@ class GradientNormMonitor(Callback):
             files.write_transition(step, frozen, thawed, holders, notes)
 
     def _write(self, trainer: TrainerLike, step: int, norms: GradientNorms) -> None:
-        if (files := self._files) is None:
+        if self._files is None:
             return
-        self._harmless(lambda: files.write_norms(step, norms))
+        self._save(lambda files: files.write_norms(step, norms))
         if norms.extras:
             self._write_losses(step, norms.extras[0], None)
         write_metrics(trainer.loggers, norms.metrics(self.per_layer), step)
 
     def _write_losses(self, step: int, train: float | None, val: float | None) -> None:
-        if (files := self._files) is not None:
-            self._harmless(lambda: files.write_losses(step, train, val))
+        self._save(lambda files: files.write_losses(step, train, val))
 
     def _write_summaries(self) -> None:
+        self._save(NormFiles.write_summary)
+        if self.save_format == "json":
+            self._save(NormFiles.write_json)
+
+    def _save(self, write: Callable[[NormFiles], object]) -> None:
+        """Let the files of the first rank write; a full disk does not end the run."""
         if (files := self._files) is not None:
-            self._harmless(files.write_summary)
-            if self.save_format == "json":
-                self._harmless(files.write_json)
+            self._harmless(lambda: write(files))
 
     def _finish(self) -> None:
         self._write_summaries()

@@ -155,7 +155,7 @@ class GradualUnfreezing(EngineCallback):
         tower: str | None = None,
     ) -> None:
         super().__init__()
-        self.allow_untested = arguments.flag("allow_untested", allow_untested)
+        self.allow_untested = allow_untested
         self._beginnings: list[tuple[Schedule, str]] = []  # when a layer thaws, and its name in the log
         self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings, "tower": tower}
         terms = parse_terms(optimizer_state, cut_gradient, frozen_mode=frozen_mode)

@@ -45,8 +45,6 @@ class PlotsAtEnd(Callback):
 
     @checked
     def __init__(self, dirpath: str | None = None) -> None:
-        if dirpath is not None and not isinstance(dirpath, str):
-            raise TypeError(f"dirpath must be a string or null. Got {dirpath!r} ({type(dirpath).__name__}).")
         self.dirpath = dirpath
 
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:

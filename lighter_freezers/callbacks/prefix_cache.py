@@ -95,7 +95,7 @@ class PrefixCache(EngineCallback):
         self.dtype = arguments.choice("dtype", dtype, ("float32", "bfloat16"))
         self.max_gb = arguments.positive("max_gb", max_gb)
         self.check_every_n_batches = arguments.at_least("check_every_n_batches", check_every_n_batches, 1)
-        self.keep = arguments.flag("keep", keep)
+        self.keep = keep
         self.cached: CachedBlocks | None = None
         self._frozen = FrozenBlocks()
         self._has_ended = False

@@ -96,7 +96,7 @@ class Action:
 
     @property
     def rate_factors(self) -> Sequence[RateFactor]:
-        """What scales learning rates during this fit; asked for once, before `start`."""
+        """What scales learning rates during this fit; the same whenever it is asked for."""
         return ()
 
     @property

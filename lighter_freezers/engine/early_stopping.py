@@ -7,14 +7,13 @@ other code stop the run as ever.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
-from lighter_freezers.engine.triggers import History
 
 __all__ = ["EARLY_STOPPING", "OutOfPatience", "PatienceWatch"]
 
@@ -27,10 +26,6 @@ class OutOfPatience:
     """Fires when EarlyStopping would stop the run because nothing improved."""
 
     monitor: str = EARLY_STOPPING
-
-    def observe(self, value: float, history: History) -> History:
-        """The history after its patience is exhausted."""
-        return replace(history, has_fired=True)
 
     def __str__(self) -> str:
         return "EarlyStopping is out of patience"

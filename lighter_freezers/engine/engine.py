@@ -217,7 +217,7 @@ class Engine(Callback):
         """Check the schedules at the next batch, since some count epochs."""
         self._wait = 1
         self._boundaries.begin_epoch()
-        self._fit.begin_epoch(trainer, pl_module, is_rehearsed=self._is_driven)
+        self._fit.begin_epoch(trainer, pl_module)
         self._reassert()
 
     def on_train_batch_start(

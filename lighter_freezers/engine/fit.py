@@ -87,9 +87,9 @@ class Fit:
         """What actions get at this moment."""
         return StepContext(trainer, model, moment, loss=self.step_loss.value if self.step_loss else None)
 
-    def begin_epoch(self, trainer: TrainerLike, model: nn.Module, *, is_rehearsed: bool) -> None:
+    def begin_epoch(self, trainer: TrainerLike, model: nn.Module) -> None:
         """Check that the layers are still those of the set-up, and write the learning rates that moved."""
-        if not (self._has_begun or is_rehearsed) and trainer.is_global_zero:
+        if not self._has_begun and trainer.is_global_zero:  # a rehearsal has no end to warn of
             idle_schedules.warn_of_short_run(self.active_rules, list(self.actions), trainer, model)
         self._has_begun = True
         idle_schedules.refuse_replaced(self.active_rules, model)

@@ -85,7 +85,7 @@ class Followers:
         self.optimizers.follow(context.model, self._held)
         self.optimizers.keep_up()
         self._follow_gradients(context.moment)
-        self.announcer = Announcer(context.model, self._active_rules, list(self._actions))
+        self._renew_announcer(context.model)
         frozen = [parameter for parameter in context.model.parameters() if not parameter.requires_grad]
         ranks = {name: rank for action in self._actions for name, rank in action.ranks.items()}
         self._announce(
@@ -126,7 +126,7 @@ class Followers:
         elif frozen or thawed:
             ddp_wrapper.rebuild(context.trainer.strategy)
         if self.announcer.has_lazy:  # by now the layers may have their shapes
-            self.announcer = Announcer(context.model, self._active_rules, list(self._actions))
+            self._renew_announcer(context.model)
         transition = self.announcer.transition(context.moment, frozen, thawed, False, outcome)
         if frozen or thawed or outcome != ActionResult():
             self._announce(context, transition)
@@ -141,7 +141,10 @@ class Followers:
         for active in self._active_rules:
             active.bind(context.model)
         self._boundary.forget()
-        self.announcer = Announcer(context.model, self._active_rules, list(self._actions))
+        self._renew_announcer(context.model)
+
+    def _renew_announcer(self, model: nn.Module) -> None:
+        self.announcer = Announcer(model, self._active_rules, list(self._actions))
 
     def _follow_modules(self) -> None:
         self._norms.follow()

@@ -15,7 +15,7 @@ from lighter_freezers.engine.checkpoint_identity import rule_key
 from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
 from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.trainer_like import TrainerLike
-from lighter_freezers.engine.trainer_strategies import has_whole_modules
+from lighter_freezers.engine.trainer_strategies import refuse_sharded
 from lighter_freezers.engine.triggers import Moment, Schedule
 from lighter_freezers.selection.select import ParameterSelector
 
@@ -62,11 +62,7 @@ class RowHold(Action):
         """
         if stage != "fit":
             return
-        if not has_whole_modules(trainer.strategy):
-            raise RuntimeError(
-                f"{self.title} holds rows of whole parameters, and {type(trainer.strategy).__name__} shards "
-                "them. Use one device or the strategy 'ddp'."
-            )
+        refuse_sharded(trainer.strategy, f"{self.title} holds rows of whole parameters")
         self._held = {}
         sparse = sparse_parameters(model)
         for name, parameter in self._selector.select(model).items():

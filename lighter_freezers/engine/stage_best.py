@@ -24,7 +24,7 @@ from lighter_freezers.engine.trainer_like import (
     callbacks_of,
     callbacks_of_kind,
 )
-from lighter_freezers.engine.trainer_strategies import refuse_sharded_best
+from lighter_freezers.engine.trainer_strategies import refuse_sharded
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["BestOfStage", "BestRequest"]
@@ -89,7 +89,8 @@ class BestOfStage:
             RuntimeError: The file that a resumed run goes on with is missing.
         """
         if self._run is None:
-            refuse_sharded_best(trainer.strategy)
+            way_out = ", or remove restore_best"
+            refuse_sharded(trainer.strategy, "restore_best keeps whole weights", way_out)
             if not self.request.monitor:
                 raise RuntimeError(
                     "restore_best: true takes the metric of EarlyStopping, and the Trainer has none. Give "

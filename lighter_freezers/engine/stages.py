@@ -190,7 +190,7 @@ class StageClock(Action):
         seen = [history.best, history.num_without_progress, history.has_fired]
         best = self._kept.state() if self._kept else {}
         patience = self._is_out_of_patience
-        return {"done": {}, "stage": self.number, "history": seen, "patience": patience, "best": best}
+        return {"stage": self.number, "history": seen, "patience": patience, "best": best}
 
     def remember(self, state: SavedState) -> None:
         """Go on in the stage in which the checkpoint was saved, or in the last one of a shorter list."""

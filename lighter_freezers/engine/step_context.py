@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.effects.optimizer_groups import parameters_in
 from lighter_freezers.engine.trainer_like import SchedulerLike, TrainerLike
@@ -95,8 +96,7 @@ class StepContext:
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all ranks, the same on each of them; every rank has to call it."""
-        on_device = value.detach().clone().to(self.trainer.strategy.root_device)
-        return self.trainer.strategy.reduce(on_device, reduce_op="mean")
+        return trainer_clock.mean_over_ranks(self.trainer, value)
 
     def of_rank_zero(self, value: Plain) -> Plain:
         """What rank zero passes, on all ranks; every rank has to call it."""

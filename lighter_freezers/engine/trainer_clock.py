@@ -15,6 +15,7 @@ __all__ = [
     "epoch_metrics",
     "is_update_epoch",
     "last_moment",
+    "mean_over_ranks",
     "metrics",
     "moment",
     "num_epochs",
@@ -162,5 +163,10 @@ def _named(logged: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def reduced(trainer: TrainerLike, value: torch.Tensor) -> float:
     """The mean of a metric over all ranks, the same number on each of them."""
-    value = value.detach().clone().float().to(trainer.strategy.root_device)
-    return float(trainer.strategy.reduce(value, reduce_op="mean"))
+    return float(mean_over_ranks(trainer, value.float()))
+
+
+def mean_over_ranks(trainer: TrainerLike, value: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all ranks, the same on each of them; every rank has to call it."""
+    on_device = value.detach().clone().to(trainer.strategy.root_device)
+    return trainer.strategy.reduce(on_device, reduce_op="mean")

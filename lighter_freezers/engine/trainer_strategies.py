@@ -12,7 +12,7 @@ __all__ = [
     "refuse_fixed_shapes",
     "refuse_flat_gradients",
     "refuse_lean_groups",
-    "refuse_sharded_best",
+    "refuse_sharded",
     "refuse_unsupported_strategy",
 ]
 
@@ -44,23 +44,23 @@ def refuse_unsupported_strategy(
             "Use FSDPStrategy(use_orig_params=True) or ModelParallelStrategy (FSDP2)."
         )
     is_deepspeed = _is_one_of(strategy, ("DeepSpeedStrategy",))  # a DDPStrategy that fixes what trains
-    is_known = _is_one_of(strategy, _FOLLOW_FLAGS) or is_deepspeed
     says_so = getattr(strategy, "follows_flag_changes", False) is True
-    if not is_static and not is_known and not says_so and allow_untested:
+    follows = says_so or (_is_one_of(strategy, _FOLLOW_FLAGS) and not is_deepspeed)
+    if not (is_static or follows):
+        if is_deepspeed or not allow_untested:
+            raise RuntimeError(
+                f"{name} cannot freeze or thaw layers while training runs: it fixes what trains when it "
+                "starts. Hold the layers for the whole run (no from_*, until_*, windows), or use one of the "
+                "strategies 'auto', 'ddp', ModelParallelStrategy (FSDP2) or "
+                "FSDPStrategy(use_orig_params=True). A strategy of your own says that it follows by "
+                "follows_flag_changes = True; to try one that does not, write allow_untested: true."
+            )
         log.warning(
             "%s is not tested with layers that freeze or thaw while training runs. Check that what thaws "
             "moves, and that all processes have the same weights",
             name,
         )
-    elif not is_static and not says_so and (is_deepspeed or not is_known):
-        raise RuntimeError(
-            f"{name} cannot freeze or thaw layers while training runs: it fixes what trains when it starts. "
-            "Hold the layers for the whole run (no from_*, until_*, windows), or use one of the strategies "
-            "'auto', 'ddp', ModelParallelStrategy (FSDP2) or FSDPStrategy(use_orig_params=True). A "
-            "strategy of your own says that it follows by follows_flag_changes = True; to try one that does "
-            "not, write allow_untested: true."
-        )
-    if reshapes and (is_deepspeed or not _is_one_of(strategy, _FOLLOW_SHAPES)):
+    if reshapes and not has_whole_modules(strategy):
         raise RuntimeError(
             f"{name} cannot change the rank of a layer while training runs: it lays parameters out when it "
             "starts. Use one device or the strategy 'ddp', or leave the ranks alone."
@@ -118,16 +118,21 @@ def has_whole_modules(strategy: object) -> bool:
     return _is_one_of(strategy, _FOLLOW_SHAPES) and not _is_one_of(strategy, ("DeepSpeedStrategy",))
 
 
-def refuse_sharded_best(strategy: object) -> None:
-    """Refuse a strategy under which no process has the whole weights.
+def refuse_sharded(strategy: object, needs: str, way_out: str = "") -> None:
+    """Refuse a strategy under which no process has whole parameters.
+
+    Args:
+        strategy: The Trainer's strategy.
+        needs: What needs them, as the beginning of the error.
+        way_out: What else its user may do.
 
     Raises:
         RuntimeError: It shards them.
     """
     if not has_whole_modules(strategy):
         raise RuntimeError(
-            f"restore_best keeps whole weights, and {type(strategy).__name__} shards them. Use one device or "
-            "the strategy 'ddp', or remove restore_best."
+            f"{needs}, and {type(strategy).__name__} shards them. Use one device or the strategy 'ddp'"
+            f"{way_out}."
         )
 
 

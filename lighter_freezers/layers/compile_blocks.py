@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.arguments import checked
 from lighter_freezers.engine.effects.call_detour import Call, CallDetour
@@ -62,7 +61,6 @@ def compile_blocks(
     """
     if not isinstance(backend, str) and not callable(backend):
         raise TypeError(f"backend is the name of a backend or a function. Got {backend!r}.")
-    arguments.flag("fullgraph", fullgraph)
     blocks = [block for stack in block_modules(model, anatomy_of(model)) for block in stack]
     if not blocks:
         raise ValueError(

@@ -14,6 +14,7 @@ from lighter_freezers.engine.stages import StageEnd
 from lighter_freezers.engine.terms import NormMode
 from lighter_freezers.engine.triggers import parse_metric_trigger
 from lighter_freezers.selection.names import closest_names
+from lighter_freezers.selection.words import parse_words
 
 __all__ = ["Entry", "Stage", "parse_restore_best", "read_stages"]
 
@@ -118,7 +119,7 @@ def _stage(argument: str, entry: object, index: int) -> Stage:
             raise ValueError(
                 f"{argument} does not know '{key}'. Closest: '{closest}'. Keys: {', '.join(_KEYS)}."
             )
-    thaw, freeze = (_words(f"{argument}.{key}", entry.get(key)) for key in ("thaw", "freeze"))
+    thaw, freeze = (parse_words(f"{argument}.{key}", entry.get(key)) for key in ("thaw", "freeze"))
     if not thaw and not index:
         raise ValueError(f"{argument} thaws nothing, so nothing would train. Give thaw, such as head.")
     steps, epochs, metric = (entry.get(key) for key in ("until_step", "until_epoch", "until_metric"))
@@ -132,13 +133,6 @@ def _stage(argument: str, entry: object, index: int) -> Stage:
         raise type(error)(f"{argument}: {error}") from error
     end = StageEnd(schedule, trigger, OutOfPatience() if is_patient else None)
     return Stage(argument, thaw, freeze, end, rate, rates, norms)
-
-
-def _words(argument: str, value: object) -> tuple[str, ...]:
-    words = [value] if isinstance(value, str) else ([] if value is None else value)
-    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
-        raise TypeError(f"{argument} must be a name, a pattern or a list of them. Got {value!r}.")
-    return tuple(words)
 
 
 def _parse_rates(entry: Entry) -> tuple[LearningRateRequest | None, Rates]:

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import checked, choice
+from lighter_freezers.arguments import checked
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.parameter_swap import reshape_parameter
 from lighter_freezers.lora.initial_factors import give_back, initial_factors
@@ -146,8 +146,6 @@ def resize_lora_layer(
         ```
     """
     check_rank(layer, r, adapter_name)
-    choice("on_zero", on_zero, ("drop", "merge", "freeze"))
-    choice("shrink", shrink, ("svd", "kfac"))
     if adapter_name in layer.merged_adapters:
         raise RuntimeError(f"The adapter '{adapter_name}' is merged: call `unmerge` before its rank changes.")
     factors = LoraFactors(layer, adapter_name)

@@ -6,7 +6,7 @@ from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
-from lighter_freezers.selection.layer_names import components
+from lighter_freezers.selection.layer_names import component_of
 from lighter_freezers.selection.names import canonical_parameters, closest_names, walk
 
 __all__ = ["TARGET_GROUPS", "target_modules_of", "with_target_modules"]
@@ -89,7 +89,7 @@ def with_target_modules(network: nn.Module, config: Mapping[str, object]) -> dic
 
 def _linear_layers(network: nn.Module) -> dict[str, str]:
     """Path of each layer with a matrix of weights -> `attn`, `mlp` or what else it is part of."""
-    homes = {name: part for part, names in components(network).items() for name in names}
+    homes = component_of(network)
     return {
         path: homes.get(f"{path}.weight", "").partition(".")[0]
         for path, module in walk(network)
@@ -99,7 +99,7 @@ def _linear_layers(network: nn.Module) -> dict[str, str]:
 
 def _experts(network: nn.Module) -> list[str]:
     """Names of the MLPs' weights that hold a matrix for each expert."""
-    homes = {name: part for part, names in components(network).items() for name in names}
+    homes = component_of(network)
     return [
         name
         for name, parameter in canonical_parameters(network).items()

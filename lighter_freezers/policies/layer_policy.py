@@ -230,10 +230,9 @@ class _PolicyAction(Action):
         """The window, and what was measured in it so far."""
         window = self._window
         if window is None:
-            return {"done": {}, "window": None}
+            return {"window": None}
         kept = {"index": window.index, "training": sorted(window.training), "measured": dict(window.measured)}
         return {
-            "done": {},
             "window": {**kept, "prepared": window.prepared, "memory": window.memory},
             "statistic": self._statistic.state() if self._statistic else {},
         }

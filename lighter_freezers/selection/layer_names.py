@@ -25,6 +25,7 @@ from lighter_freezers.selection.names import (
 )
 
 __all__ = [
+    "component_of",
     "components",
     "expand_layers",
     "parameters_of_layer",
@@ -81,7 +82,7 @@ class _Places:
             path
             for stack in self.stacks
             for path, block in zip(stack.block_paths, stack.blocks, strict=True)
-            if any(name.removeprefix(f"{path}.base_layer.") != name for name in block)
+            if any(name.startswith(f"{path}.base_layer.") for name in block)
         }
         self._parts = BLOCK_PARTS
         inside = [self._cut(name)[1] for stack in self.stacks for block in stack.blocks for name in block]
@@ -130,6 +131,11 @@ def _lookup(path: str, table: Mapping[str, str]) -> str | None:
     segments = path.split(".", 3)[:3]
     candidates = (".".join(segments[:length]) for length in range(len(segments), 0, -1))
     return next((table[candidate] for candidate in candidates if candidate in table), None)
+
+
+def component_of(model: nn.Module) -> dict[str, str]:
+    """The name of each parameter -> the component that it is in; see `components`."""
+    return {name: part for part, names in components(model).items() for name in names}
 
 
 def components(model: nn.Module) -> dict[str, list[str]]:
