@@ -49,8 +49,9 @@ class GradientNormMonitor(Callback):
     not have. Row N holds the gradient of the step after N completed steps, so it is the first row that
     reflects a change made at step N.
 
-    Runs on: setup, the transitions that the package's other callbacks make, on_before_optimizer_step,
-    on_train_batch_end, on_validation_end, on_save_checkpoint, on_train_end, on_exception.
+    Runs on: setup, the transitions that the package's other callbacks make, on_before_backward,
+    on_before_optimizer_step, on_train_batch_end, on_validation_end, on_save_checkpoint, on_train_end,
+    on_exception.
 
     Logs: `gradient_norm/<group>` and, with `per_layer`, `gradient_norm/<group>.<block>`.
 
@@ -137,6 +138,10 @@ class GradientNormMonitor(Callback):
         elif transition.is_reshaped:
             self._plan = NormPlan(pl_module)
         self._save(lambda files: self._note(files, pl_module, transition))
+
+    def on_before_backward(self, trainer: TrainerLike, pl_module: nn.Module, loss: object) -> None:
+        """Note by what Lightning has divided the loss."""
+        self._losses.window = trainer_clock.window_length(trainer)
 
     def on_before_optimizer_step(
         self, trainer: TrainerLike, pl_module: LightningModule, optimizer: Optimizer

@@ -42,8 +42,8 @@ class ResultsSummary(Callback):
     `results_summary_1.json`. A test adds its metrics to the existing file: set the version of the test's
     logger to that of the run (`trainer::logger::version=0`). Compare runs with `lighter-freezers compare`.
 
-    Runs on: on_train_start, on_train_batch_end (which keeps the loss on the device), on_train_end,
-    on_fit_end, on_test_end.
+    Runs on: on_train_start, on_before_backward, on_train_batch_end (which keeps the loss on the device),
+    on_train_end, on_fit_end, on_test_end.
 
     Saves: nothing; after a resume, losses and seconds only cover the time since the resume.
 
@@ -59,7 +59,7 @@ class ResultsSummary(Callback):
         self._started = 0.0
         self._losses: list[torch.Tensor] = []
         self._total: torch.Tensor | None = None  # sum of the earlier losses
-        self._num_batches = 0
+        self._num_batches, self._window = 0, 1
         self._sizes: dict[str, int] = {}
         self._path: Path | None = None  # of this process's fit
         self._harmless = Harmless("ResultsSummary")
@@ -71,13 +71,17 @@ class ResultsSummary(Callback):
         self._sizes = {}
         self._losses, self._total, self._num_batches, self._path = [], None, 0, None
 
+    def on_before_backward(self, trainer: TrainerLike, pl_module: nn.Module, loss: object) -> None:
+        """Note by what Lightning has divided the loss."""
+        self._window = trainer_clock.window_length(trainer)
+
     def on_train_batch_end(
         self, trainer: TrainerLike, pl_module: nn.Module, outputs: object, *_: object
     ) -> None:
         """Keep the loss of a batch; now and then add the kept ones to one sum, on the device."""
         if not self._sizes:
             self._sizes["trainable_parameters"] = num_trainable(pl_module.parameters())
-        loss = loss_of(outputs)
+        loss = loss_of(outputs, self._window)
         if loss is None:
             return
         self._losses.append(loss)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -214,7 +214,7 @@ class Actions:
         for key, action in self._actions.items():
             action.resume(context)
             if TRAINING_LOSS in action.monitors:
-                self._losses[key] = TrainingLoss(action.average_over)
+                self._losses[key] = TrainingLoss(action.average_over, context.moment.optimizer_step)
                 if key in self._saved_losses:
                     self._losses[key].remember(self._saved_losses[key])
 
@@ -229,21 +229,21 @@ class Actions:
         """Whether any action waits for the training loss."""
         return bool(self._losses)
 
-    def note_loss(self, trainer: TrainerLike, outputs: object, window: int) -> bool:
+    def note_loss(self, trainer: TrainerLike, loss: Tensor | None, window: int) -> bool:
         """Record the loss of one batch.
 
         Args:
             trainer: The Trainer.
-            outputs: What `training_step` returned.
+            loss: The whole loss.
             window: Batches in the accumulation window.
 
         Returns:
             Whether an average is complete: it can be read one optimizer step later.
         """
-        is_complete = False
-        for loss in self._losses.values():
-            if loss.note(outputs, window):
-                loss.close(trainer, trainer_clock.moment(trainer).optimizer_step)
+        is_complete, step = False, trainer_clock.moment(trainer).optimizer_step
+        for average in self._losses.values():
+            if average.note(loss, step, window):
+                average.close(trainer, step)
                 is_complete = True
         return is_complete
 

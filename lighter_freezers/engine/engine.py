@@ -303,11 +303,12 @@ class Engine(Callback):
         """
         has_ending = self._fit.acts_each_batch and not self._is_driven
         self.on_train_batch_end = self._end_batch if has_ending else None
+        self.on_before_backward = self._fit.note_window if self._fit.listens_to_loss else None
         self.on_before_optimizer_step = self._look_at_gradients if self._fit.wants_gradients else None
 
     def _end_batch(self, trainer: TrainerLike, pl_module: object, outputs: object, *_: object) -> None:
         """Record the loss for the actions that wait for it, and set the learning rates again."""
-        if self._fit.note_loss(trainer, outputs, self._boundaries.window):
+        if self._fit.note_loss(trainer, outputs):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
         if not self._fit.end_batch(trainer):
             self._arm()
@@ -336,7 +337,7 @@ class Engine(Callback):
             self._state.end(trainer, model, self._fit)
         forget_calls(model)
         self._fit.leave(model)
-        self.on_before_optimizer_step = self.on_train_batch_end = None
+        self.on_before_optimizer_step = self.on_train_batch_end = self.on_before_backward = None
         self.__dict__.pop("on_train_batch_start", None)
         self._fit, self._listeners, self._run = Fit(), [], None
         self._has_resumed = self._has_begun = self._is_driven = False

@@ -6,7 +6,7 @@ from typing import TypeAlias
 from torch import nn
 from torch.optim import Optimizer
 
-from lighter_freezers.engine import baselines, idle_schedules, ledger
+from lighter_freezers.engine import baselines, idle_schedules, ledger, trainer_clock
 from lighter_freezers.engine.actions import Action, Actions, StepContext
 from lighter_freezers.engine.followers import Followers
 from lighter_freezers.engine.intrusions import Intrusions
@@ -16,7 +16,7 @@ from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.stages import StageClock
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.engine.trainer_strategies import refuse_flat_gradients, refuse_unsupported_strategy
-from lighter_freezers.engine.training_loss import StepLoss
+from lighter_freezers.engine.training_loss import StepLoss, loss_of
 from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["EachBatch", "Fit"]
@@ -43,6 +43,7 @@ class Fit:
         self.each_batch: list[EachBatch] = []  # called after each, until it returns False
         self._has_begun = False
         self.step_loss: StepLoss | None = None  # kept while an action wants it
+        self._window = 1  # batches in an accumulation window, when the last loss was computed
 
     def check_strategy(self, trainer: TrainerLike) -> None:
         """Refuse a strategy that cannot do what the rules and actions of this fit ask for."""
@@ -130,14 +131,23 @@ class Fit:
     @property
     def acts_each_batch(self) -> bool:
         """Whether `note_loss` and `end_batch` have to be called after each batch."""
-        acts_each_step = self.followers.optimizers.acts_each_step or bool(self.each_batch)
-        return acts_each_step or self.step_loss is not None or self.actions.listens_to_loss
+        return self.listens_to_loss or self.followers.optimizers.acts_each_step or bool(self.each_batch)
 
-    def note_loss(self, trainer: TrainerLike, outputs: object, window: int) -> bool:
+    @property
+    def listens_to_loss(self) -> bool:
+        """Whether any action wants the training loss."""
+        return self.step_loss is not None or self.actions.listens_to_loss
+
+    def note_window(self, trainer: TrainerLike, *_: object) -> None:
+        """Between `training_step` and `backward`: remember by what Lightning has divided the loss."""
+        self._window = trainer_clock.window_length(trainer)
+
+    def note_loss(self, trainer: TrainerLike, outputs: object) -> bool:
         """Record the loss of one batch; returns whether an average that an action waits for is complete."""
+        loss = loss_of(outputs, self._window)
         if self.step_loss is not None:
-            self.step_loss.note(trainer, outputs)
-        return self.actions.note_loss(trainer, outputs, window)
+            self.step_loss.note(loss, trainer_clock.moment(trainer).optimizer_step)
+        return self.actions.note_loss(trainer, loss, self._window)
 
     def end_batch(self, trainer: TrainerLike) -> bool:
         """Set the learning rates again, and call what follows steps; returns whether that goes on."""

@@ -5,38 +5,34 @@ from dataclasses import dataclass
 
 import torch
 
-from lighter_freezers.engine.trainer_clock import moment, window_length
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["StepLoss", "TrainingLoss", "loss_of", "mean_loss"]
 
 
-def loss_of(outputs: object) -> torch.Tensor | None:
-    """The loss in the outputs of a batch, not read from the device; None where `training_step` skipped it."""
+def loss_of(outputs: object, window: int) -> torch.Tensor | None:
+    """The whole loss in the outputs of a batch, not read from the device; None for a skipped batch.
+
+    Args:
+        outputs: What the hook after a batch gets.
+        window: Batches in the accumulation window, by which Lightning has divided the loss.
+    """
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     if not isinstance(loss, torch.Tensor):
         return None
-    return loss.detach() if loss.requires_grad else loss  # Lightning's is detached already
+    loss = loss.detach() if loss.requires_grad else loss  # Lightning's is detached already
+    return loss if window == 1 else loss.float() * window
 
 
-def mean_loss(
-    trainer: TrainerLike, losses: Sequence[torch.Tensor], windows: Sequence[int] | None = None
-) -> torch.Tensor:
+def mean_loss(trainer: TrainerLike, losses: Sequence[torch.Tensor]) -> torch.Tensor:
     """The mean of batch losses over all ranks, on the device. Every rank has to call this.
-
-    Lightning has divided each loss by the number of batches in an accumulation window; that is undone.
 
     Args:
         trainer: The Trainer.
         losses: As `loss_of` returned them.
-        windows: For each of them, the number of batches in its window; None for the number in force now.
     """
-    on_device = torch.stack([loss.to(trainer.strategy.root_device, torch.float32) for loss in losses])
-    if windows is None or len({*windows}) == 1:
-        mean = on_device.mean() * (windows[0] if windows else window_length(trainer))
-    else:
-        mean = (on_device * torch.tensor(windows, device=on_device.device)).mean()
+    mean = torch.stack([loss.to(trainer.strategy.root_device, torch.float32) for loss in losses]).mean()
     return torch.as_tensor(trainer.strategy.reduce(mean, reduce_op="mean"))
 
 
@@ -52,14 +48,13 @@ class StepLoss:
         self._losses: list[torch.Tensor] = []
         self._step = optimizer_step
 
-    def note(self, trainer: TrainerLike, outputs: object) -> None:
+    def note(self, loss: torch.Tensor | None, optimizer_step: int) -> None:
         """Record the loss of one batch; after the last of a window `value` is their mean."""
-        loss, step = loss_of(outputs), moment(trainer).optimizer_step
         if loss is not None:
             self._losses.append(loss)
-        if self._losses and step != self._step:
-            self.value = torch.stack(self._losses).mean() * window_length(trainer)
-            self._losses, self._step = [], step
+        if self._losses and optimizer_step != self._step:
+            self.value = torch.stack(self._losses).float().mean()
+            self._losses, self._step = [], optimizer_step
 
 
 @dataclass(frozen=True)
@@ -77,20 +72,21 @@ class _Average:
 
 
 class TrainingLoss:
-    """Averages of the training loss over blocks of batches, the same on every rank.
+    """Averages of the training loss over blocks of optimizer steps, the same on every rank.
 
     A batch costs one reference to an existing scalar. At the end of a block one mean is computed on the
     device, reduced over ranks and copied to the host without waiting. It is read a step later.
 
     Args:
-        num_steps: Optimizer steps in a block.
+        num_steps: Optimizer steps in a block; those without a loss do not count.
+        optimizer_step: Steps done so far.
     """
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, optimizer_step: int) -> None:
         self._num_steps = num_steps
         self._losses: list[torch.Tensor] = []
-        self._windows: list[int] = []  # for each loss, the number of batches in its accumulation window
-        self._num_missing = 0
+        self._num_done = self._num_missing = 0  # steps with a loss, and batches without one since the last
+        self._step, self._is_open = optimizer_step, False  # whether the step under way has a loss
         self._pending: list[_Average] = []
 
     @property
@@ -98,42 +94,42 @@ class TrainingLoss:
         """The optimizer step from which on the next average may be read."""
         return self._pending[0].ready_step if self._pending else None
 
-    def note(self, outputs: object, window: int) -> bool:
+    def note(self, loss: torch.Tensor | None, optimizer_step: int, window: int) -> bool:
         """Record the loss of one batch, without reading it; returns whether the block is full now.
 
         Args:
-            outputs: What `training_step` returned.
+            loss: As `loss_of` returned it.
+            optimizer_step: Steps done. An epoch's last window may be shorter than the others.
             window: Batches in the accumulation window.
 
         Raises:
             RuntimeError: A whole block had no loss.
         """
-        loss = loss_of(outputs)
-        if isinstance(loss, torch.Tensor):
+        if loss is None:  # `training_step` may skip a batch
+            self._num_missing += 1
+        else:
             self._losses.append(loss)
-            self._windows.append(window)
-            self._num_missing = 0
-            if len(self._losses) < self._num_steps:
-                return False
-            return sum(1 / each for each in self._windows) > self._num_steps - 1e-6
-        self._num_missing += 1  # `training_step` may skip a batch
+            self._num_missing, self._is_open = 0, True
         if self._num_missing >= self._num_steps * window:
             raise RuntimeError(
                 "An operation waits for training_loss, but training_step gave no loss in "
                 f"{self._num_missing} batches. Return it, or a dictionary with it under 'loss', or monitor a "
                 "metric that is logged."
             )
-        return False
+        if optimizer_step != self._step:
+            self._num_done += (optimizer_step - self._step) * self._is_open
+            self._step, self._is_open = optimizer_step, False
+        return self._num_done >= self._num_steps
 
     def close(self, trainer: TrainerLike, optimizer_step: int) -> None:
         """Compute the mean of the block and start its copy to the host."""
-        mean, arrival = mean_loss(trainer, self._losses, self._windows), None
+        mean, arrival = mean_loss(trainer, self._losses), None
         if mean.is_cuda:
             mean = mean.to("cpu", non_blocking=True)  # into pinned memory
             arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrival.record()
         self._pending.append(_Average(mean, optimizer_step + 1, arrival))
-        self._losses, self._windows = [], []
+        self._losses, self._num_done = [], 0
 
     def take(self, moment: Moment) -> list[float]:
         """The averages that are ready, each returned once."""
@@ -145,12 +141,19 @@ class TrainingLoss:
         """The state for a checkpoint, in plain types; this reads the device."""
         return {
             "losses": torch.stack(self._losses).tolist() if self._losses else [],  # one transfer
-            "windows": list(self._windows),
+            "num_done": self._num_done,
+            "is_open": self._is_open,
             "averages": [[each.read(), each.ready_step] for each in self._pending],
         }
 
     def remember(self, state: SavedState) -> None:
         """Restore what `state` returned."""
+        windows = state.get("windows")  # an older checkpoint has losses as Lightning divided them
         self._losses = [torch.tensor(loss) for loss in state["losses"]]
-        self._windows = list(state["windows"])
+        if windows is None:
+            self._num_done, self._is_open = state["num_done"], state["is_open"]
+        else:
+            done = sum(1 / window for window in windows) + 1e-6
+            self._num_done, self._is_open = int(done), done % 1 > 1e-5
+            self._losses = [loss * window for loss, window in zip(self._losses, windows, strict=True)]
         self._pending = [_Average(torch.tensor(value), step) for value, step in state["averages"]]

@@ -1,12 +1,18 @@
 """Steps are optimizer steps and losses are whole ones, however `accumulate_grad_batches` changes."""
 
+import json
+from csv import DictReader
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 
-from lighter_freezers import Freezer, LayerOperations
+from lighter_freezers import Freezer, GradientNormMonitor, LayerOperations, ResultsSummary
+from lighter_freezers.engine.training_loss import TrainingLoss
+from lighter_freezers.layers.operations.action import QueuedOperations
 from tests.lab import NAMESPACES, batches, recorder, regression, trainer
 
 
@@ -90,3 +96,55 @@ def test_a_scheduler_of_accumulation() -> None:
     )
     assert all(flag is (step >= 5) for step, flag in flags.seen)
     assert torch.isfinite(module.network.layer2.weight).all()
+
+
+class Switch(Callback):
+    """Accumulates two batches, and one from the third batch of epoch 1 on; each hook of a batch can do it."""
+
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, self.switch)
+        self.is_late = hook == "on_train_batch_end"
+
+    def switch(self, trainer: Any, module: Any, *rest: Any) -> None:
+        index = rest[-1] + self.is_late
+        trainer.accumulate_grad_batches = 1 if (trainer.current_epoch, index) >= (1, 2) else 2
+
+
+def numbered(module: Any) -> Any:
+    """Its losses are 1, 2, 3 and so on."""
+    count = iter(range(1, 1000))
+    module.training_step = lambda batch, batch_idx: module.loss(batch) * 0 + float(next(count))
+    return module
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_every_mean_is_that_of_whole_losses(hook: str, order: int, tmp_path: Path) -> None:
+    """In a short last window, and when the length changes in mid-epoch: operations, norms, the summary."""
+    averages: list[float] = []
+    operation = {"name": "freeze_layer", "value": "layer1", "trigger_loss": -1.0}
+    operations = LayerOperations([operation], monitor="training_loss", average_over=2)
+    ours = [operations, GradientNormMonitor(every_n_steps=1, dirpath=str(tmp_path)), ResultsSummary()]
+    observe = QueuedOperations.observe
+    with pytest.MonkeyPatch.context() as patch:
+        note = lambda action, name, value: (averages.append(value), observe(action, name, value))[1]  # noqa: E731
+        patch.setattr(QueuedOperations, "observe", note)
+        callbacks = [Switch(hook), *ours][::order]
+        options = {"accumulate_grad_batches": 2, "callbacks": callbacks, "default_root_dir": tmp_path}
+        fit = trainer("pytorch_lightning", max_epochs=2, **options)
+        fit.fit(numbered(regression("pytorch_lightning")), batches(40), batches())
+    # the steps are those of batches 1-2, 3-4, 5; 6-7, 8, 9, 10
+    assert fit.global_step == 7
+    assert averages == [2.5, 6.0]  # that of 8 and 9 could be read one step later
+    with (tmp_path / "gradient_analysis.losses.csv").open() as file:
+        rows = [row for row in DictReader(file) if row["train_loss"]]
+    assert [float(row["train_loss"]) for row in rows] == [1.5, 3.5, 5.0, 6.5, 8.0, 9.0, 10.0]
+    assert json.loads((tmp_path / "results_summary.json").read_text())["train_loss"] == 5.5
+
+
+def test_an_older_checkpoint_has_divided_losses() -> None:
+    """Those of one window of two batches, and of a half one."""
+    loss = TrainingLoss(2, 1)
+    loss.remember({"losses": [1.0, 2.0, 3.0], "windows": [2, 2, 2], "averages": []})
+    assert loss.state() == {"losses": [2.0, 4.0, 6.0], "num_done": 1, "is_open": True, "averages": []}
+    assert loss.note(torch.tensor(8.0), 2, 2)

@@ -13,13 +13,14 @@ class RecentLosses:
     """Keeps a reference to the loss of each batch, until their mean is taken."""
 
     def __init__(self) -> None:
+        self.window = 1  # by which Lightning has divided the loss of the batch under way
         self._window: list[Tensor] = []  # of batches whose optimizer step is still pending
         self._losses: list[Tensor] = []
         self._step = 0
 
     def note(self, trainer: TrainerLike, outputs: object) -> None:
         """Keep the loss of one batch; a batch without a loss is skipped."""
-        loss = loss_of(outputs)
+        loss = loss_of(outputs, self.window)
         if loss is not None:
             self._window.append(loss)
         step = moment(trainer).optimizer_step
