@@ -82,7 +82,7 @@ class _Places:
             path
             for stack in self.stacks
             for path, block in zip(stack.block_paths, stack.blocks, strict=True)
-            if any(name.startswith(f"{path}.base_layer.") for name in block)
+            if any(f"{path}.base_layer" in leading(name) for name in block)
         }
         self._parts = BLOCK_PARTS
         inside = [self._cut(name)[1] for stack in self.stacks for block in stack.blocks for name in block]
