@@ -1,4 +1,4 @@
-"""The parts of Lightning that this package relies on, in either namespace. Any Trainer with them works."""
+"""The parts of Lightning that this package relies on, in either namespace. A Trainer with them works."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
