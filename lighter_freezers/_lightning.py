@@ -4,6 +4,8 @@ It imports both, so that a callback passes `isinstance` in either, whatever the 
 costs 0.08 s on top of 4 s for the first (CPU time of `import lightning.pytorch` after `pytorch_lightning`).
 """
 
+import logging
+import sys
 from typing import Any, TypeAlias
 
 from lightning.pytorch import LightningModule as _LightningModule
@@ -12,6 +14,11 @@ from pytorch_lightning import LightningModule as _PyTorchLightningModule
 from pytorch_lightning.callbacks import Callback as _PyTorchLightningCallback
 
 __all__ = ["Callback", "LightningModule"]
+
+_imported = list(sys.modules)
+if _imported.index(__name__) < _imported.index("lightning") and logging.getLogger().hasHandlers():
+    # `import lightning` adds a handler of its own, and every message of Lightning would be printed twice.
+    logging.getLogger("lightning").handlers.clear()
 
 LightningModule: TypeAlias = _PyTorchLightningModule | _LightningModule
 _Hook: TypeAlias = Any  # Lightning declares a method here, and skips what is not callable

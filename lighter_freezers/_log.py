@@ -16,6 +16,9 @@ class _Logger(logging.Logger):
         with tqdm.tqdm.external_write_mode(file=sys.stderr):
             return super().handle(record)
 
+    # lighter and loguru look for the caller in the stack, and pass over frames of logging
+    handle.__code__ = handle.__code__.replace(co_filename=logging.__file__)
+
 
 class Terminal(logging.Handler):
     """Prints to the `sys.stderr` of the moment; live bars of Rich, notebooks and tests replace it."""

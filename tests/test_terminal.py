@@ -63,6 +63,28 @@ def test_lines_stay_above_the_bar_of_lighter_fit(bar: str, tmp_path: Path) -> No
     assert start
     assert thaw
     assert start.start() < thaw.start() < screen.rindex("Epoch 4")
+    assert "_log.py" not in screen  # which lighter takes for the caller, if it is seen in the stack
+
+
+def test_a_line_names_its_caller_to_handlers_that_look_in_the_stack() -> None:
+    """As those of lighter and loguru do: the first frame outside of `logging`."""
+    places: list[str] = []
+
+    class Intercept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            frame = sys._getframe().f_back
+            while frame is not None and frame.f_code.co_filename == logging.__file__:
+                frame = frame.f_back
+            places.append(frame.f_code.co_filename if frame is not None else "")
+
+    intercept = Intercept()
+    _log.log.addHandler(intercept)
+    try:
+        _log.log.info("a line")
+    finally:
+        _log.log.removeHandler(intercept)
+
+    assert places == [__file__]
 
 
 def test_lines_go_to_the_stream_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from lighter_freezers._log import log
 from lighter_freezers.arguments import flag
 from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.trainer_clock import metrics, moment
-from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of
+from lighter_freezers.engine.trainer_like import SavedState, TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.reports.background import Background
 from lighter_freezers.reports.loggers import tensorboard_folders, write_layout, write_text
@@ -155,6 +155,8 @@ class FreezeStateLogger(Callback):
         if self._has_news or self._drawn_step != last_step:
             self._draw(trainer)
         self._drawing.wait()
+        if callbacks_of_kind(callbacks_of(trainer), "ResultsSummary"):
+            return  # which says it at the end
         for folder in tensorboard_folders(trainer.loggers):
             log.info("See what was frozen, and when: tensorboard --logdir %s", folder)
 

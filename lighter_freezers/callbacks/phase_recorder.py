@@ -11,7 +11,7 @@ from lighter_freezers._lightning import Callback
 from lighter_freezers._log import log
 from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.engine import Engine
-from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.planning.phase_meter import FILE, PhaseMeter
 from lighter_freezers.reports.harmless import Harmless
@@ -96,7 +96,7 @@ class PhaseRecorder(Callback):
         self._meter.end()
         self._write({"num_steps": trainer_clock.moment(trainer).optimizer_step})
         self._stop_listening()
-        if self._file is not None:
+        if self._file is not None and not callbacks_of_kind(callbacks_of(trainer), "ResultsSummary"):
             log.info("what each phase cost: lighter-freezers report %s", self._file.parent)
 
     def on_exception(self, trainer: TrainerLike, pl_module: nn.Module, exception: BaseException) -> None:

@@ -2,19 +2,28 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from lighter_freezers._lightning import Callback, LightningModule
+from lighter_freezers._log import log
 from lighter_freezers.engine import trainer_clock
-from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.engine import Engine
+from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.training_loss import loss_of, mean_loss
+from lighter_freezers.engine.transition import Transition
+from lighter_freezers.planning.closing import closing_lines
 from lighter_freezers.reports.harmless import Harmless
+from lighter_freezers.reports.loggers import tensorboard_folders
 from lighter_freezers.reports.results_file import versions, write_results
 from lighter_freezers.reports.whole_files import write_json
 from lighter_freezers.selection.element_counts import num_elements, num_trainable
+from lighter_freezers.selection.name_summary import NameSummary
+from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["ResultsSummary"]
 
@@ -25,11 +34,15 @@ NUM_LAST = 10  # batches in `final_train_loss`
 class ResultsSummary(Callback):
     """Write `results_summary.json` to the run's folder when training ends, and again when a test ends.
 
+    The end of training also logs in a few lines what the loss did, what was frozen when, which share of the
+    backward work that saved, where the picture is, and which commands show more.
+
     | key of the file | what |
     |---|---|
     | `config` | the config from which `lighter` built the run, or the module's `hparams` |
     | `optimizer_steps`, `epochs` | length of the training |
     | `train_loss`, `final_train_loss` | mean over all batches of this fit; over the last ten |
+    | `first_train_loss` | that of the first batch of this fit |
     | `train_seconds` | wall time of the training loop, validation included |
     | `parameters` | elements of the model, at the end |
     | `trainable_parameters`, `final_trainable_parameters` | those that train, in the first step; at the end |
@@ -42,8 +55,11 @@ class ResultsSummary(Callback):
     `results_summary_1.json`. A test adds its metrics to the existing file: set the version of the test's
     logger to that of the run (`trainer::logger::version=0`). Compare runs with `lighter-freezers compare`.
 
-    Runs on: on_train_start, on_before_backward, on_train_batch_end (which keeps the loss on the device),
-    on_train_end, on_fit_end, on_test_end.
+    The share of the backward work is known where a `PhaseRecorder` has counted it.
+
+    Runs on: setup, the transitions that the package's other callbacks make, on_train_start,
+    on_before_backward, on_train_batch_end (which keeps the loss on the device), on_train_end, on_fit_end,
+    on_test_end.
 
     Saves: nothing; after a resume, losses and seconds only cover the time since the resume.
 
@@ -58,11 +74,28 @@ class ResultsSummary(Callback):
     def __init__(self) -> None:
         self._started = 0.0
         self._losses: list[torch.Tensor] = []
+        self._first: torch.Tensor | None = None
+        self._names = NameSummary([])
+        self._changes: list[tuple[int, str]] = []  # optimizer step, what changed
         self._total: torch.Tensor | None = None  # sum of the earlier losses
         self._num_batches, self._window = 0, 1
         self._sizes: dict[str, int] = {}
         self._path: Path | None = None  # of this process's fit
         self._harmless = Harmless("ResultsSummary")
+
+    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
+        """Register with the engine for the transitions of this fit."""
+        engine = Engine.of(trainer)  # in every stage: a checkpoint may hold its state
+        if stage == "fit":
+            self._changes = []
+            engine.add_listener(self)
+
+    def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
+        """Note what changed; called by the engine, between two optimizer steps."""
+        if transition.is_initial or transition.is_reshaped:
+            self._names = NameSummary(list(canonical_parameters(pl_module)))
+        said = transition.in_words(self._names, is_certain=True)
+        self._changes += [(transition.optimizer_step, each) for each in said]
 
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Reset the sums, and start the clock."""
@@ -70,6 +103,7 @@ class ResultsSummary(Callback):
         self._harmless.begin()
         self._sizes = {}
         self._losses, self._total, self._num_batches, self._path = [], None, 0, None
+        self._first = None
 
     def on_before_backward(self, trainer: TrainerLike, pl_module: nn.Module, loss: object) -> None:
         """Note by what Lightning has divided the loss."""
@@ -85,6 +119,7 @@ class ResultsSummary(Callback):
         if loss is None:
             return
         self._losses.append(loss)
+        self._first = loss if self._first is None else self._first
         self._num_batches += 1
         if len(self._losses) > 100 * NUM_LAST:
             early, self._losses = self._losses[:-NUM_LAST], self._losses[-NUM_LAST:]
@@ -114,6 +149,7 @@ class ResultsSummary(Callback):
             "gradient_stats": _gradient_stats(folder),
         }
         self._path = self._harmless(lambda: write_results(folder, results, FILE))
+        self._harmless(lambda: self._close(trainer, folder, results))
 
     def on_test_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Add the figures of a test to the file of the run."""
@@ -127,13 +163,32 @@ class ResultsSummary(Callback):
         scores = {name.partition("/")[2] or name: value for name, value in _logged(trainer).items()}
         self._harmless(lambda: write_json(path, {**known, "evaluation": scores, "versions": versions()}))
 
+    def _close(self, trainer: TrainerLike, folder: Path, results: Mapping[str, Any]) -> None:
+        """Log the last lines of the run."""
+        first, last = results["first_train_loss"], results["final_train_loss"]
+        losses = [] if first is None else [f"{first:.4g} in the first batch -> {last:.4g} in the last ten"]
+        figures = [name for name in results["metrics"] if name.startswith("val")]
+        losses += [f"{name} {results['metrics'][name]:.4g}" for name in figures[:1]]
+        has_picture = callbacks_of_kind(callbacks_of(trainer), "FreezeStateLogger")
+        folders = tensorboard_folders(trainer.loggers) if has_picture else []
+        lines = closing_lines(
+            folder,
+            "; ".join(losses),
+            self._changes,
+            [f"tensorboard --logdir {each}, freeze/timeline under IMAGES" for each in folders],
+            self._sizes["parameters"],
+        )
+        steps, seconds = results["optimizer_steps"], results["train_seconds"]
+        log.info("The run: %d optimizer steps in %.0f s\n%s", steps, seconds, "\n".join(lines))
+
     def _mean_losses(self, trainer: TrainerLike) -> dict[str, float | None]:
         """The mean over all batches and over the last ones; each is read from the device once."""
-        if not self._losses:
-            return {"train_loss": None, "final_train_loss": None}
+        if not self._losses or self._first is None:
+            return {"train_loss": None, "first_train_loss": None, "final_train_loss": None}
         total = torch.stack(self._losses).float().sum() + (0.0 if self._total is None else self._total)
         return {
             "train_loss": float(mean_loss(trainer, [total / self._num_batches])),
+            "first_train_loss": float(mean_loss(trainer, [self._first])),
             "final_train_loss": float(mean_loss(trainer, self._losses[-NUM_LAST:])),
         }
 

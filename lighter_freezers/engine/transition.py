@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lighter_freezers.selection.name_summary import NameSummary
+
 __all__ = ["Transition"]
 
 
@@ -34,3 +36,24 @@ class Transition:
     ranks: Mapping[str, int] = field(default_factory=dict)
     is_reshaped: bool = False
     depends_on_data: bool = False
+
+    def in_words(self, names: NameSummary, *, is_certain: bool = False) -> list[str]:
+        """A phrase for each thing that changes.
+
+        Args:
+            names: Those of the model.
+            is_certain: Whether it has happened, so that data cannot make it another one.
+        """
+        freezes, thaws, for_example = "freezes", "thaws", ""
+        if self.is_initial:
+            freezes = "starts with frozen"
+        elif self.depends_on_data and not is_certain:
+            freezes, thaws, for_example = "may freeze", "may thaw", "for example "
+        said = [f"{for_example}{note}" for note in self.notes]
+        if self.frozen:
+            said.append(f"{freezes} {names.compress(self.frozen)}")
+        if self.thawed:
+            said.append(f"{thaws} {names.compress(self.thawed)}")
+        if self.is_initial and not self.frozen:
+            said.append("starts with nothing frozen")
+        return said

@@ -41,6 +41,7 @@ class PhaseRecord:
         trains: A short name of what trains in it, the same for the same parameters in the same shapes.
         num_trainable: Elements that train.
         flops: Of one optimizer step: matrix products and attention, forward and backward.
+        forward_flops: Those of them before the backward pass.
         gradient_bytes: Of all gradients, before the optimizer's step.
         optimizer_bytes: Of the optimizers' state after the step.
         activation_bytes: The most that is kept for a backward pass.
@@ -58,6 +59,7 @@ class PhaseRecord:
     trains: str
     num_trainable: int
     flops: int | None = None
+    forward_flops: int | None = None
     gradient_bytes: int | None = None
     optimizer_bytes: int | None = None
     activation_bytes: int | None = None
@@ -166,7 +168,7 @@ class _OpenPhase:
         self._trace: StepMeter | None = None
         self._cached: CachedBlocks | None = None
         self._prefix = PrefixCost()
-        self._flops = self._activation_bytes = 0
+        self._flops = self._forward_flops = self._activation_bytes = 0
         self._marks: list[
             list[_Reading]
         ] = []  # of each timed step, clock readings: start, end, start, end, ...
@@ -180,7 +182,7 @@ class _OpenPhase:
         if is_first:
             self._is_running = True
             if not self.num_steps:
-                self._flops = self._activation_bytes = 0
+                self._flops = self._forward_flops = self._activation_bytes = 0
                 self._prefix = PrefixCost()
         if not self._is_running:  # the phase started in the middle of a window
             return
@@ -206,6 +208,7 @@ class _OpenPhase:
         if self._trace is not None:
             cost = self._trace.cost()
             self._flops += cost.flops
+            self._forward_flops += cost.forward_flops
             self._activation_bytes = max(self._activation_bytes, cost.saved_bytes)
             self.untrace()
         elif self.num_steps >= _UNTIMED:
@@ -239,6 +242,7 @@ class _OpenPhase:
         return replace(
             self._record,
             flops=self._flops,
+            forward_flops=self._forward_flops,
             gradient_bytes=self.gradient_bytes,
             optimizer_bytes=self._optimizer_bytes,
             activation_bytes=self._activation_bytes,

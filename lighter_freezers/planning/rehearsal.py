@@ -152,28 +152,13 @@ class Rehearsal(Callback):
                 when=self._when,
                 or_when=self._or_when,
                 transition=transition,
-                changes=(*earlier, *self._in_words(transition)),
+                changes=(*earlier, *transition.in_words(self._summary)),
                 states={state.name: state.state for state in census.states},
                 share=census.total.trainable_share,
                 rates={name.rpartition("/")[2]: rate for name, rate in rates.read().items()},
             )
         )
         self._meter.begin(pl_module, transition)
-
-    def _in_words(self, transition: Transition) -> list[str]:
-        freezes, thaws, for_example = "freezes", "thaws", ""
-        if transition.is_initial:
-            freezes = "starts with frozen"
-        elif transition.depends_on_data:
-            freezes, thaws, for_example = "may freeze", "may thaw", "for example "
-        said = [f"{for_example}{note}" for note in transition.notes]
-        if transition.frozen:
-            said.append(f"{freezes} {self._summary.compress(transition.frozen)}")
-        if transition.thawed:
-            said.append(f"{thaws} {self._summary.compress(transition.thawed)}")
-        if transition.is_initial and not transition.frozen:
-            said.append("starts with nothing frozen")
-        return said
 
     def _attempt(self, go_on: Callable[[], object], trainer: TrainerLike) -> None:
         """Continue the schedule; the run ends when nothing is left, or when it would fail."""

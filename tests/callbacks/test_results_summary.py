@@ -79,7 +79,8 @@ def test_the_last_loss_is_the_mean_of_ten_batches(tmp_path: Path) -> None:
         summary.on_train_batch_end(trainer, model, output, None, 0)
 
     assert len(losses) == 8
-    assert summary._mean_losses(trainer) == {"train_loss": 1249.5, "final_train_loss": 2494.5}
+    means = {"train_loss": 1249.5, "first_train_loss": 0.0, "final_train_loss": 2494.5}
+    assert summary._mean_losses(trainer) == means
     assert len(summary._losses) <= 1000
 
 

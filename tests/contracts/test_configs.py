@@ -1,14 +1,17 @@
 """Every shipped config runs, says what it is, and does what it says."""
 
+import math
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.lab import frozen_components, recorder
@@ -83,6 +86,43 @@ def test_a_config_opens_like_a_man_page(path: Path) -> None:
     assert "What it does: " in opening
     assert "Look at it:" in opening
     assert not re.search(r"[:\s]\d+e-?\d", path.read_text())  # YAML reads 5e-5 as a string
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_numbers_of_callbacks_are_variables(path: Path) -> None:
+    """An override reaches no item of a list; zero and infinity say that nothing is waited for."""
+    config = yaml.safe_load(path.read_text())
+    callbacks, variables = config["trainer"]["callbacks"], config.get("vars", {})
+    leaves = list(_leaves(callbacks))
+
+    assert [leaf for leaf in leaves if isinstance(leaf, (int, float)) and leaf not in (0, math.inf)] == []
+    used = {str(leaf).removeprefix("@vars::") for leaf in leaves if str(leaf).startswith("@vars::")}
+    assert used == {*variables}
+    if variables:
+        assert re.search(r"\bvars::(\w+)=", path.read_text())[1] in variables  # type: ignore[index]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_shows_progress_and_what_came_of_it(path: Path) -> None:
+    """Lightning's bar, and last lines with the picture, what freezing saved, and the next commands."""
+    trainer = yaml.safe_load(path.read_text())["trainer"]
+    classes = [entry["_target_"] for entry in trainer["callbacks"]]
+
+    assert "enable_progress_bar" not in trainer
+    assert trainer["max_epochs"] > 0  # or the bar counts the epochs as "0/-2"
+    for name in ("FreezeStateLogger", "PhaseRecorder", "ResultsSummary"):
+        assert classes.count(f"lighter_freezers.{name}") == 1
+
+
+def _leaves(node: object) -> Iterator[object]:
+    """Every value in nested lists and mappings, but for switches."""
+    if isinstance(node, Mapping):
+        node = [*node.values()]
+    if isinstance(node, list):
+        for each in node:
+            yield from _leaves(each)
+    elif not isinstance(node, bool):
+        yield node
 
 
 def test_no_config_draws_the_rates_of_what_is_frozen() -> None:
@@ -184,15 +224,24 @@ def test_the_quickstart_by_its_own_command(tmp_path: Path, cache: Path) -> None:
     assert len(bits) == 4
     assert 1.0 < bits[-1] < bits[0] < 6.0
     assert [round(shares[step], 2) for step in (0, 99, 100, 199, 200, 210)] == [
-        0.42,
-        0.42,
+        0.44,
+        0.44,
         0.0,
         0.0,
         0.16,
         0.16,
     ]
     assert "freeze/timeline" in events.Tags()["images"]
-    assert "thawed h.0-1" in printed
+    assert "thawed wpe, h.0-1" in printed
+    run = "outputs/quickstart/version_0"
+    expected = (
+        r"The run: 210 optimizer steps in \d+ s .*loss 6\.9\d* in the first batch -> [2-5]\.\d* in the last ten;",
+        r"val/loss .* step 0 starts with frozen wpe, h\.0-1 step 100 thaws wpe, h\.0-1",
+        r"step 200 freezes wte, wpe saved \d+% of the backward work of training everything",
+        r"picture tensorboard --logdir outputs/quickstart, freeze/timeline under IMAGES",
+        rf"next lighter-freezers report {run} lighter-freezers plots {run} lighter-freezers compare {run}",
+    )
+    assert re.search(" ".join(expected), printed)
 
 
 def fit(folder: Path, config: str, *overrides: str) -> str:

@@ -101,7 +101,7 @@ class CausalLMTraining:
         """The mean loss of the answer tokens of one batch."""
         nats, num_tokens = answer_nats(self.network, batch)
         loss = nats / num_tokens.clamp(min=1)
-        self.log("train/loss", loss, batch_size=len(batch["labels"]))
+        self.log("train/loss", loss, batch_size=len(batch["labels"]), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -110,8 +110,8 @@ class CausalLMTraining:
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss` and `val/perplexity`."""
-        values = {f"val/{name}": value for name, value in self.val_likelihood.compute().items()}
-        self.log_dict(values, sync_dist=True)
+        for index, (name, value) in enumerate(self.val_likelihood.compute().items()):
+            self.log(f"val/{name}", value, sync_dist=True, prog_bar=not index)  # one fits beside a bar
         self.val_likelihood.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

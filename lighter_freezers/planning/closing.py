@@ -1,0 +1,72 @@
+"""The last lines of a run: its loss, what was frozen when, what that saved, and what to run next."""
+
+import json
+from collections.abc import Sequence
+from operator import mul
+from pathlib import Path
+
+from lighter_freezers.planning.phase_meter import FILE, PhaseRecord
+from lighter_freezers.reports.columns import columns
+
+__all__ = ["closing_lines", "saved_backward"]
+
+_MOST_CHANGES = 8
+
+
+def closing_lines(
+    folder: Path, losses: str, changes: Sequence[tuple[int, str]], pictures: Sequence[str], num_elements: int
+) -> list[str]:
+    """What the run was, as a short table.
+
+    Args:
+        folder: Of the run, with the files that callbacks have left there.
+        losses: The loss in words.
+        changes: Optimizer step and what changed before it, in order.
+        pictures: Commands that show the pictures of the run.
+        num_elements: Of the model.
+    """
+    shown, num_more = changes[:_MOST_CHANGES], len(changes) - _MOST_CHANGES
+    rows = [("loss", losses), *((f"step {step}", said) for step, said in shown)]
+    if num_more > 0:
+        rows.append(("", f"and {num_more} more changes, the last at step {changes[-1][0]}"))
+    if (share := _saved_in(folder, num_elements)) is not None:
+        rows.append(("saved", f"{share:.0%} of the backward work of training everything"))
+    file = folder / "freeze_timeline.png"
+    rows += [("picture", where) for where in pictures or ([str(file)] if file.exists() else [])]
+    has_norms = any(folder.glob("*.group_norms.csv"))
+    can_report = (folder / FILE).exists() or (folder / "config.yaml").exists()
+    commands = ["report"] * can_report + ["plots"] * has_norms + ["compare"]
+    lines = [f"lighter-freezers {name} {folder}" for name in commands]
+    rows += zip(["next", *[""] * len(lines)], lines, strict=False)
+    return [f"  {line}" for line in columns(rows, num_left=2)]
+
+
+def saved_backward(records: Sequence[PhaseRecord], num_steps: int, num_elements: int) -> float | None:
+    """The share of the operations of all backward passes that a run did without.
+
+    The whole is that of a phase in which everything trained, where there was one, or else twice the forward
+    pass, as a product of matrices needs it.
+
+    Args:
+        records: The phases of the run, in order.
+        num_steps: Its optimizer steps.
+        num_elements: Of the model.
+    """
+    backward = [(each.flops or 0) - (each.forward_flops or 0) for each in records]
+    full = [backward[i] for i, each in enumerate(records) if each.num_trainable == num_elements]
+    starts = [each.optimizer_step for each in records]
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], num_steps], strict=False)]
+    done = sum(map(mul, backward, lengths))
+    wholes = [max(full or [2 * (each.forward_flops or 0)]) for each in records]
+    whole = sum(map(mul, wholes, lengths))
+    return max(0.0, 1 - done / whole) if whole else None
+
+
+def _saved_in(folder: Path, num_elements: int) -> float | None:
+    """From what `PhaseRecorder` has written, if it was there."""
+    file = folder / FILE
+    report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "num_steps" not in report:
+        return None
+    records = [PhaseRecord.from_dict(record) for record in report["phases"]]
+    return saved_backward(records, report["num_steps"], num_elements)
