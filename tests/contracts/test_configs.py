@@ -109,7 +109,8 @@ def test_a_config_shows_progress_and_what_came_of_it(path: Path) -> None:
     classes = [entry["_target_"] for entry in trainer["callbacks"]]
 
     assert "enable_progress_bar" not in trainer
-    assert trainer["max_epochs"] > 0  # or the bar counts the epochs as "0/-2"
+    if "max_steps" in trainer:
+        assert trainer.get("max_epochs", -1) == -1  # or the time left is that of an epoch
     for name in ("FreezeStateLogger", "PhaseRecorder", "ResultsSummary"):
         assert classes.count(f"lighter_freezers.{name}") == 1
 
@@ -235,8 +236,9 @@ def test_the_quickstart_by_its_own_command(tmp_path: Path, cache: Path) -> None:
     assert "thawed wpe, h.0-1" in printed
     run = "outputs/quickstart/version_0"
     expected = (
-        r"The run: 210 optimizer steps in \d+ s .*loss 6\.9\d* in the first batch -> [2-5]\.\d* in the last ten;",
-        r"val/loss .* step 0 starts with frozen wpe, h\.0-1 step 100 thaws wpe, h\.0-1",
+        r"The run: 210 optimizer steps in \d+ s .*loss 6\.9\d* in the first batch ->",
+        r"[2-5]\.\d* in the last ten; val/loss .* step 0 starts with frozen wpe, h\.0-1",
+        r"step 100 thaws wpe, h\.0-1",
         r"step 200 freezes wte, wpe saved \d+% of the backward work of training everything",
         r"picture tensorboard --logdir outputs/quickstart, freeze/timeline under IMAGES",
         rf"next lighter-freezers report {run} lighter-freezers plots {run} lighter-freezers compare {run}",

@@ -92,9 +92,10 @@ def shrunk(path: Path, folder: Path, cache: Path) -> str:
     network.get("network", network)["config"]["n_embd"] = 16
     config["data"].update(num_train_sequences=4, num_val_sequences=2, batch_size=2, cache_dir=str(cache))
     trainer["limit_val_batches"] = 1
+    variables = config.get("vars", {})
     for entry in _mappings(trainer):
         for key in STEPS & entry.keys():
-            entry[key] //= SHRINK
+            entry[key] = variables.get(str(entry[key]).removeprefix("@vars::"), entry[key]) // SHRINK
     copy = folder / path.name
     copy.write_text(yaml.safe_dump(config))
     return str(copy)
@@ -120,6 +121,7 @@ def test_the_log_says_what_was_done(
     config = ConfigLoader.load([shrunk(path, tmp_path, cache)])
     config.resolve("trainer").fit(config.resolve("model"), datamodule=config.resolve("data"))
     said = [record.getMessage() for record in caplog.records]
+    assert said.pop().startswith("The run: ")
 
     wanted = {**OPERATIONS, **LINES_OF_PHASES}[name]
     assert [line for line in said if re.search("operation [0-9]|LoRA phase", line)] == wanted
