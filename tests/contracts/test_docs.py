@@ -72,6 +72,15 @@ def targets(node: Any) -> Iterator[dict[str, Any]]:
         yield from targets(child)
 
 
+def with_variables(node: Any, variables: dict[str, Any]) -> Any:
+    """A config in which the value stands for each `@vars::name`, as lighter reads it."""
+    if isinstance(node, dict):
+        return {key: with_variables(value, variables) for key, value in node.items()}
+    if isinstance(node, list):
+        return [with_variables(value, variables) for value in node]
+    return variables[node.removeprefix("@vars::")] if str(node).startswith("@vars::") else node
+
+
 def imported(path: str) -> Any:
     """What a dotted path stands for."""
     module, _, name = path.rpartition(".")
@@ -88,7 +97,10 @@ def test_yaml_in_the_documents_builds(block: Block) -> None:
     """It can be read, what it names exists and takes these arguments, and its callbacks can be made."""
     from pytorch_lightning import Callback
 
-    for target in targets(yaml.safe_load(block.code)):
+    config = yaml.safe_load(block.code)
+    for target in targets(
+        with_variables(config, (config if isinstance(config, dict) else {}).get("vars", {}))
+    ):
         named = imported(target["_target_"])
         if inspect.isclass(named) and issubclass(named, Callback):
             named(**arguments(target))
