@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,3 +107,17 @@ def _place(screen: str, line: str) -> int:
     found = [match.start() for match in re.finditer(rf"^{anywhere}$", screen, re.MULTILINE)]
     assert len(found) == 1, f"{len(found)} times: {line}\n{screen}"
     return found[0]
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("users_own", [False, True])
+def test_our_import_lets_lightning_speak_once(users_own: bool) -> None:
+    """`import lightning` adds a handler beside those of the root logger; the user's own import may keep it."""
+    lines = ["import logging", "logging.basicConfig(level='INFO')", "import pytorch_lightning as pl"]
+    lines += ["import lightning"] * users_own
+    lines += ["from lighter_freezers import Freezer", "pl.Trainer(logger=False, accelerator='cpu')"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    )
+
+    assert done.stderr.count("GPU available") == (2 if users_own else 1)
