@@ -112,7 +112,7 @@ def _place(screen: str, line: str) -> int:
 @pytest.mark.wide
 @pytest.mark.parametrize("users_own", [False, True])
 def test_our_import_lets_lightning_speak_once(users_own: bool) -> None:
-    """`import lightning` adds a handler beside those of the root logger; the user's own import may keep it."""
+    """`import lightning` adds a handler beside those of the root logger; that of a user's import stays."""
     lines = ["import logging", "logging.basicConfig(level='INFO')", "import pytorch_lightning as pl"]
     lines += ["import lightning"] * users_own
     lines += ["from lighter_freezers import Freezer", "pl.Trainer(logger=False, accelerator='cpu')"]
