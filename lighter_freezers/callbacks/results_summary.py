@@ -167,7 +167,7 @@ class ResultsSummary(Callback):
         """Log the last lines of the run."""
         first, last = results["first_train_loss"], results["final_train_loss"]
         losses = [] if first is None else [f"{first:.4g} in the first batch -> {last:.4g} in the last ten"]
-        figures = [name for name in results["metrics"] if name.startswith("val")]
+        figures = [name for name in results["metrics"] if name[:3] == "val"]
         losses += [f"{name} {results['metrics'][name]:.4g}" for name in figures[:1]]
         has_picture = callbacks_of_kind(callbacks_of(trainer), "FreezeStateLogger")
         folders = tensorboard_folders(trainer.loggers) if has_picture else []
