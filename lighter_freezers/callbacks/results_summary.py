@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -149,7 +148,7 @@ class ResultsSummary(Callback):
             "gradient_stats": _gradient_stats(folder),
         }
         self._path = self._harmless(lambda: write_results(folder, results, FILE))
-        self._harmless(lambda: self._close(trainer, folder, results))
+        self._harmless(lambda: self._close(trainer, folder, losses))
 
     def on_test_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Add the figures of a test to the file of the run."""
@@ -163,22 +162,21 @@ class ResultsSummary(Callback):
         scores = {name.partition("/")[2] or name: value for name, value in _logged(trainer).items()}
         self._harmless(lambda: write_json(path, {**known, "evaluation": scores, "versions": versions()}))
 
-    def _close(self, trainer: TrainerLike, folder: Path, results: Mapping[str, Any]) -> None:
+    def _close(self, trainer: TrainerLike, folder: Path, losses: Mapping[str, float | None]) -> None:
         """Log the last lines of the run."""
-        first, last = results["first_train_loss"], results["final_train_loss"]
-        losses = [] if first is None else [f"{first:.4g} in the first batch -> {last:.4g} in the last ten"]
-        figures = [name for name in results["metrics"] if name[:3] == "val"]
-        losses += [f"{name} {results['metrics'][name]:.4g}" for name in figures[:1]]
+        first, last = losses["first_train_loss"], losses["final_train_loss"]
+        said = [] if first is None else [f"{first:.4g} in the first batch -> {last:.4g} in the last ten"]
+        figures = [f"{name} {value:.4g}" for name, value in _logged(trainer).items() if name[:3] == "val"]
         has_picture = callbacks_of_kind(callbacks_of(trainer), "FreezeStateLogger")
         folders = tensorboard_folders(trainer.loggers) if has_picture else []
         lines = closing_lines(
             folder,
-            "; ".join(losses),
+            "; ".join(said + figures[:1]),
             self._changes,
             [f"tensorboard --logdir {each}, freeze/timeline under IMAGES" for each in folders],
             self._sizes["parameters"],
         )
-        steps, seconds = results["optimizer_steps"], results["train_seconds"]
+        steps, seconds = trainer_clock.moment(trainer).optimizer_step, time.monotonic() - self._started
         log.info("The run: %d optimizer steps in %.0f s\n%s", steps, seconds, "\n".join(lines))
 
     def _mean_losses(self, trainer: TrainerLike) -> dict[str, float | None]:
