@@ -178,8 +178,8 @@ class Fit:
 
     def leave(self, model: nn.Module) -> None:
         """The fit has ended or failed: restore the model, but for the flags, which stay as they are."""
-        for active in self.active_rules:
-            active.leave()
+        for active in sorted(self.active_rules, key=lambda each: not each.rule.restore_on_end):
+            active.leave()  # those that thaw come first, while the others still hold
         self.actions.leave()
         self.followers.release()
         baselines.mark(model, [each for each in model.parameters() if not each.requires_grad])

@@ -54,6 +54,7 @@ class MetricWatch:
         self._validated_at: int | None = None  # optimizer step of the last validation that was read
         self._ended_at: int | None = None  # optimizer step of the last end of an epoch that was read
         self._unread: SavedState = {}  # of a checkpoint: `epoch` and `values` of an end that was not read
+        self._caught_up: set[str] = set()  # the metrics of such an end, read when training resumed
 
     @property
     def _waiting(self) -> list[tuple[Watcher, str]]:
@@ -83,7 +84,7 @@ class MetricWatch:
         """Pass on the metrics of an epoch that Lightning counts as ended when training resumes."""
         if self._unread and trainer_clock.moment(trainer).epoch > self._unread["epoch"]:
             self._observe(self._unread["values"])
-            self._unread = {}
+            self._caught_up, self._unread = {*self._unread["values"]}, {}
 
     def note_validation_start(self, trainer: TrainerLike) -> None:
         """Remember what was logged before, to tell afterwards which metrics validation logs."""
@@ -152,8 +153,9 @@ class MetricWatch:
         """
         step = trainer_clock.moment(trainer).optimizer_step
         was_due = trainer_clock.validation_was_due(trainer, batch_idx)
-        if self._waiting and was_due and self._validated_at != step:
-            waiting = ", ".join(dict.fromkeys(watcher.title for watcher, _ in self._waiting))
+        missing = [watcher.title for watcher, monitor in self._waiting if monitor not in self._caught_up]
+        if missing and was_due and self._validated_at != step:
+            waiting = ", ".join(dict.fromkeys(missing))
             warnings.warn(
                 f"The checkpoint was saved at step {step}, right before a validation, which Lightning does "
                 f"not repeat: {waiting} misses this value. Save checkpoints after validation "

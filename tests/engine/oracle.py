@@ -1,4 +1,4 @@
-"""What a run with Freezers has to do, in plain torch, written from docs/concepts.md and docs/callbacks/.
+"""What a run with our callbacks has to do, in plain torch, written from docs/concepts.md and docs/callbacks/.
 
 Nothing of the package is used here: flags are set at each step from the arguments alone, and each parameter
 has an optimizer of its own, so there are no groups that something could be moved between.
@@ -6,13 +6,22 @@ has an optimizer of its own, so there are no groups that something could be move
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
+from tests.engine.oracle_holders import Holder, holder_of
+
 NUM_SAMPLES, WIDTH = 4, 3  # of a batch, of a layer
+
+
+class Halving(nn.Linear):
+    """Stands for dropout: in training mode it gives the half."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y * 0.5 if self.training else y
 
 
 class Net(nn.Module):
@@ -21,9 +30,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layer1 = nn.Linear(WIDTH, WIDTH)
+        self.layer1 = Halving(WIDTH, WIDTH)
         self.norm = nn.BatchNorm1d(WIDTH)
-        self.layer2 = nn.Linear(WIDTH, WIDTH)
+        self.layer2 = Halving(WIDTH, WIDTH)
         self.head = nn.Linear(WIDTH, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -35,9 +44,9 @@ NAMES = [name for name, _ in Net().named_parameters()]
 
 @dataclass(frozen=True)
 class History:
-    """One run: its length, its optimizers, what the user froze, and the arguments of its Freezers."""
+    """One run: its length, its optimizers, what the user froze, and the arguments of our callbacks."""
 
-    freezers: tuple[dict[str, Any], ...]
+    callbacks: tuple[tuple[str, dict[str, Any]], ...]  # class and arguments
     num_epochs: int = 2
     num_batches: int = 3
     accumulate: int = 1
@@ -47,10 +56,15 @@ class History:
     has_two_optimizers: bool = False  # under manual optimization, each steps once per batch
     user_frozen: tuple[str, ...] = ()
     scores: tuple[int, ...] = (3, 2, 2)  # the metric, logged in each epoch's training and validation
+    order: int = 0  # of all callbacks in the list: a seed
 
     def data(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(1)
         return torch.randn(self.num_batches * NUM_SAMPLES, WIDTH, generator=generator)
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_epochs * -(-self.num_batches // self.accumulate)
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -73,132 +87,112 @@ class Record:
     statistics: list[torch.Tensor] = field(default_factory=list)  # running means after each batch
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     state: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # of the optimizers, at the end
-
-
-class _Rule:
-    """One Freezer: whether it holds, since when it does not, and what its condition has seen."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
-        self.names = [name for name in NAMES if _selects(arguments, name)]
-        self.holds = self.is_met = False
-        self.released_at: int | None = None
-        self.best: float | None = None
-        self.num_checks = 0
-
-    def is_due(self, step: int, epoch: int) -> bool:
-        given = self.arguments.get
-        if self.is_met:
-            return False
-        if given("windows"):
-            return any(start <= step < end for start, end in given("windows"))
-        begins = [given("from_step"), given("from_epoch")]
-        has_begun = begins == [None, None] or _reached(step, begins[0]) or _reached(epoch, begins[1])
-        return (
-            has_begun
-            and not _reached(step, given("until_step"))
-            and not _reached(epoch, given("until_epoch"))
-        )
-
-    def observe(self, monitor: str, value: float) -> None:
-        condition = self.arguments.get("until_metric")
-        if condition is None or condition["monitor"] != monitor:
-            return
-        if "plateau" not in condition:
-            below, above = condition.get("below"), condition.get("above")
-            self.is_met |= below is not None and value < below or above is not None and value > above
-        elif self.best is None or value < self.best:
-            self.best, self.num_checks = value, 0
-        else:
-            self.num_checks += 1
-            self.is_met |= self.num_checks >= condition["plateau"]["patience"]
-
-    def rate(self, scheduled: float, since_thaw: int) -> float:
-        given = self.arguments.get
-        rate = given("unfreeze_lr") or scheduled * given("unfreeze_lr_factor", 1.0)
-        warmup = given("warmup_steps", 0)
-        return rate * min(1.0, (since_thaw + 1) / warmup) if warmup else rate
-
-    @property
-    def has_rate(self) -> bool:
-        return any(key in self.arguments for key in ("unfreeze_lr", "unfreeze_lr_factor", "warmup_steps"))
-
-
-def _reached(now: int, bound: int | None) -> bool:
-    return bound is not None and now >= bound
-
-
-def _selects(arguments: dict[str, Any], name: str) -> bool:
-    def listed(key: str) -> list[str]:
-        value = arguments.get(key, [])
-        return [value] if isinstance(value, str) else value
-
-    is_norm = "class:BatchNorm1d" in listed("patterns") and name.startswith("norm.")
-    is_in = any(fnmatchcase(name, pattern) for pattern in listed("patterns"))
-    is_in |= is_norm or name in listed("names") or name.startswith(tuple(listed("name_starts_with")) or "?")
-    return is_in and name not in listed("except_names")
+    left: set[str] = field(default_factory=set)  # what is frozen when the run has ended
 
 
 class Oracle:
-    """Runs a history."""
+    """Runs a history.
 
-    def __init__(self, history: History) -> None:
-        self.history = history
+    Args:
+        history: What to run.
+        cut: Batches after which the run is saved and resumed. Lightning saves no gradients, so a cut in the
+            middle of an accumulation window loses those of its first part.
+    """
+
+    def __init__(self, history: History, cut: int | None = None) -> None:
+        self.history, self.cut = history, cut
         self.net = Net()
         self.parameters = dict(self.net.named_parameters())
         self.optimizers = {name: OPTIMIZERS[history.optimizer]([p]) for name, p in self.parameters.items()}
-        self.rules = [_Rule(arguments) for arguments in history.freezers]
+        lengths = {"step": history.num_steps, "epoch": history.num_epochs}
+        self.holders = [holder_of(kind, arguments, NAMES, lengths) for kind, arguments in history.callbacks]
+        self.user_frozen = {*history.user_frozen}
+        for holder in self.holders:
+            holder.begin(self.user_frozen)
         self.thawed_at: dict[str, int] = {}
-        self.step = 0
+        self.base_rate = {"SGD": 0.1, "AdamW": 0.01}[history.optimizer]
+        self.step = self.schedule_began = 0
         self.record = Record()
 
     def run(self) -> Record:
-        history = self.history
+        history, num_batches = self.history, 0
         for epoch in range(history.num_epochs):
             num_backward = 0
             for index, batch in enumerate(history.data().split(NUM_SAMPLES)):
                 if num_backward == 0:
                     self._follow(epoch)
-                self.record.frozen.append({n for n, p in self.parameters.items() if not p.requires_grad})
-                (self.net(batch).square().mean() / history.accumulate).backward()
+                self.record.frozen.append(self._frozen())
+                loss = self.net(batch).square().mean()
+                (loss / history.accumulate).backward()
                 num_backward += 1
+                num_batches += 1
                 if num_backward == history.accumulate or index == history.num_batches - 1:
                     self._step()
                     num_backward = 0
                 self.record.statistics.append(self.net.norm.running_mean.clone())
+                for holder in self.holders:
+                    holder.note_loss(loss.item(), self.step)
+                if num_batches == self.cut:
+                    self._drop_gradients()
             for monitor in ("val/score", "train/score"):
-                for rule in self.rules:
-                    rule.observe(monitor, history.scores[epoch])
-        self.record.weights = {name: value.clone() for name, value in self.net.state_dict().items()}
-        self.record.state = {
+                for holder in self.holders:
+                    holder.observe(monitor, history.scores[epoch])
+        return self._ended()
+
+    def _ended(self) -> Record:
+        record = self.record
+        record.weights = {name: value.clone() for name, value in self.net.state_dict().items()}
+        record.state = {
             name: dict(optimizer.state[self.parameters[name]]) for name, optimizer in self.optimizers.items()
         }
-        return self.record
+        kept = [holder.held for holder in self.holders if not holder.terms.get("restore_on_end")]
+        record.left = self.user_frozen.union(*kept)
+        return record
+
+    def _frozen(self) -> set[str]:
+        return {name for name, p in self.parameters.items() if not p.requires_grad}
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def _follow(self, epoch: int) -> None:
         before = self._held()
-        for rule in self.rules:
-            held, rule.holds = rule.holds, rule.is_due(self.step, epoch)
-            if held and not rule.holds:
-                rule.released_at = self.step
-            if rule.holds and not held and rule.arguments.get("optimizer_state", "keep") != "keep":
-                for name in rule.names:
+        for holder in self.holders:
+            newly = holder.follow(self.step, epoch)
+            if holder.terms.get("optimizer_state", "keep") != "keep":
+                for name in newly:
                     self.optimizers[name].state.clear()
+            self.user_frozen -= holder.freed
+            for change, value in holder.take_rate_changes():
+                if change == "reset_lr_schedule":
+                    self.schedule_began = self.step
+                else:
+                    self.base_rate = value if change == "set_lr" else self.base_rate * value
         now = self._held()
         self.thawed_at |= dict.fromkeys(before - now, self.step)
         for name, parameter in self.parameters.items():
-            parameter.requires_grad = name not in now and name not in self.history.user_frozen
+            parameter.requires_grad = name not in now and name not in self.user_frozen
             if not parameter.requires_grad:
                 parameter.grad = None
-        norm, modes = self.net.norm, {"eval": 0, "stats": 1, "train": 2}
-        holding = [rule for rule in self.rules if rule.holds and {"norm.weight", "norm.bias"} & {*rule.names}]
-        asked = [rule.arguments.get("frozen_norms", "eval") for rule in holding]
-        mode = min(asked, key=modes.__getitem__) if {"norm.weight", "norm.bias"} <= now else "train"
-        norm.train(mode != "eval")
-        norm.track_running_stats = mode != "stats"
+        self._set_modes(now)
+
+    def _set_modes(self, now: set[str]) -> None:
+        strictness = {"eval": 0, "stats": 1, "train": 2}
+        for path, module in self.net.named_children():
+            own = {name for name in NAMES if name.startswith(f"{path}.")}
+            holding = [holder for holder in self.holders if holder.held & own and own <= now]
+            asking = [h.held for h in self.holders if h.terms.get("frozen_mode") == "eval"]
+            is_still = own <= set().union(*asking)
+            if path == "norm":
+                asked = [holder.norm_mode for holder in holding]
+                mode = "eval" if is_still else min(asked, key=strictness.__getitem__, default="train")
+                module.track_running_stats = mode != "stats"
+                is_still = mode == "eval"
+            module.train(not is_still)
 
     def _held(self) -> set[str]:
-        return {name for rule in self.rules if rule.holds for name in rule.names}
+        return set().union(*(holder.held for holder in self.holders))
 
     def _step(self) -> None:
         parts = [NAMES[:4], NAMES[4:]] if self.history.has_two_optimizers else [NAMES]
@@ -210,16 +204,22 @@ class Oracle:
                     self.optimizers[name].step()
             self.record.rates.append(rates)
             self.step += 1
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self._drop_gradients()
 
     def _rate(self, name: str) -> float:
-        scheduled = {"SGD": 0.1, "AdamW": 0.01}[self.history.optimizer]
+        scheduled = self.base_rate
         if self.history.has_scheduler:
-            scheduled *= factor_of(self.step)
-        asking = [r for r in self.rules if name in r.names and r.has_rate and r.released_at is not None]
+            scheduled *= factor_of(self.step - self.schedule_began)
+        asking = [holder for holder in self.holders if name in holder.rates]
         if not asking:
             return scheduled
-        latest = max(rule.released_at for rule in asking)
-        since = self.step - self.thawed_at[name]
-        return min(rule.rate(scheduled, since) for rule in asking if rule.released_at == latest)
+        latest = max(holder.rates[name].released_at for holder in asking)
+        since = self.step - self.thawed_at.get(name, 0)
+        return min(
+            holder.rates[name].at(scheduled, since)
+            for holder in asking
+            if holder.rates[name].released_at == latest
+        )
+
+
+__all__ = ["NAMES", "NUM_SAMPLES", "OPTIMIZERS", "History", "Holder", "Net", "Oracle", "Record", "factor_of"]

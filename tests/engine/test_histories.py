@@ -1,5 +1,6 @@
-"""Random histories of Freezers, run by a Trainer, whole and cut, against an oracle in plain torch."""
+"""Random histories of our callbacks, run by a Trainer, whole and cut, against an oracle in plain torch."""
 
+import random
 import tempfile
 import warnings
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings
 from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.callbacks import Checkpoint
 from torch.utils.data import DataLoader
 
-from lighter_freezers import Freezer
-from tests.engine.oracle import NAMES, NUM_SAMPLES, OPTIMIZERS, History, Net, Oracle, Record, factor_of
+import lighter_freezers
+from tests.engine.drawn_histories import cuts, histories, manual
+from tests.engine.oracle import NUM_SAMPLES, OPTIMIZERS, History, Net, Oracle, Record, factor_of
 from tests.lab import ResumableLoader, trainer
 
 LONE = "pytorch_lightning"
@@ -67,20 +70,20 @@ class Module(LightningModule):
         self.record.rates.append({names[id(p)]: float(lr) for p, lr in trained if p.grad is not None})
 
 
-class Saver(Callback):
-    """Saves one checkpoint, after a batch, a validation or an epoch."""
+class Saver(Checkpoint):
+    """Saves one checkpoint, after a batch, a validation or an epoch; Lightning puts it behind all others."""
 
     def __init__(self, when: str, step: int, path: Path) -> None:
         self.when, self.step, self.path = when, step, path
+        self.num_batches: int | None = None  # after which it has saved
 
     def save(self, trainer: Any, when: str) -> None:
         if when == self.when and trainer.global_step >= self.step and not self.path.exists():
+            self.num_batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
             trainer.save_checkpoint(self.path)
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if batches % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch:
-            self.save(trainer, "batch")
+        self.save(trainer, "batch")
 
     def on_validation_end(self, trainer: Any, *_: Any) -> None:
         self.save(trainer, "validation")
@@ -89,16 +92,20 @@ class Saver(Callback):
         self.save(trainer, "epoch")
 
 
-def run(history: History, *callbacks: Callback, ckpt_path: Path | None = None) -> tuple[Record, list[str]]:
-    """Fit with the Freezers of a history: the record of it, and what was warned of."""
+def run(history: History, *others: Callback, ckpt_path: Path | None = None) -> tuple[Record, list[str]]:
+    """Fit with the callbacks of a history: the record of it, and what was warned of."""
     torch.set_num_threads(1)
     module = Module(history)
     loader = ResumableLoader.__new__(ResumableLoader)
     DataLoader.__init__(loader, history.data(), batch_size=NUM_SAMPLES)  # type: ignore[arg-type]
     loader._num_given = 0
+    ours = [getattr(lighter_freezers, kind)(**arguments) for kind, arguments in history.callbacks]
+    callbacks = [*ours, *others]
+    random.Random(history.order + bool(ckpt_path)).shuffle(callbacks)  # in another order after the cut
     fit = trainer(
         LONE,
-        callbacks=[*(Freezer(**arguments) for arguments in history.freezers), *callbacks],
+        callbacks=callbacks,
+        enable_checkpointing=bool(others),
         max_epochs=history.num_epochs,
         accumulate_grad_batches=history.accumulate,
     )
@@ -107,6 +114,7 @@ def run(history: History, *callbacks: Callback, ckpt_path: Path | None = None) -
         fit.fit(module, loader, DataLoader(torch.zeros(1, 3)), ckpt_path=ckpt_path)
     record = module.record
     record.weights = dict(module.network.state_dict())
+    record.left = {name for name, p in module.network.named_parameters() if not p.requires_grad}
     states = [optimizer.state for optimizer in fit.optimizers]
     record.state = {
         name: dict(next((state[p] for state in states if p in state), {}))
@@ -124,6 +132,7 @@ def compare(found: Record, expected: Record) -> None:
             assert all(map(torch.equal, seen, rest)), key
         else:
             assert seen == rest, key
+    assert found.left == expected.left or not found.frozen  # nothing was left to train after the cut
     assert found.weights.keys() == expected.weights.keys()
     for name, value in expected.weights.items():
         assert torch.equal(found.weights[name], value), name
@@ -133,91 +142,12 @@ def compare(found: Record, expected: Record) -> None:
             assert value is found.state[name][key] is None or torch.equal(found.state[name][key], value), name
 
 
-steps, epochs = st.integers(1, 8), st.integers(1, 3)
-conditions = st.fixed_dictionaries({"monitor": st.sampled_from(["val/score", "train/score"])}).flatmap(
-    lambda monitor: st.one_of(
-        st.fixed_dictionaries({**{k: st.just(v) for k, v in monitor.items()}, "below": st.integers(1, 4)}),
-        st.fixed_dictionaries({**{k: st.just(v) for k, v in monitor.items()}, "above": st.integers(1, 4)}),
-        st.builds(lambda patience: {**monitor, "plateau": {"patience": patience}}, st.integers(1, 2)),
-    )
-)
-windows = st.lists(st.integers(0, 9), min_size=2, max_size=4, unique=True).map(
-    lambda bounds: [sorted(bounds)[i : i + 2] for i in range(0, len(bounds) // 2 * 2, 2)]
-)
-whats = st.one_of(
-    st.fixed_dictionaries(
-        {"name_starts_with": st.sampled_from(["layer1.", "norm.", "layer2.", ["layer1.", "norm."], "layer"])}
-    ),
-    st.fixed_dictionaries(
-        {"names": st.lists(st.sampled_from(NAMES[:-2]), min_size=1, max_size=3, unique=True)}
-    ),
-    st.fixed_dictionaries({"patterns": st.sampled_from(["*.bias", "class:BatchNorm1d", "layer?.weight"])}),
-    st.just({"name_starts_with": "layer1.", "patterns": "*.bias", "except_names": "layer1.bias"}),
-)
-whens = st.one_of(
-    st.just({}),
-    st.fixed_dictionaries(
-        {"until_step": steps}, optional={"until_epoch": epochs, "until_metric": conditions}
-    ),
-    st.fixed_dictionaries({"until_epoch": epochs}, optional={"until_metric": conditions}),
-    st.fixed_dictionaries({"from_step": steps}),
-    st.fixed_dictionaries({"from_epoch": epochs}),
-    st.integers(1, 5).map(lambda begin: {"from_step": begin, "until_step": begin + 3}),
-    st.fixed_dictionaries({"windows": windows}),
-    st.fixed_dictionaries({"until_metric": conditions}),
-    st.fixed_dictionaries({"from_step": st.integers(1, 3), "until_metric": conditions}),
-)
-rates = st.one_of(
-    st.just({}),
-    st.just({"unfreeze_lr": 0.005}),
-    st.fixed_dictionaries(
-        {"unfreeze_lr_factor": st.sampled_from([0.1, 0.5])}, optional={"warmup_steps": steps}
-    ),
-    st.fixed_dictionaries({"warmup_steps": steps}),
-)
-others = st.fixed_dictionaries(
-    {},
-    optional={
-        "optimizer_state": st.sampled_from(["reset", "free"]),
-        "frozen_norms": st.sampled_from(["stats", "train"]),
-    },
-)
-
-
-def freezer_of(what: Any, when: Any, rate: Any, other: Any) -> dict[str, Any]:
-    """Rates belong to Freezers that release; others are refused."""
-    releases = {"until_step", "until_epoch", "until_metric", "windows"} & when.keys()
-    return {**what, **when, **(rate if releases else {}), **other}
-
-
-freezers = st.builds(freezer_of, whats, whens, rates, others)
-histories = st.builds(
-    History,
-    freezers=st.lists(freezers, min_size=1, max_size=4).map(tuple),
-    num_epochs=st.integers(2, 3),
-    num_batches=st.integers(2, 4),
-    accumulate=st.sampled_from([1, 1, 2, 3]),
-    optimizer=st.sampled_from(["SGD", "AdamW"]),
-    has_scheduler=st.booleans(),
-    is_filtered=st.booleans(),
-    user_frozen=st.sampled_from([(), (), ("layer2.bias",), ("norm.weight",), ("norm.weight", "norm.bias")]),
-    scores=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
-)
-manual = st.builds(
-    History,
-    freezers=st.lists(freezers, min_size=1, max_size=3).map(tuple),
-    has_two_optimizers=st.just(True),
-    optimizer=st.sampled_from(["SGD", "AdamW"]),
-    user_frozen=st.sampled_from([(), ("layer2.bias",)]),
-)
-cuts = st.tuples(st.sampled_from(["batch", "batch", "validation", "epoch"]), st.integers(1, 8))
-
-
 def check(history: History, cut: tuple[str, int]) -> None:
     expected = Oracle(history).run()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cut.ckpt"
-        whole, _ = run(history, Saver(*cut, path))
+        saver = Saver(*cut, path)
+        whole, _ = run(history, saver)
         compare(whole, expected)
         if not path.exists():
             return
@@ -225,31 +155,45 @@ def check(history: History, cut: tuple[str, int]) -> None:
         if any("right before a validation" in text for text in said):  # it is not the same run, and says so
             assert _misses_a_validation(history, path)
         else:
-            compare(resumed, expected)
+            compare(resumed, Oracle(history, saver.num_batches).run())
 
 
 def _misses_a_validation(history: History, path: Path) -> bool:
-    """Whether it was saved between the last batch of an epoch and its validation, and a Freezer waits."""
+    """Whether it was saved between the last batch of an epoch and its validation, which something awaits."""
     progress = torch.load(path, weights_only=False)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     is_in_batch = progress["current"]["completed"] < progress["current"]["processed"]
-    waits = any(f.get("until_metric", {}).get("monitor") == "val/score" for f in history.freezers)
-    return bool(progress["is_last_batch"] and is_in_batch and waits)
+    return bool(progress["is_last_batch"] and is_in_batch and "val/score" in repr(history.callbacks))
 
 
 QUICK = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": [*HealthCheck]}
 
 
-MET = {"name_starts_with": "layer1.", "until_metric": {"monitor": "train/score", "below": 3}}
-LATE = {"name_starts_with": "layer1.", "until_metric": {"monitor": "val/score", "above": 1}}
+MET = "Freezer", {"name_starts_with": "layer1.", "until_metric": {"monitor": "train/score", "below": 3}}
+LATE = "Freezer", {"name_starts_with": "layer1.", "until_metric": {"monitor": "val/score", "above": 1}}
 
 
-@settings(max_examples=250, **QUICK)
+THAWS = "Freezer", {"names": "layer2.bias", "restore_on_end": True}
+HOLDS = "Freezer", {"train": "head"}
+PLATEAU = (
+    "Freezer",
+    {
+        "name_starts_with": "layer1.",
+        "until_metric": {"monitor": "train/score", "plateau": {"patience": 2}},
+    },
+)
+
+
+@settings(max_examples=550, **QUICK)
 @given(histories | manual, cuts)
 @example(History((MET,), num_epochs=3), ("batch", 6))  # at the last batch of the epoch that meets it
 @example(History((MET,), num_epochs=3), ("batch", 7))  # after that
 @example(History((LATE,), num_epochs=3, num_batches=2, scores=(1, 2, 1)), ("batch", 4))  # its value is lost
+@example(History((PLATEAU,), num_batches=2), ("batch", 2))  # and nothing that was awaited is
+@example(History((HOLDS, THAWS)), ("batch", 1))  # what only one of them restores stays frozen
+@example(History((THAWS, HOLDS)), ("batch", 1))
+@example(History((MET,), num_batches=4, accumulate=3), ("batch", 0))  # gradients of a half window are lost
 def test_a_history_is_what_the_documents_say(history: History, cut: tuple[str, int]) -> None:
-    """Frozen sets, rates and batch-norm statistics at each step; weights and optimizer state at the end."""
+    """Frozen sets, rates and batch-norm statistics at each step; weights, state and flags at the end."""
     check(history, cut)
 
 
