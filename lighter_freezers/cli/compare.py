@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lighter_freezers.cli.run_results import RunResults, differing, read_runs
+from lighter_freezers.cli.run_results import NORM, RunResults, differing, read_runs
 from lighter_freezers.reports.columns import columns
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
@@ -14,6 +14,8 @@ SUMMARY = (
     "Print and plot finished runs side by side: the settings that differ, losses, gradient norms, scores."
 )
 WIDEST = 36  # characters of a cell; runs differ at the end of a long setting
+SCREEN = 110  # characters of a line, where cells can be cut to that
+MOST_NORMS = 8  # gradient norms of layers; a ResNet has more than a screen shows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,18 +59,31 @@ def _draw(folders: Sequence[Path], into: Path) -> list[Path]:
 def tables(runs: Sequence[RunResults]) -> str:
     """The settings that differ and all figures, a column for each run."""
     titles = [run.title for run in runs]
-    settings = [[name, *(_setting(run, name) for run in runs)] for name in differing(runs)]
-    names = dict.fromkeys(name for run in runs for name in run.figures)
+    changed = differing(runs)
+    widest = min(WIDEST, max(12, (SCREEN - max(map(len, changed), default=0)) // len(runs) - 2))
+    settings = [[name, *(_setting(run, name, widest) for run in runs)] for name in changed]
+    names, num_more = _names_of_figures(runs)
     figures = [[name, *(_figure(run, name) for run in runs)] for name in names]
     parts = [_table("results", titles, figures)]
+    if num_more:
+        parts[0] += f"\nand {num_more} smaller gradient norms, in the *.summary.json of the runs"
     if settings:
         parts.insert(0, _table("settings that differ", titles, settings))
     return "\n\n".join(parts)
 
 
-def _setting(run: RunResults, name: str) -> str:
+def _names_of_figures(runs: Sequence[RunResults]) -> tuple[list[str], int]:
+    """The names of all figures, of many gradient norms the total and the largest; how many are left out."""
+    names = list(dict.fromkeys(name for run in runs for name in run.figures))
+    norms = [name for name in names if name.endswith(NORM) and name != f"total{NORM}"]
+    norms.sort(key=lambda name: max(run.figures.get(name, 0.0) for run in runs), reverse=True)
+    left_out = {*norms[MOST_NORMS:]}
+    return [name for name in names if name not in left_out], len(left_out)
+
+
+def _setting(run: RunResults, name: str, widest: int) -> str:
     text = str(run.settings[name]) if name in run.settings else "-"
-    return text if len(text) <= WIDEST else f"...{text[3 - WIDEST :]}"
+    return text if len(text) <= widest else f"...{text[3 - widest :]}"
 
 
 def _figure(run: RunResults, name: str) -> str:

@@ -3,10 +3,6 @@
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lighter_freezers.planning.values import Plan
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
@@ -34,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lighter_freezers.planning.comparison import compare, read_report
     from lighter_freezers.planning.from_config import plan_of_config
     from lighter_freezers.planning.phase_meter import FILE
-    from lighter_freezers.planning.values import Plan
+    from lighter_freezers.planning.values import Plan, rates_and_totals
 
     folder = Path(arguments.run_dir)
     config = folder / "config.yaml"
@@ -54,11 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(planned.as_dict(), indent=1) if arguments.json else planned)
         return 0
     compared = compare(planned, records)
-    print(json.dumps(compared.as_dict(), indent=1) if arguments.json else f"{compared}\n{_totals(planned)}")
+    print(
+        json.dumps(compared.as_dict(), indent=1)
+        if arguments.json
+        else f"{compared}\n\n{rates_and_totals(planned)}"
+    )
     return 0
-
-
-def _totals(planned: "Plan") -> str:
-    from lighter_freezers.planning.values import total_lines
-
-    return "\n".join(["", "Totals", *(f"  {line}" for line in total_lines(planned))])

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = ["RunResults", "differing", "read_runs"]
+__all__ = ["NORM", "RunResults", "differing", "read_runs"]
 
 RUN_SUMMARY = "results_summary.json"
+NORM = " gradient norm"  # after the layers of which it is
 EVALUATIONS = "evaluation_results*.json"
 
 _Json: TypeAlias = dict[str, Any]  # a file that this package wrote; its keys say what is in them
@@ -72,7 +73,7 @@ def _training_figures(summary: _Json) -> dict[str, object]:
     figures |= summary.get("metrics", {})
     figures |= {name: summary.get(name) for name in ("trainable_parameters", "parameters", "train_seconds")}
     for statistics in summary.get("gradient_stats", {}).values():
-        figures |= {f"{group} gradient norm": values["mean"] for group, values in statistics.items()}
+        figures |= {f"{group}{NORM}": values["mean"] for group, values in statistics.items()}
     return figures
 
 

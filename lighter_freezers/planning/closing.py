@@ -34,8 +34,8 @@ def closing_lines(
     file = folder / "freeze_timeline.png"
     rows += [("picture", where) for where in pictures or ([str(file)] if file.exists() else [])]
     has_norms = any(folder.glob("*.group_norms.csv"))
-    can_report = (folder / FILE).exists() or (folder / "config.yaml").exists()
-    commands = ["report"] * can_report + ["plots"] * has_norms + ["compare"]
+    has_config = (folder / "config.yaml").exists()
+    commands = ["report"] * has_config + ["plots"] * has_norms + ["compare"]
     lines = [f"lighter-freezers {name} {folder}" for name in commands]
     rows += zip(["next", *[""] * len(lines)], lines, strict=False)
     return [f"  {line}" for line in columns(rows, num_left=2)]

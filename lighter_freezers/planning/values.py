@@ -12,7 +12,7 @@ from lighter_freezers.reports.timeline_svg import draw_to_file
 
 _Json: TypeAlias = Mapping[str, Any]  # what `as_dict` gave
 
-__all__ = ["Plan", "PlannedPhase", "PlannedRule", "total_lines"]
+__all__ = ["Plan", "PlannedPhase", "PlannedRule", "rates_and_totals", "total_lines"]
 
 _COSTS = ("begins", "trains", "share", "FLOPs/step", "time", "gradients", "optimizer", "activations")
 
@@ -171,11 +171,16 @@ def _plan_text(plan: Plan) -> str:
         _titled("When what changes", _change_lines([*plan.phases, *plan.undated])),
         _titled("What each phase costs", _cost_lines(plan)),
         *([_titled("What PrefixCache stores and saves", cached)] if (cached := _cache_lines(plan)) else []),
-        _titled("Learning rates, before the LR scheduler changes them", _rate_lines(plan)),
-        _titled("Totals", total_lines(plan)),
+        rates_and_totals(plan),
         _titled("Warnings", [f"- {warning}" for warning in plan.warnings] or ["none"]),
     ]
     return "\n\n".join(parts)
+
+
+def rates_and_totals(plan: Plan) -> str:
+    """The learning rates of each phase, and what the whole run costs, under their titles."""
+    rates = _titled("Learning rates, before the LR scheduler changes them", _rate_lines(plan))
+    return "\n\n".join([rates, _titled("Totals", total_lines(plan))])
 
 
 def _rule_lines(plan: Plan) -> list[str]:

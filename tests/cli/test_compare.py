@@ -80,6 +80,28 @@ def test_the_settings_that_differ_and_all_figures(
     }
 
 
+def test_two_resnets_fit_on_a_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """40 lines of 110 characters: of 160 layers those with the largest norms, long settings cut."""
+    for run, factor in (("one", 1.0), ("two", 2.0)):
+        norms = {f"layer{n // 9 + 1}.{n % 9}.conv1": {"mean": factor * n} for n in range(160)}
+        norms["total"] = {"mean": 0.5}
+        callbacks = [{"_target_": "lighter_freezers.GradientNormMonitor", "every_n_steps": int(factor)}]
+        weights = f"/a/folder/of/weights/that/has/a/long/name/of/{run}/resnet50.pt"
+        config = {"trainer": {"callbacks": callbacks}, "model": {"network": {"weights": weights}}}
+        write_run(tmp_path / run, config, train_loss=1.0, gradient_stats={"gradient_analysis": norms})
+
+    assert main(["compare", "--no-plots", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 40
+    assert max(map(len, lines)) <= 110
+    assert lines[-1] == "and 152 smaller gradient norms, in the *.summary.json of the runs"
+    rows = table("\n".join(lines), "results")
+    assert [name for name in rows if "layer" in name][-1] == "layer18.6.conv1 gradient norm"
+    assert {"total gradient norm", "layer18.0.conv1 gradient norm"} < rows.keys()
+    assert "layer17.7.conv1 gradient norm" not in rows
+
+
 def test_a_run_without_a_config_is_no_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Such as a model that was only tested; one run alone has none either."""
     one = write_run(tmp_path / "one", {"lr": 0.1}, train_loss=1.5)

@@ -198,5 +198,7 @@ def test_the_report_with_a_saved_plan(
     assert main(["report", run_dir, "--plan", str(saved)]) == 0
     text = capsys.readouterr().out
     assert "step 80 of the run: not in the plan" in text
+    assert "\n  step 40: wte to lm_head 0.001, h.3 to h.5 0.0005\n" in text
+    assert "\nTotals\n  this schedule does " in text
     assert main(["report", str(folder)]) == 2
     assert f"Reports are in: {run_dir}" in capsys.readouterr().err

@@ -38,6 +38,7 @@ def test_the_lines_name_what_is_in_the_folder(tmp_path: Path) -> None:
     assert [line.split()[-2] for line in lines.splitlines() if "lighter-freezers" in line] == ["compare"]
 
     report = {"phases": [HALF.as_dict(), WHOLE.as_dict()], "num_steps": 30}
+    (tmp_path / "config.yaml").touch()
     (tmp_path / FILE).write_text(json.dumps(report))
     (tmp_path / "gradients.group_norms.csv").touch()
     (tmp_path / "freeze_timeline.png").touch()
