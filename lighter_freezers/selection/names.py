@@ -182,7 +182,7 @@ def closest_names(asked: str, names: Iterable[str], count: int = 4, *, cutoff: f
         100,
         full_names,
         key=lambda name: (
-            sum(min(number, name.count(letter)) for letter, number in letters.items())
+            sum(map(min, letters.values(), map(name.count, letters)))  # without a frame for each letter
             / (len(short) + len(name) + 1)
         ),
     )
