@@ -11,6 +11,7 @@ from lighter_freezers._lightning import Callback
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.effects.norm_layers import norms_with_statistics
+from lighter_freezers.engine.stages import StageClock
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.transition import Transition
 
@@ -34,7 +35,7 @@ class AverageKeeper(Callback):
     Args:
         engine: Reports all transitions of a fit.
 
-    Runs on: `on_fit_start` (refuse changes of shapes), `on_train_start`, `on_validation_start`,
+    Runs on: `on_fit_start` (refuse what an average cannot follow), `on_train_start`, `on_validation_start`,
     `on_train_epoch_end` and `on_train_end` (averages), `on_train_batch_start` (statistics).
     """
 
@@ -53,13 +54,18 @@ class AverageKeeper(Callback):
         self._engine.add_listener(self)
 
     def on_fit_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Fail before training where an average would keep shapes that change.
+        """Fail before training where an average would keep shapes that change, or weights that are put back.
 
         Raises:
-            ValueError: An action may change LoRA ranks.
+            ValueError: An action may change LoRA ranks, or put the best weights of a stage back.
         """
+        kind = type(_averaging(callbacks_of(trainer))[0]).__name__
+        if any(isinstance(action, StageClock) and action.restores for action in self._engine.actions):
+            raise ValueError(
+                f"restore_best puts weights of an earlier step back, and {kind} goes on averaging the ones "
+                "that they replace and may validate on the average. Remove one of the two."
+            )
         if any(action.reshapes for action in self._engine.actions):
-            kind = type(_averaging(callbacks_of(trainer))[0]).__name__
             raise ValueError(
                 f"{kind} averages weights of the shapes they have at the start, so LoRA ranks cannot change. "
                 "Remove one of the two callbacks."

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_avg_fn
 
-from lighter_freezers import Freezer, LayerOperations, LoraPhases, apply_lora
+from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations, LoraPhases, apply_lora
 from tests.lab import NAMESPACES, WIDTH, NormNet, TinyNet, batches, recorder, regression, trainer
 from tests.lora.lora_lab import mixed
 
@@ -195,3 +195,20 @@ def test_ranks_beside_an_average_are_refused(order: str, kind: str, options: Any
             callbacks,
             lambda: apply_lora(TinyNet(), {"r": 4, "target_modules": ["layer1"]}),
         )
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("order", ["ours first", "theirs first"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("StochasticWeightAveraging", SWA), ("EMAWeightAveraging", {}), ("WeightAveraging", {})],
+)
+def test_weights_that_are_put_back_are_refused(
+    namespace: str, order: str, kind: str, options: dict[str, Any]
+) -> None:
+    """The best weights of a stage would meet an average of what they replace; stages alone are averaged."""
+    stages = [{"thaw": "head", "until_epoch": 1}, {"thaw": "*"}]
+    best = GradualUnfreezing(stages=stages, restore_best={"monitor": "val/loss"})
+    with pytest.raises(ValueError, match=f"restore_best .* and {kind} goes on averaging"):
+        fit(namespace, ordered(order, best, averaging(namespace, kind, **options)))
+    fit(namespace, ordered(order, GradualUnfreezing(stages=stages), averaging(namespace, kind, **options)))
