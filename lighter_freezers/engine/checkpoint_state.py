@@ -19,6 +19,7 @@ from lighter_freezers.engine.effects.saved_groups import (
     map_by_name,
     store_by_name,
 )
+from lighter_freezers.engine.effects.sharded_resume import ShardedResume
 from lighter_freezers.engine.fit import Fit
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
@@ -45,6 +46,7 @@ class RunState:
         self._unmatched: tuple[list[str], list[str]] = ([], [])  # actions without state, state without owner
         self._groups: list[GroupNames] = []  # of the optimizers, also after the fit
         self._to_map: Checkpoint = {}  # loaded, until the groups of the optimizers are known
+        self._sharded: ShardedResume | None = None  # until training starts
         self._lost: list[str] = []  # parameters whose optimizer state has no place in this run
 
     def __reduce__(self) -> tuple[type["RunState"], tuple[()]]:
@@ -80,6 +82,12 @@ class RunState:
         if self._groups:  # a strategy that loads checkpoints after `on_fit_start`
             self.map_groups(trainer, self._groups)
 
+    def await_shards(self, trainer: TrainerLike, model: nn.Module, fit: Fit) -> None:
+        """A strategy may load sharded optimizers next."""
+        holds = [active.hold for active in fit.active_rules]
+        holds += [hold for action in fit.actions for hold in action.holds]
+        self._sharded = ShardedResume(trainer, model, holds)
+
     def map_groups(self, trainer: TrainerLike, groups: list[GroupNames]) -> None:
         """The groups of the optimizers are known: what is loaded gets them before Lightning reads it."""
         self._groups = groups
@@ -102,6 +110,9 @@ class RunState:
     def carry_over(self, fit: Fit) -> None:
         """Training starts: go on where the last fit ended, unless a checkpoint was loaded."""
         self._pending = None
+        if self._sharded is not None:
+            self._sharded.end()
+            self._sharded = None
         if self._carried:
             carried, self._carried = self._carried, {}
             _restore(fit, carried)

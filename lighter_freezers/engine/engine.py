@@ -194,6 +194,7 @@ class Engine(Callback):
         context = StepContext(trainer, pl_module, trainer_clock.moment(trainer))
         self._fit.followers.prepare(context, self._listeners)
         self._state.map_groups(trainer, self._fit.followers.optimizers.group_names)
+        self._state.await_shards(trainer, pl_module, self._fit)
 
     def on_train_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """On a resume, hold what the checkpoint held. Stop the norm layers of what is held, and log it.
