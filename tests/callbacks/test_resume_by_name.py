@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as lrs
 
-from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations
+from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations, LoraPhases, LoraRankScheduler
 from tests.callbacks.block_net import BlockNet
 from tests.callbacks.test_freezer_resume import same
-from tests.lab import batches, recorder, regression, trainer
+from tests.lab import adamw, batches, recorder, regression, trainer
+from tests.lora.lora_lab import mixed
 
 LONE = "pytorch_lightning"
 pytestmark = [
@@ -258,3 +259,81 @@ def test_a_plain_checkpoint_of_all_and_a_frozen_part_need_no_names(tmp_path: Pat
     _, loaded = train([slow("blocks.1", until_step=6)], regression(LONE, **built), 2, tmp_path / "plain.ckpt")
 
     assert same(loaded, by_name(run, first))
+
+
+def adapted(has_two_optimizers: bool) -> Any:
+    """LoRA on all layers; with two optimizers that of `wte` and the blocks belongs to the first."""
+    if not has_two_optimizers:
+        return regression(LONE, mixed, adamw)
+
+    class Two(type(regression(LONE, mixed))):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, index: int) -> None:
+            optimizers = self.optimizers()
+            loss = self.loss(batch)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in optimizers:
+                optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            parts: list[list[nn.Parameter]] = [[], []]
+            for name, parameter in self.named_parameters():
+                if parameter.requires_grad or ".lora_" in name:
+                    parts[not (".wte." in name or ".h." in name)].append(parameter)
+            return [adamw(parts[0]), torch.optim.SGD(parts[1], lr=0.1, momentum=0.9)]
+
+    return Two()
+
+
+PHASES = [{"start_step": 0, "active_modules": "wte"}, {"start_step": 3, "active_modules": "proj"}]
+RANKS = [
+    {"step": 2, "rank_pattern": {"wte": 5, "h.0.fc": 2}},
+    {"step": 5, "rank_pattern": {"proj": 1}},
+    {"step": 6, "rank_pattern": {"proj": 0}},
+]
+OF_LORA: dict[str, Callable[[], list[Any]]] = {
+    "none": list,
+    "phases": lambda: [LoraPhases(phases=PHASES)],
+    "ranks": lambda: [LoraRankScheduler(RANKS, on_zero="freeze")],
+    "phases, rate": lambda: [LoraPhases(phases=PHASES), slow("conv.lora")],
+    "ranks, rate": lambda: [slow("conv.lora"), LoraRankScheduler(RANKS, on_zero="freeze")],
+}
+
+
+@pytest.mark.parametrize("has_two_optimizers", [False, True])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("phases", "phases"),
+        ("ranks", "ranks"),
+        ("phases", "phases, rate"),
+        ("none", "ranks, rate"),
+        ("phases, rate", "none"),
+        ("ranks, rate", "ranks"),
+    ],
+)
+def test_phases_and_ranks_go_on_with_their_state(
+    before: str, after: str, has_two_optimizers: bool, tmp_path: Path
+) -> None:
+    """Of each parameter in its optimizer; with the same callbacks to the bit as without a cut."""
+    first = adapted(has_two_optimizers)
+    run, _ = train(OF_LORA[before](), first, 1)
+    run.save_checkpoint(tmp_path / "cut.ckpt")
+    resumed = adapted(has_two_optimizers)
+    second, loaded = train(OF_LORA[after](), resumed, 2, tmp_path / "cut.ckpt")
+
+    saved = by_name(run, first)
+    assert loaded.keys() == saved.keys()
+    assert any(state for state, _ in loaded.values())
+    for name, (state, _) in loaded.items():
+        assert same(state, saved[name][0]), name
+    if before == after:
+        whole = adapted(has_two_optimizers)
+        uncut, _ = train(OF_LORA[after](), whole, 2)
+        assert same(dict(resumed.state_dict()), dict(whole.state_dict()))
+        assert same(by_name(second, resumed), by_name(uncut, whole))
