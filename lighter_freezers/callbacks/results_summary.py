@@ -16,6 +16,7 @@ from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, call
 from lighter_freezers.engine.training_loss import loss_of, mean_loss
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.planning.closing import closing_lines
+from lighter_freezers.planning.config_errors import unused_variables
 from lighter_freezers.reports.harmless import Harmless
 from lighter_freezers.reports.loggers import tensorboard_folders
 from lighter_freezers.reports.results_file import versions, write_results
@@ -86,6 +87,8 @@ class ResultsSummary(Callback):
         """Register with the engine for the transitions of this fit."""
         engine = Engine.of(trainer)  # in every stage: a checkpoint may hold its state
         if stage == "fit":
+            for sentence in unused_variables(_config(pl_module)) if trainer.is_global_zero else ():
+                log.warning(sentence)
             self._changes = []
             engine.add_listener(self)
 

@@ -8,7 +8,7 @@ from inspect import signature
 
 from lighter_freezers.selection.names import closest_names
 
-__all__ = ["clear_errors", "refuse_lightning_cli"]
+__all__ = ["clear_errors", "refuse_lightning_cli", "unused_variables"]
 
 _UNEXPECTED = re.compile(r"component '([\w.]+)\.(\w+)'.*unexpected keyword argument '(\w+)'", re.DOTALL)
 
@@ -49,6 +49,19 @@ def refuse_lightning_cli(config: Mapping[str, object]) -> None:
                 "`_target_` names, with the arguments beside it, instead of `class_path` and `init_args`. "
                 "Write it so, or call lighter_freezers.plan(trainer, model) in Python."
             )
+
+
+def unused_variables(config: object) -> list[str]:
+    """A sentence for each of a config's `vars` that it uses nowhere, as a misspelt override makes them."""
+    variables = config.get("vars") if isinstance(config, Mapping) else None
+    text, said = str(config), []
+    if not isinstance(variables, Mapping) or re.search(r"[@%]vars(?!::)", text):  # all of them are used
+        return []
+    used = set(re.findall(r"[@%]vars::(\w+)", text))
+    for name in [str(each) for each in variables if str(each) not in used]:
+        close = [f" Did you mean vars::{each}?" for each in closest_names(name, used, 1, cutoff=0.6)]
+        said.append(f"vars::{name} is used nowhere in the config.{''.join(close)}")
+    return said
 
 
 def _suggestion(message: str) -> str:

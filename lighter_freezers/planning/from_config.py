@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lighter_freezers._extras import require
-from lighter_freezers.planning.config_errors import clear_errors, refuse_lightning_cli
+from lighter_freezers.planning.config_errors import clear_errors, refuse_lightning_cli, unused_variables
 from lighter_freezers.planning.copied_trainer import hushed
 from lighter_freezers.planning.plan import plan
 from lighter_freezers.planning.values import Plan
@@ -59,4 +59,4 @@ def built_from_config(inputs: Sequence[Any]) -> tuple[Any, Any, Any, Sequence[st
     with hushed() as said, clear_errors():
         model, trainer = config.resolve("model"), config.resolve("trainer")
         data = None if config.get("data") is None else config.resolve("data")
-    return model, trainer, data, said
+    return model, trainer, data, [*unused_variables(config.get()), *said]

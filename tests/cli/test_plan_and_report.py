@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from lighter_freezers import ResultsSummary
+from lighter_freezers._log import log
 from lighter_freezers.cli.main import main
+from lighter_freezers.planning.config_errors import unused_variables
+from tests import lab
 
 CONFIG = Path(__file__).parents[2] / "configs/freezing/plan_and_report.yaml"
 SMALL = [
@@ -153,6 +157,26 @@ def test_overrides_are_those_of_lighter_fit(folder: Path, capsys: pytest.Capture
     assert "step 40 (epoch 3): thaws h.3-5\n" in text
     assert "step 80" not in text.split("When what changes")[1].split("Warnings")[0]
     assert "until step 80] never thaws: the run ends at step 60" in text
+
+
+def test_a_misspelt_variable_is_told_of(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `plan`, and at the start of a run with a ResultsSummary; one that another uses is right."""
+    sentence = "vars::lower_stp is used nowhere in the config. Did you mean vars::lower_step?"
+    assert main(["plan", str(CONFIG), *small(folder), "vars::lower_stp=60", "--no-times"]) == 0
+    assert f"  - {sentence}\n" in capsys.readouterr().out
+    config: dict[str, object] = {"vars": {"a": 1, "b": "$@vars::a + 1"}, "model": {"c": "@vars::b"}}
+    assert unused_variables(config) == unused_variables({**config, "vars": {"x": 1}, "d": "@vars"}) == []
+
+    module = lab.regression("pytorch_lightning")
+    variables = {"lower_step": 1, "lower_stp": 2}
+    module.save_hyperparameters({"config": {"vars": variables, "x": "@vars::lower_step"}})
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warning", warned.append)
+    trainer = lab.trainer("pytorch_lightning", callbacks=[ResultsSummary()], default_root_dir=tmp_path)
+    trainer.fit(module, lab.batches(), lab.batches())
+    assert warned == [sentence]
 
 
 def test_the_report_of_a_run(
