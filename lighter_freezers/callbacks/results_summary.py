@@ -83,7 +83,7 @@ class ResultsSummary(Callback):
         self._path: Path | None = None  # of this process's fit
         self._harmless = Harmless("ResultsSummary")
 
-    def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
+    def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Register with the engine for the transitions of this fit."""
         engine = Engine.of(trainer)  # in every stage: a checkpoint may hold its state
         if stage == "fit":
