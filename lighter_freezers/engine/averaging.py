@@ -11,6 +11,7 @@ from lighter_freezers._lightning import Callback
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.effects.norm_layers import norms_with_statistics
+from lighter_freezers.engine.row_hold import RowHold
 from lighter_freezers.engine.stages import StageClock
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.transition import Transition
@@ -47,6 +48,7 @@ class AverageKeeper(Callback):
     def __init__(self, engine: "_Engine") -> None:
         self._engine = engine
         self._pairs: list[tuple[Tensor, Tensor]] = []  # in the average, in the model
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []  # the same, of some rows
         self._statistics: list[tuple[nn.Module, dict[str, Tensor]]] = []
 
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
@@ -85,6 +87,8 @@ class AverageKeeper(Callback):
             for copy, own in self._pairs
             if (isinstance(own, nn.Parameter) and ledger.is_held(own)) or id(own) in still
         ]
+        held = {id(parameter) for parameter, _ in self._held_rows()}
+        self._rows = [each for each in self._rows if id(each[1]) in held]
 
     def on_validation_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Validation runs on the average."""
@@ -119,23 +123,34 @@ class AverageKeeper(Callback):
 
     def teardown(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:
         """The fit is over."""
-        self._pairs, self._statistics = [], []
+        self._pairs, self._rows, self._statistics = [], [], []
 
     def _find_pairs(self, trainer: TrainerLike, model: nn.Module) -> None:
         constant = [parameter for parameter in model.parameters() if ledger.is_held(parameter)]
         norms = _still_norms(model)
         ids = {id(tensor) for tensor in chain(constant, *(norm.buffers(recurse=False) for norm in norms))}
-        self._pairs = []
+        self._pairs, self._rows = [], []
         for callback in _averaging(callbacks_of(trainer)):
             average = getattr(callback, "_average_model", None)
             if average is not None:
-                pairs = zip(_tensors(getattr(average, "module", average)), _tensors(model), strict=False)
-                self._pairs += [(copy, own) for copy, own in pairs if id(own) in ids and _is_equal(copy, own)]
+                copies = dict(
+                    zip(_tensors(model), _tensors(getattr(average, "module", average)), strict=False)
+                )
+                pairs = [(copy, own) for own, copy in copies.items() if id(own) in ids]
+                self._pairs += [(copy, own) for copy, own in pairs if _is_equal(copy, own)]
+                rows = [(copies[own], own, rows) for own, rows in self._held_rows()]
+                self._rows += [each for each in rows if _is_equal(each[0][each[2]], each[1][each[2]])]
+
+    def _held_rows(self) -> list[tuple[nn.Parameter, Tensor]]:
+        holds = [action for action in self._engine.actions if isinstance(action, RowHold)]
+        return [pair for hold in holds for pair in hold.rows_now.items()]
 
     @torch.no_grad()
     def _correct(self) -> None:
         for copy, own in self._pairs:
             copy.copy_(own)
+        for copy, own, rows in self._rows:
+            copy[rows] = own[rows].to(copy.device)
 
 
 def _averaging(callbacks: Iterable[object]) -> list[object]:

@@ -53,6 +53,11 @@ class RowHold(Action):
         """Whether rows are held now."""
         return bool(self._values)
 
+    @property
+    def rows_now(self) -> dict[Parameter, Tensor]:
+        """The rows of each parameter that are held now."""
+        return {parameter: self._on_device(parameter) for parameter in self._values}
+
     def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
         """Find the parameters and their rows.
 

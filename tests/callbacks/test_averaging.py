@@ -212,3 +212,36 @@ def test_weights_that_are_put_back_are_refused(
     with pytest.raises(ValueError, match=f"restore_best .* and {kind} goes on averaging"):
         fit(namespace, ordered(order, best, averaging(namespace, kind, **options)))
     fit(namespace, ordered(order, GradualUnfreezing(stages=stages), averaging(namespace, kind, **options)))
+
+
+class Tokens(nn.Module):
+    """Every batch uses all six rows of its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(6, 4)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table((x.abs() * 2).long().clamp(max=5)).mean(1))
+
+
+@pytest.mark.parametrize("order", ["ours first", "theirs first"])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("StochasticWeightAveraging", SWA), ("EMAWeightAveraging", {"decay": 0.99})]
+)
+@pytest.mark.parametrize("until_epoch", [None, 1])
+def test_held_rows_are_the_same_after_averaging(
+    order: str, kind: str, options: dict[str, Any], until_epoch: int | None
+) -> None:
+    """In validation, which runs on the average, and at the end; those that move are averaged."""
+    lone = "pytorch_lightning"
+    before = regression(lone, Tokens).network.table.weight.detach().clone()
+    rows = recorder(lone, lambda t, m: m.network.table.weight.detach().clone(), "on_validation_batch_end")
+    freezer = Freezer(names="table.weight", rows="2:", until_epoch=until_epoch)
+    callbacks = [*ordered(order, freezer, averaging(lone, kind, **options)), rows]
+    after = fit(lone, callbacks, Tokens).network.table.weight
+
+    assert all(torch.equal(each[:2], before[:2]) for each in rows.seen[: 4 if until_epoch else None])
+    assert torch.equal(after[:2], before[:2]) is (until_epoch is None)
+    assert not torch.isclose(after[2:], before[2:]).all(1).any()

@@ -114,7 +114,7 @@ def _unclear(missing: Sequence[str], optimizers: Sequence[Optimizer], names: Map
     return (
         f"{shown} will thaw, but no optimizer knows them, and their nearest modules are trained by several: "
         f"{described(optimizers, names)}. Say which optimizer takes them (`optimizer: 1`, the name of its "
-        "class or of a module it trains, in the callback that freezes them), or give it all of its "
+        "class or of a module it trains, in a Freezer or GradualUnfreezing), or give it all of its "
         "parameters in configure_optimizers, frozen ones too."
     )
 
