@@ -248,7 +248,7 @@ class GradualUnfreezing(EngineCallback):
     def _warn_of_left_out(self) -> None:
         log.warning(
             "%r will not thaw %s: frozen by hand before the run (requires_grad=False), which it leaves "
-            "alone. Remove that line: it holds them from the first step on by itself",
+            "alone. Remove that line: the schedule alone freezes them when it should",
             self,
             first_few(self._left_out),
         )

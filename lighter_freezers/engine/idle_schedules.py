@@ -120,7 +120,7 @@ def warn_of_user_frozen(active_rules: Sequence[ActiveRule], model: nn.Module) ->
         if names and summary is not None:
             log.warning(
                 "%s will not thaw %s: frozen by hand before the run (requires_grad=False), which it leaves "
-                "alone. Remove that line: it holds them from the first step on by itself",
+                "alone. Remove that line: the schedule alone freezes them when it should",
                 title,
                 summary.compress(names),
             )
