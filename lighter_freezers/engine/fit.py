@@ -42,6 +42,7 @@ class Fit:
         self._clock = _only_clock(self.actions)
         self.each_batch: list[EachBatch] = []  # called after each, until it returns False
         self._has_begun = False
+        self._found: list[tuple[str, dict[str, nn.Parameter]]] = []  # by actions, at set-up
         self.step_loss: StepLoss | None = None  # kept while an action wants it
         self._window = 1  # batches in an accumulation window, when the last loss was computed
 
@@ -66,13 +67,14 @@ class Fit:
         holdable = [each for active in self.active_rules for each in active.hold.parameters]
         holdable += [each for action in self.actions for each in action.freezable(model)]
         baselines.mark(model, holdable)
+        self._found = idle_schedules.found_by(self.actions, model)
         follow_all(self.active_rules, moment)
         if self.active_rules and not len(self.actions):  # an action may thaw something before that
             idle_schedules.refuse_idle_phase(self.active_rules, model)
 
     def resume(self, context: StepContext) -> None:
         """Hold what was held when the state of this fit was saved, or what this moment requires."""
-        idle_schedules.refuse_replaced(self.active_rules, context.model)
+        idle_schedules.refuse_replaced(self.active_rules, self._found, context.model)
         self.shares.begin(context.trainer, context.model)
         for action in self.actions:
             action.resolve(self.shares)
@@ -93,7 +95,7 @@ class Fit:
         if not self._has_begun and trainer.is_global_zero:  # a rehearsal has no end to warn of
             idle_schedules.warn_of_short_run(self.active_rules, list(self.actions), trainer, model)
         self._has_begun = True
-        idle_schedules.refuse_replaced(self.active_rules, model)
+        idle_schedules.refuse_replaced(self.active_rules, self._found, model)
         self.followers.optimizers.keep_up()
 
     def advance(self, context: StepContext) -> bool:

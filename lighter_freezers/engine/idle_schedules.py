@@ -1,7 +1,7 @@
 """Rejects schedules under which nothing would train, and warns of parameters that would never thaw."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = [
+    "found_by",
     "refuse_idle_now",
     "refuse_idle_phase",
     "refuse_replaced",
@@ -55,19 +56,42 @@ def refuse_idle_phase(active_rules: Sequence[ActiveRule], model: nn.Module) -> N
             )
 
 
-def refuse_replaced(active_rules: Sequence[ActiveRule], model: nn.Module) -> None:
-    """Raise where the model no longer has the layers that rules found at set-up.
+def found_by(actions: Iterable[Action], model: nn.Module) -> list[tuple[str, dict[str, nn.Parameter]]]:
+    """What each action may freeze, by name; not of those that replace parameters themselves."""
+    names = {id(parameter): name for name, parameter in canonical_parameters(model).items()}
+    return [
+        (action.title, {names[id(each)]: each for each in action.freezable(model) if id(each) in names})
+        for action in actions
+        if not action.reshapes
+    ]
+
+
+def refuse_replaced(
+    active_rules: Sequence[ActiveRule],
+    found: Iterable[tuple[str, Mapping[str, nn.Parameter]]],
+    model: nn.Module,
+) -> None:
+    """Raise where the model no longer has the layers that rules and actions found at set-up.
+
+    Args:
+        active_rules: The rules.
+        found: `found_by` the actions, at set-up.
+        model: As it is now.
 
     Raises:
         RuntimeError: A layer was replaced; the message names it.
     """
     ids = {id(parameter) for parameter in model.parameters()}
-    for active in active_rules:
-        lost = {id(parameter) for parameter in active.hold.parameters} - ids
-        names = [name for name, parameter in active.selected.items() if id(parameter) in lost]
+    held = [{id(each) for each in active.hold.parameters} for active in active_rules]
+    of_rules = [
+        (active.title, {name: each for name, each in active.selected.items() if id(each) in own})
+        for active, own in zip(active_rules, held, strict=True)
+    ]
+    for title, parameters in (*of_rules, *found):
+        names = [name for name, parameter in parameters.items() if id(parameter) not in ids]
         if names:
             raise RuntimeError(
-                f"{active.title} found {first_few(names)} at set-up, but the module has replaced them since "
+                f"{title} found {first_few(names)} at set-up, but the module has replaced them since "
                 "then, so they would train unnoticed. Replace layers in __init__, setup or "
                 "configure_model, not in on_fit_start or on_train_start."
             )

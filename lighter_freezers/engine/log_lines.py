@@ -121,6 +121,11 @@ class Announcer:
         """The names of parameters that change together; their text is built the first time."""
         key = tuple(map(id, parameters))
         if key not in self._groups:
+            if not self._names.keys() >= {*key}:
+                raise RuntimeError(
+                    "What was just frozen or thawed is no part of the model that training began with: the "
+                    "module has replaced layers since then. Do so in __init__, setup or configure_model."
+                )
             names = tuple(self._names[each] for each in key)
             amount = f"{_amount(num_elements(parameters))} parameters"
             if any(map(is_lazy, parameters)):

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from lighter_freezers import Freezer
+from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations, Lisa
+from tests.callbacks.block_net import BlockNet
 from tests.lab import NAMESPACES, WIDTH, batches, regression, trainer
 
 
@@ -24,3 +25,30 @@ def test_a_replaced_layer_is_named(namespace: str, hook: str, when: dict[str, An
         trainer(namespace, callbacks=[Freezer(name_starts_with="layer1.", **when)], max_epochs=3).fit(
             module, batches(), batches()
         )
+
+
+OTHERS: dict[str, Any] = {
+    "gradual": lambda: GradualUnfreezing(every_n_steps=3),
+    "stages": lambda: GradualUnfreezing(stages=[{"thaw": "head", "until_step": 9}, {"thaw": "*"}]),
+    "operation": lambda: LayerOperations(
+        [{"name": "freeze_layer", "value": "block.1", "max_wait_iters": 0}], monitor="training_loss"
+    ),
+    "late operation": lambda: LayerOperations(
+        [{"name": "freeze_layer", "value": "block.1", "max_wait_iters": 9}], monitor="training_loss"
+    ),
+    "policy": lambda: Lisa(num_blocks=1, every_n_steps=2),
+}
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_epoch_start"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_callbacks_refuse_it_too(hook: str, other: str) -> None:
+    """By name, or where it is about to freeze, with the way out."""
+    module = regression(NAMESPACES[0], BlockNet)
+
+    def replace() -> None:
+        module.network.blocks[1] = nn.Linear(WIDTH, WIDTH)
+
+    setattr(module, hook, replace)
+    with pytest.raises(RuntimeError, match=r"replaced .*__init__, setup or configure_model"):
+        trainer(NAMESPACES[0], callbacks=[OTHERS[other]()], max_epochs=3).fit(module, batches(), batches())
