@@ -1,6 +1,7 @@
 """The callback that summarizes a run in one JSON file: config, losses, gradient norms, cost and scores."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from lighter_freezers.selection.names import canonical_parameters
 __all__ = ["ResultsSummary"]
 
 FILE = "results_summary.json"
+LEFT = "minutes_left"  # in the progress bar only
 NUM_LAST = 10  # batches in `final_train_loss`
 
 
@@ -55,11 +57,12 @@ class ResultsSummary(Callback):
     `results_summary_1.json`. A test adds its metrics to the existing file: set the version of the test's
     logger to that of the run (`trainer::logger::version=0`). Compare runs with `lighter-freezers compare`.
 
+    The progress bar shows `minutes_left` of the run from the end of its first epoch on.
     The share of the backward work is known where a `PhaseRecorder` has counted it.
 
     Runs on: setup, the transitions that the package's other callbacks make, on_train_start,
-    on_before_backward, on_train_batch_end (which keeps the loss on the device), on_train_end, on_fit_end,
-    on_test_end.
+    on_before_backward, on_train_batch_end (which keeps the loss on the device), on_train_epoch_end,
+    on_train_end, on_fit_end, on_test_end.
 
     Saves: nothing; after a resume, losses and seconds only cover the time since the resume.
 
@@ -75,6 +78,7 @@ class ResultsSummary(Callback):
         self._started = 0.0
         self._losses: list[torch.Tensor] = []
         self._first: torch.Tensor | None = None
+        self._num_epochs = self._first_step = 0
         self._names = NameSummary([])
         self._changes: list[tuple[int, str]] = []  # optimizer step, what changed
         self._total: torch.Tensor | None = None  # sum of the earlier losses
@@ -106,6 +110,7 @@ class ResultsSummary(Callback):
         self._sizes = {}
         self._losses, self._total, self._num_batches, self._path = [], None, 0, None
         self._first = None
+        self._num_epochs, self._first_step = 0, trainer_clock.moment(trainer).optimizer_step
 
     def on_before_backward(self, trainer: TrainerLike, pl_module: nn.Module, loss: object) -> None:
         """Note by what Lightning has divided the loss."""
@@ -127,6 +132,15 @@ class ResultsSummary(Callback):
             early, self._losses = self._losses[:-NUM_LAST], self._losses[-NUM_LAST:]
             total = torch.stack(early).float().sum()
             self._total = total if self._total is None else self._total + total
+
+    def on_train_epoch_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Show the minutes left in the bar, where there are several epochs; Lightning's knows of one."""
+        done, total = trainer_clock.moment(trainer).optimizer_step, trainer.estimated_stepping_batches
+        if math.isfinite(total) and (self._num_epochs or done < total):
+            spent = (time.monotonic() - self._started) / 60
+            left = spent * (total - done) / max(1, done - self._first_step)
+            pl_module.log(LEFT, left, prog_bar=True, logger=False, sync_dist=True)
+        self._num_epochs += 1
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Count what trains, before all holds are released."""
@@ -206,7 +220,8 @@ def _config(pl_module: LightningModule) -> object:
 
 
 def _logged(trainer: TrainerLike) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer_clock.metrics(trainer).items()}
+    metrics = trainer_clock.metrics(trainer).items()
+    return {name: float(value) for name, value in metrics if name != LEFT}
 
 
 def _gradient_stats(folder: Path) -> dict[str, object]:

@@ -132,3 +132,19 @@ def test_the_config_is_that_of_the_module(tmp_path: Path) -> None:
         )
         trainer.fit(module, lab.batches(), lab.batches(8))
         assert read(folder / "results_summary.json")["config"] == expected
+
+
+def test_the_bar_shows_the_minutes_left_of_several_epochs(tmp_path: Path) -> None:
+    """From the second epoch on, falling to 0; in no logger and no file, and not where there is one epoch."""
+    seen = lab.recorder(
+        "pytorch_lightning", lambda trainer, _: trainer.progress_bar_metrics.get("minutes_left")
+    )
+    trainer, *_ = fit(tmp_path / "two", "pytorch_lightning", ResultsSummary(), seen)
+
+    assert seen.seen[:4] == [None] * 4
+    assert min(seen.seen[4:]) > 0
+    assert trainer.progress_bar_metrics["minutes_left"] == 0
+    assert "minutes_left" not in trainer.logged_metrics
+    assert "minutes_left" not in read(tmp_path / "two/run/version_0/results_summary.json")["metrics"]
+    trainer, *_ = fit(tmp_path / "one", "pytorch_lightning", ResultsSummary(), max_steps=4)
+    assert "minutes_left" not in trainer.progress_bar_metrics
