@@ -147,8 +147,12 @@ class Followers:
         self.announcer = Announcer(model, self._active_rules, list(self._actions))
 
     def _follow_modules(self) -> None:
+        is_asked_for = any(hold.terms.frozen_mode == "eval" for hold in self._held)
+        if is_asked_for or self._modes.is_active:  # both set modes, and remember those from before
+            self._modes.resume()
+            self._norms.resume()
         self._norms.follow()
-        self._modes.follow(is_asked_for=any(hold.terms.frozen_mode == "eval" for hold in self._held))
+        self._modes.follow(is_asked_for=is_asked_for)
 
     def _active_holds(self) -> list[Hold]:
         holds = [active.hold for active in self._active_rules]
@@ -157,8 +161,8 @@ class Followers:
 
     def release(self) -> None:
         """Restore norm layers and optimizers when the fit has ended."""
-        self._norms.resume()
         self._modes.resume()
+        self._norms.resume()
         self._boundary.remove()
         self.optimizers.release()
 

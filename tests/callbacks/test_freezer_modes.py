@@ -153,3 +153,16 @@ def test_errors(arguments: dict[str, Any], error: str) -> None:
 
 def test_the_title_says_what_trains() -> None:
     assert repr(Freezer(train="head", until_step=3)) == "Freezer[all but 'head' until step 3]"
+
+
+@pytest.mark.filterwarnings("ignore:Found 2 module.* in eval mode")
+def test_what_was_in_inference_mode_before_stays_in_it() -> None:
+    """The user's own `eval()` is no part of the hold: here of a dropout and a norm."""
+    module = regression(LONE, DropNet)
+    block = module.network.blocks[0]
+    block[1:3].eval()
+    freezer = Freezer(name_starts_with="blocks.", until_step=2, frozen_mode="eval")
+    seen = recorder(LONE, lambda _, m: [each.training for each in block[:3]])
+    trainer(LONE, callbacks=[freezer, seen]).fit(module, batches(), batches())
+
+    assert seen.seen == [[False] * 3] * 2 + [[True, False, False]] * 2

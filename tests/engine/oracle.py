@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.engine.oracle_holders import Holder, holder_of
+from tests.engine.oracle_holders import OperationsHolder, holder_of
 
 NUM_SAMPLES, WIDTH = 4, 3  # of a batch, of a layer
 
@@ -157,7 +157,7 @@ class Oracle:
             parameter.grad = None
 
     def _follow(self, epoch: int) -> None:
-        before = self._held()
+        before = self._held_by_schedule()
         for holder in self.holders:
             newly = holder.follow(self.step, epoch)
             if holder.terms.get("optimizer_state", "keep") != "keep":
@@ -170,7 +170,7 @@ class Oracle:
                 else:
                     self.base_rate = value if change == "set_lr" else self.base_rate * value
         now = self._held()
-        self.thawed_at |= dict.fromkeys(before - now, self.step)
+        self.thawed_at |= dict.fromkeys(before - self._held_by_schedule(), self.step)
         for name, parameter in self.parameters.items():
             parameter.requires_grad = name not in now and name not in self.user_frozen
             if not parameter.requires_grad:
@@ -190,6 +190,11 @@ class Oracle:
                 module.track_running_stats = mode != "stats"
                 is_still = mode == "eval"
             module.train(not is_still)
+
+    def _held_by_schedule(self) -> set[str]:
+        """Not by an operation, which neither delays nor restarts a warm-up."""
+        holders = [each for each in self.holders if not isinstance(each, OperationsHolder)]
+        return set().union(*(holder.held for holder in holders))
 
     def _held(self) -> set[str]:
         return set().union(*(holder.held for holder in self.holders))
@@ -222,4 +227,4 @@ class Oracle:
         )
 
 
-__all__ = ["NAMES", "NUM_SAMPLES", "OPTIMIZERS", "History", "Holder", "Net", "Oracle", "Record", "factor_of"]
+__all__ = ["NAMES", "NUM_SAMPLES", "OPTIMIZERS", "History", "Net", "Oracle", "Record", "factor_of"]

@@ -181,6 +181,13 @@ PLATEAU = (
         "until_metric": {"monitor": "train/score", "plateau": {"patience": 2}},
     },
 )
+STILL = (  # a norm in inference mode by two Freezers, one after the other
+    (
+        "Freezer",
+        {"name_starts_with": "norm.", "windows": [[1, 2]], "frozen_norms": "train", "frozen_mode": "eval"},
+    ),
+    ("Freezer", {"name_starts_with": "norm.", "windows": [[2, 4]]}),
+)
 
 
 @settings(max_examples=550, **QUICK)
@@ -189,6 +196,7 @@ PLATEAU = (
 @example(History((MET,), num_epochs=3), ("batch", 7))  # after that
 @example(History((LATE,), num_epochs=3, num_batches=2, scores=(1, 2, 1)), ("batch", 4))  # its value is lost
 @example(History((PLATEAU,), num_batches=2), ("batch", 2))  # and nothing that was awaited is
+@example(History(STILL, num_epochs=3), ("batch", 3))
 @example(History((HOLDS, THAWS)), ("batch", 1))  # what only one of them restores stays frozen
 @example(History((THAWS, HOLDS)), ("batch", 1))
 @example(History((MET,), num_batches=4, accumulate=3), ("batch", 0))  # gradients of a half window are lost

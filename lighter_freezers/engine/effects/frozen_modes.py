@@ -19,6 +19,7 @@ class FrozenModes:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._guards: dict[nn.Module, RemovableHandle] = {}
+        self._were_training: dict[nn.Module, bool] = {}
 
     def follow(self, *, is_asked_for: bool) -> None:
         """Put into inference mode what is held now, and out of it what is not.
@@ -29,14 +30,20 @@ class FrozenModes:
         wanted = dict.fromkeys(_held_modules(self._model)) if is_asked_for else {}
         for module in [each for each in self._guards if each not in wanted]:
             self._guards.pop(module).remove()
-            module.training = True
+            module.training = self._were_training.pop(module)
         for module in wanted:
             if module not in self._guards:
+                self._were_training[module] = module.training
                 self._guards[module] = module.register_forward_pre_hook(STAY_IN_EVAL, prepend=True)
             module.training = False
 
+    @property
+    def is_active(self) -> bool:
+        """Whether any module is in inference mode by this."""
+        return bool(self._guards)
+
     def resume(self) -> None:
-        """Put everything back into training mode."""
+        """Put everything back into the mode that it had."""
         self.follow(is_asked_for=False)
 
 
