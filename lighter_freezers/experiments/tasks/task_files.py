@@ -171,10 +171,11 @@ def _unpacked(task: PromptedTask, archive: Path, cache_dir: Path | None) -> Path
     try:
         with tarfile.open(archive) as opened:
             for member in opened:
-                content = opened.extractfile(member) if member.isfile() else None
-                if content is not None and Path(member.name).suffix in task.suffixes:
+                is_rows = not member.isdir() and Path(member.name).suffix in task.suffixes
+                content = opened.extractfile(member) if is_rows else None  # a link is the file it names
+                if content is not None:
                     keep(folder / _below(member.name), content.read())
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, KeyError) as error:  # KeyError: a link to nothing
         reason = str(error).split("\n")[0].rstrip(":")
         raise ValueError(f"{archive} cannot be read as a tar archive: {reason}. Fetch it again.") from error
     keep(folder / WHOLE, b"")

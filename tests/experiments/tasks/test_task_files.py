@@ -250,3 +250,21 @@ def test_a_member_stays_below_the_cache(tmp_path: Path) -> None:
         opened.add(tmp_path / "row", arcname="../../train.jsonl")
     found = split_files(TASKS["e2e_nlg"], str(tmp_path / "rows.tar"), tmp_path / "deep" / "cache")
     assert found.train[0].is_relative_to(tmp_path / "deep" / "cache")
+
+
+@pytest.mark.parametrize("link", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_link_in_an_archive_is_the_file_it_names(link: bytes, tmp_path: Path) -> None:
+    """As tar stores the second name of one file; a link to nothing is an error."""
+    (tmp_path / "trainset.csv").write_text("mr,ref\nname[A],a\n")
+    member = tarfile.TarInfo("testset_w_refs.csv")
+    member.type, member.linkname = link, "trainset.csv"
+    with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        archive.add(tmp_path / "trainset.csv", "trainset.csv")
+        archive.addfile(member)
+    files = split_files(TASKS["e2e_nlg"], source=str(tmp_path / "data.tar"), cache_dir=tmp_path)
+    assert [path.read_text() for path in files.test] == ["mr,ref\nname[A],a\n"]
+
+    with tarfile.open(tmp_path / "half.tar", "w") as archive:
+        archive.addfile(member)
+    with pytest.raises(ValueError, match="cannot be read as a tar archive: .*trainset.csv"):
+        split_files(TASKS["e2e_nlg"], source=str(tmp_path / "half.tar"), cache_dir=tmp_path)
