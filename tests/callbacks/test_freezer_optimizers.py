@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as lrs
 
-from lighter_freezers import Freezer
+from lighter_freezers import Freezer, LayerOperations
 from tests.lab import NAMESPACES, TinyNet, adamw, batches, recorder, regression, sgd, trainer
 
 LONE = "pytorch_lightning"
@@ -241,3 +241,46 @@ def test_a_foreign_thaw_is_undone_before_the_optimizer_sees_it() -> None:
     assert len([w for w in caught if "Something else" in str(w.message)]) == 1
     assert all(torch.equal(weights.seen[0], weight) for weight in weights.seen[:3])
     assert module.network.layer2.weight.requires_grad
+
+
+class Rateless(torch.optim.Optimizer):
+    """Computes its rate from the step, as A2Grad does: its groups have none."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+        self.num_steps = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        with torch.enable_grad():
+            loss = closure()
+        self.num_steps += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad / self.num_steps)
+        return loss
+
+
+@pytest.mark.parametrize("is_filtered", [False, True])
+def test_an_optimizer_without_rates(is_filtered: bool) -> None:
+    """Freezes and thaws; a rate is refused before the first step, with the way out."""
+
+    def build(parameters: Any) -> Rateless:
+        return Rateless([p for p in parameters if p.requires_grad or not is_filtered])
+
+    module = regression("pytorch_lightning", optimizer=build)
+    seen = recorder("pytorch_lightning", lambda _, m: m.network.layer2.weight.detach().clone())
+    freezer = Freezer(name_starts_with="layer2.", until_step=2)
+    trainer("pytorch_lightning", callbacks=[freezer, seen]).fit(module, batches(), batches())
+    assert torch.equal(seen.seen[0], seen.seen[1])
+    assert not torch.equal(seen.seen[1], seen.seen[2])
+
+    operation = {"name": "scale_lr", "value": 0.5, "max_wait_iters": 1}
+    for rated in (
+        Freezer(name_starts_with="layer2.", until_step=2, warmup_steps=3),
+        LayerOperations([operation], monitor="training_loss"),
+    ):
+        module = regression("pytorch_lightning", optimizer=build)
+        with pytest.raises(ValueError, match="Rateless has no learning rate in its groups. Remove that"):
+            trainer("pytorch_lightning", callbacks=[rated]).fit(module, batches(), batches())

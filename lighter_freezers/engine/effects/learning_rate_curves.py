@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lighter_freezers.engine.effects.optimizer_groups import refuse_without_rates
 from lighter_freezers.engine.trainer_like import ParameterGroup, SchedulerLike
 
 __all__ = ["RateCurves"]
@@ -32,6 +33,7 @@ class RateCurves:
 
     Raises:
         RuntimeError: A scheduler is not a torch LRScheduler, so its curve is unknown.
+        ValueError: An optimizer has no rates.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[SchedulerLike]) -> None:
@@ -42,6 +44,8 @@ class RateCurves:
                     f"{type(scheduler).__name__} is not a torch LRScheduler, so set_lr, scale_lr and "
                     "reset_lr_schedule do not support it. Use a torch scheduler, or remove these operations."
                 )
+        for optimizer in self._optimizers:
+            refuse_without_rates(optimizer, "set_lr, scale_lr and reset_lr_schedule change learning rates")
         for group in self._groups:
             group.setdefault("initial_lr", _copied(group["lr"]))
         self._first_rates = [

@@ -90,6 +90,9 @@ class ThawedGroup:
     def set_learning_rate(self, moment: Moment) -> None:
         """Write the rate of this optimizer step into the group."""
         groups = self.optimizer.param_groups
+        if "lr" not in groups[self.home_index]:  # the optimizer has no rates
+            self.is_moving = False
+            return
         group, scheduled = groups[self.group_index], groups[self.home_index]["lr"]
         value = self._learning_rate(scheduled, moment)
         for factor in self.factors:
@@ -160,8 +163,8 @@ class ThawedRates:
         for each in self._groups:
             if each.optimizer is optimizer and (
                 (each.is_moving and self._moment().optimizer_step != self._set_at)
-                or groups[each.group_index]["lr"] is not each.written
-                or groups[each.home_index]["lr"] is not each.scheduled
+                or groups[each.group_index].get("lr") is not each.written
+                or groups[each.home_index].get("lr") is not each.scheduled
             ):
                 self.set()
                 return

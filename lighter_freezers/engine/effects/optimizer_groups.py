@@ -27,6 +27,7 @@ __all__ = [
     "forget_state",
     "learning_rates",
     "parameters_in",
+    "refuse_without_rates",
     "split_off",
     "without_rate",
 ]
@@ -132,6 +133,9 @@ def split_off(
 
     Returns:
         Optimizer, index of the new group, index of the old group.
+
+    Raises:
+        ValueError: An optimizer has no rates.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     group_name = " ".join(re.sub(r"[^\w.\-/:]+", " ", group_name).split())  # MLflow refuses others
@@ -141,6 +145,7 @@ def split_off(
             leaving = {names[id(p)]: p for p in home["params"] if id(p) in names}
             if not leaving:
                 continue
+            refuse_without_rates(optimizer, f"{group_name.rpartition(' - ')[0]} sets a learning rate")
             _remove(home, leaving.values())
             unique_name = group_name if not moved else f"{group_name} {len(moved) + 1}"
             _add_group(optimizer, index, leaving, unique_name, schedulers)
@@ -152,17 +157,31 @@ def without_rate(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer
     """Those of some parameters that are in a group with the learning rate 0."""
     ids = {id(parameter) for parameter in parameters}
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    idle = [
-        group for group in groups if group["lr"] is not None and not float(group["lr"])
-    ]  # Adafactor: None
+    idle = [group for group in _rated(groups) if not float(group["lr"])]
     return [parameter for group in idle for parameter in group["params"] if id(parameter) in ids]
 
 
 def learning_rates(optimizers: Iterable[Optimizer]) -> list[tuple[list[Parameter], Callable[[], float]]]:
     """The parameters of each group that has a rate, and a function that reads the rate."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rated = [group for group in groups if group["lr"] is not None]  # Adafactor: None
-    return [(group["params"], partial(_rate, group)) for group in rated]
+    return [(group["params"], partial(_rate, group)) for group in _rated(groups)]
+
+
+def refuse_without_rates(optimizer: Optimizer, needs: str) -> None:
+    """Raise for an optimizer that computes its own rates and has none in its groups, such as A2Grad.
+
+    Raises:
+        ValueError: The message begins with what needs them.
+    """
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"{needs}, and {type(optimizer).__name__} has no learning rate in its groups. Remove that, or "
+            "use an optimizer with one."
+        )
+
+
+def _rated(groups: Iterable[ParameterGroup]) -> list[ParameterGroup]:
+    return [group for group in groups if group.get("lr") is not None]  # Adafactor has None, A2Grad no entry
 
 
 def _rate(group: ParameterGroup) -> float:
