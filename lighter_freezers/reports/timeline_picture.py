@@ -194,12 +194,12 @@ def _draw_changes(axis: _Axis, steps: Sequence[int]) -> None:
     """Mark the steps of changes at the upper edge of the rows, with the step number where there is room."""
     top, free_from = axis.layout.top, 0.0
     if steps:
-        axis.text((axis.left - 12, top - 8), "changes", "rb", _FAINT)
+        axis.text((axis.left - 12, top - 8), "changes", "rs", _FAINT)
     for step in steps:
         x, half = axis.x(step), _font(axis.layout.text).getlength(f"{step:,}") / 2
         axis.canvas.line((x, top - 7, x, top - 2), fill=_FAINT, width=2)
         if x - half >= free_from:
-            axis.text((x, top - 8), f"{step:,}", "mb", _FAINT)
+            axis.text((x, top - 8), f"{step:,}", "ms", _FAINT)
             free_from = x + half + 24
 
 
