@@ -53,7 +53,8 @@ class GradientNormMonitor(Callback):
     on_before_optimizer_step, on_train_batch_end, on_validation_end, on_save_checkpoint, on_train_end,
     on_exception.
 
-    Logs: `gradient_norm/<group>` and, with `per_layer`, `gradient_norm/<group>.<block>`.
+    Logs: `gradient_norm/<group>` and, with `per_layer`, `gradient_norm/<group>.<block>`; of more than 24
+    groups `gradient_norm/<block>`.
 
     Writes: `<name>.group_norms.csv`, `<name>.layer_norms.csv`, `<name>.summary.json`, and for the plots
     `<name>.losses.csv` and `<name>.transitions.csv`. A row is in the file before the next step starts.

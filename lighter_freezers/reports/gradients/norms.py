@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lighter_freezers.arguments import checked
+from lighter_freezers.reports.timeline import rows_of
 from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.element_counts import is_empty
 from lighter_freezers.selection.layer_names import components
@@ -53,11 +54,19 @@ class GradientNorms:
         return GradientNorms(divided(self.groups), divided(self.layers), total, tuple(extras))
 
     def metrics(self, per_layer: bool) -> dict[str, float]:
-        """The norms that exist, by the keys under which loggers show them."""
-        named = {**self.groups, "total": self.total}
+        """The norms that exist, by the keys under which loggers show them; those of many groups by blocks."""
+        rows = rows_of(list(self.groups)).items()
+        named = {row: _together([self.groups[name] for name in members]) for row, members in rows}
+        named["total"] = self.total
         if per_layer:
             named |= {_dotted(column): norm for column, norm in self.layers.items()}
         return {f"gradient_norm/{name}": norm for name, norm in named.items() if norm is not None}
+
+
+def _together(norms: Sequence[float | None]) -> float | None:
+    """The norm of all of them, None where there is none; one alone is not rounded."""
+    known = [norm for norm in norms if norm is not None]
+    return (known[0] if len(known) == 1 else math.hypot(*known)) if known else None
 
 
 def _dotted(column: str) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lighter_freezers import GPT, apply_lora, measure_gradient_norms
-from lighter_freezers.reports.gradients.norms import NormPlan
+from lighter_freezers.reports.gradients.norms import GradientNorms, NormPlan
 from tests.lab import TinyNet
 
 ATTENTION = re.compile(r"\.(self_attn|attn|attention)\.(?!output\.LayerNorm)")
@@ -227,3 +227,17 @@ def test_names_of_wrappers_do_not_matter() -> None:
         model.get_submodule("transformer.h")[index] = torch.compile(block)
 
     assert measure_gradient_norms(wrapped) == plain
+
+
+def test_loggers_get_many_groups_by_blocks() -> None:
+    """The norm of a block is that of all its layers; missing ones add nothing, and the rest is unchanged."""
+    groups: dict[str, float | None] = {f"layer1.{n}.conv{k}": 3.0 + k for n in range(12) for k in range(2)}
+    norms = GradientNorms({**groups, "layer1.0.conv1": None, "fc": 0.1}, {}, 9.0)
+
+    named = norms.metrics(per_layer=False)
+    assert len(named) == 12 + 2
+    assert named["gradient_norm/layer1.0"] == 3.0
+    assert named["gradient_norm/layer1.11"] == 5.0
+    assert (named["gradient_norm/fc"], named["gradient_norm/total"]) == (0.1, 9.0)
+    few = GradientNorms({"layer1.0.conv0": 3.0, "layer1.0.conv1": 4.0}, {}, 5.0).metrics(per_layer=False)
+    assert [*few.values()] == [3.0, 4.0, 5.0]
