@@ -280,6 +280,8 @@ class Engine(Callback):
     def _play(self, trainer: TrainerLike, pl_module: LightningModule, batch_idx: int) -> None:
         """Apply what is due between two optimizer steps, and compute when to check again."""
         self._fit.begin_stages(trainer, pl_module, partial(setattr, self, "_wait", 1))
+        if self._fit.followers.optimizers.moves_between_steps:
+            self._fit.followers.optimizers.keep_up()  # before LearningRateMonitor reads the rates
         if self._has_resumed:
             self._has_resumed = False
             self._fit.metrics.note_resumption(trainer, batch_idx)
@@ -290,7 +292,7 @@ class Engine(Callback):
         self.advance(moment)
         steps = self._fit.next_steps(moment)
         is_manual = not pl_module.automatic_optimization
-        if (steps and is_manual) or self._fit.followers.optimizers.restores_values:
+        if (steps and is_manual) or self._fit.followers.optimizers.moves_between_steps:
             self._wait = 1  # under manual optimization a batch may take any number of optimizer steps
         else:
             self._wait = self._boundaries.num_batches_until(steps, moment.optimizer_step)

@@ -57,6 +57,7 @@ class OptimizerFollower:
         self._values = FrozenValues([])
         self._scaler = ScalerKeeper(None)
         self._named: dict[str, Parameter] = {}
+        self._has_step_plateau = False
         self.group_names: list[GroupNames] = []  # of all optimizers, once they are prepared
 
     @property
@@ -68,6 +69,11 @@ class OptimizerFollower:
     def restores_values(self) -> bool:
         """Whether an optimizer may move what is held, also between two steps."""
         return bool(self._values)
+
+    @property
+    def moves_between_steps(self) -> bool:
+        """Whether values, or rates, move after the hooks of a batch: Lightning steps plateaus then."""
+        return self.restores_values or (self._has_step_plateau and bool(self._rates))
 
     def prepare(
         self, trainer: TrainerLike, model: nn.Module, trainable_later: Mapping[str, Parameter] | None = None
@@ -89,7 +95,9 @@ class OptimizerFollower:
             self._lean = LeanGroups(self._optimizers)
         self._values = FrozenValues(self._optimizers)
         self._scaler = ScalerKeeper(trainer.precision_plugin)
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        configs = trainer.lr_scheduler_configs
+        self._has_step_plateau = any(each.reduce_on_plateau and each.interval == "step" for each in configs)
+        schedulers = [config.scheduler for config in configs]
         built = members_of(self._optimizers)
         added = self._add_missing(model, schedulers, trainable_later or {})
         groups = [] if all(isinstance(each, LRScheduler) for each in schedulers) else [*added]

@@ -47,6 +47,8 @@ class SchedulerConfigLike(Protocol):
     """An LR scheduler, and how often it steps."""
 
     frequency: int
+    interval: str
+    reduce_on_plateau: bool
 
     @property
     def scheduler(self) -> SchedulerLike:

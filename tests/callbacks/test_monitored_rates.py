@@ -173,3 +173,33 @@ def test_thawed_groups_follow_their_home_under_timms_schedulers(kind: str, rate:
     home, thawed = zip(*used.seen[4:], strict=True)
     assert thawed == pytest.approx([each * rate.get("unfreeze_lr_factor", 1.0) for each in home])
     assert len({*home}) > 3
+
+
+@pytest.mark.parametrize("order", ["ours first", "theirs first"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_plateau_at_each_step(order: str, accumulate: int) -> None:
+    """Lightning steps it after the hooks of a batch: the monitor shows what the next step uses."""
+    namespace = "pytorch_lightning"
+    logger, rows, monitor = logged(namespace, "step")
+    module = regression(namespace)
+    used: list[set[float]] = []
+
+    def configure_optimizers() -> Any:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        optimizer.register_step_pre_hook(
+            lambda o, *_: used.append({group["lr"] for group in o.param_groups if group["params"]})
+        )
+        plateau = lrs.ReduceLROnPlateau(optimizer, patience=0, threshold=1.0)  # each loss is too high
+        config = {"scheduler": plateau, "interval": "step", "monitor": "train/batch_loss", "strict": False}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    module.configure_optimizers = configure_optimizers
+    freezer = Freezer(name_starts_with="layer2.", until_step=1, unfreeze_lr=0.003)
+    callbacks = [freezer, monitor] if order == "ours first" else [monitor, freezer]
+    options = {"logger": logger, "log_every_n_steps": 1, "accumulate_grad_batches": accumulate}
+    trainer(namespace, callbacks=callbacks, max_epochs=2, **options).fit(module, batches(), batches())
+
+    assert len(used) == 8 // accumulate
+    assert {0.003} < used[-1]
+    shown = [set(row.values()) for row in rows][::accumulate]
+    assert all(rates <= each for rates, each in zip(used, shown, strict=True))

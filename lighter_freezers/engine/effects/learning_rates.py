@@ -140,6 +140,9 @@ class ThawedRates:
         for optimizer in {id(group.optimizer): group.optimizer for group in groups}.values():
             self._hooks.append(optimizer.register_step_pre_hook(self._check))
 
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
     @property
     def is_moving(self) -> bool:
         """Whether a rate will have moved after the next step."""
