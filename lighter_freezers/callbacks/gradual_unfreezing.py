@@ -77,8 +77,10 @@ class GradualUnfreezing(EngineCallback):
             `until_early_stopping: true` (the stage ends where EarlyStopping would end the run for lack of
             progress; in the last stage it ends the run),
             `unfreeze_lr`, `unfreeze_lr_factor` (a number, or a mapping from names to numbers) and
-            `warmup_steps` for what thaws, `frozen_norms` for what is held, `desc` for you. What no stage has
-            thawed yet is frozen.
+            `warmup_steps` for what thaws, `frozen_norms` for what is held, `desc` for you; `optimizer` and
+            `scheduler` that replace those of the run, `{_target_: torch.optim.SGD, lr: 0.01}`, with
+            `optimizer_state: carry` for its state and `earlier: keep` for the rates of what trained before.
+            What no stage has thawed yet is frozen.
         schedule: Instead of `stages`, the path of a YAML file with `stages`, as `lighter-freezers schedule`
             writes it.
         best: Whether the value that a plateau or EarlyStopping has to beat is that of the stages before

@@ -128,6 +128,9 @@ class Action:
     def start(self, context: StepContext) -> None:
         """Called when a fit starts: optimizers and schedulers are as built; a checkpoint is loaded later."""
 
+    def take_optimizers(self, context: StepContext) -> None:
+        """Called before `start`, and when a stage brings another optimizer or LR scheduler: as built."""
+
     def resolve(self, shares: RunShares) -> None:
         """Called before `resume`: put steps and epochs in place of shares of the run (`30%`)."""
 

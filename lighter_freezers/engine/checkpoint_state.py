@@ -67,10 +67,11 @@ class RunState:
             return dict(self._last)  # `trainer.save_checkpoint` after the fit
         return dict(self._carried or _state_of(fit, trainer))
 
-    def save_groups(self, trainer: TrainerLike, checkpoint: Checkpoint) -> None:
+    def save_groups(self, trainer: TrainerLike, fit: Fit, checkpoint: Checkpoint) -> None:
         """Store the state of the optimizers in the groups that they had before this package made any."""
-        if self._groups and STATE_KEY in checkpoint["callbacks"]:
-            checkpoint["callbacks"][STATE_KEY]["groups"] = store_by_name(checkpoint, self._groups, trainer)
+        groups = fit.followers.optimizers.group_names or self._groups
+        if groups and STATE_KEY in checkpoint["callbacks"]:
+            checkpoint["callbacks"][STATE_KEY]["groups"] = store_by_name(checkpoint, groups, trainer)
 
     def look_at(self, trainer: TrainerLike, fit: Fit, checkpoint: Checkpoint) -> None:
         """Refuse state of an older version; without any state, everything starts from the schedule."""
@@ -126,6 +127,7 @@ class RunState:
     def end(self, trainer: TrainerLike, model: nn.Module, fit: Fit) -> None:
         """A fit that has trained has ended or failed."""
         self._last = self.current(trainer, fit)
+        self._groups = fit.followers.optimizers.group_names
         self._last_fit = weakref.ref(trainer), weakref.ref(model)
 
     def _restore(self, fit: Fit, state: SavedState) -> None:

@@ -171,7 +171,7 @@ class Engine(Callback):
 
     def on_save_checkpoint(self, trainer: TrainerLike, pl_module: object, checkpoint: Checkpoint) -> None:
         """Store the optimizers' state by the names of the parameters."""
-        self._state.save_groups(trainer, checkpoint)
+        self._state.save_groups(trainer, self._fit, checkpoint)
 
     def on_load_checkpoint(self, trainer: TrainerLike, pl_module: object, checkpoint: Checkpoint) -> None:
         """Refuse state of an older version; without any state, everything starts from the schedule."""
@@ -192,7 +192,7 @@ class Engine(Callback):
         if any(flips.net):
             ddp_wrapper.rebuild(trainer.strategy)
         context = StepContext(trainer, pl_module, trainer_clock.moment(trainer))
-        self._fit.followers.prepare(context, self._listeners)
+        self._fit.prepare(context, self._listeners)
         self._state.map_groups(trainer, self._fit.followers.optimizers.group_names)
         self._state.await_shards(trainer, pl_module, self._fit)
 

@@ -8,7 +8,9 @@ from torch.optim import Optimizer
 
 from lighter_freezers.engine import baselines, idle_schedules, ledger, trainer_clock
 from lighter_freezers.engine.actions import Action, Actions, StepContext
-from lighter_freezers.engine.followers import Followers
+from lighter_freezers.engine.effects.learning_rates import KeptRate
+from lighter_freezers.engine.flips import Flips
+from lighter_freezers.engine.followers import Followers, TransitionListener
 from lighter_freezers.engine.intrusions import Intrusions
 from lighter_freezers.engine.metric_watch import MetricWatch
 from lighter_freezers.engine.rules import FreezeRule, active_rules_of, follow_all, refuse_overlap
@@ -72,6 +74,16 @@ class Fit:
         if self.active_rules and not len(self.actions):  # an action may thaw something before that
             idle_schedules.refuse_idle_phase(self.active_rules, model)
 
+    def prepare(self, context: StepContext, listeners: Sequence[TransitionListener]) -> None:
+        """Optimizers are as built: those of the stage take their place, and get their groups."""
+        kept: list[KeptRate] = []
+        if self._clock is not None:
+            self._clock.optimizers.begin(context.trainer)
+            if self._clock.optimizers.is_due(self._clock.number):
+                self._clock.optimizers.install(context, self._clock.number)
+                kept = self._clock.optimizers.kept_rates(context)
+        self.followers.prepare(context, listeners, kept)
+
     def resume(self, context: StepContext) -> None:
         """Hold what was held when the state of this fit was saved, or what this moment requires."""
         idle_schedules.refuse_replaced(self.active_rules, self._found, context.model)
@@ -79,6 +91,7 @@ class Fit:
         for action in self.actions:
             action.resolve(self.shares)
         self._set_stage(self._clock.number if self._clock else 0)
+        self._follow_stage(context)
         for active in self.active_rules:
             active.resolve(self.shares)
             active.resume(context.moment)
@@ -105,6 +118,7 @@ class Fit:
                 self._set_stage(self._clock.enter(context.moment))
             follow_all(self.active_rules, context.moment)
             outcome = self.actions.perform(context)
+            self._follow_stage(context, flips)
         return self.followers.follow(context, flips, outcome)
 
     def begin_stages(self, trainer: TrainerLike, model: nn.Module, wake: Callable[[], object]) -> None:
@@ -124,6 +138,17 @@ class Fit:
     def _set_stage(self, stage: int) -> None:
         for active in self.active_rules:
             active.stage = stage
+
+    def _follow_stage(self, context: StepContext, flips: Flips | None = None) -> None:
+        """Put the optimizer and the LR scheduler of the stage in place of those before it."""
+        if self._clock is None or not self._clock.optimizers.is_due(self._clock.number):
+            return
+        ours, number = self._clock.optimizers, self._clock.number
+        if flips is not None:
+            ours.keep_rates(context, number, flips.net[1])
+        self.followers.optimizers.release()
+        ours.install(context, number)
+        self.followers.prepare_optimizers(context, ours.kept_rates(context))
 
     def next_steps(self, moment: Moment) -> list[int]:
         """The optimizer steps at which something may be due without a new metric value."""

@@ -11,6 +11,7 @@ from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs
 from lighter_freezers.engine.effects.frozen_modes import FrozenModes
+from lighter_freezers.engine.effects.learning_rates import KeptRate
 from lighter_freezers.engine.effects.norm_layers import FrozenNorms
 from lighter_freezers.engine.flips import Flips
 from lighter_freezers.engine.ledger import Hold
@@ -53,18 +54,16 @@ class Followers:
         self.optimizers = OptimizerFollower([], [])
         self.announcer = Announcer(nn.Module(), [])
 
-    def prepare(self, context: StepContext, listeners: Sequence[TransitionListener]) -> None:
+    def prepare(
+        self, context: StepContext, listeners: Sequence[TransitionListener], kept: Sequence[KeptRate] = ()
+    ) -> None:
         """Prepare a fit: groups in the optimizers, and the norm layers that may have to stop."""
         self._listeners = list(listeners)
-        states = [each.rule.terms.optimizer_state for each in self._active_rules]
-        states += [action.terms.optimizer_state for action in self._actions]
         if not optimizers_of(context.trainer):
             idle_schedules.refuse_without_optimizer(self._active_rules, list(self._actions), context)
         if any(action.reshapes for action in self._actions):
             refuse_fixed_shapes(optimizers_of(context.trainer))
-        factors = [factor for action in self._actions for factor in action.rate_factors]
-        self.optimizers = OptimizerFollower(self._active_rules, states, factors)
-        self.optimizers.prepare(context.trainer, context.model, self._actions.trainable_later(context.model))
+        self.prepare_optimizers(context, kept)
         self._actions.start(context)
         freezable = [each for active in self._active_rules for each in active.hold.parameters]
         freezable += [each for action in self._actions for each in action.freezable(context.model)]
@@ -75,6 +74,16 @@ class Followers:
             idle_schedules.warn_of_user_frozen(self._active_rules, context.model)
             self._graphs = CompiledGraphs(context.model)
             self._graphs.warn_of_schedule(num_transitions([active.rule for active in self._active_rules]))
+
+    def prepare_optimizers(self, context: StepContext, kept: Sequence[KeptRate]) -> None:
+        """Make the groups in the optimizers that the run has now."""
+        states = [each.rule.terms.optimizer_state for each in self._active_rules]
+        states += [action.terms.optimizer_state for action in self._actions]
+        factors = [factor for action in self._actions for factor in action.rate_factors]
+        self.optimizers = OptimizerFollower(self._active_rules, states, factors, kept)
+        self.optimizers.prepare(context.trainer, context.model, self._actions.trainable_later(context.model))
+        for action in self._actions:
+            action.take_optimizers(context)
 
     def begin(self, context: StepContext, *, has_changed: bool) -> None:
         """At the start of training, all loaded: update what depends on what is held now, and log it."""

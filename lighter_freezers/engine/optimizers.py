@@ -1,6 +1,7 @@
 """Updates a Trainer's optimizers for the rules: groups at the start, learning rates, dropped state."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TypeAlias
 
 from torch import nn
 from torch.nn import Parameter
@@ -11,7 +12,12 @@ from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.effects import optimizer_groups
 from lighter_freezers.engine.effects.lean_groups import LeanGroups
-from lighter_freezers.engine.effects.learning_rates import RateFactor, ThawedGroup, ThawedRates
+from lighter_freezers.engine.effects.learning_rates import (
+    KeptRate,
+    RateFactor,
+    ThawedGroup,
+    ThawedRates,
+)
 from lighter_freezers.engine.effects.loss_scaler import ScalerKeeper
 from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
 from lighter_freezers.engine.effects.optimizer_history import (
@@ -31,6 +37,8 @@ from lighter_freezers.selection.names import canonical_name, canonical_parameter
 
 __all__ = ["OptimizerFollower"]
 
+_Owner: TypeAlias = ActiveRule | KeptRate | RateFactor
+
 
 class OptimizerFollower:
     """The optimizers of one fit.
@@ -39,6 +47,7 @@ class OptimizerFollower:
         active_rules: All rules of the fit, bound to the model.
         states: What any holder asks of the optimizer state.
         factors: What scales learning rates.
+        kept: Rates that parameters keep from a stage on.
     """
 
     def __init__(
@@ -46,9 +55,11 @@ class OptimizerFollower:
         active_rules: Sequence[ActiveRule],
         states: Collection[OptimizerState],
         factors: Sequence[RateFactor] = (),
+        kept: Sequence[KeptRate] = (),
     ) -> None:
         self._active_rules = active_rules
         self._factors = factors
+        self._kept = kept
         self._states = set(states)
         self._frees = "free" in self._states
         self._rates = ThawedRates([], lambda: Moment(0, 0), has_schedulers=False)
@@ -103,7 +114,9 @@ class OptimizerFollower:
         groups = [] if all(isinstance(each, LRScheduler) for each in schedulers) else [*added]
         names = {id(parameter): name for name, parameter in canonical_parameters(model).items()}
         scaled = [(each, {names[id(p)]: p for p in each.parameters}) for each in self._factors]
-        for owners, parameters in _owned_alike([*((a, a.selected) for a in self._active_rules), *scaled]):
+        kept = [(each, each.selected) for each in self._kept]
+        held = [(each, each.selected) for each in self._active_rules]
+        for owners, parameters in _owned_alike([*held, *kept, *scaled]):
             groups += self._split_off(owners, parameters, schedulers, len(groups) + 1)
         homes = {(id(each.optimizer), each.group_index): each.home_index for each in [*added, *groups]}
         self.group_names = group_names(model, self._optimizers, built, homes)
@@ -197,25 +210,25 @@ class OptimizerFollower:
 
     def _split_off(
         self,
-        owners: Sequence[ActiveRule | RateFactor],
+        owners: Sequence[_Owner],
         parameters: dict[str, Parameter],
         schedulers: Sequence[SchedulerLike],
         number: int,
     ) -> list[ThawedGroup]:
-        freezers = [each for each in owners if isinstance(each, ActiveRule)]
+        freezers = [each for each in owners if not isinstance(each, RateFactor)]
         factors = [each for each in owners if isinstance(each, RateFactor)]
         title = " + ".join(dict.fromkeys(each.title for each in owners if _sets_rate(each)))
         moved = optimizer_groups.split_off(parameters, f"{title} - {number}", self._optimizers, schedulers)
         return [ThawedGroup(optimizer, group, home, freezers, factors) for optimizer, group, home in moved]
 
 
-def _sets_rate(owner: ActiveRule | RateFactor) -> bool:
+def _sets_rate(owner: _Owner) -> bool:
     return isinstance(owner, RateFactor) or owner.learning_rate is not None
 
 
 def _owned_alike(
-    owned: Sequence[tuple[ActiveRule | RateFactor, Mapping[str, Parameter]]],
-) -> list[tuple[Sequence[ActiveRule | RateFactor], dict[str, Parameter]]]:
+    owned: Sequence[tuple[_Owner, Mapping[str, Parameter]]],
+) -> list[tuple[Sequence[_Owner], dict[str, Parameter]]]:
     """Parameters with the same owners, where at least one of these sets a learning rate."""
     owners_of: dict[int, list[int]] = {}
     named = {}

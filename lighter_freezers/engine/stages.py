@@ -11,6 +11,7 @@ from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.early_stopping import EARLY_STOPPING, OutOfPatience, PatienceWatch
 from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.stage_best import BestOfStage, BestRequest
+from lighter_freezers.engine.stage_optimizers import StageOptimizer, StageOptimizers
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Plateau, Schedule
 
@@ -54,6 +55,7 @@ class StageClock(Action):
         ends: What ends each stage but the last.
         best: Whether the value that a plateau or EarlyStopping has to beat is kept in the next stage.
         restores: Which weights of the stage before a stage begins with; None for those of its last step.
+        optimizers: The optimizer and LR scheduler that each stage begins with, None for those that there are.
     """
 
     kind = "stages"
@@ -65,9 +67,11 @@ class StageClock(Action):
         ends: Sequence[StageEnd],
         best: Best = "keep",
         restores: BestRequest | None = None,
+        optimizers: Sequence[StageOptimizer | None] = (),
     ) -> None:
         super().__init__()
         self.title = title
+        self.optimizers = StageOptimizers(title, optimizers)
         self._ends = tuple(ends)
         self._best = best
         self._history = History()
@@ -152,7 +156,8 @@ class StageClock(Action):
             if reason is None:
                 break
             self._begin_next()
-            self._entered.append(f"stage {self.number + 1} of {self.num_stages} begins ({reason})")
+            brought = self.optimizers.brought_by(self.number)
+            self._entered.append(f"stage {self.number + 1} of {self.num_stages} begins ({reason}){brought}")
         return self.number
 
     def next_step(self, moment: Moment) -> int | None:
@@ -190,13 +195,15 @@ class StageClock(Action):
         seen = [history.best, history.num_without_progress, history.has_fired]
         best = self._kept.state() if self._kept else {}
         patience = self._is_out_of_patience
-        return {"stage": self.number, "history": seen, "patience": patience, "best": best}
+        rates = self.optimizers.state()
+        return {"stage": self.number, "history": seen, "patience": patience, "best": best, "rates": rates}
 
     def remember(self, state: SavedState) -> None:
         """Go on in the stage in which the checkpoint was saved, or in the last one of a shorter list."""
         self.number = min(state["stage"], len(self._ends))
         self._history = History(*state["history"])
         self._is_out_of_patience = state["patience"]
+        self.optimizers.remember(state.get("rates", {"step": 0, "rates": {}}))
         if self._kept is not None:
             self._kept.remember(state["best"])
 

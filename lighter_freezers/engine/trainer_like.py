@@ -73,6 +73,9 @@ class LoggerLike(Protocol):
 class StrategyLike(Protocol):
     """Where a Trainer computes, and how its processes agree."""
 
+    optimizers: list[Optimizer]
+    lr_scheduler_configs: list[OfLightning]
+
     @property
     def root_device(self) -> torch.device:
         """The device of this process."""

@@ -10,9 +10,11 @@ from lighter_freezers.engine.early_stopping import OutOfPatience
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.rule_arguments import parse_learning_rate, parse_schedule, parse_terms
 from lighter_freezers.engine.stage_best import BestRequest
+from lighter_freezers.engine.stage_optimizers import StageOptimizer
 from lighter_freezers.engine.stages import StageEnd
 from lighter_freezers.engine.terms import NormMode
 from lighter_freezers.engine.triggers import parse_metric_trigger
+from lighter_freezers.layers.stage_targets import OPTIMIZER_KEYS, parse_stage_optimizer
 from lighter_freezers.selection.names import closest_names
 from lighter_freezers.selection.words import parse_words
 
@@ -29,6 +31,7 @@ _KEYS = (
     "unfreeze_lr_factor",
     "warmup_steps",
     "frozen_norms",
+    *OPTIMIZER_KEYS,
     "desc",
 )
 _EXAMPLE = "[{thaw: head, until_epoch: 2}, {thaw: 'layers:block.-4:'}]"
@@ -49,6 +52,7 @@ class Stage:
         rate: The rate of what thaws; None for that of the optimizer.
         rates: Rates of parts of it: what each covers, and the rate.
         frozen_norms: What batch-norm layers do that are held in it.
+        optimizer: The optimizer and the LR scheduler that it begins with; None for those that there are.
     """
 
     argument: str
@@ -58,6 +62,7 @@ class Stage:
     rate: LearningRateRequest | None
     rates: Rates
     frozen_norms: NormMode
+    optimizer: StageOptimizer | None
 
 
 def read_stages(stages: object, schedule: object, beside: Mapping[str, object]) -> tuple[Stage, ...]:
@@ -129,10 +134,11 @@ def _stage(argument: str, entry: object, index: int) -> Stage:
         rate, rates = _parse_rates(entry)
         is_patient = arguments.flag("until_early_stopping", entry.get("until_early_stopping", False))
         norms = parse_terms("keep", "auto", entry.get("frozen_norms", "eval")).frozen_norms
+        optimizer = parse_stage_optimizer(argument, entry)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{argument}: {error}") from error
     end = StageEnd(schedule, trigger, OutOfPatience() if is_patient else None)
-    return Stage(argument, thaw, freeze, end, rate, rates, norms)
+    return Stage(argument, thaw, freeze, end, rate, rates, norms, optimizer)
 
 
 def _parse_rates(entry: Entry) -> tuple[LearningRateRequest | None, Rates]:

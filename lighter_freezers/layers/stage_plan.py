@@ -39,7 +39,8 @@ class StagePlan:
 
     def clock(self) -> StageClock:
         """A new clock for one fit."""
-        return StageClock(str(self), [stage.end for stage in self.stages[:-1]], self.best, self.restores)
+        ends, optimizers = [stage.end for stage in self.stages[:-1]], [each.optimizer for each in self.stages]
+        return StageClock(str(self), ends, self.best, self.restores, optimizers)
 
     def rules(self, model: nn.Module) -> list[FreezeRule]:
         """The rules that hold what each stage leaves frozen.

@@ -100,8 +100,7 @@ class Rehearsal(Callback):
         self.length = run_length(self._user_trainer, trainer.num_training_batches, trainer.train_dataloader)
         trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
         trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = 0
-        for config in trainer.lr_scheduler_configs:
-            config.frequency = _SELDOM
+        _stop_schedulers(trainer)
         self.rules = _rules(self._engine.active_rules, self._engine.actions, pl_module)
         self.warnings += notices_at_the_start(
             self._engine.active_rules, self._engine.actions, trainer.optimizers, pl_module
@@ -139,6 +138,8 @@ class Rehearsal(Callback):
         """Start the next phase; called by the engine."""
         self._progress(transition.optimizer_step)
         self._changed = True
+        if self.length is not None:
+            _stop_schedulers(trainer)  # a stage may have brought one
         named = canonical_parameters(pl_module)
         if transition.is_initial or transition.is_reshaped:
             self._summary = NameSummary(list(named))
@@ -248,6 +249,11 @@ class Rehearsal(Callback):
         self._when = f"{min(steps) - self.clock.step} steps later"
         self.clock.step = min(steps)
         return True
+
+
+def _stop_schedulers(trainer: TrainerLike) -> None:
+    for config in trainer.lr_scheduler_configs:
+        config.frequency = _SELDOM
 
 
 def _rules(

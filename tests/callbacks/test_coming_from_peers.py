@@ -31,6 +31,12 @@ ALTERED = {
     1: {"params": ["network.blocks.3.*", "network.blocks.2.bias", "network.blocks.2.weight"]},
     2: {"params": ["network.blocks.0.*", "network.blocks.1.*", "network.stem.*"]},
 }
+
+
+def _class(path: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": path, "init_args": arguments}
+
+
 REST = {"thaw": ["blocks.0", "blocks.1", "stem"]}
 ENDS = {"until_early_stopping": True}
 EXAMPLES: dict[str, tuple[dict[int, Any], dict[str, Any], list[dict[str, Any]]]] = {
@@ -77,6 +83,58 @@ EXAMPLES: dict[str, tuple[dict[int, Any], dict[str, Any], list[dict[str, Any]]]]
             {"thaw": "blocks.2"},
         ],
     ),
+    "Optimizer Reinitialization": (
+        {
+            0: {"params": HEAD, "max_transition_epoch": 2},
+            1: {
+                "params": ["network.blocks.3.*"],
+                "max_transition_epoch": 5,
+                "new_optimizer": {"optimizer_init": _class("torch.optim.Adam", lr=0.001)},
+            },
+            2: {"params": ["network.blocks.2.*"], "max_transition_epoch": 14},
+        },
+        {"epoch_transitions_only": True},
+        [
+            {"thaw": ["head", "norm"], "until_epoch": 2},
+            {
+                "thaw": "blocks.3",
+                "until_epoch": 5,
+                "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001},
+            },
+            {"thaw": "blocks.2"},
+        ],
+    ),
+    "LR Scheduler Reinitialization": (
+        {
+            0: {"params": HEAD, "max_transition_epoch": 2},
+            1: {
+                "params": ["network.blocks.3.*"],
+                "max_transition_epoch": 5,
+                "new_lr_scheduler": {
+                    "lr_scheduler_init": _class("torch.optim.lr_scheduler.StepLR", step_size=1, gamma=0.7),
+                    "pl_lrs_cfg": {"interval": "epoch", "frequency": 1, "name": "Stage_2"},
+                },
+            },
+            2: {"params": ["network.blocks.2.*"], "max_transition_epoch": 14},
+        },
+        {"epoch_transitions_only": True},
+        [
+            {"thaw": ["head", "norm"], "until_epoch": 2},
+            {
+                "thaw": "blocks.3",
+                "until_epoch": 5,
+                "scheduler": {
+                    "scheduler": {
+                        "_target_": "torch.optim.lr_scheduler.StepLR",
+                        "step_size": 1,
+                        "gamma": 0.7,
+                    },
+                    "name": "Stage_2",
+                },
+            },
+            {"thaw": "blocks.2"},
+        ],
+    ),
 }
 
 
@@ -87,9 +145,12 @@ def trainable(callbacks: list[Any], folder: Path, network: Any = BlockNet) -> li
         return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
     module = regression(UNIFIED, network)
-    module.configure_optimizers = lambda: torch.optim.SGD(
-        [parameter for parameter in module.parameters() if parameter.requires_grad], lr=0.01
-    )
+
+    def configure_optimizers() -> Any:
+        sgd = torch.optim.SGD([each for each in module.parameters() if each.requires_grad], lr=0.01)
+        return {"optimizer": sgd, "lr_scheduler": torch.optim.lr_scheduler.StepLR(sgd, 5)}
+
+    module.configure_optimizers = configure_optimizers
     seen = recorder(UNIFIED, read, "on_before_zero_grad")
     run = trainer(
         UNIFIED,

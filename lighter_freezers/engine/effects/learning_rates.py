@@ -5,7 +5,7 @@ scheduler still controls. Nothing accumulates, so a resumed run has the same rat
 one call compares; it writes only where a scheduler, a warm-up or other code has moved a rate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine.triggers import Moment
 
-__all__ = ["LearningRateRequest", "RateFactor", "Releasing", "ThawedGroup", "ThawedRates"]
+__all__ = ["KeptRate", "LearningRateRequest", "RateFactor", "Releasing", "ThawedGroup", "ThawedRates"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,32 @@ class Releasing(Protocol):
     @property
     def learning_rate(self) -> LearningRateRequest | None:
         """The rate it requests; None where it leaves the rate alone."""
+
+
+@dataclass(frozen=True)
+class KeptRate:
+    """A learning rate that some parameters keep, whatever the LR scheduler writes from a step on.
+
+    Attributes:
+        title: Names it in the optimizer's groups.
+        step: The optimizer step from which on they keep it; what releases them later counts instead.
+        rate: The rate.
+        selected: The parameters, by name.
+    """
+
+    title: str
+    step: int
+    rate: float
+    selected: Mapping[str, Parameter]
+
+    def released_by(self, moment: Moment) -> int | None:
+        """That step."""
+        return self.step
+
+    @property
+    def learning_rate(self) -> LearningRateRequest:
+        """That rate."""
+        return LearningRateRequest(absolute=self.rate)
 
 
 @dataclass

@@ -126,9 +126,12 @@ class QueuedOperations(Action):
         """What operations may freeze."""
         return execution.freezable(self._queue.operations, model)
 
-    def start(self, context: StepContext) -> None:
+    def take_optimizers(self, context: StepContext) -> None:
         """Record the initial learning rates."""
         self._curves = execution.rate_curves(self._queue.operations, context.optimizers, context.schedulers)
+
+    def start(self, context: StepContext) -> None:
+        """Watch for LoRA components that have had no gradient yet."""
         self._new_components = execution.new_components(self._queue.operations)
 
     def resume(self, context: StepContext) -> None:
