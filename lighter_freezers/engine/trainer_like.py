@@ -113,6 +113,7 @@ class _EpochLoopLike(Protocol):
 class _FitLoopLike(Protocol):
     max_epochs: int | None
     min_epochs: int | None
+    max_batches: float
 
     @property
     def epoch_loop(self) -> _EpochLoopLike: ...
