@@ -66,7 +66,7 @@ class Share(int):
 
 
 def plain(value: object) -> object:
-    """Any list (`ListConfig`, a tuple) or mapping (`UserDict`) as lists and dicts; others stay."""
+    """Every list (`ListConfig`, a tuple) or mapping (`UserDict`) as lists and dicts; others stay."""
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):

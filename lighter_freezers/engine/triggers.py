@@ -80,12 +80,6 @@ class Schedule:
         begin = _either("from", self.from_step, self.from_epoch)
         return late if not begin or _reached(last, self.from_step, self.from_epoch) else [begin]
 
-    def ends_after(self, last: Moment) -> bool:
-        """Whether it begins and has an end, but the run ends before that."""
-        has_end = (self.until_step, self.until_epoch) != (None, None)
-        after = Moment(last.optimizer_step + 1, last.epoch + 1)
-        return has_end and not self.beyond(last) and not _reached(after, self.until_step, self.until_epoch)
-
     @property
     def steps(self) -> list[int]:
         """The optimizer steps at which it may change."""
