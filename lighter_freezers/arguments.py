@@ -66,10 +66,10 @@ class Share(int):
 
 
 def plain(value: object) -> object:
-    """A value of a config library (`ListConfig`, `UserDict`) as lists and dicts; others stay."""
+    """Every list (`ListConfig`, a tuple) or mapping (`UserDict`) as lists and dicts; others stay."""
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, tuple)):
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [plain(each) for each in value]
     return value
 
@@ -242,7 +242,8 @@ def file_content(argument: str, path: Path) -> object:
 def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """Check the types of all arguments against the annotations before the function runs.
 
-    What only type checkers can know (protocols, names imported for them alone) is left to the function.
+    Lists and mappings of config libraries reach the function as plain ones. What only type checkers can know
+    (protocols, names imported for them alone) is left to the function.
 
     Raises:
         TypeError: An argument has the wrong type; the message names it.
@@ -257,8 +258,11 @@ def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
             parameter = signature.parameters[name]
             is_own = name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
             if is_own and value is not parameter.default:
-                _check(name, value, _resolved(parameter.annotation, function))
-        return function(*given, **named)
+                wanted = _resolved(parameter.annotation, function)
+                _check(name, value, wanted)
+                if any(get_origin(each) in (Sequence, Mapping) for each in _members(wanted)):
+                    bound.arguments[name] = plain(value)
+        return function(*bound.args, **bound.kwargs)
 
     return call
 

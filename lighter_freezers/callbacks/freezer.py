@@ -7,9 +7,10 @@ from typing import Literal
 from torch import nn
 
 from lighter_freezers import arguments
+from lighter_freezers._log import log
 from lighter_freezers.engine.actions import Action
 from lighter_freezers.engine.effects.order_check import check_order
-from lighter_freezers.engine.engine import EngineCallback
+from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.row_hold import RowHold, Rows, parse_rows
 from lighter_freezers.engine.rule_arguments import (
     parse_learning_rate,
@@ -19,8 +20,9 @@ from lighter_freezers.engine.rule_arguments import (
 )
 from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.terms import CutGradient, FrozenMode, NormMode, OptimizerState
+from lighter_freezers.engine.trainer_clock import certain_end, end_in_words
 from lighter_freezers.engine.trainer_like import TrainerLike
-from lighter_freezers.engine.triggers import parse_metric_trigger
+from lighter_freezers.engine.triggers import Moment, Schedule, parse_metric_trigger
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
 from lighter_freezers.selection.words import names_of_words, parse_words
@@ -224,13 +226,26 @@ class Freezer(EngineCallback):
         return [replace(self._rule, selector=ParameterSelector(names=held))]
 
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Let the first forward pass check the order of the blocks that a pattern counts."""
+        """Let the first forward pass check the order of blocks; warn where the run ends before the hold."""
         selector = ParameterSelector(patterns=self._train) if self._train else self._rule.selector
         if selector.counts_blocks:
             check_order(pl_module, selector.anatomy(pl_module))
+        schedule = Engine.of(trainer).shares.resolved(self._rule.schedule)
+        last = certain_end(trainer, is_manual=not pl_module.automatic_optimization)
+        if last is None or self._rule.trigger or getattr(trainer, "fast_dev_run", False):
+            return  # Lightning does not declare the last one
+        if trainer.is_global_zero and _ends_after(schedule, last):
+            log.warning("%s never thaws: the run ends %s", self, end_in_words(last))
 
     def __repr__(self) -> str:
         return self._rule.title
+
+
+def _ends_after(schedule: Schedule, last: Moment) -> bool:
+    """Whether it begins in the run and has an end, which comes after the run."""
+    bounds = ((schedule.until_step, last.optimizer_step + 1), (schedule.until_epoch, last.epoch + 1))
+    is_late = [bound > end for bound, end in bounds if bound is not None]
+    return bool(is_late) and all(is_late) and not schedule.beyond(last)
 
 
 def _trained(train: Names, words: Mapping[str, Names]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.stages import Best, StageClock
 from lighter_freezers.engine.terms import CutGradient, FrozenMode, OptimizerState
-from lighter_freezers.engine.trainer_clock import last_moment
+from lighter_freezers.engine.trainer_clock import certain_end, end_in_words
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.layers.said import Said, anatomy_said
@@ -224,8 +224,8 @@ class GradualUnfreezing(EngineCallback):
             check_order(pl_module, anatomy_said(pl_module, self._said))
         if self._left_out and trainer.is_global_zero:
             self._warn_of_left_out()
-        last = last_moment(trainer)
-        if last is None or not (trainer.is_global_zero and pl_module.automatic_optimization):
+        last = certain_end(trainer, is_manual=not pl_module.automatic_optimization)
+        if last is None or not trainer.is_global_zero:
             return
         shares = Engine.of(trainer).shares
         late = [
@@ -238,13 +238,11 @@ class GradualUnfreezing(EngineCallback):
             late = [f"stage {stage + 1}" for stage in self._clock.never_begun(last)]
         if late:
             log.warning(
-                "%r: %s would %s after the run has ended, in epoch %d at step %d. Train longer, or thaw "
-                "more at a time",
+                "%r: %s would %s after the run has ended, %s. Train longer, or thaw more at a time",
                 self,
                 first_few(late),
                 "begin" if is_explicit else "thaw",
-                last.epoch,
-                last.optimizer_step + 1,
+                end_in_words(last),
             )
 
     def _warn_of_left_out(self) -> None:

@@ -99,13 +99,14 @@ class PrefixCache(EngineCallback):
         self.cached: CachedBlocks | None = None
         self._frozen = FrozenBlocks()
         self._has_ended = False
+        self._said: set[str] = set()  # why it is off, of which each reason is a warning once in a fit
         self._scratch: tempfile.TemporaryDirectory[str] | None = None  # for the rows of a rehearsal
 
     def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Register with the engine for the transitions of this fit."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._has_ended = False
+            self._has_ended, self._said = False, set()
             Engine.of(trainer).add_listener(self)
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
@@ -167,8 +168,9 @@ class PrefixCache(EngineCallback):
         self._close(deletes=not self.keep)
         self._frozen = frozen
         is_silent = not trainer.is_global_zero
-        if frozen.why and not is_silent:
+        if frozen.why and frozen.why not in self._said and not is_silent:
             log.warning("PrefixCache is off: %s.", frozen.why)
+            self._said.add(frozen.why)
         if frozen.blocks and not frozen.why:
             is_rehearsal = bool(callbacks_of_kind(callbacks_of(trainer), "Rehearsal"))
             if is_rehearsal:
@@ -179,7 +181,7 @@ class PrefixCache(EngineCallback):
                 int(self.max_gb * 1e9),
                 1 if is_rehearsal else self.check_every_n_batches,  # a plan measures blocks that run
             )
-            self.cached = CachedBlocks(frozen, options, is_silent=is_silent)
+            self.cached = CachedBlocks(frozen, options, self._said, is_silent=is_silent)
 
     def _node_folder(self, trainer: TrainerLike) -> Path:
         folder = Path(trainer.default_root_dir, "prefix_cache") if self.folder is None else Path(self.folder)

@@ -91,4 +91,10 @@ def _length(trainer: TrainerLike, share: Share, *, is_manual: bool) -> int:
         raise RuntimeError(
             f"{share} of the run is unknown: {reason}. Write a number of {share.unit}s instead."
         )
+    if share.unit == "epoch" and last.epoch == trainer_clock.NEVER:
+        raise RuntimeError(
+            f"{share} of the epochs is unknown: the training data has no length (an iterable dataset), and "
+            f"max_steps ends the run. Write {share} of the steps (until_step, every_n_steps), or a number of "
+            "epochs instead."
+        )
     return 1 + (last.optimizer_step if share.unit == "step" else last.epoch)

@@ -12,6 +12,7 @@ __all__ = [
     "NEVER",
     "StepBoundaries",
     "certain_end",
+    "end_in_words",
     "epoch_metrics",
     "is_update_epoch",
     "last_moment",
@@ -141,6 +142,12 @@ def certain_end(trainer: TrainerLike, *, is_manual: bool) -> Moment | None:
     if last is None and trainer.max_steps == -1 and (epochs := num_epochs(trainer)) is not None:
         return Moment(NEVER, epochs - 1)
     return last
+
+
+def end_in_words(last: Moment) -> str:
+    """`at step 12, in epoch 2`, of which only what is known is said."""
+    known = [("at step", last.optimizer_step + 1, last.optimizer_step), ("in epoch", last.epoch, last.epoch)]
+    return ", ".join(f"{where} {number}" for where, number, at in known if at != NEVER)
 
 
 def epoch_metrics(trainer: TrainerLike) -> dict[str, torch.Tensor]:

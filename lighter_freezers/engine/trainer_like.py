@@ -116,6 +116,7 @@ class _EpochLoopLike(Protocol):
 class _FitLoopLike(Protocol):
     max_epochs: int | None
     min_epochs: int | None
+    max_batches: float
 
     @property
     def epoch_loop(self) -> _EpochLoopLike: ...

@@ -83,7 +83,7 @@ def read_stages(stages: object, schedule: object, beside: Mapping[str, object]) 
         raise ValueError(
             f"The stages say what thaws when; {', '.join(given)} would too. Remove one or the other."
         )
-    argument, entries = ("stages", arguments.plain(stages)) if schedule is None else _load(schedule)
+    argument, entries = ("stages", stages) if schedule is None else _load(schedule)
     if not isinstance(entries, list):
         raise TypeError(f"{argument} must be a list such as {_EXAMPLE}. Got {entries!r}.")
     read = tuple(_stage(f"{argument}[{index}]", entry, index) for index, entry in enumerate(entries))

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.selection.layer_names import component_of
 from lighter_freezers.selection.names import canonical_parameters, closest_names, walk
@@ -72,7 +71,7 @@ def with_target_modules(network: nn.Module, config: Mapping[str, object]) -> dic
     Raises:
         ValueError: Both are given, or the group is unknown or empty.
     """
-    written_out = {key: arguments.plain(value) for key, value in config.items()}
+    written_out = dict(config)
     group = written_out.pop("target", None)
     if group is None:
         return written_out

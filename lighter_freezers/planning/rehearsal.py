@@ -4,6 +4,7 @@ It is a callback of a Trainer that trains a copy. Between the steps of two phase
 change, and the engine advances to that moment.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -90,6 +91,12 @@ class Rehearsal(Callback):
     def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Register with the engine for its transitions."""
         Engine.of(trainer).add_listener(self)
+
+    def on_train_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Before the engine asks: an epoch has the batches of one of the user's processes."""
+        if self._user_trainer.world_size > 1:
+            length = run_length(self._user_trainer, trainer.num_training_batches, trainer.train_dataloader)
+            trainer.fit_loop.max_batches = length.batches_per_epoch or math.inf
 
     def on_train_epoch_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Drive the engine from here on, and start: all hooks before the first step have run."""

@@ -82,10 +82,13 @@ class CachedBlocks:
     Args:
         frozen: The prefix.
         options: Of the store.
+        said: The reasons that a warning has given; a new one is added.
         is_silent: Log nothing, as all ranks but one should.
     """
 
-    def __init__(self, frozen: FrozenBlocks, options: CacheOptions, *, is_silent: bool = False) -> None:
+    def __init__(
+        self, frozen: FrozenBlocks, options: CacheOptions, said: set[str], *, is_silent: bool = False
+    ) -> None:
         self.title = frozen.title
         self.counts = Counts()
         self.cost: PrefixCost | None = None  # to add to; while it is there, no batch is served
@@ -93,6 +96,7 @@ class CachedBlocks:
         self._options = options
         self._names = frozen.phrase
         self._ends = frozen.ends
+        self._said = said
         self._is_silent = is_silent
         self._pass: Pass | None = None
         self._num_found = 0
@@ -319,7 +323,8 @@ class CachedBlocks:
 
     def _turn_off(self, why: str) -> None:
         self.why, self._pass = why, None
-        if not self._is_silent:
+        if why not in self._said and not self._is_silent:
+            self._said.add(why)
             log.warning("PrefixCache is off, and %s runs as without it: %s.", self.title, why)
         if self._store is not None:
             self._store.delete()

@@ -12,7 +12,17 @@ from torch.utils.data import IterableDataset
 from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations, LoraPhases, LoraRankScheduler, plan
 from tests.callbacks import test_lora_phases as gpt
 from tests.callbacks.block_net import BLOCKS, BlockNet, moves, upper
-from tests.lab import WIDTH, batches, frozen_at_each_step, frozen_layers, recorder, regression, trainer
+from tests.lab import (
+    NAMESPACES,
+    WIDTH,
+    TinyNet,
+    batches,
+    frozen_at_each_step,
+    frozen_layers,
+    recorder,
+    regression,
+    trainer,
+)
 
 LONE = "pytorch_lightning"
 LAYER = {"name_starts_with": "layer2"}
@@ -128,6 +138,30 @@ def test_a_run_of_unknown_length_is_refused(
 
     with pytest.raises(RuntimeError, match=rf"30% of the run .*{reason}.*Write a number of steps"):
         fit.fit(regression(LONE), loader)
+    assert fit.global_step == 0
+
+
+@pytest.mark.parametrize("max_epochs", [-1, 3])
+@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: Freezer(**LAYER, until_epoch="30%"),
+        lambda: Freezer(names="layer2.weight", rows=0, from_epoch="30%"),
+        lambda: GradualUnfreezing(every_n_epochs="30%"),
+        lambda: GradualUnfreezing(stages=[{"thaw": "head", "until_epoch": "30%"}, {"thaw": "*"}]),
+    ],
+    ids=["Freezer", "rows", "GradualUnfreezing", "stages"],
+)
+def test_epochs_are_unknown_where_a_stream_ends_at_max_steps(
+    callback: Any, namespace: str, max_epochs: int
+) -> None:
+    """A share of them would never come."""
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    fit = trainer(namespace, callbacks=[callback()], max_steps=8, max_epochs=max_epochs)
+
+    with pytest.raises(RuntimeError, match="30% of the epochs .*max_steps.*Write 30% of the steps"):
+        fit.fit(regression(namespace, BlockNet if "Gradual" in repr(fit.callbacks[0]) else TinyNet), loader)
     assert fit.global_step == 0
 
 

@@ -26,7 +26,7 @@ def warnings_of(
     """What a run of two epochs warns of."""
     fit = trainer("pytorch_lightning", callbacks=list(callbacks), **{"max_epochs": 2, **options})
     fit.fit(model or regression("pytorch_lightning"), batches() if data is None else data, batches())
-    words = ("after the run", "never holds")
+    words = ("after the run", "never holds", "never thaws")
     return [each.getMessage() for each in caplog.records if any(word in each.getMessage() for word in words)]
 
 
@@ -76,12 +76,47 @@ def test_a_rank_that_comes_too_late(when: dict[str, int], caplog: Any) -> None:
         {"from_step": 90, "from_epoch": 1},
         {"windows": [[7, 90]]},
         {"from_step": 3, "until_epoch": 1},
-        {"until_step": 90},
+        {"until_step": 8},
+        {"until_epoch": 2},
+        {"until_step": 90, "until_epoch": 1},
+        {"until_step": 90, "until_metric": {"monitor": "val/loss", "below": -1.0}},
+        {"until_step": "100%"},
     ],
 )
 def test_what_a_step_of_the_run_reaches_is_none(freezer: dict[str, Any], caplog: Any) -> None:
     """The last step counts."""
     assert warnings_of(caplog, Freezer(names="head.bias", **freezer)) == []
+
+
+@pytest.mark.parametrize("rows", [None, 0])
+@pytest.mark.parametrize(
+    "bounds", [{"until_step": 9}, {"until_epoch": 3}, {"until_step": 90, "until_epoch": 100}], ids=str
+)
+def test_what_never_thaws_is_a_warning(bounds: dict[str, Any], rows: int | None, caplog: Any) -> None:
+    """A hold that would end after the run; one that the end of the run ends is none."""
+    [said] = warnings_of(caplog, Freezer(names="layer2.weight", rows=rows, **bounds))
+
+    assert said.endswith("never thaws: the run ends at step 8, in epoch 1")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "options", "end"),
+    [
+        ({"until_epoch": 100}, {"max_steps": 6, "max_epochs": -1}, None),
+        ({"until_epoch": 100, "until_step": 7}, {"max_steps": 6, "max_epochs": -1}, None),
+        ({"until_step": 100}, {"max_steps": 6, "max_epochs": -1}, "at step 6"),
+        ({"until_step": 100}, {}, None),
+        ({"until_epoch": 100}, {}, "in epoch 1"),
+    ],
+    ids=str,
+)
+def test_of_a_stream_only_what_is_certain(bounds: Any, options: Any, end: str | None, caplog: Any) -> None:
+    """An epoch may come before max_steps, and a step before the last epoch ends."""
+    said = warnings_of(
+        caplog, Freezer(names="head.bias", **bounds), data=DataLoader(Stream(), batch_size=None), **options
+    )
+
+    assert [each.partition("never thaws: the run ends ")[2] for each in said] == ([end] if end else [])
 
 
 def test_an_unknown_length_says_nothing(caplog: Any) -> None:

@@ -229,6 +229,19 @@ def test_what_a_run_left_frozen_thaws_in_the_plan_of_the_next() -> None:
     assert [phase.num_trainable for phase in seen.phases] == [81, 217]
 
 
+def test_a_share_of_the_run_is_that_of_one_of_several_processes() -> None:
+    """Half of six steps, its middle third, and one bound that comes too late."""
+    options: dict[str, Any] = {"max_epochs": 3, "devices": 2, "strategy": "ddp"}
+    half = planned([Freezer(name_starts_with="layer1.", until_step="50%")], **options)
+    third = planned([Freezer(name_starts_with="layer1.", windows=[["34%", "67%"]])], **options)
+    late = planned([Freezer(name_starts_with="layer1.", until_step=8)], **options)
+
+    assert [phase.step for phase in half.phases] == [0, 3]
+    assert [phase.step for phase in third.phases] == [0, 2, 4]
+    [said] = [each for each in late.warnings if "Freezer" in each]
+    assert said.endswith("never thaws: the run ends at step 6, in epoch 2")
+
+
 def test_several_processes_share_the_batches() -> None:
     """Four batches an epoch are two for each of two processes; nothing is started to find out."""
     seen = planned(

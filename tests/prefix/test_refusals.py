@@ -173,3 +173,17 @@ def test_generation_in_evaluation_gets_a_whole_history(tmp_path: Path) -> None:
     fit("gpt2", None, change=generate(False), validates=True)
     fit("gpt2", tmp_path, change=generate(True), validates=True)
     assert logits[False] == logits[True]
+
+
+def test_it_is_said_once_however_often_layers_thaw(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And again in the next fit."""
+    cache = PrefixCache(str(tmp_path))
+    for fits in (1, 2):
+        module = regression("pytorch_lightning", lambda: Blocks(nn.Dropout))
+        freezers = [
+            Freezer(name_starts_with="stem"),
+            *(Freezer(name_starts_with=f"blocks.{3 - each}.", until_step=each) for each in (1, 2, 3)),
+            Freezer(name_starts_with="blocks.0."),
+        ]
+        trainer("pytorch_lightning", callbacks=[*freezers, cache]).fit(module, batches(), batches())
+        assert caplog.text.count("PrefixCache is off") == fits
