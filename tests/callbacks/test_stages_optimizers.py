@@ -286,7 +286,7 @@ CARRY = {"optimizer": partial(SGD, lr=1.0), "optimizer_state": "carry"}
         ({"scheduler": {"scheduler": partial(StepLR, step_size=1), "intervall": 1}}, "'intervall'"),
         ({"scheduler": {"scheduler": partial(StepLR, step_size=1), "interval": "day"}}, "interval"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_wrong_in_the_list(entry: dict[str, Any], error: str) -> None:
     with pytest.raises((TypeError, ValueError), match=error):
@@ -305,7 +305,7 @@ def test_what_is_wrong_in_the_list(entry: dict[str, Any], error: str) -> None:
         ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, "which needs a metric"),
         (CARRY, "AdamW is followed by SGD"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_wrong_is_known_before_the_first_step(entry: dict[str, Any], error: str) -> None:
     fit = trainer(LONE, callbacks=[stages(HEAD, {"thaw": "*", **entry})])
