@@ -9,9 +9,9 @@ from torch import nn
 from lighter_freezers._log import log
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.early_stopping import EARLY_STOPPING, OutOfPatience, PatienceWatch
+from lighter_freezers.engine.effects.stage_optimizers import StageOptimizer, StageOptimizers
 from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.stage_best import BestOfStage, BestRequest
-from lighter_freezers.engine.stage_optimizers import StageOptimizer, StageOptimizers
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Plateau, Schedule
 

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.early_stopping import OutOfPatience
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
+from lighter_freezers.engine.effects.stage_optimizers import StageOptimizer
 from lighter_freezers.engine.rule_arguments import parse_learning_rate, parse_schedule, parse_terms
 from lighter_freezers.engine.stage_best import BestRequest
-from lighter_freezers.engine.stage_optimizers import StageOptimizer
 from lighter_freezers.engine.stages import StageEnd
 from lighter_freezers.engine.terms import NormMode
 from lighter_freezers.engine.triggers import parse_metric_trigger
-from lighter_freezers.layers.stage_targets import OPTIMIZER_KEYS, parse_stage_optimizer
+from lighter_freezers.layers.stage_targets import OPTIMIZER_KEYS, Entry, parse_stage_optimizer
 from lighter_freezers.selection.names import closest_names
 from lighter_freezers.selection.words import parse_words
 
@@ -36,7 +36,6 @@ _KEYS = (
 )
 _EXAMPLE = "[{thaw: head, until_epoch: 2}, {thaw: 'layers:block.-4:'}]"
 _STATES: tuple[Literal["keep", "restore"], ...] = ("keep", "restore")
-Entry: TypeAlias = Mapping[str, Any]  # as YAML has it; each value is checked where it is read
 Rates: TypeAlias = tuple[tuple[str, LearningRateRequest], ...]
 
 

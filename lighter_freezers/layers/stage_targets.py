@@ -6,9 +6,9 @@ from pydoc import locate
 from typing import Any, TypeAlias
 
 from lighter_freezers import arguments
-from lighter_freezers.engine.stage_optimizers import StageOptimizer
+from lighter_freezers.engine.effects.stage_optimizers import StageOptimizer
 
-__all__ = ["OPTIMIZER_KEYS", "parse_stage_optimizer"]
+__all__ = ["OPTIMIZER_KEYS", "Entry", "parse_stage_optimizer"]
 
 OPTIMIZER_KEYS = ("optimizer", "scheduler", "optimizer_state", "earlier")
 _STEPPING = (
@@ -29,7 +29,7 @@ Entry: TypeAlias = Mapping[str, Any]  # as YAML has it; each value is checked wh
 class _Target:
     """A class or function with its arguments but for the first one; plain data, so that it can be pickled."""
 
-    build: Callable[..., Any]  # of the user's choice
+    build: Callable[..., object]
     arguments: Entry
 
     def __call__(self, subject: object) -> object:
@@ -66,7 +66,7 @@ def parse_stage_optimizer(argument: str, entry: Entry) -> StageOptimizer | None:
     return StageOptimizer(argument, optimizer, scheduler, stepping, carries == "carry", earlier == "keep")
 
 
-def _scheduler(value: object) -> tuple[Callable[..., Any] | None, Entry]:
+def _scheduler(value: object) -> tuple[_Target | None, Entry]:
     """The LR scheduler, and when it steps: by epochs where nothing is said."""
     if not isinstance(value, Mapping) or "scheduler" not in value:
         return _target("scheduler", value), {}
@@ -80,7 +80,7 @@ def _scheduler(value: object) -> tuple[Callable[..., Any] | None, Entry]:
     return _target("scheduler", value["scheduler"]), stepping
 
 
-def _target(argument: str, value: object) -> Callable[..., Any] | None:
+def _target(argument: str, value: object) -> _Target | None:
     if value is None:
         return None
     if callable(value):

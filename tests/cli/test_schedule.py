@@ -1,6 +1,7 @@
 """`lighter-freezers schedule` writes configs that `lighter fit` runs, and that do what their comments say."""
 
 import difflib
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[set[str]]:
 
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     monkeypatch.setattr(sys, "argv", ["lighter", "fit", *words])
+    monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers])  # lighter replaces them for good
     cli()
     return small_run.SEEN
 

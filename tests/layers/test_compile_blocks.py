@@ -131,9 +131,9 @@ def test_names_stay_and_every_block_is_compiled() -> None:
 def test_a_whole_model_under_a_schedule_is_told_of_blocks(warnings: Any) -> None:
     """One warning, with the number of transitions and what becomes of it; none for a short schedule."""
     fit(torch.compile(gpt(4), backend=CompileCounter()), top_down(4)[-2:], 1)
-    assert warnings() == []
+    assert not any("compiled" in text for text in warnings())
     fit(torch.compile(gpt(), backend=CompileCounter()), top_down(), 1)
-    (warning,) = warnings()
+    (warning,) = [text for text in warnings() if "compiled" in text]
 
     assert "compiled as a whole, and its schedule has 11 transitions" in warning
     assert "After 8 graphs (torch._dynamo.config.recompile_limit) it runs uncompiled" in warning

@@ -4,9 +4,8 @@ Each is built from the groups that `configure_optimizers` returned, so that a ru
 the same. The groups of this package are made anew after that, as at the start of a fit.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -17,7 +16,6 @@ from lighter_freezers.engine.step_context import StepContext
 from lighter_freezers.engine.trainer_like import (
     ParameterGroup,
     SavedState,
-    SchedulerLike,
     TrainerLike,
     optimizers_of,
 )
@@ -26,14 +24,12 @@ from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["StageOptimizer", "StageOptimizers"]
 
-Build: TypeAlias = Callable[..., Any]  # an optimizer from groups, or a scheduler from an optimizer
-
 
 @dataclass
 class _SchedulerConfig:
     """What Lightning keeps of an LR scheduler. The names are Lightning's."""
 
-    scheduler: SchedulerLike
+    scheduler: object
     name: str | None = None
     interval: str = "epoch"
     frequency: int = 1
@@ -57,9 +53,9 @@ class StageOptimizer:
     """
 
     argument: str
-    optimizer: Build | None = None
-    scheduler: Build | None = None
-    stepping: Mapping[str, Any] | None = None  # each key has its own type
+    optimizer: Callable[[list[ParameterGroup]], object] | None = None
+    scheduler: Callable[[Optimizer], object] | None = None
+    stepping: SavedState | None = None
     carries_state: bool = False
     keeps_rates: bool = False
 
@@ -78,7 +74,7 @@ class StageOptimizers:
         self._installed: tuple[int | None, int | None] = (None, None)  # the stages that brought them
         self._own_groups: list[ParameterGroup] = []  # of the run's optimizer, as its own code built them
         self._groups: list[ParameterGroup] = []  # the same of the optimizer that is installed
-        self._defaults: Mapping[str, Any] = {}  # of the run's optimizer
+        self._defaults: ParameterGroup = {}  # of the run's optimizer
         self._kept: dict[str, float] = {}
         self._kept_at = 0
 
