@@ -1,12 +1,12 @@
 """Small networks, modules and recorders that the tests share. Real Trainers run them; nothing is mocked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
 NUM_SAMPLES, BATCH_SIZE, WIDTH = 32, 8, 8  # four batches an epoch
@@ -49,6 +49,13 @@ def batches(num_samples: int = NUM_SAMPLES, rank: int = 0, num_ranks: int = 1) -
     y = torch.randn(num_samples, 1, generator=generator)
     dataset = TensorDataset(x[rank::num_ranks], y[rank::num_ranks])
     return DataLoader(dataset, batch_size=BATCH_SIZE // num_ranks)
+
+
+class Stream(IterableDataset[Any]):
+    """The batches of `batches()`, as data of unknown length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(batches())
 
 
 class ResumableLoader(DataLoader[Any]):

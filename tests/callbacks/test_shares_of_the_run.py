@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import IterableDataset
 
 from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations, LoraPhases, LoraRankScheduler, plan
 from tests.callbacks import test_lora_phases as gpt
 from tests.callbacks.block_net import BLOCKS, BlockNet, moves, upper
 from tests.lab import (
     NAMESPACES,
-    WIDTH,
+    Stream,
     TinyNet,
     batches,
     frozen_at_each_step,
@@ -112,13 +111,6 @@ def test_a_resumed_run_keeps_the_length_of_the_first(tmp_path: Path) -> None:
     assert longer == [["layer2"]] * 2 + [[]] * 6
     assert not silence
     assert "The run now has 12 steps, and 8 when it began: 75%" in warned[0]
-
-
-class Stream(IterableDataset[Any]):
-    """Batches without a length."""
-
-    def __iter__(self) -> Any:
-        yield from ((torch.ones(4, WIDTH), torch.ones(4, 1)) for _ in range(4))
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,13 @@ import math
 from typing import Any
 
 import pytest
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lighter_freezers import Freezer, LayerOperations, LoraRankScheduler, apply_lora
-from tests.lab import batches, regression, trainer
+from tests.lab import Stream, batches, regression, trainer
 
 OPERATION = {"name": "freeze_layer", "value": "layer1"}
 LATE = "begins after the run has ended, whose last is step 7 and epoch 1"  # four steps an epoch
-
-
-class Stream(IterableDataset[Any]):
-    """Batches of unknown number."""
-
-    def __iter__(self) -> Any:
-        return iter(batches())
 
 
 def warnings_of(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations
-from tests.lab import NAMESPACES, batches, recorder, regression, trainer
+from tests.lab import NAMESPACES, Stream, batches, recorder, regression, trainer
 
 LONE = NAMESPACES[0]
 
@@ -153,6 +153,7 @@ def test_a_checkpoint_of_the_epoch_end_knows_the_metric(tmp_path: Any) -> None:
         logs_at_epoch_end(LONE), batches(), batches(), ckpt_path=str(tmp_path / "one" / "epoch=1.ckpt")
     )
 
+    assert seen.seen
     assert not any(any(each) for each in seen.seen)
 
 
@@ -320,13 +321,6 @@ def test_lazy_layers_freeze_before_they_have_a_shape(namespace: str, kind: str, 
     assert "of no shape before the first batch" in log.text
 
 
-class Stream(IterableDataset[Any]):
-    """Four batches of unknown number."""
-
-    def __iter__(self) -> Any:
-        yield from batches().dataset
-
-
 @pytest.mark.parametrize(
     ("pace", "options", "is_late"),
     [
@@ -342,6 +336,6 @@ def test_data_of_unknown_length_bring_no_false_warning(
     pace: Any, options: Any, is_late: bool, log: Any
 ) -> None:
     run = trainer(LONE, callbacks=[GradualUnfreezing(**pace)], **options)
-    run.fit(regression(LONE, Blocks), DataLoader(Stream(), batch_size=8), batches())
+    run.fit(regression(LONE, Blocks), DataLoader(Stream(), batch_size=None), batches())
 
     assert ("after the run has ended" in log.text) == is_late
