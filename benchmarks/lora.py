@@ -132,9 +132,9 @@ def time_all_layers(options: argparse.Namespace, report: Report) -> None:
     with no_collection():
         samples = interleave({"grow": grown, "shrink": shrunk, "peft": replaced}, options.rounds)
     num_layers = len(find_lora_sites(model))
-    report.add(f"{num_layers} layers, rank 8 to 16", samples.median("grow") * 1e3, "ms", 4.0)
+    report.add(f"{num_layers} layers, rank 8 to 16", samples.median("grow") * 1e3, "ms")
     report.add(f"{num_layers} layers, rank 16 to 8", samples.median("shrink") * 1e3, "ms")
-    report.add("growing / PEFT: add an adapter, delete it", samples.ratio("grow", "peft"), "x", 1.0)
+    report.add("growing / PEFT: add an adapter, delete it", samples.ratio("grow", "peft"), "x", 0.4)
     report.add("shrinking / PEFT: add an adapter, delete it", samples.ratio("shrink", "peft"), "x", 1.0)
     before = model(x)[0].detach()
     set_ranks(model, 32)
@@ -150,8 +150,8 @@ def time_steps(options: argparse.Namespace, report: Report) -> None:
     train(resized, resized_optimizer, x)
     set_ranks(resized, 8, resized_optimizer)
     none = gpt(options, 8)
+    none.transformer.h[0].ln_1.weight.requires_grad_(True)  # or the layers keep a graph for the loss
     set_ranks(none, 0)
-    none.transformer.h[0].ln_1.weight.requires_grad_(True)
     models = {"resized": resized, "peft 8": gpt(options, 8), "peft 64": gpt(options, 64)}
     models |= {"rank 0": none, "bare": gpt(options, None)}
     optimizers = {name: AdamW(trainable(model)) for name, model in models.items()}
@@ -167,7 +167,7 @@ def time_steps(options: argparse.Namespace, report: Report) -> None:
     report.add("step at PEFT's rank 8", samples.median("peft 8") * 1e3, "ms")
     report.add("step after 64 to 8 / PEFT's rank 8", samples.ratio("resized", "peft 8"), "x", 1.03)
     report.add("step after 64 to 8 / PEFT's rank 64", samples.ratio("resized", "peft 64"), "x", 1.0)
-    report.add("step at rank 0 / without LoRA", samples.ratio("rank 0", "bare"), "x", 1.005)
+    report.add("step at rank 0 / without LoRA", samples.ratio("rank 0", "bare"), "x", 1.01)
 
 
 def count_memory(options: argparse.Namespace, report: Report) -> None:

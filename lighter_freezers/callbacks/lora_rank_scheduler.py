@@ -12,8 +12,9 @@ from lighter_freezers.engine.terms import CutGradient, OptimizerState
 from lighter_freezers.engine.trainer_clock import moment
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.lora.rank_action import RankAction, RankOptions
+from lighter_freezers.lora.rank_change import OnZero
 from lighter_freezers.lora.rank_schedule import parse_rank_schedule
-from lighter_freezers.lora.ranks import OnZero, Shrink
+from lighter_freezers.lora.ranks import Shrink
 
 __all__ = ["LoraRankScheduler"]
 

@@ -9,7 +9,7 @@ from lighter_freezers.gpt.config import GPTConfig
 from lighter_freezers.gpt.freezing_methods import FreezingMethods
 
 if TYPE_CHECKING:
-    from lighter_freezers.lora.ranks import OnZero
+    from lighter_freezers.lora.rank_change import OnZero
 
 __all__ = ["LoraMethods"]
 

@@ -109,7 +109,7 @@ def fill_initial_factors(layer: PeftModule, state_dict: MutableMapping[str, Tens
 
 
 def _noted(layer: PeftModule) -> dict[str, tuple[Tensor, Tensor]]:
-    noted: dict[str, tuple[Tensor, Tensor]] = getattr(layer, "initial_factors", {})
+    noted: dict[str, tuple[Tensor, Tensor]] = vars(layer).get("initial_factors", {})
     return noted
 
 

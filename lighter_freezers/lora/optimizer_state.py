@@ -5,7 +5,7 @@ G_B T^T, and so do running means of them. Running means of their squares have no
 projection-aware rule of LDAdam (arXiv 2410.16103).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,24 +14,25 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers.engine.effects.optimizer_groups import forget_state
-from lighter_freezers.engine.effects.parameter_swap import options_of
+from lighter_freezers.engine.effects.parameter_swap import groups_by_id
 from lighter_freezers.engine.trainer_like import ParameterGroup, SavedState
 from lighter_freezers.lora.sites import LoraSite
 
-__all__ = ["NewComponents", "Recombination", "carry_state"]
+__all__ = ["NewComponents", "Recombination", "carry_states"]
 
 _MEANS = frozenset({"exp_avg", "momentum_buffer"})  # linear in the gradient
 _SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})  # quadratic in it
+_KNOWN = _MEANS | _SQUARES
 
 
 @dataclass(frozen=True)
 class Recombination:
-    """How the components of a factor became what they are.
+    """How the components of a factor became what they are, in each layer of a stack.
 
     Attributes:
         axis: Where the components are counted: 0 in A, 1 in B.
-        mix: Old gradients to those of the components that were kept, (k, r): P^T for A, T for B. None where
-            these are the old components, unchanged.
+        mix: Old gradients to those of the components that were kept, (g, k, r): P^T for A, T for B. None
+            where these are the old components, unchanged.
         num_kept: k.
         num_new: How many components came after them.
     """
@@ -42,39 +43,82 @@ class Recombination:
     num_new: int
 
 
-def carry_state(parameter: Parameter, change: Recombination, optimizer: Optimizer) -> bool:
-    """Give the state of a parameter that has just been reshaped its new shape.
+def carry_states(
+    parameters: Sequence[Parameter],
+    change: Recombination,
+    optimizer: Optimizer,
+    groups: Mapping[int, ParameterGroup],
+) -> bool:
+    """Give the state of parameters that have just been reshaped its new shape.
 
     The second moments of new components are the mean of the others until `NewComponents` knows better.
 
     Args:
-        parameter: The parameter with its new shape.
-        change: How it became that.
-        optimizer: Its state for the parameter still has the old shape.
+        parameters: One of each layer in a stack, of equal shapes, with their new shape.
+        change: How they became that.
+        optimizer: Its state for the parameters still has the old shape.
+        groups: Id of a parameter -> its group in this optimizer.
 
     Returns:
-        Whether it could be carried. State of an unknown kind is dropped, and the parameter starts without
+        Whether all could be carried. State of an unknown kind is dropped, and a parameter starts without
         state.
     """
-    state = optimizer.state.get(parameter)
-    options = options_of(parameter, optimizer)
-    if not state or options is None:
-        return True
-    if not change.num_kept:
-        forget_state([parameter], [optimizer])
-        return True
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.dim()}
-    if not all(_is_known(key, value, parameter, change) for key, value in tensors.items()):
-        forget_state([parameter], [optimizer])
-        return False
-    corrections = _bias_corrections(state, options)
-    for key, value in tensors.items():
-        if key in _MEANS:
-            carried = _carried_mean(value, change)
+    stacks: dict[tuple[object, ...], dict[int, SavedState]] = {}
+    are_carried = True
+    for index, parameter in enumerate(parameters):
+        state = optimizer.state.get(parameter)
+        if not state or id(parameter) not in groups:
+            continue
+        tensors = _tensors_of(state)
+        is_known = all(_is_known(key, value, parameter, change) for key, value in tensors.items())
+        if not (change.num_kept and is_known):
+            forget_state([parameter], [optimizer])
+            are_carried &= is_known
+        elif change.mix is None:
+            state.update({key: _grown(key, value, change) for key, value in tensors.items()})
         else:
-            carried = _carried_squares(value, tensors.get("exp_avg"), corrections, change)
-        state[key] = carried.reshape(parameter.shape).contiguous()
-    return True
+            kinds = tuple((key, value.dtype, value.device) for key, value in tensors.items())
+            stacks.setdefault(kinds, {})[index] = state
+    for states in stacks.values():
+        assert change.mix is not None
+        mix = change.mix if len(states) == len(change.mix) else change.mix[list(states)]
+        options = [groups[id(parameters[index])] for index in states]
+        _mix_states(list(states.values()), options, mix, change)
+    return are_carried
+
+
+def _grown(key: str, value: Tensor, change: Recombination) -> Tensor:
+    """A state with the old components as they are, and new ones."""
+    shape = list(value.shape)
+    shape[change.axis] = change.num_new
+    if key in _MEANS:
+        return torch.cat([value, value.new_zeros(shape)], dim=change.axis)
+    mean = value.mean(dim=change.axis, keepdim=True)
+    return torch.cat([value, mean.expand(shape)], dim=change.axis)
+
+
+def _mix_states(
+    states: Sequence[SavedState], options: Sequence[ParameterGroup], mix: Tensor, change: Recombination
+) -> None:
+    """Carry states with the same keys through a mix of their components, (g, k, r)."""
+    tensors = [_tensors_of(state) for state in states]
+    stacked = {  # (g, r, rest)
+        key: torch.stack([each[key] for each in tensors]).movedim(change.axis + 1, 1).flatten(2)
+        for key in tensors[0]
+    }
+    corrections = _bias_corrections(states, options, mix)
+    shape = next(iter(tensors[0].values())).shape
+    others = [size for dimension, size in enumerate(shape) if dimension != change.axis]
+    kept = Recombination(change.axis, None, change.num_kept, change.num_new)
+    for key, rows in stacked.items():
+        working = _working(mix, rows)
+        if key in _MEANS:
+            mixed = working @ rows.to(working)
+        else:
+            mixed = _mixed_squares(rows, stacked.get("exp_avg"), corrections, working)
+        mixed = mixed.to(rows).reshape(*mixed.shape[:2], *others).movedim(1, change.axis + 1)
+        for state, value in zip(states, mixed.unbind(), strict=True):
+            state[key] = _grown(key, value, kept).contiguous()  # with memory of its own
 
 
 class NewComponents:
@@ -109,10 +153,12 @@ class NewComponents:
         Args:
             optimizer: The one that steps now.
         """
+        [groups] = groups_by_id([optimizer]).values()
         for name, waiting in list(self._waiting.items()):
             parameters = self._sites[name].factors.parameters
             for axis, (factor, parameter) in enumerate(zip("AB", parameters, strict=True)):
-                if factor in waiting and _start(parameter, axis, waiting[factor], optimizer):
+                options = groups.get(id(parameter))
+                if factor in waiting and _start(parameter, axis, waiting[factor], optimizer, options):
                     del waiting[factor]
             if not waiting:
                 del self._waiting[name]
@@ -127,9 +173,10 @@ class NewComponents:
         self._sites = {name: sites[name] for name in self._waiting}
 
 
-def _start(parameter: Parameter, axis: int, num_kept: int, optimizer: Optimizer) -> bool:
+def _start(
+    parameter: Parameter, axis: int, num_kept: int, optimizer: Optimizer, options: ParameterGroup | None
+) -> bool:
     """Set the second moments of new components; returns whether they need no more waiting."""
-    options = options_of(parameter, optimizer)
     if options is None or parameter.grad is None:  # another optimizer has it, or it is frozen now
         return False
     state = optimizer.state.get(parameter, {})
@@ -148,20 +195,29 @@ def _start(parameter: Parameter, axis: int, num_kept: int, optimizer: Optimizer)
     return True
 
 
+def _tensors_of(state: SavedState) -> dict[str, Tensor]:
+    """What an optimizer keeps for the elements of a parameter."""
+    return {key: value for key, value in state.items() if isinstance(value, Tensor) and value.dim()}
+
+
 def _is_known(key: str, value: Tensor, parameter: Parameter, change: Recombination) -> bool:
     """Whether a state is a running mean with the shape that the parameter had."""
     shape = list(parameter.shape)
-    shape[change.axis] = change.num_kept if change.mix is None else change.mix.shape[1]
-    return key in _MEANS | _SQUARES and list(value.shape) == shape
+    shape[change.axis] = change.num_kept if change.mix is None else change.mix.shape[-1]
+    return key in _KNOWN and list(value.shape) == shape
 
 
-def _bias_corrections(state: SavedState, options: ParameterGroup) -> tuple[float, float]:
-    """1 - beta^t of Adam's two means; 1 for optimizers without."""
-    step = float(state.get("step", 0.0))
-    if "betas" not in options or not step:
-        return 1.0, 1.0
-    first, second = options["betas"]
-    return 1 - float(first) ** step, 1 - float(second) ** step
+def _bias_corrections(
+    states: Sequence[SavedState], options: Sequence[ParameterGroup], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """1 - beta^t of Adam's two means, (g, 1, 1) each; 1 for optimizers without."""
+    pairs = []
+    for state, group in zip(states, options, strict=True):
+        step = float(state.get("step", 0.0))
+        has_means = "betas" in group and step
+        pairs.append([1 - float(beta) ** step for beta in group["betas"]] if has_means else [1.0, 1.0])
+    first, second = like.new_tensor(pairs)[..., None, None].unbind(1)
+    return first, second
 
 
 def _components_first(x: Tensor, axis: int) -> Tensor:
@@ -180,26 +236,12 @@ def _working(mix: Tensor, like: Tensor) -> Tensor:
     return mix.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
-def _carried_mean(value: Tensor, change: Recombination) -> Tensor:
-    rows = _components_first(value, change.axis)  # (r, rest)
-    if change.mix is not None:
-        mix = _working(change.mix, value)
-        rows = (mix @ rows.to(mix)).to(value)  # (k, rest)
-    rows = torch.cat([rows, rows.new_zeros(change.num_new, rows.shape[1])])
-    return _components_back(rows, change.axis, value)
-
-
-def _carried_squares(
-    value: Tensor, mean: Tensor | None, corrections: tuple[float, float], change: Recombination
+def _mixed_squares(
+    rows: Tensor, means: Tensor | None, corrections: tuple[Tensor, Tensor], mix: Tensor
 ) -> Tensor:
-    rows = _components_first(value, change.axis)  # (r, rest)
-    if change.mix is not None:
-        mix = _working(change.mix, value)
-        squares = rows.to(mix) / corrections[1]
-        means = squares.new_zeros(squares.shape)
-        if mean is not None:
-            means = _components_first(mean, change.axis).to(mix) / corrections[0]
-        variances = (squares - means.square()).clamp_min(0)
-        rows = (corrections[1] * (mix.square() @ variances + (mix @ means).square())).to(value)  # (k, rest)
-    rows = torch.cat([rows, rows.mean(dim=0, keepdim=True).expand(change.num_new, -1)])
-    return _components_back(rows, change.axis, value)
+    """(g, r, rest) to (g, k, rest)."""
+    first, second = (correction.to(mix) for correction in corrections)
+    squares = rows.to(mix) / second
+    means = torch.zeros_like(squares) if means is None else means.to(mix) / first
+    variances = (squares - means.square()).clamp_min(0)
+    return second * (mix.square() @ variances + (mix @ means).square())

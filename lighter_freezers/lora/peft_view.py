@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -68,6 +68,7 @@ def config_of_ranks(
         pattern_name(name, layer): (ranks.get(name, layer.r[adapter_name]), layer)
         for name, layer in layers.items()
     }
+    ends = {end for name in ranked for end in _ends(name)}
     # a pattern for each single layer, and no other: PEFT sorts them by name when it saves them
     config.rank_pattern, config.alpha_pattern = {}, {}
     for name, (rank, layer) in ranked.items():
@@ -75,9 +76,9 @@ def config_of_ranks(
         if rank != layer.r[adapter_name]:
             alpha = alpha_for(layer.scaling[adapter_name], rank, layer.use_rslora.get(adapter_name, False))
         if rank and rank != config.r:
-            config.rank_pattern[_key(name, ranked)] = rank
+            config.rank_pattern[_key(name, ends)] = rank
         if rank and alpha != config.lora_alpha:
-            config.alpha_pattern[_key(name, ranked)] = alpha
+            config.alpha_pattern[_key(name, ends)] = alpha
     left_out = [name for name, rank in ranks.items() if not rank]
     given = getattr(config, _GIVEN, config.exclude_modules)  # by the user, before ranks of 0 came to it
     setattr(config, _GIVEN, given)
@@ -102,10 +103,15 @@ def pattern_name(path: str, layer: PeftModule) -> str:
     return ".".join([*owner, layer.parameter_name])
 
 
-def _key(name: str, names: Iterable[str]) -> str:
+def _ends(name: str) -> list[str]:
+    """What other names could be the end of this one."""
+    segments = name.split(".")
+    return [".".join(segments[first:]) for first in range(1, len(segments))]
+
+
+def _key(name: str, ends: Container[str]) -> str:
     """A pattern for this layer only: PEFT matches the ends of names."""
-    is_end_of_another = any(other.endswith(f".{name}") for other in names)
-    return f"^{re.escape(name)}" if is_end_of_another else re.escape(name)
+    return f"^{re.escape(name)}" if name in ends else re.escape(name)
 
 
 def _excluded(before: str | Iterable[str] | None, left_out: list[str]) -> str:

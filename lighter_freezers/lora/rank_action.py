@@ -18,12 +18,13 @@ from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.optimizer_state import NewComponents
 from lighter_freezers.lora.peft_configs import refuse_other_tuners
+from lighter_freezers.lora.rank_change import OnZero, RankChange
 from lighter_freezers.lora.rank_curves import RankCurves
 from lighter_freezers.lora.rank_notes import notes_of
 from lighter_freezers.lora.rank_plan import RankPlan, resolved_ranks
 from lighter_freezers.lora.rank_schedule import RankEntry
 from lighter_freezers.lora.rank_zero import is_empty, is_parallel
-from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink
+from lighter_freezers.lora.ranks import Shrink
 from lighter_freezers.lora.restore import install_rank_restore
 from lighter_freezers.lora.set_rank import resize_sites
 from lighter_freezers.lora.sites import LoraSite, required_sites

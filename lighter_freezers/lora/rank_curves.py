@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from lighter_freezers.engine.trainer_like import TrainerLike
-from lighter_freezers.lora.ranks import RankChange
+from lighter_freezers.lora.rank_change import RankChange
 from lighter_freezers.lora.sites import LoraSite
 from lighter_freezers.reports.step_curves import StepCurves
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-from lighter_freezers.lora.ranks import RankChange
+from lighter_freezers.lora.rank_change import RankChange
 from lighter_freezers.lora.sites import LoraSite
 from lighter_freezers.selection.name_summary import first_few
 

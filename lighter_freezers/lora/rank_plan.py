@@ -8,8 +8,9 @@ from lighter_freezers.engine.checkpoint_identity import entry_key, match_done, n
 from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.merging import check_merge
+from lighter_freezers.lora.rank_change import OnZero
 from lighter_freezers.lora.rank_schedule import RankEntry
-from lighter_freezers.lora.ranks import OnZero, Shrink, check_rank, check_shrink
+from lighter_freezers.lora.ranks import Shrink, check_rank, check_shrink
 from lighter_freezers.lora.sites import LoraSite, select_sites
 
 __all__ = ["RankPlan", "resolved_ranks"]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
+from lighter_freezers.selection.names import each_module
 
 __all__ = ["is_empty", "is_parallel", "shorten_forward", "shorten_forwards"]
 
@@ -18,8 +19,8 @@ def shorten_forwards(model: nn.Module) -> None:
     from peft.tuners.lora import LoraLayer
 
     trains = any(parameter.requires_grad and parameter.numel() for parameter in model.parameters())
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
+    for layer in each_module(model):
+        if "lora_A" in layer._modules and isinstance(layer, LoraLayer):
             shorten_forward(layer, allowed=trains)
 
 

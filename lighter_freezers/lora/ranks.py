@@ -1,65 +1,22 @@
 """One layer with LoRA, and the rank it has: growing, shrinking, rank 0 in three ways."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lighter_freezers._log import log
 from lighter_freezers.arguments import checked
-from lighter_freezers.engine import ledger
-from lighter_freezers.engine.effects.parameter_swap import reshape_parameter
-from lighter_freezers.lora.initial_factors import give_back, initial_factors
-from lighter_freezers.lora.merging import check_merge, merge_into_base
-from lighter_freezers.lora.optimizer_state import Recombination, carry_state
+from lighter_freezers.lora.initial_factors import initial_factors
+from lighter_freezers.lora.merging import check_merge
 from lighter_freezers.lora.peft_view import note_ranks
-from lighter_freezers.lora.rank_zero import shorten_forward
-from lighter_freezers.lora.resize import Truncation, alpha_for, new_components, truncated, truncated_by_loss
+from lighter_freezers.lora.rank_change import OnZero, RankChange, RankRequest, change_ranks
 from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
-__all__ = [
-    "OnZero",
-    "RankChange",
-    "Shrink",
-    "check_rank",
-    "check_shrink",
-    "fit_rank",
-    "resize_lora_layer",
-]
+__all__ = ["Shrink", "check_rank", "check_shrink", "request_rank", "resize_lora_layer"]
 
-OnZero = Literal["drop", "merge", "freeze"]
 Shrink = Literal["svd", "kfac"]
-
-_HOLDER = "LoRA rank 0"
-
-
-@dataclass(frozen=True)
-class RankChange:
-    """What a change of rank did.
-
-    Attributes:
-        rank_before: Components before.
-        rank_after: Components now.
-        num_kept: How many of these are made of the old ones; those after them are new.
-        discarded: Frobenius norm of what the layer's weight update lost, its scaling included.
-        is_merged: Whether the update became part of the base weight.
-        frozen: Parameters that stop training with it.
-        thawed: Parameters that train from now on.
-        replaced: Old and new parameter, where torch did not allow to keep the object.
-    """
-
-    rank_before: int
-    rank_after: int
-    num_kept: int
-    discarded: float = 0.0
-    is_merged: bool = False
-    frozen: tuple[Parameter, ...] = ()
-    thawed: tuple[Parameter, ...] = ()
-    replaced: tuple[tuple[Parameter, Parameter], ...] = ()
 
 
 def check_rank(layer: PeftModule, rank: object, adapter_name: str = "default") -> int:
@@ -145,6 +102,34 @@ def resize_lora_layer(
         resize_lora_layer(layer, 16, optimizers=[optimizer])
         ```
     """
+    request = request_rank(
+        layer,
+        r,
+        adapter_name,
+        on_zero=on_zero,
+        shrink=shrink,
+        statistics=statistics,
+        model=model,
+        generator=generator,
+    )
+    [change] = change_ranks([request], on_zero, optimizers)
+    if model is not None and change.rank_after != change.rank_before:
+        note_ranks(model)
+    return change
+
+
+def request_rank(
+    layer: PeftModule,
+    r: int,
+    adapter_name: str,
+    *,
+    on_zero: OnZero,
+    shrink: Shrink,
+    statistics: tuple[Tensor, Tensor] | None,
+    model: nn.Module | None,
+    generator: torch.Generator | None,
+) -> RankRequest:
+    """The arguments of `resize_lora_layer`, checked: see there."""
     check_rank(layer, r, adapter_name)
     if adapter_name in layer.merged_adapters:
         raise RuntimeError(f"The adapter '{adapter_name}' is merged: call `unmerge` before its rank changes.")
@@ -154,37 +139,9 @@ def resize_lora_layer(
         raise ValueError(
             "shrink='kfac' needs statistics, or the callback, which collects them. Or use 'svd'."
         )
-    if r == 0 and on_zero == "freeze":
-        frozen = ledger.hold(factors.parameters, _HOLDER)
-        return RankChange(factors.rank, factors.rank, factors.rank, frozen=tuple(frozen))
-    is_merged = r == 0 and on_zero == "merge" and factors.rank > 0
-    if is_merged:
+    if r == 0 < factors.rank and on_zero == "merge":
         check_merge(factors, model)
-        merge_into_base(factors)
-    thawed = ledger.release(factors.parameters, _HOLDER)
-    if r == factors.rank:
-        return RankChange(r, r, r, thawed=tuple(thawed))
-    change = _resize(factors, r, statistics if shrink == "kfac" else None, list(optimizers), generator)
-    if model is not None:
-        note_ranks(model)
-    successors = {id(old): new for old, new in change.replaced}
-    thawed = [successors.get(id(parameter), parameter) for parameter in thawed]
-    return replace(
-        change,
-        thawed=tuple(thawed),
-        is_merged=is_merged,
-        discarded=0.0 if is_merged else change.discarded,
-    )
-
-
-def fit_rank(factors: LoraFactors, rank: int) -> None:
-    """Give factors the shapes of a rank, whatever is in them: their values come from a checkpoint next."""
-    A, B = factors.parameters
-    num_components = max(rank, 1) if A.ndim > 2 else rank
-    shapes = (num_components, *A.shape[1:]), (B.shape[0], num_components, *B.shape[2:])
-    for (owner, name), shape in zip(factors.owners, shapes, strict=True):
-        reshape_parameter(owner, name, torch.zeros(shape))
-    _note_rank(factors, rank)
+    return RankRequest(factors, r, generator, statistics if shrink == "kfac" else None)
 
 
 def check_shrink(factors: LoraFactors, shrink: Shrink) -> None:
@@ -200,73 +157,3 @@ def check_shrink(factors: LoraFactors, shrink: Shrink) -> None:
         )
     if shrink == "kfac" and factors.adapter_name in factors.layer.lora_magnitude_vector:
         raise ValueError("shrink='kfac' does not support DoRA: use shrink='svd'.")
-
-
-def _resize(
-    factors: LoraFactors,
-    r: int,
-    statistics: tuple[Tensor, Tensor] | None,
-    optimizers: list[Optimizer],
-    generator: torch.Generator | None,
-) -> RankChange:
-    rank_before, scaling = factors.rank, factors.scaling
-    initial = initial_factors(factors.layer, factors.adapter_name)
-    A, B, cut = _new_values(factors, r, statistics, generator)
-    num_kept = len(cut.A) if cut else rank_before
-    replaced = []
-    mixes = (cut.P.T, cut.T) if cut else (None, None)
-    if cut and initial:  # the new components are no mixture of the old ones alone
-        num_kept, mixes = 0, (None, None)
-        give_back(factors)
-    for axis, ((owner, name), value, mix) in enumerate(zip(factors.owners, (A, B), mixes, strict=True)):
-        if pair := reshape_parameter(owner, name, value, optimizers):
-            replaced.append(pair)
-        change = Recombination(axis, mix, num_kept, r - num_kept)
-        for optimizer in optimizers:
-            if not carry_state(factors.parameters[axis], change, optimizer):
-                log.info("%s starts without state for LoRA factors of a new rank", type(optimizer).__name__)
-    _note_rank(factors, r)
-    lost = abs(scaling) * cut.discarded if cut else 0.0
-    return RankChange(rank_before, r, num_kept, discarded=lost, replaced=tuple(replaced))
-
-
-@torch.no_grad()
-def _new_values(
-    factors: LoraFactors,
-    r: int,
-    statistics: tuple[Tensor, Tensor] | None,
-    generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor, Truncation | None]:
-    """A and B of the new rank in the shapes of their parameters. No view of the old ones lives on."""
-    A, B = factors.matrices  # (r, n), (m, r)
-    m, n = factors.shape
-    cut = None
-    if r < factors.rank:
-        zero = factors.zero_factor
-        if initial := initial_factors(factors.layer, factors.adapter_name):
-            A, B = torch.cat([A, initial[0].to(A)]), torch.cat([B, -initial[1].to(B)], dim=1)
-        cut = truncated_by_loss(A, B, r, *statistics, zero) if statistics else truncated(A, B, r, zero)
-        A, B = cut.A.to(A), cut.B.to(B)
-    new_A, new_B = new_components(r - len(A), n, m, factors.zero_factor, generator)
-    A, B = torch.cat([A, new_A.to(A)]), torch.cat([B, new_B.to(B)], dim=1)
-    old_A, old_B = factors.parameters
-    if not r and old_A.ndim > 2:  # torch has no convolution without channels
-        A, B = A.new_zeros(1, n), B.new_zeros(m, 1)
-    A, B = A.reshape(-1, *old_A.shape[1:]), B.reshape(m, -1, *old_B.shape[2:])
-    return A, B, cut
-
-
-def _note_rank(factors: LoraFactors, r: int) -> None:
-    """Write the rank into PEFT's layer, so that alpha and rank still give its scaling."""
-    layer, name = factors.layer, factors.adapter_name
-    layer.r[name] = r
-    if r:
-        shorten_forward(layer, allowed=False)
-        layer.lora_alpha[name] = alpha_for(factors.scaling, r, layer.use_rslora.get(name, False))
-    if factors.is_embedding:
-        return
-    num_components = factors.parameters[0].shape[0]
-    if isinstance(layer.lora_A[name], nn.Linear):
-        layer.lora_A[name].out_features = layer.lora_B[name].in_features = num_components
-    else:
-        layer.lora_A[name].out_channels = layer.lora_B[name].in_channels = num_components

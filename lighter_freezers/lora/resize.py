@@ -1,6 +1,7 @@
 """Factors of another rank: truncation and growth of an update B A, as pure functions of tensors.
 
-Shapes: m outputs, n inputs, r rank before, k components kept; A (r, n), B (m, r), both of two dimensions.
+Shapes: m outputs, n inputs, r rank before, k components kept; A (r, n), B (m, r), both of two dimensions;
+g pairs of equal shapes in a stack, decomposed together.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ __all__ = [
     "new_components",
     "truncated",
     "truncated_by_loss",
+    "truncations",
 ]
 
 ZeroFactor = Literal["A", "B"]  # the factor that PEFT initialises with zeros: B, and in an embedding A
@@ -28,21 +30,21 @@ _RIDGE = 1e-7  # share of the mean eigenvalue that keeps the root of a singular 
 
 @dataclass(frozen=True)
 class Truncation:
-    """A pair of factors with fewer components, and how these are made of the old ones.
+    """A pair of factors with fewer components, and how these are made of the old ones; or a stack of pairs.
 
     Attributes:
-        A: T A, (k, n).
-        B: B P, (m, k).
-        T: (k, r), with T P = 1.
-        P: (r, k).
-        discarded: Frobenius norm of B A - B' A'.
+        A: T A, (..., k, n).
+        B: B P, (..., m, k).
+        T: (..., k, r), with T P = 1.
+        P: (..., r, k).
+        discarded: Frobenius norm of B A - B' A', (...).
     """
 
     A: Tensor
     B: Tensor
     T: Tensor
     P: Tensor
-    discarded: float
+    discarded: Tensor
 
 
 def truncated(A: Tensor, B: Tensor, rank: int, zero_factor: ZeroFactor = "B") -> Truncation:
@@ -57,14 +59,7 @@ def truncated(A: Tensor, B: Tensor, rank: int, zero_factor: ZeroFactor = "B") ->
         rank: The components wanted. Fewer come back where B A has a lower rank.
         zero_factor: The factor that starts from zeros.
     """
-    A, B = _precise(A), _precise(B)
-    R_A, R_B = _triangle(A.T), _triangle(B)  # (r, r) each, fewer rows where n < r or m < r
-    U, S, Vh = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
-    k = _num_kept(S, rank, A, B)
-    U, S, Vh = U[:, :k], S[:k], Vh[:k]
-    T = (U.T @ R_B) / S[:, None]  # T A = V^T Q_A^T, with rows of length 1
-    P = R_A.T @ Vh.T  # B P = Q_B U S
-    return _balanced(A, B, T, P, zero_factor, R_A, R_B)
+    return _only(truncations(A[None], B[None], rank, zero_factor))
 
 
 def truncated_by_loss(
@@ -84,17 +79,48 @@ def truncated_by_loss(
             importance.
         zero_factor: The factor that starts from zeros.
     """
-    S_z, S_g = _precise(S_z), _precise(S_g)
     if not (S_z.any() and S_g.any()):  # nothing has been seen, or the update is zero
         return truncated(A, B, rank, zero_factor)
+    return _only(truncations(A[None], B[None], rank, zero_factor, S_z[None], S_g[None]))
+
+
+def truncations(
+    A: Tensor,
+    B: Tensor,
+    rank: int,
+    zero_factor: ZeroFactor = "B",
+    S_z: Tensor | None = None,
+    S_g: Tensor | None = None,
+) -> list[tuple[list[int], Truncation]]:
+    """`truncated` of a stack of g pairs, or `truncated_by_loss`.
+
+    Args:
+        A: (g, r, n).
+        B: (g, m, r).
+        rank: The components wanted.
+        zero_factor: The factor that starts from zeros.
+        S_z: For `truncated_by_loss`, (g, r, r).
+        S_g: The same.
+
+    Returns:
+        For each number of components that is left somewhere: which pairs have so many, and their truncation.
+    """
     A, B = _precise(A), _precise(B)
-    L_z, L_z_inverse = _root(S_z)
-    L_g, L_g_inverse = _root(S_g)
-    U, S, Vh = torch.linalg.svd(L_g.T @ L_z)
-    k = _num_kept(S, rank, A, B)
-    T = Vh[:k] @ L_z_inverse
-    P = L_g_inverse.T @ (U[:, :k] * S[:k])
-    return _balanced(A, B, T, P, zero_factor, _triangle(A.T), _triangle(B))
+    R_A, R_B = _triangle(A.mT), _triangle(B)  # (g, r, r) each, fewer rows where n < r or m < r
+    if S_z is None or S_g is None:
+        S, T, P = _by_weight(R_A, R_B)
+    else:
+        S, T, P = _by_loss(_precise(S_z), _precise(S_g))
+    stacks: dict[int, list[int]] = {}
+    for index, num_kept in enumerate(_nums_kept(S, rank, A, B)):
+        stacks.setdefault(num_kept, []).append(index)
+    cuts = []
+    for k, chosen in stacks.items():
+        parts = A, B, T[:, :k], P[..., :k], R_A, R_B
+        if len(stacks) > 1:
+            parts = tuple(part[chosen] for part in parts)  # type: ignore[assignment]
+        cuts.append((chosen, _balanced(*parts, zero_factor)))
+    return cuts
 
 
 def new_components(
@@ -153,36 +179,59 @@ def _precise(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
+def _only(cuts: list[tuple[list[int], Truncation]]) -> Truncation:
+    [(_, cut)] = cuts
+    return Truncation(cut.A[0], cut.B[0], cut.T[0], cut.P[0], cut.discarded[0])
+
+
 def _triangle(tall: Tensor) -> Tensor:
     """The triangular factor of a QR decomposition."""
     triangle: Tensor = torch.linalg.qr(tall, mode="r").R
     return triangle
 
 
-def _num_kept(S: Tensor, rank: int, A: Tensor, B: Tensor) -> int:
+def _by_weight(R_A: Tensor, R_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sizes of all components, largest first, and the T and P that make them."""
+    U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+    return S, (U.mT @ R_B) / S[..., None], R_A.mT @ Vh.mT  # T A = V^T Q_A^T has rows of length 1
+
+
+def _by_loss(S_z: Tensor, S_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by what the loss sees of them."""
+    L_z, L_z_inverse = _root(S_z)
+    L_g, L_g_inverse = _root(S_g)
+    U, S, Vh = torch.linalg.svd(L_g.mT @ L_z)
+    return S, Vh @ L_z_inverse, L_g_inverse.mT @ (U * S[..., None, :])
+
+
+def _nums_kept(S: Tensor, rank: int, A: Tensor, B: Tensor) -> list[int]:
     """The components wanted, without those that vanish: both factors of these would be zero, and stay so."""
-    if not S.numel():
-        return 0
-    smallest = S[0] * max(*A.shape, *B.shape) * torch.finfo(S.dtype).eps
-    return int((S[:rank] > smallest).sum())
+    smallest = S[..., :1] * max(*A.shape[1:], *B.shape[1:]) * torch.finfo(S.dtype).eps
+    nums: list[int] = (S[..., :rank] > smallest).sum(-1).tolist()
+    return nums
 
 
 def _root(S: Tensor) -> tuple[Tensor, Tensor]:
     """L with L L^T = S, and its inverse, of a symmetric matrix without negative eigenvalues."""
-    eigenvalues, vectors = torch.linalg.eigh((S + S.T) / 2)
+    eigenvalues, vectors = torch.linalg.eigh((S + S.mT) / 2)
     eigenvalues = eigenvalues.clamp_min(0)
-    root = (eigenvalues + _RIDGE * eigenvalues.mean()).sqrt()
-    return vectors * root, (vectors / root).T
+    root = (eigenvalues + _RIDGE * eigenvalues.mean(-1, keepdim=True)).sqrt()[..., None, :]
+    return vectors * root, (vectors / root).mT
 
 
 def _balanced(
-    A: Tensor, B: Tensor, T: Tensor, P: Tensor, zero_factor: ZeroFactor, R_A: Tensor, R_B: Tensor
+    A: Tensor, B: Tensor, T: Tensor, P: Tensor, R_A: Tensor, R_B: Tensor, zero_factor: ZeroFactor
 ) -> Truncation:
     """Share the size of each component out between its two factors, and say what is lost."""
     if zero_factor == "B":
-        size = A.square().sum(dim=1).mean().sqrt() / (T @ A).norm(dim=1)  # (k)
+        size = _mean_size(A, dim=-1) / (T @ A).norm(dim=-1)  # (g, k)
     else:
-        size = (B @ P).norm(dim=0) / B.square().sum(dim=0).mean().sqrt()
-    T, P = T * size[:, None], P / size
-    lost = R_B @ (torch.eye(A.shape[0], dtype=T.dtype, device=T.device) - P @ T) @ R_A.T
-    return Truncation(T @ A, B @ P, T, P, float(lost.norm()))
+        size = (B @ P).norm(dim=-2) / _mean_size(B, dim=-2)
+    T, P = T * size[..., None], P / size[..., None, :]
+    lost = R_B @ (torch.eye(A.shape[-2], dtype=T.dtype, device=T.device) - P @ T) @ R_A.mT
+    return Truncation(T @ A, B @ P, T, P, lost.flatten(1).norm(dim=1))
+
+
+def _mean_size(factor: Tensor, dim: int) -> Tensor:
+    """Root mean square of the lengths of components, (g, 1)."""
+    return factor.square().sum(dim=dim).mean(dim=-1, keepdim=True).sqrt()

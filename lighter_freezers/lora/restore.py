@@ -17,7 +17,7 @@ from lighter_freezers.lora.initial_factors import (
 )
 from lighter_freezers.lora.peft_configs import network_of, refuse_other_tuners
 from lighter_freezers.lora.peft_view import note_ranks
-from lighter_freezers.lora.ranks import fit_rank
+from lighter_freezers.lora.rank_change import fit_rank
 from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 
 __all__ = ["install_rank_restore"]

@@ -15,7 +15,8 @@ from lighter_freezers.lora.merging import check_merge
 from lighter_freezers.lora.optimizer_state import NewComponents
 from lighter_freezers.lora.peft_configs import refuse_other_tuners, usual_adapter
 from lighter_freezers.lora.peft_view import note_ranks
-from lighter_freezers.lora.ranks import OnZero, RankChange, Shrink, check_rank, resize_lora_layer
+from lighter_freezers.lora.rank_change import OnZero, RankChange, change_ranks
+from lighter_freezers.lora.ranks import Shrink, check_rank, request_rank
 from lighter_freezers.lora.resize import generator_for
 from lighter_freezers.lora.sites import (
     LoraSite,
@@ -25,6 +26,7 @@ from lighter_freezers.lora.sites import (
     select_sites,
     why_unsupported,
 )
+from lighter_freezers.selection.names import each_module
 
 __all__ = ["check_layer_lora_rank", "hold_bases", "resize_sites", "set_layer_lora_rank"]
 
@@ -190,26 +192,23 @@ def resize_sites(
     Returns:
         Each of them, and what happened to it.
     """
-    for name, rank in ranks.items():
-        check_rank(sites[name].factors.layer, rank, sites[name].factors.adapter_name)
-        if rank == 0 and on_zero == "merge":
-            check_merge(sites[name].factors, model)
-    optimizers, changes = list(optimizers), []
-    for name, rank in ranks.items():
-        site = sites[name]
-        change = resize_lora_layer(
-            site.factors.layer,
+    requests = [
+        request_rank(
+            sites[name].factors.layer,
             rank,
-            site.factors.adapter_name,
+            sites[name].factors.adapter_name,
             on_zero=on_zero,
             shrink=shrink,
             statistics=(statistics or {}).get(name),
-            model=model if on_zero == "merge" else None,
-            optimizers=optimizers,
+            model=model,
             generator=generator_for(seed, name),
         )
-        changes.append((site, change))
-        if new_components is not None:
+        for name, rank in ranks.items()
+    ]
+    done = change_ranks(requests, on_zero, optimizers)
+    changes = [(sites[name], change) for name, change in zip(ranks, done, strict=True)]
+    if new_components is not None:
+        for site, change in changes:
             new_components.expect(site, change.num_kept)
     if any(change.rank_before != change.rank_after for _, change in changes):
         note_ranks(model)
@@ -238,7 +237,7 @@ def _forget_compiled(model: nn.Module) -> None:
         return
     is_compiled = getattr(model, "_compiler_ctx", None) or any(
         module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
-        for module in model.modules()
+        for module in each_module(model)
     )
     if is_compiled:
         sys.modules["torch._dynamo"].reset()

@@ -198,7 +198,7 @@ def why_unsupported(layer: PeftModule, adapter_name: str) -> str:
         return "it is a layer of AdaLoRA, another tuner than LoRA"
     if kind in ("MultiheadAttention", "ParamWrapper"):
         return f"PEFT computes the update of {kind} in a way of its own"
-    if adapter_name in getattr(layer, "unknown_initials", ()):
+    if adapter_name in vars(layer).get("unknown_initials", ()):  # `getattr` of a module is slow
         return (
             "its initialisation changed the base weight, and what it took from there is not known any more "
             "(LoftQ quantises; the factors of others have trained since). Use lighter_freezers.apply_lora, "
@@ -257,12 +257,13 @@ def lora_layers(model: nn.Module, adapter_name: str) -> dict[str, PeftModule]:
     layers: dict[str, PeftModule] = {}
     seen: set[int] = set()
     for path, module in walk(model):
-        if isinstance(module, AdaLoraLayer):  # a subclass, with factors of another kind
+        if "lora_A" not in module._modules or id(module) in seen:  # cheaper than PEFT's abstract classes
             continue
-        if isinstance(module, LoraLayer) and id(module) not in seen:
-            seen.add(id(module))
-            if adapter_name in module.lora_A or adapter_name in module.lora_embedding_A:
-                layers[path] = module
+        seen.add(id(module))
+        if not isinstance(module, LoraLayer) or isinstance(module, AdaLoraLayer):  # factors of another kind
+            continue
+        if adapter_name in module.lora_A or adapter_name in module.lora_embedding_A:
+            layers[path] = module
     return layers
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "closest_names",
     "join",
     "layout",
+    "each_module",
     "named_aliases",
     "spellings",
     "unwrapped",
@@ -138,15 +139,25 @@ def walk(module: nn.Module, path: str = "", at_root: bool = True) -> Iterator[tu
     Yields:
         Path and module; a wrapper and what it wraps have the same path.
     """
-    yield path, module
-    technical = ROOT_SEGMENTS if at_root else TECHNICAL_SEGMENTS
-    for name, child in module._modules.items():
-        if child is None:
-            continue
-        if name in technical:
-            yield from walk(child, path, at_root)
-        else:
-            yield from walk(child, join(path, name), at_root=False)
+    left = [(path, module, at_root)]
+    while left:  # a generator for each level would cost as much as the depth for each module
+        path, module, at_root = left.pop()
+        yield path, module
+        technical = ROOT_SEGMENTS if at_root else TECHNICAL_SEGMENTS
+        left.extend(
+            (path, child, at_root) if name in technical else (join(path, name), child, False)
+            for name, child in reversed(module._modules.items())
+            if child is not None
+        )
+
+
+def each_module(model: nn.Module) -> Iterator[nn.Module]:
+    """Every module in model order; one that occurs twice comes twice. `modules` takes five times as long."""
+    left: list[nn.Module | None] = [model]
+    while left:
+        if (module := left.pop()) is not None:
+            yield module
+            left.extend(reversed(module._modules.values()))
 
 
 def named_aliases(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -4,7 +4,7 @@ Whatever refers to the parameter, such as an optimizer built before the Trainer 
 one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,21 @@ from torch.optim import Optimizer
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.trainer_like import ParameterGroup
 
-__all__ = ["options_of", "reshape_parameter"]
+__all__ = ["KnownGroups", "groups_by_id", "reshape_parameter"]
+
+KnownGroups = Mapping[Optimizer, dict[int, ParameterGroup]]
+
+
+def groups_by_id(optimizers: Iterable[Optimizer]) -> KnownGroups:
+    """For each optimizer, the group of each of its parameters by id: one search for all of them."""
+    return {
+        optimizer: {id(member): group for group in optimizer.param_groups for member in group["params"]}
+        for optimizer in optimizers
+    }
 
 
 def reshape_parameter(
-    owner: nn.Module, name: str, value: Tensor, optimizers: Iterable[Optimizer] = ()
+    owner: nn.Module, name: str, value: Tensor, groups: KnownGroups | None = None
 ) -> tuple[Parameter, Parameter] | None:
     """Give a parameter a value of another shape; its gradient is dropped, its flag and its holders stay.
 
@@ -29,31 +39,24 @@ def reshape_parameter(
     Args:
         owner: The module that owns it, a `ParameterDict` too.
         name: Its name there.
-        value: The new value; it is cast to the parameter's dtype.
-        optimizers: Those that may contain it. The caller takes care of their state for it.
+        value: The new value, with memory of its own. It is cast to the parameter's dtype.
+        groups: From `groups_by_id`, of the optimizers that may contain it. The caller takes care of their
+            state for it.
 
     Returns:
         None where it is still the same object, else the old and the new parameter.
     """
     old = owner._parameters[name]
     assert old is not None, "only parameters that exist are reshaped"
-    new = Parameter(value.detach().to(old, copy=True).contiguous(), requires_grad=old.requires_grad)
+    new = Parameter(value.to(old).contiguous(), requires_grad=old.requires_grad)
     new.__dict__.update(old.__dict__)  # attributes set by other code; a swap would remove them
     if _swapped(old, new):
         return None
     owner.register_parameter(name, new)
-    for optimizer in optimizers:
-        _replace(old, new, optimizer)
+    for optimizer, known in (groups or {}).items():
+        _replace(old, new, optimizer, known)
     ledger.succeed(old, new)
     return old, new
-
-
-def options_of(parameter: Parameter, optimizer: Optimizer) -> ParameterGroup | None:
-    """The options of the group a parameter is in; None if it is in no group."""
-    for group in optimizer.param_groups:
-        if any(member is parameter for member in group["params"]):
-            return group
-    return None
 
 
 def _swapped(old: Parameter, new: Parameter) -> bool:
@@ -65,8 +68,9 @@ def _swapped(old: Parameter, new: Parameter) -> bool:
     return True
 
 
-def _replace(old: Parameter, new: Parameter, optimizer: Optimizer) -> None:
-    for group in optimizer.param_groups:
+def _replace(old: Parameter, new: Parameter, optimizer: Optimizer, known: dict[int, ParameterGroup]) -> None:
+    if (group := known.pop(id(old), None)) is not None:
         group["params"] = [new if member is old else member for member in group["params"]]
+        known[id(new)] = group
     if old in optimizer.state:
         optimizer.state[new] = optimizer.state.pop(old)

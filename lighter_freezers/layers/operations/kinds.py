@@ -16,7 +16,7 @@ from lighter_freezers.layers.operations.layer_holds import LayerHolds, parameter
 
 if TYPE_CHECKING:
     from lighter_freezers.lora.optimizer_state import NewComponents
-    from lighter_freezers.lora.ranks import OnZero
+    from lighter_freezers.lora.rank_change import OnZero
 
 __all__ = ["KINDS", "Effect", "Kind", "OperationContext", "Value"]
 

@@ -1,12 +1,11 @@
 """Parameters of another shape: identity, flags, holders and optimizers."""
 
-import pytest
 import torch
 from torch import nn
 from torch.nn import Parameter
 
 from lighter_freezers.engine import ledger
-from lighter_freezers.engine.effects.parameter_swap import options_of, reshape_parameter
+from lighter_freezers.engine.effects.parameter_swap import groups_by_id, reshape_parameter
 from lighter_freezers.engine.ledger import Hold
 
 
@@ -26,7 +25,7 @@ def test_a_parameter_stays_the_same_object() -> None:
     hold = Hold([weight], "Freezer")
     hold.take()
 
-    assert reshape_parameter(layer, "weight", torch.ones(5, 3), [optimizer]) is None
+    assert reshape_parameter(layer, "weight", torch.ones(5, 3), groups_by_id([optimizer])) is None
     assert layer.weight is weight is optimizer.param_groups[0]["params"][0]
     assert weight.shape == (5, 3)
     assert weight.grad is None
@@ -49,7 +48,7 @@ def test_a_successor_takes_the_place_where_torch_refuses() -> None:
     hold = Hold([old], "Freezer")
     hold.take()
     ledger.hold([old], "freeze_layer")
-    pair = reshape_parameter(layer, "weight", torch.ones(5, 3), [optimizer])
+    pair = reshape_parameter(layer, "weight", torch.ones(5, 3), groups_by_id([optimizer]))
 
     assert pair is not None
     assert pair[0] is old is observer()
@@ -87,15 +86,23 @@ def test_a_parameter_dict_keeps_its_keys() -> None:
     assert factors["default"].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("is_known", [True, False])
-def test_options_of_a_parameter(is_known: bool) -> None:
-    layer = nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(
-        [{"params": [layer.bias], "lr": 0.5}, {"params": [nn.Parameter(torch.ones(1))]}], lr=0.1
-    )
-    options = options_of(layer.bias if is_known else layer.weight, optimizer)
+def test_groups_of_parameters() -> None:
+    """Each optimizer has its own; a successor is found where the old parameter was."""
+    import weakref
 
-    assert (options["lr"] if options else None) == (0.5 if is_known else None)
+    layer, other = nn.Linear(3, 2), nn.Linear(2, 2)
+    first = torch.optim.SGD([{"params": [layer.bias], "lr": 0.5}, {"params": [layer.weight]}], lr=0.1)
+    second = torch.optim.Adam(other.parameters())
+    groups = groups_by_id([first, second])
+
+    assert groups[first][id(layer.bias)]["lr"] == 0.5
+    assert groups[first].keys() == {id(layer.bias), id(layer.weight)}
+    assert groups[second].keys() == {id(other.weight), id(other.bias)}
+    observer = weakref.ref(layer.weight)
+    reshape_parameter(layer, "weight", torch.ones(5, 3), groups)
+    assert layer.weight is not observer()
+    assert groups[first][id(layer.weight)] is first.param_groups[1]
+    assert first.param_groups[1]["params"] == [layer.weight]
 
 
 def test_what_has_no_record_needs_none() -> None:
