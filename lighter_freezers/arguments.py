@@ -33,6 +33,7 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 _HEAVY = (("torch", "nn"), ("peft", "LoraConfig"))  # nothing is of a kind that has not been imported
 _BEYOND_ALL_STEPS = 2**40
+_MOST = 2**63 - 1  # the largest whole number that torch and Python's own counters take
 
 
 class Share(int):
@@ -91,15 +92,16 @@ def count(argument: str, value: object) -> int | None:
 
     Raises:
         TypeError: It is not a whole number.
-        ValueError: It is negative.
+        ValueError: It is negative, or larger than any count.
     """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
         hint = " Remove the quotes." if isinstance(value, str) else ""
         raise TypeError(f"{argument} must be a whole number. Got {value!r} ({type(value).__name__}).{hint}")
-    if value < 0:
-        raise ValueError(f"{argument} counts from 0. Got {value}.")
+    if not 0 <= value <= _MOST:
+        limit = "counts from 0" if value < 0 else f"is at most {_MOST}"
+        raise ValueError(f"{argument} {limit}. Got {value}.")
     return value
 
 
@@ -281,6 +283,8 @@ def _check(argument: str, value: object, wanted: object) -> None:
     if _fits(value, wanted):
         if value == "" and isinstance(value, str):
             raise ValueError(f"{argument} must not be empty.")
+        if isinstance(value, int) and int in _members(wanted) and abs(value) > _MOST:
+            raise ValueError(f"{argument} is at most {_MOST}. Got {value}.")
         return
     members = [each for each in _members(wanted) if each is not NoneType]
     only = members[0] if len(members) == 1 else None

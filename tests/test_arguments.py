@@ -34,6 +34,7 @@ def test_a_wrong_type_is_named(check: Any, value: object, message: str) -> None:
     ("check", "value", "message"),
     [
         (arguments.count, -1, "x counts from 0. Got -1"),
+        (arguments.count, 2**63, "x is at most 9223372036854775807. Got 9223372036854775808"),
         (arguments.positive, 0, "above 0"),
         (arguments.positive, float("inf"), "finite"),
         (arguments.fraction, 1.5, "x must be between 0 and 1. Got 1.5"),

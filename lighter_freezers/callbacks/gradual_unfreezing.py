@@ -9,6 +9,7 @@ from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.arguments import checked
 from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.early_stopping import impatient
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
@@ -222,6 +223,8 @@ class GradualUnfreezing(EngineCallback):
         is_explicit = isinstance(self._plan, StagePlan)
         if not is_explicit:
             check_order(pl_module, anatomy_said(pl_module, self._said))
+        if trainer.is_global_zero:
+            self._warn_of_early_stopping(trainer)
         if self._left_out and trainer.is_global_zero:
             self._warn_of_left_out()
         last = certain_end(trainer, is_manual=not pl_module.automatic_optimization)
@@ -243,6 +246,15 @@ class GradualUnfreezing(EngineCallback):
                 first_few(late),
                 "begin" if is_explicit else "thaw",
                 end_in_words(last),
+            )
+
+    def _warn_of_early_stopping(self, trainer: TrainerLike) -> None:
+        why = impatient(trainer, self._plan.plateaus, self._plan.num_epochs)
+        if why is not None:
+            log.warning(
+                "%r: %s: later stages then never begin. Give it more patience, or stages with "
+                "until_early_stopping: true",
+                *(self, why),
             )
 
     def _warn_of_left_out(self) -> None:

@@ -6,7 +6,7 @@ other code stop the run as ever.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
+from lighter_freezers.engine.triggers import Plateau
 
-__all__ = ["EARLY_STOPPING", "OutOfPatience", "PatienceWatch"]
+__all__ = ["EARLY_STOPPING", "OutOfPatience", "PatienceWatch", "impatient"]
 
 EARLY_STOPPING = "early_stopping"  # what waits for it names this as its metric
 _HOOKS = ("on_validation_end", "on_train_epoch_end")
@@ -32,10 +33,37 @@ class OutOfPatience:
 
 
 class _EarlyStoppingLike(Protocol):
+    monitor: str
     patience: int
+    min_delta: float  # below 0 where less is better
     wait_count: int
     best_score: Tensor
     mode: str
+
+
+def impatient(trainer: TrainerLike, plateaus: Sequence[Plateau], num_epochs: int) -> str | None:
+    """How an EarlyStopping ends the run before a stage is over, in words; None where none does.
+
+    Args:
+        trainer: The Trainer.
+        plateaus: What stages wait for: the same metric, of which they count no less as progress.
+        num_epochs: Epochs of the longest stage that nothing but its epochs ends.
+    """
+    for each in callbacks_of_kind(callbacks_of(trainer), "EarlyStopping"):
+        stopping = cast("_EarlyStoppingLike", each)
+        limit, margin = stopping.patience, abs(stopping.min_delta)
+        said = f"EarlyStopping ends the run after {limit} checks of {stopping.monitor} without progress"
+        for plateau in plateaus:
+            needed, least = plateau.patience, plateau.min_delta
+            is_same = (plateau.monitor, plateau.mode) == (
+                stopping.monitor.removesuffix("/epoch"),
+                stopping.mode,
+            )
+            if is_same and margin >= least and limit <= needed:
+                return f"{said}, and a stage ends after {needed}"
+        if limit * (trainer.check_val_every_n_epoch or 1) < num_epochs:
+            return f"{said}, and a stage has {num_epochs} epochs, which may bring none"
+    return None
 
 
 class PatienceWatch:

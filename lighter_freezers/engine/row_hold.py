@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -71,6 +72,11 @@ class RowHold(Action):
         self._held = {}
         sparse = sparse_parameters(model)
         for name, parameter in self._selector.select(model).items():
+            if is_lazy(parameter):
+                raise ValueError(
+                    f"rows: {name} is of a lazy layer, which has no rows before the first batch. Build the "
+                    "layer with its sizes, such as nn.Linear(8, 4)."
+                )
             if id(parameter) in sparse:
                 raise ValueError(f"{name} has sparse gradients, of which no rows can be held: sparse=False.")
             if ledger.is_user_frozen(parameter):

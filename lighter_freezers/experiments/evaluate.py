@@ -11,6 +11,7 @@ from torch import nn
 
 from lighter_freezers.arguments import at_least, checked
 from lighter_freezers.experiments.causal_models import Tokenizer, check_causal, load_evaluated
+from lighter_freezers.experiments.data.prompt_tokenizer import check_tokenizer
 from lighter_freezers.experiments.evaluation.answers import GenerationSettings, answers_to
 from lighter_freezers.experiments.evaluation.metrics import check_metric_packages
 from lighter_freezers.experiments.evaluation.perplexity import perplexity
@@ -144,6 +145,7 @@ def evaluate(
     at_least("batch_size", batch_size, 1)
     at_least("num_samples", 1 if num_samples is None else num_samples, 1)
     GenerationSettings.of({"max_new_tokens": 1, **(generation or {})})
+    check_tokenizer(tokenizer)
     network, known_tokenizer = _model_and_tokenizer(model_path, base_model_id, tokenizer)
     sizes = {"batch_size": batch_size, "num_test_sequences": num_samples}
     prompts = _test_data(task, source, tokenizer=known_tokenizer, **sizes, **data)

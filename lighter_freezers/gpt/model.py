@@ -180,6 +180,7 @@ class GPT(LoraMethods):
         return loss
 
     def _check(self, input_ids: Tensor) -> None:
+        _check_ids(input_ids)
         T = input_ids.shape[1]
         if self.config.block_size < T:
             raise ValueError(
@@ -232,6 +233,7 @@ class GPT(LoraMethods):
             )
         count("max_new_tokens", max_new_tokens)
         count("eos_token_id", eos_token_id)
+        _check_ids(input_ids)
         if not input_ids.shape[1]:
             raise ValueError("generate() continues a beginning: give at least one token.")
         sampling = Sampling(temperature, top_k, top_p)
@@ -249,3 +251,13 @@ class GPT(LoraMethods):
         hidden = self.transformer(input_ids[:, -self.config.block_size :])  # (B, T, C)
         logits: Tensor = self.head(hidden[:, -1])  # (B, V)
         return logits
+
+
+def _check_ids(input_ids: object) -> None:
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(f"input_ids must be a tensor of token ids, (batch, time). Got {input_ids!r}.")
+    if input_ids.ndim != 2 or input_ids.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            "input_ids must be whole numbers (torch.long), one row per sequence: (batch, time). "
+            f"Got {tuple(input_ids.shape)} of {input_ids.dtype}."
+        )

@@ -1,10 +1,11 @@
 """Shared by all functions of this package: look parameters up by name, change the ledger, log one line."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import distributed, nn
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
 from lighter_freezers._log import log
 from lighter_freezers.arguments import count
@@ -30,9 +31,10 @@ def freeze(model: nn.Module, names: Iterable[str], deed: str) -> int:
         The number of elements that were trainable and are now frozen.
     """
     named = canonical_parameters(model)
-    frozen = num_elements(ledger.freeze([named[name] for name in names]))
-    say(f"{deed}: " + (f"{frozen:,} parameters are frozen now." if frozen else "all were frozen already."))
-    return frozen
+    frozen = ledger.freeze([named[name] for name in names])
+    amount = _amount(frozen)
+    say(f"{deed}: " + (f"{amount} are frozen now." if amount else "all were frozen already."))
+    return num_elements(frozen)
 
 
 def thaw(model: nn.Module, names: Iterable[str], deed: str) -> int:
@@ -47,10 +49,11 @@ def thaw(model: nn.Module, names: Iterable[str], deed: str) -> int:
     if len(asked) < len(listed):
         left = num_elements(parameter for parameter in listed if id(parameter) in kept)
         say(f"{deed}: {left:,} parameters below adapters stay frozen, as PEFT keeps them.")
-    thawed = num_elements(ledger.thaw(asked, _NOBODY))
-    say(f"{deed}: " + (f"{thawed:,} parameters train now." if thawed else "all that can train already do."))
+    thawed = ledger.thaw(asked, _NOBODY)
+    amount = _amount(thawed)
+    say(f"{deed}: " + (f"{amount} train now." if amount else "all that can train already do."))
     _explain([parameter for parameter in asked if not parameter.requires_grad], deed)
-    return thawed
+    return num_elements(thawed)
 
 
 def thaw_layers(model: nn.Module, layers: Iterable[Iterable[str]], deed: str) -> int:
@@ -77,6 +80,13 @@ def lora_factors(model: nn.Module, *, in_use: bool = True) -> dict[str, Paramete
     factors = [site.factors for site in find_lora_sites(model).values()]
     ids = {id(p) for each in factors if each.rank or not in_use for p in each.parameters}
     return {name: p for name, p in canonical_parameters(model).items() if id(p) in ids}
+
+
+def _amount(parameters: Sequence[Parameter]) -> str:
+    """How many elements, and how many tensors of lazy layers, which have none yet; empty for nothing."""
+    elements, lazy = num_elements(parameters), sum(map(is_lazy, parameters))
+    words = (elements and f"{elements:,} parameters", lazy and f"{lazy} tensors of lazy layers")
+    return " and ".join(word for word in words if word)
 
 
 def _explain(frozen: Iterable[Parameter], deed: str) -> None:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from lighter_freezers.arguments import Share
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.stage_best import BestRequest
 from lighter_freezers.engine.stages import Best, StageClock
 from lighter_freezers.engine.terms import NormMode, Terms
-from lighter_freezers.engine.triggers import Schedule
+from lighter_freezers.engine.triggers import Plateau, Schedule
 from lighter_freezers.layers.stage_list import Stage
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
@@ -36,6 +37,26 @@ class StagePlan:
     terms: Terms = Terms()
     best: Best = "keep"
     restores: BestRequest | None = None
+
+    @property
+    def plateaus(self) -> list[Plateau]:
+        """The plateaus that alone end a stage."""
+        ends = [stage.end for stage in self.stages[:-1]]
+        waiting = [end.trigger for end in ends if end.patience is None and end.schedule == Schedule()]
+        return [trigger for trigger in waiting if isinstance(trigger, Plateau)]
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the longest stage that nothing else ends; 0 where there is none."""
+        longest = begin = 0
+        for end in (stage.end for stage in self.stages[:-1]):
+            epoch = end.schedule.until_epoch
+            if epoch is None or isinstance(epoch, Share):
+                return longest
+            if end.trigger is None and end.patience is None and end.schedule.until_step is None:
+                longest = max(longest, epoch - begin)
+            begin = epoch
+        return longest
 
     def clock(self) -> StageClock:
         """A new clock for one fit."""

@@ -9,7 +9,7 @@ from lighter_freezers import arguments
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.terms import Terms
-from lighter_freezers.engine.triggers import Schedule
+from lighter_freezers.engine.triggers import Plateau, Schedule
 from lighter_freezers.layers.thaw_order import Direction, Layer, Layers, cut_into_stages
 from lighter_freezers.layers.thaw_pace import Pace
 from lighter_freezers.selection.select import ParameterSelector
@@ -64,6 +64,17 @@ class ThawPlan:
         _check_stages(self)
         _check_decay(self)
         _refuse_idle_arguments(self)
+
+    @property
+    def plateaus(self) -> list[Plateau]:
+        """The plateaus that stages wait for."""
+        return [] if self.pace.plateau is None else [self.pace.plateau]
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the longest stage that nothing else ends; 0 where there is none."""
+        number = self.pace.every_n_epochs
+        return 0 if number is None or isinstance(number, arguments.Share) else number
 
     def rules(self, layers: Layers) -> list[FreezeRule]:
         """The rules that hold each stage until it starts: one per stage, or one per layer with `lr_decay`."""

@@ -187,7 +187,7 @@ def _check_targets(network: nn.Module, config: "LoraConfig") -> None:
             close = ", ".join(f"'{name}'" for name in closest_names(target, [_last(path) for path in paths]))
             raise ValueError(
                 f"config.target_modules: no layer of {type(network).__name__} is called '{target}'. "
-                f"Closest: {close}. All: [name for name, _ in network.named_modules()]"
+                f"Closest: {close or 'none'}. All: [name for name, _ in network.named_modules()]"
             )
 
 

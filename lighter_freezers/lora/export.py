@@ -85,8 +85,7 @@ def save_adapter(
     sites = {name: site.factors for name, site in find_lora_sites(root, adapter_name).items()}
     lacking = {} if base_is_saved else _lacking(sites)
     ranks = _saved_ranks(sites, lacking, trains_biases=config.bias != "none")
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _made(Path(path))
     _write_weights(_weights(network, sites, lacking, ranks, adapter_name), folder)
     config = without_initialisation(
         config_of_ranks(config, lora_layers(root, adapter_name), adapter_name, ranks)
@@ -94,6 +93,15 @@ def save_adapter(
     config.inference_mode = True
     config.save_pretrained(str(folder))
     log.info("saved adapter '%s' of %d layers to %s", adapter_name, sum(map(bool, ranks.values())), folder)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        said = f"path: no folder can be made there ({error.strerror}). Give one that can be written"
+        raise OSError(error.errno, said, str(folder)) from error
+    return folder
 
 
 def _refuse_changed_base(root: nn.Module, config: "LoraConfig", adapter_name: str) -> None:

@@ -146,9 +146,9 @@ class RowStore:
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         rows = self._folder / f"{name}.rows"
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND
-        file = os.open(rows, flags, 0o644)
+        file = os.open(rows, flags, 0o666)
         self._files[rows] = file
-        self._own = file, os.open(rows.with_suffix(".index"), flags, 0o644)
+        self._own = file, os.open(rows.with_suffix(".index"), flags, 0o666)
 
     def _stop(self, why: str) -> None:
         self.is_writable = False

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.lab import WIDTH, ResumableLoader, adamw, batches, recorder, regression, sgd, trainer
+from tests.lab import WIDTH, ResumableLoader, adamw, batches, recorder, regression, resuming, sgd, trainer
 
 BLOCKS = ["block 0", "block 1", "block 2", "block 3"]
 EVERYTHING = ["stem", *BLOCKS, "norm", "head"]
@@ -93,6 +93,6 @@ def fit_saving_each_step(
         default_root_dir=folder,
     )
     loader = ResumableLoader(batches().dataset)
-    run.fit(module, loader, batches(), ckpt_path=resume_from, weights_only=True)
+    run.fit(module, loader, batches(), **resuming(run, resume_from))
     optimizer = run.optimizers[0].state_dict()
     return {"weights": module.state_dict(), "optimizer": optimizer, "frozen": dict(frozen.seen)}

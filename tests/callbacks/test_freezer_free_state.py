@@ -16,6 +16,7 @@ from tests.lab import (
     frozen_layers,
     recorder,
     regression,
+    resuming,
     trainer,
 )
 
@@ -89,7 +90,7 @@ def run(folder: Path, resume_from: Path | None = None, namespace: str = LONE, na
         enable_checkpointing=True,
         default_root_dir=folder,
     )
-    fit.fit(module, ResumableLoader(batches().dataset), batches(), ckpt_path=resume_from, weights_only=True)
+    fit.fit(module, ResumableLoader(batches().dataset), batches(), **resuming(fit, resume_from))
     return {"weights": module.state_dict(), "optimizer": fit.optimizers[0].state_dict(), "seen": frozen.seen}
 
 
@@ -129,8 +130,7 @@ def test_a_checkpoint_goes_on_without_the_freezer(tmp_path: Path) -> None:
         regression(LONE, optimizer=adamw),
         batches(),
         batches(),
-        ckpt_path=tmp_path / "one.ckpt",
-        weights_only=True,
+        **resuming(plain, tmp_path / "one.ckpt"),
     )
 
     assert {int(state["step"]) for state in plain.optimizers[0].state.values()} == {4, 8}

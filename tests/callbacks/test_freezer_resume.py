@@ -20,6 +20,7 @@ from tests.lab import (
     frozen_layers,
     recorder,
     regression,
+    resuming,
     trainer,
 )
 
@@ -91,7 +92,7 @@ def run(
         default_root_dir=folder,
     )
     loader = ResumableLoader(batches().dataset)
-    fit.fit(module, loader, batches(), ckpt_path=resume_from, weights_only=True)
+    fit.fit(module, loader, batches(), **resuming(fit, resume_from))
     optimizer = fit.optimizers[0]
     return {"weights": module.state_dict(), "optimizer": optimizer.state_dict(), "frozen": dict(frozen.seen)}
 
@@ -174,8 +175,7 @@ def test_a_checkpoint_from_validation_end_remembers_the_latch(tmp_path: Path) ->
             module,
             batches(),
             batches(),
-            ckpt_path=resume_from,
-            weights_only=None if resume_from is None else True,
+            **resuming(fit, resume_from),
         )
         assert seen.seen[-4:] == [[]] * 4
         assert rates.seen[-4:] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])

@@ -161,6 +161,13 @@ def test_a_parameter_that_the_user_froze_is_said() -> None:
         trainer(LONE, callbacks=[Freezer(names="wte.weight", rows=NEW)]).fit(module, tokens())
 
 
+def test_rows_of_a_lazy_layer_are_refused_before_the_first_batch() -> None:
+    """It has none yet; torch would say so in words of its own."""
+    module = regression(LONE, lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 1)))
+    with pytest.raises(ValueError, match="rows: network.0.weight is of a lazy layer"):
+        trainer(LONE, callbacks=[Freezer(names="0.weight", rows=NEW)]).fit(module, tokens())
+
+
 def fit_on_ranks(num_ranks: int) -> Any:
     from pytorch_lightning.strategies import DDPStrategy
 

@@ -19,6 +19,7 @@ from tests.lab import (
     frozen_layers,
     recorder,
     regression,
+    resuming,
     trainer,
 )
 
@@ -95,7 +96,7 @@ def run(
         enable_checkpointing=True,
         val_check_interval=2 if waits_for_validation else None,
     )
-    fit.fit(module, loader, batches(), ckpt_path=resume_from, weights_only=True)
+    fit.fit(module, loader, batches(), **resuming(fit, resume_from))
     state = torch.load(folder / f"step={NUM_STEPS}.ckpt", weights_only=True)
     return {
         "weights": {key: value.clone() for key, value in module.state_dict().items()},

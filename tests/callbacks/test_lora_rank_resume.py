@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler as lrs
 from lighter_freezers import Freezer, LoraRankScheduler
 from lighter_freezers.lora.sites import find_lora_sites
 from tests.callbacks.test_freezer_resume import same
-from tests.lab import ResumableLoader, adamw, batches, recorder, regression, sgd, trainer
+from tests.lab import ResumableLoader, adamw, batches, recorder, regression, resuming, sgd, trainer
 from tests.lora.lora_lab import mixed
 
 LONE = "pytorch_lightning"
@@ -85,7 +85,7 @@ def run(folder: Path, variant: str = "adamw", resume_from: Path | None = None, n
         **options,
     )
     loader = ResumableLoader(batches().dataset)
-    fit.fit(module, loader, None, ckpt_path=resume_from, weights_only=True)
+    fit.fit(module, loader, None, **resuming(fit, resume_from))
     saved = torch.load(folder / f"step={fit.global_step}.ckpt", weights_only=True)
     return {
         "weights": saved["state_dict"],

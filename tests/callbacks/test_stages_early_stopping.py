@@ -120,6 +120,39 @@ def test_without_the_key_it_ends_the_run_and_that_is_said(caplog: pytest.LogCapt
         assert "the run was stopped before its last stage" in caplog.text
 
 
+PLATEAU = {"monitor": "val/loss", "patience": 2}
+ENDS = {"until_metric": {"monitor": "val/loss", "plateau": {"patience": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "patience", "said"),
+    [
+        ({"plateau": PLATEAU}, 2, "after 2 checks of val/loss without progress, and a stage ends after 2"),
+        ({"plateau": PLATEAU}, 3, ""),
+        ({"plateau": {**PLATEAU, "mode": "max"}}, 2, ""),
+        ({"stages": [{"thaw": "head", **ENDS}, {"thaw": "*"}]}, 1, "and a stage ends after 2"),
+        ({"stages": [{"thaw": "head", **ENDS, "until_epoch": 2}, {"thaw": "*"}]}, 1, ""),
+        ({"every_n_epochs": 3}, 2, "and a stage has 3 epochs"),
+        ({"every_n_epochs": 3}, 3, ""),
+        ({"stages": [{"thaw": "head", "until_epoch": 3}, {"thaw": "*"}]}, 2, "and a stage has 3 epochs"),
+        ({"stages": STAGES}, 1, ""),
+    ],
+)
+def test_what_would_end_the_run_first_is_told_before_the_first_step(
+    arguments: Any, patience: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the same patience both are due at one check, after which nothing thaws; more of it is silence."""
+    told: list[str] = []
+    callback = recorder(LONE, lambda *_: told.append(caplog.text), "on_train_epoch_start")
+    with caplog.at_level(logging.WARNING, logger="lighter_freezers"):
+        blocks_by_step(
+            [GradualUnfreezing(**arguments), early_stopping(patience=patience), callback], max_epochs=1
+        )
+
+    assert ("EarlyStopping ends the run" in told[0]) == bool(said)
+    assert said in told[0]
+
+
 def test_a_stage_that_waits_in_vain_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="which has none. Add EarlyStopping"):
         blocks_by_step([GradualUnfreezing(stages=STAGES)])

@@ -13,7 +13,7 @@ from tests.callbacks import test_lora_phases as gpt
 from tests.callbacks.block_net import BlockNet
 from tests.callbacks.test_freezer_resume import same
 from tests.distributed.run_ranks import run_ranks
-from tests.lab import ResumableLoader, adamw, batches, recorder, regression, trainer
+from tests.lab import ResumableLoader, adamw, batches, recorder, regression, resuming, trainer
 
 LONE = "pytorch_lightning"
 STAGES = [
@@ -63,7 +63,7 @@ def fit(folder: Path, resume_from: Path | None = None, **best: Any) -> dict[str,
         enable_checkpointing=True,
         default_root_dir=folder,
     )
-    run.fit(module, ResumableLoader(batches().dataset), batches(), ckpt_path=resume_from, weights_only=True)
+    run.fit(module, ResumableLoader(batches().dataset), batches(), **resuming(run, resume_from))
     firsts = [each for each in began.seen if each is not None]
     return {"validated": validated.seen, "firsts": firsts, "weights": module.state_dict(), "run": run}
 

@@ -12,7 +12,7 @@ from lighter_freezers import Freezer, LoraRankScheduler
 from lighter_freezers.lora.sites import find_lora_sites
 from tests.callbacks.test_freezer_resume import same
 from tests.distributed.run_ranks import run_ranks
-from tests.lab import ResumableLoader, adamw, batches, recorder, regression, trainer
+from tests.lab import ResumableLoader, adamw, batches, recorder, regression, resuming, trainer
 from tests.lora.lora_lab import mixed
 
 pytestmark = [
@@ -78,7 +78,7 @@ def fit(
         default_root_dir=folder,
         **with_ddp,
     )
-    run.fit(module, loader(rank, num_ranks), None, ckpt_path=resume_from, weights_only=True)
+    run.fit(module, loader(rank, num_ranks), None, **resuming(run, resume_from))
     return {
         "weights": dict(module.state_dict()),
         "optimizer": run.optimizers[0].state_dict()["state"],

@@ -226,3 +226,18 @@ def test_the_ledger_keeps_no_parameter_alive() -> None:
     gc.collect()
 
     assert len(ledger_records.records) == before
+
+
+def test_a_flag_that_flips_back_at_one_moment_has_not_changed() -> None:
+    """Each that changed comes once, and what froze and thawed again is in neither list."""
+    stays, freezes, thaws = parameters(3)
+    held = Hold([thaws], "before")
+    held.take()
+    brief, lasting = Hold([stays, freezes], "brief"), Hold([freezes], "lasting")
+    with ledger.flips() as flips:
+        for hold in (brief, lasting):
+            hold.take()
+        for hold in (brief, held):
+            hold.let_go()
+
+    assert [[id(parameter) for parameter in each] for each in flips.net] == [[id(freezes)], [id(thaws)]]

@@ -1,5 +1,6 @@
 """The engine is set up once, after the callback that asks for it first, in every stage; late modules too."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,16 @@ import torch
 from torch import nn
 
 from lighter_freezers import Freezer, GradientNormMonitor, LayerOperations
-from tests.lab import NAMESPACES, batches, frozen_layers, recorder, regression, trainer
+from tests.lab import (
+    NAMESPACES,
+    TinyNet,
+    batches,
+    frozen_layers,
+    recorder,
+    regression,
+    resuming,
+    trainer,
+)
 
 LONE = NAMESPACES[0]
 
@@ -97,6 +107,29 @@ def test_a_head_that_is_built_late_may_be_all_that_trains() -> None:
 
     assert "layer1" in seen.seen[0]
     assert seen.seen[-1] == []
+
+
+def test_a_latch_of_layers_that_are_built_late_survives_a_resume(tmp_path: Path) -> None:
+    """Their rule is made after the state of the checkpoint was read, and gets it then."""
+    met = {"monitor": "val/loss", "below": 100.0}
+
+    def fit(num_epochs: int, resume_from: Path | None = None) -> tuple[list[list[str]], Any]:
+        module = regression(LONE, network=nn.Identity)
+
+        def configure_model(self: Any) -> None:
+            self.network = TinyNet()
+
+        type(module).configure_model = configure_model
+        seen = recorder(LONE, lambda _, module: frozen_layers(module))
+        freezer = Freezer(name_starts_with="layer2", until_metric=met)
+        run = trainer(LONE, callbacks=[freezer, seen], max_epochs=num_epochs)
+        run.fit(module, batches(), batches(), **resuming(run, resume_from))
+        return seen.seen, run
+
+    first, run = fit(1)
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    assert first == [["layer2"]] * 4
+    assert fit(2, tmp_path / "end.ckpt")[0] == [[]] * 4
 
 
 def test_an_optimizer_that_is_not_there_is_an_error_beside_one_optimizer() -> None:

@@ -287,3 +287,18 @@ def test_a_sequence_that_is_too_long_is_refused() -> None:
     """With both lengths."""
     with pytest.raises(ValueError, match="17 tokens is longer than block_size=16"):
         small()(tokens(1, 17))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([1, 2], r"input_ids must be a tensor of token ids, \(batch, time\). Got \[1, 2\]"),
+        (tokens(1, 4)[0], r"one row per sequence: \(batch, time\). Got \(4,\)"),
+        (tokens(1, 4).float(), "input_ids must be whole numbers.*of torch.float32"),
+    ],
+)
+def test_what_is_no_batch_of_ids_is_refused(given: Any, message: str) -> None:
+    """In training and in generation, before torch fails in the embedding."""
+    for call in (small(), lambda ids: small().generate(ids, 1)):
+        with pytest.raises((TypeError, ValueError), match=message):
+            call(given)

@@ -24,6 +24,12 @@ from tests.lab import trainer
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor"
 )  # dynamo looks at all inputs
+# torch 2.6 speaks of a cache
+LIMIT, FAIL = (
+    ("recompile_limit", "fail_on_recompile_limit_hit")
+    if hasattr(torch._dynamo.config, "recompile_limit")
+    else ("cache_size_limit", "fail_on_cache_limit_hit")
+)
 V, T, NUM_BLOCKS = 24, 16, 11
 IDS = torch.randint(3, 32, (2, 16), generator=torch.Generator().manual_seed(0))
 TOKENS_OF_ALL = {"input_ids": IDS, "labels": IDS}
@@ -94,7 +100,7 @@ def test_twelve_phases_make_at_most_four_graphs(backend: str) -> None:
     """With the cut of a tied head, in a real Trainer, and never beyond what torch keeps."""
     counter = CompileCounterWithBackend(backend)
     compiled = compile_blocks(gpt(), backend=counter)
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+    with torch._dynamo.config.patch({FAIL: True}):
         fit(compiled, top_down(), NUM_BLOCKS + 1)
 
     assert 2 <= counter.frame_count <= 4
@@ -136,7 +142,7 @@ def test_a_whole_model_under_a_schedule_is_told_of_blocks(warnings: Any) -> None
     (warning,) = [text for text in warnings() if "compiled" in text]
 
     assert "compiled as a whole, and its schedule has 11 transitions" in warning
-    assert "After 8 graphs (torch._dynamo.config.recompile_limit) it runs uncompiled" in warning
+    assert f"After 8 graphs (torch._dynamo.config.{LIMIT}) it runs uncompiled" in warning
     assert "lighter_freezers.compile_blocks" in warning
 
 
@@ -182,7 +188,7 @@ def test_too_many_ways_to_freeze_a_block_are_told(warnings: Any) -> None:
     model = compile_blocks(gpt(2), backend="eager")
     graphs = CompiledGraphs(model)
     x = torch.zeros(1, T, dtype=torch.long)
-    with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
+    with torch._dynamo.config.patch({LIMIT: 4, FAIL: True}):
         for step, parameter in enumerate(model.transformer.h[1].parameters()):
             parameter.requires_grad_(False)
             graphs.follow(step)
@@ -272,5 +278,5 @@ def test_a_warning_says_that_torch_gives_up(warnings: Any) -> None:
     model(torch.ones(2, 4))
     (warning,) = warnings()
     assert "torch.compile gives up on 'forward'" in warning
-    assert "after 8 graphs (torch._dynamo.config.recompile_limit)" in warning
+    assert f"after 8 graphs (torch._dynamo.config.{LIMIT})" in warning
     assert "number" in warning

@@ -31,7 +31,7 @@ BLOCKS: dict[str, Callable[[nn.Module], list[nn.Module]]] = {
     "t5": lambda m: [*m.encoder.block, *m.decoder.block],
     "bart": lambda m: [*m.model.encoder.layers, *m.model.decoder.layers],
     "whisper": lambda m: [*m.model.encoder.layers, *m.model.decoder.layers],
-    "vit": lambda m: [*m.vit.layers],
+    "vit": lambda m: [*(m.vit.layers if hasattr(m.vit, "layers") else m.vit.encoder.layer)],  # transformers 4
     "resnet18": lambda m: [*m.layer1, *m.layer2, *m.layer3, *m.layer4],
     "ours": lambda m: [*m.transformer.h],
     "sequential": lambda m: [m[1], m[3]],

@@ -175,3 +175,18 @@ def test_patterns_that_say_nothing() -> None:
     with pytest.raises(TypeError, match="case_sensitive must be true or false"):
         freeze_by_name(model, "bias", "false")
     assert frozen_names(model) == []
+
+
+def test_lazy_layers_are_counted_by_their_tensors(caplog: pytest.LogCaptureFixture) -> None:
+    """They have no elements yet, and freeze all the same."""
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with caplog.at_level(logging.INFO, logger="lighter_freezers"):
+        assert freeze_by_name(model, ".") == 10
+        assert unfreeze_by_name(model, "^0") == 0
+        assert unfreeze_by_name(model, "^0") == 0
+
+    assert frozen_names(model) == ["1.weight", "1.bias"]
+    frozen, thawed, again = caplog.messages
+    assert frozen.endswith("10 parameters and 2 tensors of lazy layers are frozen now.")
+    assert thawed.endswith("2 tensors of lazy layers train now.")
+    assert again.endswith("all that can train already do.")

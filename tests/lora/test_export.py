@@ -226,3 +226,12 @@ def test_an_unknown_adapter_is_named(tmp_path: Path) -> None:
         save_adapter(model, tmp_path, "othr")
     with pytest.raises(ValueError, match="It has: none"):
         save_adapter(GPT(SIZES), tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """With the argument, whether a file has its name or is in the way to it."""
+    model = apply_lora(GPT(SIZES), {"r": 4, "target_modules": ["c_attn"]})
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "adapter"):
+        with pytest.raises(OSError, match=f"path: no folder can be made there.*{path}"):
+            save_adapter(model, path)

@@ -2,7 +2,9 @@
 
 import copy
 import logging
+import os
 import pickle
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,6 +241,18 @@ def test_a_store_has_its_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert equal(plain, fit("ours", tmp_path, cache={"max_gb": 5e-6, "keep": True}))
     assert caplog.text.count("stores no further row: max_gb is reached with 8 rows") == 1
     assert sum(file.stat().st_size for file in tmp_path.rglob("*.rows")) <= 5000
+
+
+def test_stored_rows_keep_the_umask_of_the_user(tmp_path: Path) -> None:
+    """A group that shares the folder may write them, and the others may not read them."""
+    before = os.umask(0o007)
+    try:
+        fit("ours", tmp_path, cache={"keep": True})
+    finally:
+        os.umask(before)
+
+    stored = [file for file in tmp_path.rglob("*") if file.suffix in (".rows", ".index")]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in stored} == {0o660}
 
 
 @pytest.mark.wide

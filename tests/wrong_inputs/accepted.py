@@ -12,22 +12,45 @@ NAMES = {
 }
 
 # callable, argument, kinds, reason; `*` and `?` as in file names
-ACCEPTED: list[tuple[str, str, str, str]] = [
-    ("*", "seed", "zero|huge|nothing", "every whole number is a seed; none means 0"),
-    ("*", "generation_seed", "zero|huge", "every whole number is a seed"),
-    ("*", "num_workers", "zero|huge", "no worker: the process loads by itself; the system limits how many"),
+Entry = tuple[str, str, str, str]
+ACCEPTED: list[Entry] = [
+    ("*", "seed", "zero|nothing", "every whole number is a seed; none means 0"),
+    ("*", "generation_seed", "zero", "every whole number is a seed"),
+    ("*", "num_workers", "zero", "no worker: the process loads by itself"),
+    ("GPTConfig", "ignore_index", "huge", "any number marks targets without a loss"),
+    ("TargetSmoothingModifier", "padding_token", "huge", "a token that never comes: none is padding"),
+    ("Freezer", "rows", "huge", "set-up says how many rows there are"),
+    ("PrefixCache", "max_gb", "huge", "as much as the disk holds"),
+    ("CausalLMModule|GPTModule", "temperature", "huge", "every token is as likely as any other"),
+    ("GradualUnfreezing", "lr_decay", "huge", "the lower layers stand still"),
+    ("Misa", "sharpness", "huge", "the most important units only"),
     (
-        "*",
-        "*_steps|*_iters|*_epoch|*_step|*_iteration|*_epochs|*_end",
+        "AdaptiveScheduler|CausalLMModule|GPTModule|TransferLearningScheduler|WarmupOnlyScheduler",
+        "initial_lr|min_lr|learning_rate|head_learning_rate|base_lr|weight_decay",
         "huge",
-        "never reached",
+        "a rate is the user's choice: no limit holds for every optimizer and model",
     ),
-    ("*", "*", "huge", "large is no fault: memory, the data or the length of the run set the limit"),
+    ("Freezer", "unfreeze_lr|unfreeze_lr_factor", "huge", "a rate, as that of the optimizer"),
+    ("GPTConfig", "unfreeze_lr_multiplier", "huge", "a rate, as that of the optimizer"),
+    (
+        "TransferLearningScheduler",
+        "head_lr_multiplier|unfreeze_lr_drop",
+        "huge",
+        "times a rate, which may be as small",
+    ),
+    ("EntropyModifier", "weight", "huge", "the loss may be scaled down elsewhere"),
+    ("SequenceVarianceModifier", "alpha|scale", "huge", "times a variance, which may be as small"),
+    ("MaskRatioModifier", "power|max_weight", "huge", "`max_weight` or the loss bounds the product"),
+    (
+        "EntropyModifier|MaskRatioModifier|SequenceCorrelationModifier|SequenceVarianceModifier",
+        "eps",
+        "huge",
+        "added below a fraction, which it may outweigh",
+    ),
     ("*", "every_n_steps|warmup_steps", "nothing", "null stands for the default in YAML"),
     ("*", "unfreeze_embeddings_at|unfreeze_embeddings|unfreeze_at_iteration", "zero", "from the start"),
     ("*", "until_step|until_epoch|from_step|from_epoch", "zero", "counts from 0: never frozen, or at once"),
     ("*", "*warmup*|hold_iters|feature_extraction_iters|num_timed", "zero", "none of it"),
-    ("*", "max_iters", "zero", "null and 0 mean no end"),
     ("*", "weight_decay|dropout|factor|threshold|smoothing|sharpness", "zero", "off"),
     (
         "*",
@@ -68,25 +91,17 @@ ACCEPTED: list[tuple[str, str, str, str]] = [
         "*mapping*",
         "other keys of a config are ignored",
     ),
-    ("*", "tokenizer", "*", "a path or any object that encodes; the first text that it encodes says more"),
+    ("*", "tokenizer", "text*|*word", "a path, which is looked up when the tokenizer is loaded"),
     ("*", "source", "text*|*word|empty text", "where the data are is looked up when they are loaded"),
-    (
-        "*",
-        "batch|example|train_dataloaders|val_dataloaders|datamodule",
-        "*",
-        "the model knows what it takes",
-    ),
     ("compile_blocks", "backend", "a class", "any callable is a backend"),
-    ("resize_lora_layer", "statistics", "*", "only `kfac` reads it"),
     ("*", "init_from_checkpoint", "empty text", "as null: from scratch"),
-    ("PlotsAtEnd", "dirpath", "empty text", "the working folder"),
 ]
 
 
-def reason_for(row: Row) -> str | None:
-    """Why a row may be accepted; None where it has to be refused."""
-    for name, argument, kinds, reason in ACCEPTED:
-        given = ((row.name, name), (row.argument, argument), (row.kind, kinds))
+def entry_for(row: Row) -> Entry | None:
+    """The entry by which a row may be accepted; None where it has to be refused."""
+    for entry in ACCEPTED:
+        given = zip((row.name, row.argument, row.kind), entry[:3], strict=True)
         if all(any(fnmatchcase(value, each) for each in patterns.split("|")) for value, patterns in given):
-            return reason
+            return entry
     return None

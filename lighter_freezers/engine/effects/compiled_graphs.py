@@ -1,8 +1,8 @@
 """Warns before a freezing schedule makes `torch.compile` exceed its limit of graphs.
 
 A graph is valid for one set of `requires_grad` flags. Torch keeps up to
-`torch._dynamo.config.recompile_limit` graphs of one function, and runs it uncompiled when it would need
-another.
+`torch._dynamo.config.recompile_limit` graphs of one function (torch 2.6: `cache_size_limit`), and runs it
+uncompiled when it would need another.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,17 +48,13 @@ class CompiledGraphs:
         """
         if not self._is_whole or num_transitions < _MANY:
             return
-        limit = _recompile_limit()
-        fate = ""
-        if num_transitions >= limit:
-            fate = (
-                f" After {limit} graphs (torch._dynamo.config.recompile_limit) it runs uncompiled for good."
-            )
+        name, limit = _recompile_limit()
+        fate = f" After {limit} graphs ({name}) it runs uncompiled for good."
         log.warning(
             "The model is compiled as a whole, and its schedule has %d transitions: each compiles all "
             "of it again.%s Compile its blocks instead: lighter_freezers.compile_blocks(model).",
             num_transitions,
-            fate,
+            fate if num_transitions >= limit else "",
         )
 
     def follow(self, optimizer_step: int) -> None:
@@ -67,16 +63,16 @@ class CompiledGraphs:
             return
         for stack in self._stacks:
             self._variants.update(_variants(stack))
-        limit = _recompile_limit()
+        name, limit = _recompile_limit()
         if len(self._variants) > limit:
             self._has_warned = True
             log.warning(
                 "step %d: the compiled blocks have been frozen in %d different ways by now, and torch keeps "
-                "%d graphs: it runs the others uncompiled. Freeze whole blocks, or raise "
-                "torch._dynamo.config.recompile_limit.",
+                "%d graphs: it runs the others uncompiled. Freeze whole blocks, or raise %s.",
                 optimizer_step,
                 len(self._variants),
                 limit,
+                name,
             )
 
 
@@ -101,7 +97,9 @@ def _num_inside(module: nn.Module, blocks: Sequence[nn.Module]) -> int:
     return sum(id(block) in inside for block in blocks)
 
 
-def _recompile_limit() -> int:
-    import torch._dynamo.config
+def _recompile_limit() -> tuple[str, int]:
+    """What torch calls the number of graphs that it keeps, and that number."""
+    from torch._dynamo import config
 
-    return int(torch._dynamo.config.recompile_limit)
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    return f"torch._dynamo.config.{name}", int(getattr(config, name))

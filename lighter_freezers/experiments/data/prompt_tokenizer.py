@@ -1,5 +1,6 @@
 """One interface for the two kinds of tokenizers that encode prompts: our own BPE and transformers'."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -7,7 +8,13 @@ from typing import Protocol
 from lighter_freezers.experiments.causal_models import Tokenizer, load_tokenizer
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer, tokenizer_of_file
 
-__all__ = ["PromptTokenizer", "own_tokenizer", "prompt_tokenizer", "transformers_tokenizer"]
+__all__ = [
+    "PromptTokenizer",
+    "check_tokenizer",
+    "own_tokenizer",
+    "prompt_tokenizer",
+    "transformers_tokenizer",
+]
 
 
 class PromptTokenizer(Protocol):
@@ -96,6 +103,17 @@ def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
             "Set it: tokenizer.eos_token = '</s>'."
         )
     return _TransformersTokenizer(tokenizer)
+
+
+def check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Check a tokenizer that is neither a path nor None, before anything is loaded.
+
+    Raises:
+        TypeError: It is none of transformers.
+        ValueError: It has no end-of-text token.
+    """
+    if tokenizer is not None and not isinstance(tokenizer, (str, os.PathLike)):
+        transformers_tokenizer(tokenizer)
 
 
 def prompt_tokenizer(source: Tokenizer | str | Path) -> PromptTokenizer:

@@ -1,5 +1,6 @@
 """Tests and predictions of a causal language model: it answers prompts, and the answers are scored."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.utils.data import DistributedSampler
 from lighter_freezers.engine.trainer_like import OfLightning
 from lighter_freezers.experiments.causal_models import Tokenizer, load_tokenizer
 from lighter_freezers.experiments.data.batches import Batch
-from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer
+from lighter_freezers.experiments.data.prompt_tokenizer import check_tokenizer, prompt_tokenizer
 from lighter_freezers.experiments.evaluation.answers import AnswerText, GenerationSettings, answers_to
 from lighter_freezers.experiments.evaluation.metrics import check_metric_names, check_metric_packages
 from lighter_freezers.experiments.evaluation.scored_answers import GenerationFigures
@@ -40,7 +41,8 @@ class AnswerEvaluation:
         self._generation: dict[str, Any] = dict(generation)  # GenerationSettings checks each
         self._settings_for(None)  # raises now for an invalid value
         self._metrics = None if metrics is None else check_metric_names(metrics)
-        self._tokenizer = tokenizer
+        check_tokenizer(tokenizer)
+        self._tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
         self.figures = GenerationFigures()
 
     def check(self, datamodule: object) -> None:

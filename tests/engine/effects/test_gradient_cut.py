@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lighter_freezers import GPT, Freezer, LayerOperations
 from lighter_freezers.planning.costs.step_cost import StepMeter
-from tests.lab import NAMESPACES, ResumableLoader, recorder, trainer
+from tests.lab import NAMESPACES, ResumableLoader, recorder, resuming, trainer
 
 LONE = "pytorch_lightning"
 V, B, T, C, N = 24, 2, 16, 32, 4
@@ -165,7 +165,7 @@ def test_a_resumed_run_is_cut_as_the_whole_one(tmp_path: Path) -> None:
             LONE, callbacks=[below(2, until_step=3), saver], max_steps=NUM_STEPS, enable_checkpointing=True
         )
         path = tmp_path / "0" / f"step={start}.ckpt" if start else None
-        fitting.fit(module, ResumableLoader(tokens(4 * NUM_STEPS).dataset), ckpt_path=path, weights_only=True)
+        fitting.fit(module, ResumableLoader(tokens(4 * NUM_STEPS).dataset), **resuming(fitting, path))
         results[start] = [parameter.detach() for parameter in module.parameters()]
 
     assert all(

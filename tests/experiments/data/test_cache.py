@@ -1,5 +1,8 @@
 """The cache folder, and atomic writes to it."""
 
+import os
+import resource
+import stat
 from pathlib import Path
 
 import pytest
@@ -33,3 +36,31 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match=r"classes cannot be kept in .*way.*`cache_dir:`"):
         keep(tmp_path / "way" / "classes", b"")
+
+
+def test_cached_files_keep_the_umask_of_the_user(tmp_path: Path) -> None:
+    """A group that shares the cache can read new files and replaced ones, and nobody runs them."""
+    before = os.umask(0o027)
+    try:
+        for content in (b"first", b"second"):
+            keep(tmp_path / "shared" / "classes", content)
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "shared" / "classes").stat().st_mode) == 0o640
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    """On a full disk the old file stays, and no part of the new one, which would be read as a cached file."""
+    keep(tmp_path / "classes", b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # a write fails beyond it, after a part
+    try:
+        for name in ("classes", "others"):
+            with pytest.raises(RuntimeError, match=rf"{name} cannot be kept in .*`cache_dir:`"):
+                keep(tmp_path / name, b"x" * 9000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"classes": b"old"}

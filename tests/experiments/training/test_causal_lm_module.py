@@ -250,6 +250,7 @@ def test_a_peft_model_as_it_is(tmp_path: Path) -> None:
         ({"gradient_checkpointing": "yes"}, TypeError, "gradient_checkpointing must be true or false"),
         ({"optimizer": "adam"}, TypeError, "optimizer must be a.? Optimizer"),
         ({"scheduler": "cosine"}, TypeError, "scheduler must be a.? LRScheduler"),
+        ({"model": "x", "tokenizer": 3}, TypeError, "tokenizer must be a path or a tokenizer.*Got 3"),
     ],
 )
 def test_mistakes_in_the_arguments_are_told(wrong: Any, error: type[Exception], message: str) -> None:

@@ -16,7 +16,7 @@ from lighter_freezers.gpt.lr_schedules import (
     WarmupOnlyScheduler,
     trunk_and_head_groups,
 )
-from tests.lab import NAMESPACES, WIDTH, ResumableLoader, batches, recorder, trainer
+from tests.lab import NAMESPACES, WIDTH, ResumableLoader, batches, recorder, resuming, trainer
 
 LONE = "pytorch_lightning"
 both = pytest.mark.parametrize("namespace", NAMESPACES)
@@ -109,7 +109,7 @@ def run(
         callbacks.append(checkpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1))
     fit = trainer(namespace, callbacks=callbacks, max_epochs=3, enable_checkpointing=folder is not None)
     loader = ResumableLoader(batches().dataset)
-    fit.fit(module(namespace, scheduling), loader, batches(), ckpt_path=resume_from, weights_only=True)
+    fit.fit(module(namespace, scheduling), loader, batches(), **resuming(fit, resume_from))
     return seen, fit.optimizers[0].state_dict()
 
 
