@@ -50,6 +50,7 @@ class Stage:
         end: What ends it.
         rate: The rate of what thaws; None for that of the optimizer.
         rates: Rates of parts of it: what each covers, and the rate.
+        by_depth: Factors of the lowest and the highest layer, with equal ratios from layer to layer between.
         frozen_norms: What batch-norm layers do that are held in it.
         optimizer: The optimizer and the LR scheduler that it begins with; None for those that there are.
     """
@@ -60,6 +61,7 @@ class Stage:
     end: StageEnd
     rate: LearningRateRequest | None
     rates: Rates
+    by_depth: tuple[float, float] | None
     frozen_norms: NormMode
     optimizer: StageOptimizer | None
 
@@ -130,14 +132,33 @@ def _stage(argument: str, entry: object, index: int) -> Stage:
     trigger = None if metric is None else parse_metric_trigger(f"{argument}.until_metric", metric)
     try:
         schedule = parse_schedule(None, None, steps, epochs, None, sets_rate=True)
-        rate, rates = _parse_rates(entry)
+        by_depth = _parse_rates_by_depth(entry)
+        rate, rates = _parse_rates(entry if by_depth is None else {**entry, "unfreeze_lr_factor": None})
         is_patient = arguments.flag("until_early_stopping", entry.get("until_early_stopping", False))
         norms = parse_terms("keep", "auto", entry.get("frozen_norms", "eval")).frozen_norms
         optimizer = parse_stage_optimizer(argument, entry)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{argument}: {error}") from error
     end = StageEnd(schedule, trigger, OutOfPatience() if is_patient else None)
-    return Stage(argument, thaw, freeze, end, rate, rates, norms, optimizer)
+    return Stage(argument, thaw, freeze, end, rate, rates, by_depth, norms, optimizer)
+
+
+def _parse_rates_by_depth(entry: Entry) -> tuple[float, float] | None:
+    """The factors of the lowest and the highest layer, where two are given."""
+    factors = entry.get("unfreeze_lr_factor")
+    if not isinstance(factors, list):
+        return None
+    if len(factors) != 2:
+        raise ValueError(
+            "unfreeze_lr_factor takes one factor, a mapping, or two of them for the lowest and the highest "
+            f"layer, such as [0.01, 1.0]. Got {factors!r}."
+        )
+    if entry.get("unfreeze_lr") is not None:
+        raise ValueError(
+            "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
+        )
+    lowest, highest = (arguments.positive("unfreeze_lr_factor", each) for each in factors)
+    return lowest, highest
 
 
 def _parse_rates(entry: Entry) -> tuple[LearningRateRequest | None, Rates]:
