@@ -29,6 +29,8 @@ _KEYS = (
     "until_early_stopping",
     "unfreeze_lr",
     "unfreeze_lr_factor",
+    "unfreeze_lr_growth",
+    "unfreeze_weight_decay",
     "warmup_steps",
     "frozen_norms",
     *OPTIMIZER_KEYS,
@@ -133,7 +135,7 @@ def _stage(argument: str, entry: object, index: int) -> Stage:
     try:
         schedule = parse_schedule(None, None, steps, epochs, None, sets_rate=True)
         by_depth = _parse_rates_by_depth(entry)
-        rate, rates = _parse_rates(entry if by_depth is None else {**entry, "unfreeze_lr_factor": None})
+        rate, rates = _parse_rates(entry if by_depth is None else {**entry, "unfreeze_lr_factor": 1.0})
         is_patient = arguments.flag("until_early_stopping", entry.get("until_early_stopping", False))
         norms = parse_terms("keep", "auto", entry.get("frozen_norms", "eval")).frozen_norms
         optimizer = parse_stage_optimizer(argument, entry)
@@ -166,13 +168,15 @@ def _parse_rates(entry: Entry) -> tuple[LearningRateRequest | None, Rates]:
     absolute, factor, warmup = (
         entry.get(key) for key in ("unfreeze_lr", "unfreeze_lr_factor", "warmup_steps")
     )
+    growth, decay = entry.get("unfreeze_lr_growth"), entry.get("unfreeze_weight_decay")
+    beside = (warmup or 0, growth, decay)
     parts = factor if isinstance(factor, Mapping) else {}
-    whole = parse_learning_rate(absolute, None if parts else factor, warmup or 0)
+    whole = parse_learning_rate(absolute, 1.0 if parts and growth else None if parts else factor, *beside)
     if parts and absolute is not None:
         raise ValueError(
             "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
         )
-    found = [(str(word), parse_learning_rate(None, part, warmup or 0)) for word, part in parts.items()]
+    found = [(str(word), parse_learning_rate(None, part, *beside)) for word, part in parts.items()]
     return whole, tuple((word, rate) for word, rate in found if rate is not None)
 
 

@@ -119,11 +119,8 @@ def _rates(model: nn.Module, stage: Stage, thawed: set[str]) -> dict[str, Learni
     rates: dict[str, LearningRateRequest | None] = dict.fromkeys(thawed, stage.rate)
     if stage.by_depth is not None:
         factors = layers_of(model).factors(*stage.by_depth)
-        warmup_steps = stage.rate.warmup_steps if stage.rate else 0
-        rates |= {
-            name: LearningRateRequest(factor=factors[name], warmup_steps=warmup_steps)
-            for name in thawed & factors.keys()
-        }
+        whole = stage.rate or LearningRateRequest()
+        rates |= {name: replace(whole, factor=factors[name]) for name in thawed & factors.keys()}
     for word, rate in stage.rates:
         argument = f"{stage.argument}.unfreeze_lr_factor"
         covered = names_of_words(model, (word,), argument)
