@@ -184,9 +184,7 @@ class Freezer(EngineCallback):
         said = {"blocks": blocks, "head": head, "embeddings": embeddings}
         self._train = _trained(train, words)
         selector = ParameterSelector.from_arguments(**({"patterns": "*"} if self._train else words), **said)
-        learning_rate = parse_learning_rate(
-            unfreeze_lr, unfreeze_lr_factor, warmup_steps, unfreeze_lr_growth, unfreeze_weight_decay
-        )
+        others = (warmup_steps, unfreeze_lr_growth, unfreeze_weight_decay)
         rates = {
             "unfreeze_lr": unfreeze_lr,
             "unfreeze_lr_factor": unfreeze_lr_factor,
@@ -201,7 +199,7 @@ class Freezer(EngineCallback):
             selector=selector,
             schedule=schedule,
             trigger=trigger,
-            learning_rate=learning_rate,
+            learning_rate=parse_learning_rate(unfreeze_lr, unfreeze_lr_factor, *others),
             terms=parse_terms(optimizer_state, cut_gradient, frozen_norms, frozen_mode),
             optimizer_params=arguments.choice("optimizer_params", optimizer_params, ("auto", "error")),
             optimizer=arguments.index_or_name("optimizer", optimizer),
@@ -211,11 +209,7 @@ class Freezer(EngineCallback):
         )
         self._rows = None if rows is None else _rows_beside(self._rule, rows, self._train)
         if self._rule.learning_rate is not None and self._rule.never_releases:
-            given = next((name for name, rate in rates.items() if rate is not None), "warmup_steps")
-            raise ValueError(
-                f"{given} concerns what thaws, but this Freezer never releases: give until_step, "
-                "until_epoch, windows or until_metric."
-            )
+            raise ValueError(_idle_rates(rates))
 
     def rules(self) -> list[FreezeRule]:
         """The one rule of this Freezer; none where it holds rows."""
@@ -295,3 +289,12 @@ def _rows_beside(rule: FreezeRule, rows: object, train: Sequence[str]) -> Rows:
     if given := [name for name, value in others.items() if value]:
         raise ValueError(f"rows concerns parameters that train, so {', '.join(given)} has no meaning there.")
     return parse_rows(rows)
+
+
+def _idle_rates(rates: Mapping[str, float | None]) -> str:
+    """What is wrong with rates for what thaws if nothing does."""
+    given = next((name for name, rate in rates.items() if rate is not None), "warmup_steps")
+    return (
+        f"{given} concerns what thaws, but this Freezer never releases: give until_step, until_epoch, "
+        "windows or until_metric."
+    )

@@ -70,9 +70,9 @@ def parse_learning_rate(
             "unfreeze_lr_growth multiplies the rate of what thaws after each epoch, up to that of the rest. "
             "Give the first rate: unfreeze_lr_factor: 0.1, or unfreeze_lr."
         )
-    if weight_decay is not None:
-        if not 0 <= arguments.number("unfreeze_weight_decay", weight_decay) < math.inf:
-            raise ValueError(f"unfreeze_weight_decay must be at least 0 and finite. Got {weight_decay}.")
+    decay = None if weight_decay is None else arguments.number("unfreeze_weight_decay", weight_decay)
+    if decay is not None and not 0 <= decay < math.inf:
+        raise ValueError(f"unfreeze_weight_decay must be at least 0 and finite. Got {weight_decay}.")
     if (unfreeze_lr, unfreeze_lr_factor, weight_decay) == (None, None, None) and not ramp:
         return None
     return LearningRateRequest(
@@ -82,7 +82,7 @@ def parse_learning_rate(
         else arguments.positive("unfreeze_lr_factor", unfreeze_lr_factor),
         warmup_steps=ramp,
         growth=None if growth is None else arguments.positive("unfreeze_lr_growth", growth),
-        weight_decay=weight_decay,
+        weight_decay=decay,
     )
 
 
