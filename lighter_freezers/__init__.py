@@ -64,6 +64,7 @@ _NAMES = {  # module -> its public names
     "policies.auto_freeze": "AutoFreeze",
     "policies.auto_rgn": "AutoRgn",
     "policies.block_cycling": "BlockCycling",
+    "policies.fine_tune": "fine_tune",
     "policies.freeze_out": "FreezeOut",
     "policies.layer_policy": "LayerPolicy Window",
     "policies.lisa": "Lisa",

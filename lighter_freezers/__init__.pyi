@@ -98,6 +98,7 @@ from lighter_freezers.planning.plan import plan as plan
 from lighter_freezers.policies.auto_freeze import AutoFreeze as AutoFreeze
 from lighter_freezers.policies.auto_rgn import AutoRgn as AutoRgn
 from lighter_freezers.policies.block_cycling import BlockCycling as BlockCycling
+from lighter_freezers.policies.fine_tune import fine_tune as fine_tune
 from lighter_freezers.policies.freeze_out import FreezeOut as FreezeOut
 from lighter_freezers.policies.layer_policy import LayerPolicy as LayerPolicy, Window as Window
 from lighter_freezers.policies.lisa import Lisa as Lisa

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lighter_freezers.callbacks.phase_recorder import PhaseRecorder
     from lighter_freezers.callbacks.plots_at_end import PlotsAtEnd
     from lighter_freezers.callbacks.results_summary import ResultsSummary
+    from lighter_freezers.policies.fine_tune import fine_tune
 
 __all__ = [
     "CausalLMModule",
@@ -44,6 +45,7 @@ __all__ = [
     "SequenceScoreDataModule",
     "TextDataModule",
     "TokenLabelDataModule",
+    "fine_tune",
 ]
 
 

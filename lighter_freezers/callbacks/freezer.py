@@ -88,6 +88,9 @@ class Freezer(EngineCallback):
             scheduler does to the other groups. None leaves it to the optimizer and its scheduler.
         unfreeze_lr_factor: Instead of `unfreeze_lr`: this factor times the scheduled rate of the rest of the
             group.
+        unfreeze_lr_growth: Multiplies the rate of thawed parameters after each epoch, until it is that of the
+            rest of the group; with `unfreeze_lr` or `unfreeze_lr_factor`.
+        unfreeze_weight_decay: Weight decay of thawed parameters. None for that of their group.
         warmup_steps: Optimizer steps over which the learning rate of thawed parameters rises linearly from 0.
         optimizer_state: What happens to a parameter's optimizer state when it freezes: `keep` it, `reset` it,
             or `free` it and remove the parameter from its group until it thaws, so that an optimizer step
@@ -153,6 +156,8 @@ class Freezer(EngineCallback):
         frozen_mode: FrozenMode = "train",
         unfreeze_lr: float | None = None,
         unfreeze_lr_factor: float | None = None,
+        unfreeze_lr_growth: float | None = None,
+        unfreeze_weight_decay: float | None = None,
         warmup_steps: int = 0,
         optimizer_state: OptimizerState = "keep",
         optimizer_params: Literal["auto", "error"] = "auto",
@@ -179,7 +184,13 @@ class Freezer(EngineCallback):
         said = {"blocks": blocks, "head": head, "embeddings": embeddings}
         self._train = _trained(train, words)
         selector = ParameterSelector.from_arguments(**({"patterns": "*"} if self._train else words), **said)
-        sets_rate = unfreeze_lr is not None or unfreeze_lr_factor is not None
+        others = (warmup_steps, unfreeze_lr_growth, unfreeze_weight_decay)
+        rates = {
+            "unfreeze_lr": unfreeze_lr,
+            "unfreeze_lr_factor": unfreeze_lr_factor,
+            "unfreeze_weight_decay": unfreeze_weight_decay,
+        }
+        sets_rate = any(rate is not None for rate in rates.values())
         bounds = (from_step, from_epoch, until_step, until_epoch)
         schedule = parse_schedule(*bounds, windows, sets_rate=sets_rate)
         trigger = None if until_metric is None else parse_metric_trigger("until_metric", until_metric)
@@ -188,7 +199,7 @@ class Freezer(EngineCallback):
             selector=selector,
             schedule=schedule,
             trigger=trigger,
-            learning_rate=parse_learning_rate(unfreeze_lr, unfreeze_lr_factor, warmup_steps),
+            learning_rate=parse_learning_rate(unfreeze_lr, unfreeze_lr_factor, *others),
             terms=parse_terms(optimizer_state, cut_gradient, frozen_norms, frozen_mode),
             optimizer_params=arguments.choice("optimizer_params", optimizer_params, ("auto", "error")),
             optimizer=arguments.index_or_name("optimizer", optimizer),
@@ -198,12 +209,7 @@ class Freezer(EngineCallback):
         )
         self._rows = None if rows is None else _rows_beside(self._rule, rows, self._train)
         if self._rule.learning_rate is not None and self._rule.never_releases:
-            rates = {"unfreeze_lr": unfreeze_lr, "unfreeze_lr_factor": unfreeze_lr_factor}
-            given = next((name for name, rate in rates.items() if rate), "warmup_steps")
-            raise ValueError(
-                f"{given} concerns what thaws, but this Freezer never releases: give until_step, "
-                "until_epoch, windows or until_metric."
-            )
+            raise ValueError(_idle_rates(rates))
 
     def rules(self) -> list[FreezeRule]:
         """The one rule of this Freezer; none where it holds rows."""
@@ -283,3 +289,12 @@ def _rows_beside(rule: FreezeRule, rows: object, train: Sequence[str]) -> Rows:
     if given := [name for name, value in others.items() if value]:
         raise ValueError(f"rows concerns parameters that train, so {', '.join(given)} has no meaning there.")
     return parse_rows(rows)
+
+
+def _idle_rates(rates: Mapping[str, float | None]) -> str:
+    """What is wrong with rates for what thaws if nothing does."""
+    given = next((name for name, rate in rates.items() if rate is not None), "warmup_steps")
+    return (
+        f"{given} concerns what thaws, but this Freezer never releases: give until_step, until_epoch, "
+        "windows or until_metric."
+    )

@@ -77,7 +77,8 @@ class GradualUnfreezing(EngineCallback):
             `until_metric` as for a Freezer (whichever comes first ends the stage; none in the last),
             `until_early_stopping: true` (the stage ends where EarlyStopping would end the run for lack of
             progress; in the last stage it ends the run),
-            `unfreeze_lr`, `unfreeze_lr_factor` (a number, or a mapping from names to numbers) and
+            `unfreeze_lr`, `unfreeze_lr_factor` (a number, a mapping from names to numbers, or two numbers for
+            the lowest and the highest layer), `unfreeze_lr_growth`, `unfreeze_weight_decay` and
             `warmup_steps` for what thaws, `frozen_norms` for what is held, `desc` for you; `optimizer` and
             `scheduler` that replace those of the run, `{_target_: torch.optim.SGD, lr: 0.01}`, with
             `optimizer_state: carry` for its state and `earlier: keep` for the rates of what trained before.

@@ -1,6 +1,7 @@
 """The rules and actions of one fit, and their effects. Independent of Lightning: any loop can advance it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from torch import nn
@@ -90,6 +91,8 @@ class Fit:
         self.shares.begin(context.trainer, context.model)
         for action in self.actions:
             action.resolve(self.shares)
+        if self._clock is not None:
+            self._clock.optimizers.measure(partial(self._clock.end_of, shares=self.shares))
         self._set_stage(self._clock.number if self._clock else 0)
         self._follow_stage(context)
         for active in self.active_rules:

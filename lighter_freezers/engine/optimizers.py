@@ -219,6 +219,9 @@ class OptimizerFollower:
         factors = [each for each in owners if isinstance(each, RateFactor)]
         title = " + ".join(dict.fromkeys(each.title for each in owners if _sets_rate(each)))
         moved = optimizer_groups.split_off(parameters, f"{title} - {number}", self._optimizers, schedulers)
+        requests = [each.learning_rate for each in freezers if each.learning_rate]
+        if any(each.weight_decay is not None for each in requests):
+            optimizer_groups.refuse_without_decay([optimizer for optimizer, _, _ in moved])
         return [ThawedGroup(optimizer, group, home, freezers, factors) for optimizer, group, home in moved]
 
 

@@ -1,5 +1,6 @@
 """Parses the arguments of a freezing rule from YAML, and derives its title from them."""
 
+import math
 from collections.abc import Sequence
 
 from lighter_freezers import arguments
@@ -47,26 +48,42 @@ def parse_schedule(
 
 
 def parse_learning_rate(
-    unfreeze_lr: float | None, unfreeze_lr_factor: float | None, warmup_steps: int
+    unfreeze_lr: float | None,
+    unfreeze_lr_factor: float | None,
+    warmup_steps: int,
+    growth: float | None = None,
+    weight_decay: float | None = None,
 ) -> LearningRateRequest | None:
-    """Check the learning rate for the parameters that thaw; None to leave rates alone.
+    """Check the learning rate and weight decay for what thaws; None to leave them alone.
 
     Raises:
         TypeError: A value is not a number.
-        ValueError: Both rates are given, or one is not above zero.
+        ValueError: Both rates are given, or one is not above zero, or none is given that could grow.
     """
     ramp = arguments.count("warmup_steps", warmup_steps) or 0
     if unfreeze_lr is not None and unfreeze_lr_factor is not None:
         raise ValueError(
             "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
         )
-    if unfreeze_lr is not None:
-        return LearningRateRequest(absolute=arguments.positive("unfreeze_lr", unfreeze_lr), warmup_steps=ramp)
-    if unfreeze_lr_factor is not None:
-        return LearningRateRequest(
-            factor=arguments.positive("unfreeze_lr_factor", unfreeze_lr_factor), warmup_steps=ramp
+    if growth is not None and unfreeze_lr is None and unfreeze_lr_factor is None:
+        raise ValueError(
+            "unfreeze_lr_growth multiplies the rate of what thaws after each epoch, up to that of the rest. "
+            "Give the first rate: unfreeze_lr_factor: 0.1, or unfreeze_lr."
         )
-    return LearningRateRequest(warmup_steps=ramp) if ramp else None
+    decay = None if weight_decay is None else arguments.number("unfreeze_weight_decay", weight_decay)
+    if decay is not None and not 0 <= decay < math.inf:
+        raise ValueError(f"unfreeze_weight_decay must be at least 0 and finite. Got {weight_decay}.")
+    if (unfreeze_lr, unfreeze_lr_factor, weight_decay) == (None, None, None) and not ramp:
+        return None
+    return LearningRateRequest(
+        absolute=None if unfreeze_lr is None else arguments.positive("unfreeze_lr", unfreeze_lr),
+        factor=1.0
+        if unfreeze_lr_factor is None
+        else arguments.positive("unfreeze_lr_factor", unfreeze_lr_factor),
+        warmup_steps=ramp,
+        growth=None if growth is None else arguments.positive("unfreeze_lr_growth", growth),
+        weight_decay=decay,
+    )
 
 
 def parse_terms(

@@ -93,6 +93,7 @@ class ActiveRule:
         self.stage = 0  # of the run
         is_over = 0 in (rule.schedule.until_step, rule.schedule.until_epoch)
         self.released_at: int | None = 0 if is_over else None  # released before the first step
+        self.released_in = 0  # epoch
         self._is_restored = False
         self._was_holding: bool | None = None  # when the checkpoint of this resumed run was saved
 
@@ -138,13 +139,18 @@ class ActiveRule:
         if self.holds_at(moment):
             self.hold.take()
         elif self.hold.is_active:
-            self.released_at = moment.optimizer_step
+            self.released_at, self.released_in = moment.optimizer_step, moment.epoch
             self.hold.let_go()
 
     def released_by(self, moment: Moment) -> int | None:
         """The optimizer step of the last release, counting one that is due at this moment."""
         is_over = self.hold.is_active and not self.holds_at(moment)
         return moment.optimizer_step if is_over else self.released_at
+
+    def epochs_since(self, moment: Moment) -> int:
+        """Epochs since the last release, counting one that is due at this moment."""
+        is_over = self.hold.is_active and not self.holds_at(moment)
+        return 0 if is_over else max(0, moment.epoch - self.released_in)
 
     def next_step(self, moment: Moment) -> int | None:
         """The next optimizer step at which the schedule may change something; None if there is none."""
@@ -173,6 +179,7 @@ class ActiveRule:
             "title": self.title,
             "is_holding": self.hold.is_active,
             "released_at": self.released_at,
+            "released_in": self.released_in,
             "best": self.history.best,
             "num_without_progress": self.history.num_without_progress,
             "has_fired": self.history.has_fired,
@@ -182,6 +189,7 @@ class ActiveRule:
         """Restore what `state` returned when the checkpoint was saved; `resume` then applies it."""
         self.history = History(state["best"], state["num_without_progress"], state["has_fired"])
         self.released_at = state["released_at"]
+        self.released_in = state.get("released_in", self.rule.schedule.until_epoch or 0)
         self._was_holding = state["is_holding"]
         self._is_restored = True
 
@@ -195,7 +203,7 @@ class ActiveRule:
             self.follow(moment)
             end = self.rule.schedule.last_end(moment)
             if end is not None and not self.hold.is_active:
-                self.released_at = end
+                self.released_at, self.released_in = end, moment.epoch
         elif self._was_holding:
             self.hold.take()
         else:

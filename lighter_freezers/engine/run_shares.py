@@ -38,6 +38,27 @@ class RunShares:
         """Go on with the length that the first run had."""
         self._totals, self._checked = dict(state.get("run_length", {})), set()
 
+    def step_of(self, step: int | None, epoch: int | None) -> tuple[int, str | None]:
+        """The optimizer step at which a step or an epoch is reached, or the run ends where neither is given.
+
+        Returns:
+            The step, and why it is unknown; None where it is not.
+        """
+        assert self._trainer is not None
+        if step is not None and epoch is None:
+            return step, None
+        if reason := trainer_clock.unknown_length(self._trainer, is_manual=self._is_manual):
+            return trainer_clock.NEVER, reason
+        last, per_epoch = (
+            trainer_clock.last_moment(self._trainer),
+            trainer_clock.steps_per_epoch(self._trainer),
+        )
+        if epoch is not None and per_epoch is None:
+            return trainer_clock.NEVER, "the training data has no length (an iterable dataset)"
+        bounds = [bound for bound in (step, epoch and per_epoch and epoch * per_epoch) if bound is not None]
+        assert last is not None
+        return min(bounds, default=last.optimizer_step + 1), None
+
     def resolved(self, value: Value) -> Value:
         """The same value with steps and epochs in place of shares; it looks into tuples and dataclasses.
 

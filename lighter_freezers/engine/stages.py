@@ -189,6 +189,28 @@ class StageClock(Action):
         """Put steps and epochs in place of shares of the run."""
         self._ends = shares.resolved(self._ends)
 
+    def end_of(self, asking: str, stages: range, shares: RunShares) -> int:
+        """The optimizer step before which some stages have all ended, for what needs their length.
+
+        Raises:
+            RuntimeError: It is never known; the message says why.
+        """
+        self.resolve(shares)
+        steps = []
+        for end in [*self._ends, None][stages.start : stages.stop]:
+            schedule = end.schedule if end else Schedule()
+            if end and schedule == Schedule():
+                reason: str | None = f"a stage that is in force {end} may take any number of them"
+            else:
+                step, reason = shares.step_of(schedule.until_step, schedule.until_epoch)
+                steps.append(step)
+            if reason:
+                raise RuntimeError(
+                    f"{asking}: 'stage' stands for the optimizer steps to the next scheduler or optimizer; "
+                    f"their number is never known: {reason}. Write a number, or give the stage until_step."
+                )
+        return max(steps)
+
     def state(self) -> dict[str, object]:
         """The stage, and what its condition has seen."""
         history = self._history

@@ -21,6 +21,7 @@ __all__ = [
     "moment",
     "num_epochs",
     "reduced",
+    "steps_per_epoch",
     "unknown_length",
     "validation_was_due",
     "window_length",
@@ -105,13 +106,17 @@ def validation_was_due(trainer: TrainerLike, batch_idx: int) -> bool:
 
 def last_moment(trainer: TrainerLike) -> Moment | None:
     """The last step of the run and its epoch, `NEVER` where that is unknown; None for an unknown end."""
-    num_steps, num_batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    num_steps = trainer.estimated_stepping_batches  # which loads the data, so that it has a length
     if math.isinf(num_steps) or num_steps < 0:  # -1 for a stream without max_steps
         return None
-    if math.isinf(num_batches):  # a number of steps, in epochs of unknown length
-        return Moment(int(num_steps) - 1, NEVER)
-    steps_per_epoch = math.ceil(num_batches / window_length(trainer))
-    return Moment(int(num_steps) - 1, int((num_steps - 1) // steps_per_epoch))
+    per_epoch = steps_per_epoch(trainer)
+    return Moment(int(num_steps) - 1, int((num_steps - 1) // per_epoch) if per_epoch else NEVER)
+
+
+def steps_per_epoch(trainer: TrainerLike) -> int | None:
+    """Optimizer steps of an epoch, once the data is loaded; None where it has no length."""
+    num_batches = trainer.num_training_batches
+    return None if math.isinf(num_batches) else math.ceil(num_batches / window_length(trainer))
 
 
 def num_epochs(trainer: TrainerLike) -> int | None:

@@ -29,6 +29,8 @@ _KEYS = (
     "until_early_stopping",
     "unfreeze_lr",
     "unfreeze_lr_factor",
+    "unfreeze_lr_growth",
+    "unfreeze_weight_decay",
     "warmup_steps",
     "frozen_norms",
     *OPTIMIZER_KEYS,
@@ -50,6 +52,7 @@ class Stage:
         end: What ends it.
         rate: The rate of what thaws; None for that of the optimizer.
         rates: Rates of parts of it: what each covers, and the rate.
+        by_depth: Factors of the lowest and the highest layer, with equal ratios from layer to layer between.
         frozen_norms: What batch-norm layers do that are held in it.
         optimizer: The optimizer and the LR scheduler that it begins with; None for those that there are.
     """
@@ -60,6 +63,7 @@ class Stage:
     end: StageEnd
     rate: LearningRateRequest | None
     rates: Rates
+    by_depth: tuple[float, float] | None
     frozen_norms: NormMode
     optimizer: StageOptimizer | None
 
@@ -130,14 +134,33 @@ def _stage(argument: str, entry: object, index: int) -> Stage:
     trigger = None if metric is None else parse_metric_trigger(f"{argument}.until_metric", metric)
     try:
         schedule = parse_schedule(None, None, steps, epochs, None, sets_rate=True)
-        rate, rates = _parse_rates(entry)
+        by_depth = _parse_rates_by_depth(entry)
+        rate, rates = _parse_rates(entry if by_depth is None else {**entry, "unfreeze_lr_factor": 1.0})
         is_patient = arguments.flag("until_early_stopping", entry.get("until_early_stopping", False))
         norms = parse_terms("keep", "auto", entry.get("frozen_norms", "eval")).frozen_norms
         optimizer = parse_stage_optimizer(argument, entry)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{argument}: {error}") from error
     end = StageEnd(schedule, trigger, OutOfPatience() if is_patient else None)
-    return Stage(argument, thaw, freeze, end, rate, rates, norms, optimizer)
+    return Stage(argument, thaw, freeze, end, rate, rates, by_depth, norms, optimizer)
+
+
+def _parse_rates_by_depth(entry: Entry) -> tuple[float, float] | None:
+    """The factors of the lowest and the highest layer, where two are given."""
+    factors = entry.get("unfreeze_lr_factor")
+    if not isinstance(factors, list):
+        return None
+    if len(factors) != 2:
+        raise ValueError(
+            "unfreeze_lr_factor takes one factor, a mapping, or two of them for the lowest and the highest "
+            f"layer, such as [0.01, 1.0]. Got {factors!r}."
+        )
+    if entry.get("unfreeze_lr") is not None:
+        raise ValueError(
+            "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
+        )
+    lowest, highest = (arguments.positive("unfreeze_lr_factor", each) for each in factors)
+    return lowest, highest
 
 
 def _parse_rates(entry: Entry) -> tuple[LearningRateRequest | None, Rates]:
@@ -145,13 +168,15 @@ def _parse_rates(entry: Entry) -> tuple[LearningRateRequest | None, Rates]:
     absolute, factor, warmup = (
         entry.get(key) for key in ("unfreeze_lr", "unfreeze_lr_factor", "warmup_steps")
     )
+    growth, decay = entry.get("unfreeze_lr_growth"), entry.get("unfreeze_weight_decay")
+    beside = (warmup or 0, growth, decay)
     parts = factor if isinstance(factor, Mapping) else {}
-    whole = parse_learning_rate(absolute, None if parts else factor, warmup or 0)
+    whole = parse_learning_rate(absolute, 1.0 if parts and growth else None if parts else factor, *beside)
     if parts and absolute is not None:
         raise ValueError(
             "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
         )
-    found = [(str(word), parse_learning_rate(None, part, warmup or 0)) for word, part in parts.items()]
+    found = [(str(word), parse_learning_rate(None, part, *beside)) for word, part in parts.items()]
     return whole, tuple((word, rate) for word, rate in found if rate is not None)
 
 

@@ -13,6 +13,7 @@ from lighter_freezers.engine.stages import Best, StageClock
 from lighter_freezers.engine.terms import NormMode, Terms
 from lighter_freezers.engine.triggers import Plateau, Schedule
 from lighter_freezers.layers.stage_list import Stage
+from lighter_freezers.layers.thaw_order import layers_of
 from lighter_freezers.selection.names import canonical_parameters
 from lighter_freezers.selection.select import ParameterSelector
 from lighter_freezers.selection.words import names_of_words
@@ -137,6 +138,10 @@ class StagePlan:
 def _rates(model: nn.Module, stage: Stage, thawed: set[str]) -> dict[str, LearningRateRequest | None]:
     """The rate of each parameter that thaws in a stage; of several parts the last one counts."""
     rates: dict[str, LearningRateRequest | None] = dict.fromkeys(thawed, stage.rate)
+    if stage.by_depth is not None:
+        factors = layers_of(model).factors(*stage.by_depth)
+        whole = stage.rate or LearningRateRequest()
+        rates |= {name: replace(whole, factor=factors[name]) for name in thawed & factors.keys()}
     for word, rate in stage.rates:
         argument = f"{stage.argument}.unfreeze_lr_factor"
         covered = names_of_words(model, (word,), argument)

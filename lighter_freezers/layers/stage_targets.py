@@ -22,6 +22,7 @@ _EXAMPLES = {
     "optimizer": "{_target_: torch.optim.SGD, lr: 0.01}",
     "scheduler": "{_target_: torch.optim.lr_scheduler.StepLR, step_size: 2}",
 }
+_STAGE = "stage"  # as the value of a scheduler's argument: how many optimizer steps it is in force
 Entry: TypeAlias = Mapping[str, Any]  # as YAML has it; each value is checked where it is read
 
 
@@ -32,15 +33,25 @@ class _Target:
     build: Callable[..., object]
     arguments: Entry
 
-    def __call__(self, subject: object) -> object:
+    def __call__(self, subject: object, num_steps: int = 0) -> object:
         """Build it for some groups, or for an optimizer; its parts, such as those of a SequentialLR, too."""
-        built = {
-            key: [part(subject) if isinstance(part, _Target) else part for part in value]
-            if isinstance(value, list)
-            else value
-            for key, value in self.arguments.items()
-        }
-        return self.build(subject, **built)
+
+        def built(value: object) -> object:
+            if isinstance(value, list):
+                return [built(each) for each in value]
+            if isinstance(value, _Target):
+                return value(subject, num_steps)
+            return num_steps if _is_length(value) else value
+
+        return self.build(subject, **{key: built(each) for key, each in self.arguments.items()})
+
+    @property
+    def takes_length(self) -> bool:
+        """Whether it or one of its parts has an argument that is the length of the stage."""
+        lists = [each if isinstance(each, list) else [each] for each in self.arguments.values()]
+        return any(
+            each.takes_length if isinstance(each, _Target) else _is_length(each) for each in sum(lists, [])
+        )
 
     def __str__(self) -> str:
         return str(getattr(getattr(self.build, "func", self.build), "__name__", self.build))
@@ -63,11 +74,29 @@ def parse_stage_optimizer(argument: str, entry: Entry) -> StageOptimizer | None:
         if "earlier" in entry:
             raise ValueError("earlier is about another optimizer or scheduler. Give one, or remove it.")
         return None
-    return StageOptimizer(argument, optimizer, scheduler, stepping, carries == "carry", earlier == "keep")
+    if optimizer is not None and optimizer.takes_length:
+        raise ValueError(
+            f"'{_STAGE}' is a number of steps, which an optimizer does not take. Write a number."
+        )
+    takes_length = scheduler is not None and scheduler.takes_length
+    states = carries == "carry", earlier == "keep"
+    return StageOptimizer(argument, optimizer, scheduler, stepping, *states, takes_length=takes_length)
 
 
 def _scheduler(value: object) -> tuple[_Target | None, Entry]:
-    """The LR scheduler, and when it steps: by epochs where nothing is said."""
+    """The LR scheduler, and when it steps: by epochs where nothing is said, by steps with their number."""
+    scheduler, stepping = _given_scheduler(value)
+    if scheduler is None or not scheduler.takes_length:
+        return scheduler, stepping
+    if stepping.get("interval", "step") != "step" or stepping.get("frequency", 1) != 1:
+        raise ValueError(
+            f"scheduler has an argument with the value '{_STAGE}', the stage's number of optimizer steps, so "
+            "it has to step with each of them. Write interval: step, without frequency."
+        )
+    return scheduler, {**stepping, "interval": "step"}
+
+
+def _given_scheduler(value: object) -> tuple[_Target | None, Entry]:
     if not isinstance(value, Mapping) or "scheduler" not in value:
         return _target("scheduler", value), {}
     stepping = {key: each for key, each in value.items() if key != "scheduler"}
@@ -84,7 +113,8 @@ def _target(argument: str, value: object) -> _Target | None:
     if value is None:
         return None
     if callable(value):
-        return _Target(value, {})
+        lengths = {key: each for key, each in getattr(value, "keywords", {}).items() if _is_length(each)}
+        return _Target(value, lengths)
     if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
         raise TypeError(
             f"{argument} must be a mapping such as {_EXAMPLES[argument]}, or a function that builds it. "
@@ -95,6 +125,10 @@ def _target(argument: str, value: object) -> _Target | None:
         raise ValueError(f"{argument}: there is no class '{value['_target_']}' to import.")
     given = {key: each for key, each in value.items() if key not in ("_target_", "_mode_")}
     return _Target(build, {key: _parts(argument, each) for key, each in given.items()})
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, str) and value == _STAGE
 
 
 def _parts(argument: str, value: object) -> object:

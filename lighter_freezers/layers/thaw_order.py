@@ -51,6 +51,13 @@ class Layers:
     can_begin_with_head: bool
     left_out: tuple[str, ...] = ()
 
+    def factors(self, lowest: float, highest: float) -> dict[str, float]:
+        """A factor for each name, from the lowest layer to the highest with equal ratios between them."""
+        layers = [*self.blocks, *filter(None, [self.embeddings]), self.head]
+        bottom = max(layer.depth for layer in layers)
+        ratio = (lowest / highest) ** (1 / max(1, bottom))
+        return {name: highest * ratio**layer.depth for layer in layers for name in layer.names}
+
 
 def layers_of(model: nn.Module, said: Said | None = None) -> Layers:
     """Cut a model into head, blocks and embeddings.

@@ -312,3 +312,103 @@ def test_what_is_wrong_is_known_before_the_first_step(entry: dict[str, Any], err
     with pytest.raises(ValueError, match=error):
         fit.fit(regression(LONE, BlockNet, adamw), batches(), batches())
     assert fit.global_step == 0
+
+
+ONE_CYCLE = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1, "total_steps": "stage"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "num_steps"),
+    [
+        ({"until_step": 3}, {}, 9),
+        ({"until_epoch": 1}, {"until_step": 10}, 6),
+        ({"until_step": 3}, {"until_epoch": 2, "until_step": 11}, 5),
+        ({"until_step": "25%"}, {"until_epoch": "50%"}, 5),
+        ({"until_metric": {"monitor": "val/loss", "below": 1e9}}, {"until_step": 9}, 5),
+    ],
+    ids=["run", "step", "epoch-or-step", "shares", "after-a-metric"],
+)
+def test_the_length_of_a_stage_is_an_argument(
+    first: dict[str, Any], second: dict[str, Any], num_steps: int
+) -> None:
+    """From the step at which the stage begins to the one that ends it, or to the end of the run."""
+    later = [{"thaw": "*", "scheduler": partial(ExponentialLR, gamma=0.9)}] if second else []
+    stage = {"thaw": "blocks.3", "scheduler": {"scheduler": ONE_CYCLE}}
+    callback = stages({"thaw": "head", **first}, {**stage, **second}, *later)
+    rates = recorder(LONE, lambda fit, _: fit.optimizers[0].param_groups[0]["lr"], "on_before_optimizer_step")
+    fit = trainer(LONE, callbacks=[callback, rates], max_epochs=3)
+    fit.fit(regression(LONE, BlockNet, adamw), batches(), batches())
+
+    alone = SGD([torch.zeros(1, requires_grad=True)], lr=0.01, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(alone, max_lr=0.1, total_steps=num_steps)
+    begin = next(step for step, rate in enumerate(rates.seen) if rate != 0.01)
+    for rate in rates.seen[begin : begin + num_steps]:
+        assert rate == pytest.approx(alone.param_groups[0]["lr"])
+        alone.step()
+        schedule.step()
+
+
+def test_a_scheduler_lasts_to_the_next_one() -> None:
+    """A stage that goes on with it counts; parts of a SequentialLR and partial know the length, too."""
+    parts = [
+        {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 0.5, "total_iters": 99},
+        {"_target_": "torch.optim.lr_scheduler.LinearLR", "start_factor": 1.0, "end_factor": 0.0}
+        | {"total_iters": "stage"},
+    ]
+    nested = {"_target_": "torch.optim.lr_scheduler.SequentialLR", "schedulers": parts, "milestones": [2]}
+    cosine = partial(CosineAnnealingLR, T_max="stage")
+    callback = stages(
+        {"thaw": "head", "until_step": 2, "scheduler": cosine},
+        {"thaw": "norm", "until_step": 4},
+        {"thaw": "*", "scheduler": nested},
+    )
+    rates = recorder(LONE, lambda fit, _: fit.optimizers[0].param_groups[0]["lr"], "on_before_optimizer_step")
+    fit = trainer(LONE, callbacks=[callback, rates], max_epochs=3)
+    fit.fit(regression(LONE, BlockNet, adamw), batches(), batches())
+
+    assert rates.seen[:4] == pytest.approx([0.01, 0.0085355, 0.005, 0.0014645], rel=1e-4)
+    assert rates.seen[4:] == pytest.approx([0.005, 0.005, *(0.01 * (1 - k / 8) for k in range(6))])
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Checkpoint directory .* is not empty")
+def test_a_resumed_stage_keeps_its_length(tmp_path: Path) -> None:
+    def fit(folder: Path, resume_from: Path | None = None) -> dict[str, Any]:
+        stage = {"thaw": "blocks.3", "until_step": "60%", "scheduler": ONE_CYCLE}
+        callback = stages(HEAD, stage, {"thaw": "*", "scheduler": ONE_CYCLE})
+        return fit_saving_each_step(callback, folder, resume_from, partial(StepLR, step_size=1))
+
+    whole = fit(tmp_path / "whole")
+    for step in (3, 5, 9):
+        resumed = fit(tmp_path / f"from{step}", tmp_path / "whole" / f"step={step}.ckpt")
+        assert same(resumed["weights"], whole["weights"]), step
+        assert same(resumed["optimizer"], whole["optimizer"]), step
+
+
+@pytest.mark.parametrize(
+    ("entry", "error"),
+    [
+        ({"scheduler": {"scheduler": ONE_CYCLE, "interval": "epoch"}}, "Write interval: step"),
+        ({"optimizer": partial(SGD, lr="stage")}, "which an optimizer does not take"),
+    ],
+    ids=["interval", "optimizer"],
+)
+def test_a_length_that_means_nothing(entry: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        stages(HEAD, {"thaw": "*", **entry})
+
+
+def test_a_length_that_is_never_known() -> None:
+    """A stage that waits for a metric alone may take any number of steps, and so may a stream."""
+    waiting = {"thaw": "blocks.3", "until_metric": {"monitor": "val/loss", "below": 0.0}}
+    callback = stages(HEAD, {**waiting, "scheduler": ONE_CYCLE}, {"thaw": "*"})
+    with pytest.raises(RuntimeError, match=r"stages\[1\].scheduler: 'stage' .* until val/loss < 0"):
+        trainer(LONE, callbacks=[callback]).fit(regression(LONE, BlockNet, adamw), batches(), batches())
+
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(batches().dataset)
+
+    loader: Any = torch.utils.data.DataLoader(Stream(), 8)
+    fit = trainer(LONE, callbacks=[stages(HEAD, {"thaw": "*", "scheduler": ONE_CYCLE})])
+    with pytest.raises(RuntimeError, match="the training data has no length"):
+        fit.fit(regression(LONE, BlockNet, adamw), loader, batches())

@@ -51,7 +51,7 @@ ACCEPTED: list[Entry] = [
     ("*", "unfreeze_embeddings_at|unfreeze_embeddings|unfreeze_at_iteration", "zero", "from the start"),
     ("*", "until_step|until_epoch|from_step|from_epoch", "zero", "counts from 0: never frozen, or at once"),
     ("*", "*warmup*|hold_iters|feature_extraction_iters|num_timed", "zero", "none of it"),
-    ("*", "weight_decay|dropout|factor|threshold|smoothing|sharpness", "zero", "off"),
+    ("*", "*weight_decay|dropout|factor|threshold|smoothing|sharpness", "zero", "off"),
     (
         "*",
         "percentile|min_lr|min_lr_ratio|min_weight|weight|freeze_ratio|t0",

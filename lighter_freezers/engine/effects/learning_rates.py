@@ -28,15 +28,22 @@ class LearningRateRequest:
         factor: Times the learning rate that the LR scheduler gives to the rest of the group; in [0, inf).
         warmup_steps: Optimizer steps over which the rate rises linearly from zero: the first step after the
             thaw has 1/warmup_steps of it, step number `warmup_steps` the full rate. 0 means at once.
+        growth: Times the rate after each epoch, until it is that of the rest of the group; None for none.
+        weight_decay: The weight decay of what thaws; None for that of the group.
     """
 
     absolute: float | None = None
     factor: float = 1.0
     warmup_steps: int = 0
+    growth: float | None = None
+    weight_decay: float | None = None
 
-    def target(self, scheduled: float | torch.Tensor) -> float | torch.Tensor:
+    def target(self, scheduled: float | torch.Tensor, num_epochs: int = 0) -> float | torch.Tensor:
         """The rate after the warm-up, given what the LR scheduler gives to the rest of the group."""
-        return scheduled * self.factor if self.absolute is None else self.absolute
+        value = scheduled * self.factor if self.absolute is None else self.absolute
+        for growth in [] if self.growth is None else [self.growth] * num_epochs:
+            value = min(value * growth, scheduled)
+        return value
 
     def ramp(self, steps_since_thaw: int) -> float:
         """The current share of the target, in (0, 1]."""
@@ -66,6 +73,9 @@ class Releasing(Protocol):
     def released_by(self, moment: Moment) -> int | None:
         """The optimizer step of the last release, which may be due only now; None before."""
 
+    def epochs_since(self, moment: Moment) -> int:
+        """Epochs since the last release."""
+
     @property
     def learning_rate(self) -> LearningRateRequest | None:
         """The rate it requests; None where it leaves the rate alone."""
@@ -91,6 +101,10 @@ class KeptRate:
         """That step."""
         return self.step
 
+    def epochs_since(self, moment: Moment) -> int:
+        """None: the rate does not grow."""
+        return 0
+
     @property
     def learning_rate(self) -> LearningRateRequest:
         """That rate."""
@@ -101,7 +115,8 @@ class KeptRate:
 class ThawedGroup:
     """An optimizer group whose parameters the same freezers select, and the same factors scale.
 
-    Where several freezers request a rate, the one that released last counts; on a tie, the lowest rate.
+    Where several freezers request a rate, the one that released last counts; on a tie, the lowest rate and
+    the highest weight decay.
     """
 
     optimizer: Optimizer
@@ -131,19 +146,30 @@ class ThawedGroup:
         else:
             group["lr"] = value
         self.written = group["lr"]
+        decays = [each.weight_decay for _, each in self._asking(moment) if each.weight_decay is not None]
+        if decays:
+            group["weight_decay"] = max(decays)
 
     def _learning_rate(self, scheduled: float | torch.Tensor, moment: Moment) -> float | torch.Tensor:
-        steps = [(freezer.released_by(moment), freezer.learning_rate) for freezer in self.freezers]
-        releases = [step for step, _ in steps if step is not None]
-        asking = [(step, request) for step, request in steps if request and step is not None]
+        releases = [step for each in self.freezers if (step := each.released_by(moment)) is not None]
+        asking = self._asking(moment)
         self.is_moving = False
         if not asking:
             return scheduled  # not frozen yet, or not thawed yet
-        latest = max(step for step, _ in asking)
-        requests = [request for step, request in asking if step == latest]
         since_thaw = max(0, moment.optimizer_step - max(releases))
-        self.is_moving = any(request.ramp(since_thaw) < 1.0 for request in requests)
-        return min(request.target(scheduled) * request.ramp(since_thaw) for request in requests)
+        self.is_moving = any(request.growth or request.ramp(since_thaw) < 1.0 for _, request in asking)
+        return min(
+            request.target(scheduled, each.epochs_since(moment) if request.growth else 0)
+            * request.ramp(since_thaw)
+            for each, request in asking
+        )
+
+    def _asking(self, moment: Moment) -> list[tuple[Releasing, LearningRateRequest]]:
+        """The freezers of the last release that requests a rate, with what they request."""
+        found = [(each.released_by(moment), each, each.learning_rate) for each in self.freezers]
+        asking = [(step, each, request) for step, each, request in found if request and step is not None]
+        latest = max((step for step, _, _ in asking), default=None)
+        return [(each, request) for step, each, request in asking if step == latest]
 
 
 class ThawedRates:

@@ -27,6 +27,7 @@ __all__ = [
     "forget_state",
     "learning_rates",
     "parameters_in",
+    "refuse_without_decay",
     "refuse_without_rates",
     "split_off",
     "without_rate",
@@ -178,6 +179,20 @@ def refuse_without_rates(optimizer: Optimizer, needs: str) -> None:
             f"{needs}, and {type(optimizer).__name__} has no learning rate in its groups. Remove that, or "
             "use an optimizer with one."
         )
+
+
+def refuse_without_decay(optimizers: Iterable[Optimizer]) -> None:
+    """Raise for an optimizer without weight decay, such as LBFGS.
+
+    Raises:
+        ValueError: One of them has none in its groups.
+    """
+    for optimizer in optimizers:
+        if not all("weight_decay" in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"unfreeze_weight_decay is set, and {type(optimizer).__name__} has no weight decay in its "
+                "groups. Remove it, or use an optimizer with one."
+            )
 
 
 def _rated(groups: Iterable[ParameterGroup]) -> list[ParameterGroup]:

@@ -24,6 +24,8 @@ from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["StageOptimizer", "StageOptimizers"]
 
+_ANY_LENGTH = 1000  # steps of a stage whose length is not known yet
+
 
 @dataclass
 class _SchedulerConfig:
@@ -45,19 +47,21 @@ class StageOptimizer:
     Attributes:
         argument: Its place in the list of stages, for errors.
         optimizer: Builds the optimizer from groups of parameters; None to go on with the one that there is.
-        scheduler: Builds the LR scheduler of this optimizer; None for the one that there is, or with another
-            optimizer for none.
+        scheduler: Builds the LR scheduler of this optimizer, for the number of steps that it is in force;
+            None for the one that there is, or with another optimizer for none.
         stepping: When the scheduler steps, as Lightning names it: `interval`, `frequency`, `monitor`, ...
         carries_state: Whether the new optimizer gets the state of the one before it.
         keeps_rates: Whether what trains already keeps the learning rate that it has when the stage begins.
+        takes_length: Whether the scheduler needs that number of steps.
     """
 
     argument: str
     optimizer: Callable[[list[ParameterGroup]], object] | None = None
-    scheduler: Callable[[Optimizer], object] | None = None
+    scheduler: Callable[[Optimizer, int], object] | None = None
     stepping: SavedState | None = None
     carries_state: bool = False
     keeps_rates: bool = False
+    takes_length: bool = False
 
 
 class StageOptimizers:
@@ -77,6 +81,8 @@ class StageOptimizers:
         self._defaults: ParameterGroup = {}  # of the run's optimizer
         self._kept: dict[str, float] = {}
         self._kept_at = 0
+        self._ends: dict[int, int] = {}  # of schedulers that need their length: the step at which they end
+        self._is_loaded = False  # before `begin`, so that a scheduler has the length that was saved
 
     def begin(self, trainer: TrainerLike) -> None:
         """Before any group is made: see how the run's own code built them, and try what is to be built.
@@ -101,6 +107,26 @@ class StageOptimizers:
         for stage in filter(None, self._stages):
             before = self._try(stage, before)
 
+    def measure(self, end_of: Callable[[str, range], int]) -> None:
+        """The data is loaded: find out how long schedulers are in force that need to know it.
+
+        Before that they are built with any length, for a checkpoint to say which; without one, the stage that
+        has such a scheduler is due again.
+
+        Args:
+            end_of: Returns the optimizer step at which stages end, given who asks and which they are.
+
+        Raises:
+            RuntimeError: A length is never known.
+        """
+        for index, stage in enumerate(self._stages):
+            if stage is not None and stage.takes_length:
+                others = (each for each in range(index + 1, len(self._stages)) if self._stages[each])
+                in_force = range(index, next(others, len(self._stages)))
+                self._ends[index] = end_of(f"{stage.argument}.scheduler", in_force)
+        if self._installed[1] in self._ends and not self._is_loaded:
+            self._installed = self._installed[0], None
+
     def brought_by(self, stage: int) -> str:
         """What a stage begins with, for the log."""
         found = self._stages[stage] if self._stages else None
@@ -120,7 +146,9 @@ class StageOptimizers:
         else:
             optimizer.param_groups[:] = _copied(self._groups)
         if scheduler_stage is not None:
-            config = _config(self._stage(scheduler_stage), optimizer)
+            end, now = self._ends.get(scheduler_stage), context.moment.optimizer_step
+            num_steps = _ANY_LENGTH if end is None else max(1, end - now)
+            config = _config(self._stage(scheduler_stage), optimizer, num_steps)
         context.trainer.strategy.optimizers = [optimizer]
         context.trainer.strategy.lr_scheduler_configs = [config] if config else []
         self._installed = optimizer_stage, scheduler_stage
@@ -151,6 +179,7 @@ class StageOptimizers:
     def remember(self, state: SavedState) -> None:
         """Restore what `state` returned."""
         self._kept_at, self._kept = state["step"], dict(state["rates"])
+        self._is_loaded = not self._own_groups
 
     def _stage(self, number: int) -> StageOptimizer:
         found = self._stages[number]
@@ -213,10 +242,10 @@ class StageOptimizers:
         return new
 
 
-def _config(stage: StageOptimizer, optimizer: Optimizer) -> _SchedulerConfig:
+def _config(stage: StageOptimizer, optimizer: Optimizer, num_steps: int = _ANY_LENGTH) -> _SchedulerConfig:
     assert stage.scheduler is not None
     try:
-        scheduler = stage.scheduler(optimizer)
+        scheduler = stage.scheduler(optimizer, num_steps)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{stage.argument}.scheduler cannot be built: {error}") from error
     config = _SchedulerConfig(scheduler, **(stage.stepping or {}))
