@@ -1,7 +1,6 @@
 """The callback that summarizes a run in one JSON file: config, losses, gradient norms, cost and scores."""
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +56,7 @@ class ResultsSummary(Callback):
     `results_summary_1.json`. A test adds its metrics to the existing file: set the version of the test's
     logger to that of the run (`trainer::logger::version=0`). Compare runs with `lighter-freezers compare`.
 
-    The progress bar shows `minutes_left` of the run from the end of its first epoch on.
+    The progress bar shows `minutes_left` of a run of several epochs, at each `log_every_n_steps`-th batch.
     The share of the backward work is known where a `PhaseRecorder` has counted it.
 
     Runs on: setup, the transitions that the package's other callbacks make, on_train_start,
@@ -78,7 +77,8 @@ class ResultsSummary(Callback):
         self._started = 0.0
         self._losses: list[torch.Tensor] = []
         self._first: torch.Tensor | None = None
-        self._num_epochs = self._first_step = 0
+        self._period = 50  # batches between two values in the bar
+        self._first_batch = (0.0, 0.0)  # when it had ended, and the share of the run that was done then
         self._names = NameSummary([])
         self._changes: list[tuple[int, str]] = []  # optimizer step, what changed
         self._total: torch.Tensor | None = None  # sum of the earlier losses
@@ -110,18 +110,22 @@ class ResultsSummary(Callback):
         self._sizes = {}
         self._losses, self._total, self._num_batches, self._path = [], None, 0, None
         self._first = None
-        self._num_epochs, self._first_step = 0, trainer_clock.moment(trainer).optimizer_step
+        self._period = getattr(trainer, "log_every_n_steps", 0) or 50  # Lightning does not declare it
 
     def on_before_backward(self, trainer: TrainerLike, pl_module: nn.Module, loss: object) -> None:
         """Note by what Lightning has divided the loss."""
         self._window = trainer_clock.window_length(trainer)
 
     def on_train_batch_end(
-        self, trainer: TrainerLike, pl_module: nn.Module, outputs: object, *_: object
+        self, trainer: TrainerLike, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Keep the loss of a batch; now and then add the kept ones to one sum, on the device."""
         if not self._sizes:
             self._sizes["trainable_parameters"] = num_trainable(pl_module.parameters())
+            epoch_share = (batch_idx + 1) / trainer.num_training_batches
+            self._first_batch = time.monotonic(), trainer_clock.share_done(trainer, epoch_share)
+        if (batch_idx + 1) % self._period == 0:
+            self._show_time_left(trainer, pl_module, (batch_idx + 1) / trainer.num_training_batches)
         loss = loss_of(outputs, self._window)
         if loss is None:
             return
@@ -134,13 +138,16 @@ class ResultsSummary(Callback):
             self._total = total if self._total is None else self._total + total
 
     def on_train_epoch_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
-        """Show the minutes left in the bar, where there are several epochs; Lightning's knows of one."""
-        done, total = trainer_clock.moment(trainer).optimizer_step, trainer.estimated_stepping_batches
-        if math.isfinite(total) and (self._num_epochs or done < total):
-            spent = (time.monotonic() - self._started) / 60
-            left = spent * (total - done) / max(1, done - self._first_step)
-            pl_module.log(LEFT, left, prog_bar=True, logger=False, sync_dist=True)
-        self._num_epochs += 1
+        """Show the minutes left in the bar."""
+        self._show_time_left(trainer, pl_module, 1.0)
+
+    def _show_time_left(self, trainer: TrainerLike, pl_module: LightningModule, epoch_share: float) -> None:
+        """In the bar, unless the run ends with its first epoch, of which Lightning's shows as much."""
+        began, done_then = self._first_batch
+        done = trainer_clock.share_done(trainer, epoch_share)
+        if done_then < done < trainer_clock.moment(trainer).epoch + epoch_share:
+            left = (time.monotonic() - began) / 60 * max(0.0, 1 - done) / (done - done_then)
+            pl_module.log(LEFT, left, prog_bar=True, logger=False, sync_dist=epoch_share == 1)
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Count what trains, before all holds are released."""

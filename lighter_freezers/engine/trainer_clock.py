@@ -21,6 +21,7 @@ __all__ = [
     "moment",
     "num_epochs",
     "reduced",
+    "share_done",
     "steps_per_epoch",
     "unknown_length",
     "validation_was_due",
@@ -34,6 +35,18 @@ NEVER = 2**29  # batches: after these it checks again; a small int counts down f
 def moment(trainer: TrainerLike) -> Moment:
     """The Trainer's position: optimizer steps done (all optimizers together), and the epoch."""
     return Moment(trainer.global_step, trainer.current_epoch)
+
+
+def share_done(trainer: TrainerLike, epoch_share: float) -> float:
+    """The share of the run that is done, by steps or by epochs, whichever ends it; 0 where it has no end.
+
+    Args:
+        trainer: Runs.
+        epoch_share: The share of the current epoch that is done.
+    """
+    now, num_epochs = moment(trainer), trainer.max_epochs or -1
+    by_steps = now.optimizer_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+    return max(by_steps, (now.epoch + epoch_share) / num_epochs if num_epochs > 0 else 0.0)
 
 
 def window_length(trainer: TrainerLike) -> int:

@@ -139,6 +139,27 @@ def test_text_is_a_table_for_each_transition(namespace, tmp_path):
     assert "| mlp.0 | trainable | 72 | 72 |" in after
 
 
+def test_lora_only_is_a_state_of_its_own_in_picture_and_table(tmp_path):
+    """A layer of which only LoRA factors train is neither frozen, trainable nor partial."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    module = lab.regression(PL, BlockNet)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["attn"]), module.network)
+    loggers = [tensorboard(PL, tmp_path), csv_logger(PL, tmp_path)]
+    callbacks = [Freezer(name_starts_with="network.h.0.attn.", until_step=5), FreezeStateLogger()]
+    trainer = lab.trainer(PL, logger=loggers, callbacks=callbacks, max_epochs=3)
+    trainer.fit(module, lab.batches(), lab.batches())
+
+    (_, first), (_, second) = texts(events(tmp_path))
+    states = [dict(re.findall(r"^\| (\S+) \| ([^|]+) \|", text, re.M)) for text in (first, second)]
+    assert [each["attn.0"] for each in states] == ["frozen", "LoRA only"]
+    assert [each["attn.1"] for each in states] == ["LoRA only"] * 2
+    assert states[1]["mlp.0"] == "user-frozen"
+    colours = Image.open(tmp_path / "csv/0/freeze_timeline.png").convert("RGB").getcolors(1 << 24)
+    drawn = {colour: number for number, colour in colours}
+    assert drawn[0xCC, 0x79, 0xA7] > drawn[0x2F, 0x6D, 0xAA] > 1000  # LoRA only, frozen
+
+
 def test_image_at_a_checkpoint_after_a_change_and_at_the_end(tmp_path):
     """Of eight checkpoints the first and the one after the thaw draw, on another thread; then the end."""
     callback = import_module(f"{PL}.callbacks").ModelCheckpoint
