@@ -27,7 +27,7 @@ class AutoFreeze(LayerPolicy):
     | `AutoFreeze(100, percentile=20)` | the same, freezing later |
 
     Args:
-        every_n_steps: Optimizer steps in an interval; the paper takes a tenth of an epoch.
+        every_n_steps: Optimizer steps in an interval; the authors' code takes a tenth of the run.
         percentile: From 0 (freezes little) to 100.
         options: `rest`, `optimizer_state` and `cut_gradient`, as for `LayerPolicy`.
     """

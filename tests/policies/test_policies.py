@@ -119,16 +119,28 @@ def test_misa_prefers_what_had_large_gradients_within_its_share() -> None:
     sizes = {"0": 10, "1": 10, "2": 10, "3": 70}
     policy, counts = Misa(share=0.2, sharpness=8.0), dict.fromkeys(UNITS, 0)
     for index in range(200):
-        memory = {"importance": {"1": 1.0, "2": 0.5}}
+        memory = {"averages": {"1": [0.2 * 0.6, 1], "2": [0.2 * 0.3, 1]}}
         chosen = list(policy.choose(window(index, prepared=sizes, memory=memory)))
         for unit in chosen:
             counts[unit] += 1
         assert sum(sizes[unit] for unit in chosen) <= 20 or len(chosen) == 1
     assert counts["1"] > counts["2"] > counts["0"]
-    memory = {}
-    policy.choose(window(0, prepared=sizes, memory=memory, measured={"3": 2.0}))
-    policy.choose(window(1, prepared=sizes, memory=memory, measured={"3": 1.0}))
-    assert memory["importance"] == {"3": pytest.approx(0.9 * 0.1 * 2.0 + 0.1 * 1.0)}
+
+
+def test_misa_averages_and_weighs_as_published() -> None:
+    """A moving average with 0.8 of the past, corrected for its start; weights exp(G^2), at most exp(5)."""
+    policy, sizes, memory = Misa(share=1.0), dict.fromkeys(UNITS, 1), dict[str, Any]()
+    for index, norm in enumerate((2.0, 1.0)):
+        list(policy.choose(window(index, prepared=sizes, memory=memory, measured={"3": norm})))
+    average, num_windows = memory["averages"]["3"]
+    importance = average / (1 - 0.8**num_windows)
+    assert importance == pytest.approx((0.8 * 0.2 * 2.0 + 0.2 * 1.0) / (1 - 0.8**2))
+    memory = {"averages": {"1": [0.2 * 1.5, 1], "2": [0.2 * 9.0, 1]}}
+    draws = [next(iter(policy.choose(window(index, prepared=sizes, memory=memory)))) for index in range(4000)]
+    likely = {unit: draws.count(unit) / len(draws) for unit in UNITS}
+    total = 2 + math.exp(1.5**2) + math.exp(5)
+    assert likely["1"] == pytest.approx(math.exp(1.5**2) / total, abs=0.02)
+    assert likely["2"] == pytest.approx(math.exp(5) / total, abs=0.02)
 
 
 def test_spectrum_scores_signal_over_noise() -> None:
@@ -213,6 +225,7 @@ def test_what_cannot_be_meant_is_an_error_before_the_first_step(
         (lambda: FreezeOut(100, how="quartic"), ValueError, "how must be one of linear, squared, cubic"),
         (lambda: Spectrum(top_percent=250), ValueError, "at most 100"),
         (lambda: Misa(share=0), ValueError, "share"),
+        (lambda: Misa(smoothing=1), ValueError, "smoothing=1 would never learn"),
     ],
 )
 def test_arguments_are_checked_when_they_are_read(build: Any, error: type[Exception], message: str) -> None:
