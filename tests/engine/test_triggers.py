@@ -129,3 +129,11 @@ def test_a_plateau_of_a_higher_number_counts_anew_after_each() -> None:
             fired[number] += not history.has_fired
 
     assert fired == {1: 2, 2: 7, 3: 9}
+
+
+def test_the_last_end_is_reached_at_its_step() -> None:
+    """From then on warm-ups count; epochs do not tell the step."""
+    windows = Schedule(windows=((0, 2), (4, 6)))
+    assert [windows.last_end(Moment(step, 0)) for step in (1, 2, 5, 6, 9)] == [None, 2, 2, 6, 6]
+    assert [Schedule(until_step=5).last_end(Moment(step, 0)) for step in (4, 5)] == [None, 5]
+    assert Schedule(until_step=5, until_epoch=1).last_end(Moment(9, 3)) is None
