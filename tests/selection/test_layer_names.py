@@ -8,7 +8,7 @@ from torch import nn
 
 from lighter_freezers.gpt import GPT
 from lighter_freezers.selection.anatomy import anatomy_of
-from lighter_freezers.selection.block_indices import block_indices
+from lighter_freezers.selection.block_indices import block_indices, counts_blocks
 from lighter_freezers.selection.layer_names import (
     components,
     expand_layers,
@@ -412,3 +412,13 @@ def test_a_range_of_one_block_is_that_block() -> None:
     assert block_indices("3-3", 8, "block.3-3") == [3]
     with pytest.raises(ValueError, match=r"'block.4-3' runs backwards: write 'block.3-4'"):
         block_indices("4-3", 8, "block.4-3")
+
+
+@pytest.mark.parametrize(
+    ("address", "counts"),
+    [("attn.3", True), ("block.-1", True), ("block.:-4", True), ("mlp.0%-50%", True), ("attn.*", False)],
+)
+def test_which_addresses_go_by_the_order_of_blocks(address: str, counts: bool) -> None:
+    """The first forward pass checks the order for these, and for no others."""
+    assert counts_blocks(address) is counts
+    assert not counts_blocks("head")
