@@ -317,3 +317,10 @@ def test_a_prefix_of_longer_names_alone_is_meant_so() -> None:
     found = ParameterSelector(prefixes=("layer1",)).select(model)
 
     assert list(found) == ["layer10.weight", "layer11.weight"]
+
+
+def test_wrappers_around_wrappers_are_dropped_from_names() -> None:
+    """An averaged copy of a model under DDP has two of them; one that is all there is stays."""
+    assert canonical_name("module.module.head.weight") == "head.weight"
+    assert canonical_name("module.head.module.weight") == "head.module.weight"
+    assert canonical_name("module") == "module"
