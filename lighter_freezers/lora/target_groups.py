@@ -87,12 +87,16 @@ def with_target_modules(network: nn.Module, config: Mapping[str, object]) -> dic
 
 
 def _linear_layers(network: nn.Module) -> dict[str, str]:
-    """Path of each layer with a matrix of weights -> `attn`, `mlp` or what else it is part of."""
-    homes = component_of(network)
+    """Path of each layer with a matrix of weights -> `attn`, `mlp` or what else it is part of.
+
+    Not of a router, which stands beside the experts that it chooses among.
+    """
+    homes, modules = component_of(network), dict(walk(network))
     return {
         path: homes.get(f"{path}.weight", "").partition(".")[0]
-        for path, module in walk(network)
-        if isinstance(module, nn.Linear) or _is_transposed(module)
+        for path, module in modules.items()
+        if (isinstance(module, nn.Linear) or _is_transposed(module))
+        and f"{path.rpartition('.')[0]}.experts" not in modules
     }
 
 

@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from lighter_freezers.engine.triggers import History, Moment, Schedule, parse_metric_trigger, parse_plateau
+from lighter_freezers.engine.triggers import (
+    History,
+    LossOrWait,
+    Moment,
+    Schedule,
+    parse_metric_trigger,
+    parse_plateau,
+)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +136,20 @@ def test_a_plateau_of_a_higher_number_counts_anew_after_each() -> None:
             fired[number] += not history.has_fired
 
     assert fired == {1: 2, 2: 7, 3: 9}
+
+
+def test_the_last_end_is_reached_at_its_step() -> None:
+    """From then on warm-ups count; epochs do not tell the step."""
+    windows = Schedule(windows=((0, 2), (4, 6)))
+    assert [windows.last_end(Moment(step, 0)) for step in (1, 2, 5, 6, 9)] == [None, 2, 2, 6, 6]
+    assert [Schedule(until_step=5).last_end(Moment(step, 0)) for step in (4, 5)] == [None, 5]
+    assert Schedule(until_step=5, until_epoch=1).last_end(Moment(9, 3)) is None
+
+
+def test_the_last_step_of_a_run_still_counts() -> None:
+    """A window that begins in it is not late, and a wait is over at its number of steps."""
+    window = Schedule(windows=((5, 6),))
+    assert window.beyond(Moment(5, 0)) == []
+    assert window.beyond(Moment(4, 0)) == ["[5, 6)"]
+    wait = LossOrWait("loss", None, 3)
+    assert [wait.reason(None, steps) for steps in (2, 3)] == [None, "waited 3 steps"]

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations
+from lighter_freezers.engine.rules import FreezeRule, active_rules_of
+from lighter_freezers.engine.triggers import Moment, Schedule
+from lighter_freezers.selection.select import ParameterSelector
 from tests.callbacks.block_net import BlockNet
 from tests.lab import NormNet, TinyNet, adamw, batches, recorder, regression, trainer
 
@@ -139,3 +142,14 @@ def test_an_operation_looks_no_layer_up_during_the_run(monkeypatch: pytest.Monke
     ]
     _, seen = seen_at_each_step([LayerOperations(operations)], lambda *_: len(looked_up))
     assert seen == [seen[0]] * 8
+
+
+def test_a_release_that_is_due_counts_already() -> None:
+    """Rates may be read after the step that ends a hold, and before the release."""
+    selector = ParameterSelector(prefixes=("head",))
+    (active,) = active_rules_of([FreezeRule("freezer", selector, Schedule(until_step=5))])
+    active.bind(TinyNet())
+    active.follow(Moment(0, 0))
+
+    assert active.released_by(Moment(4, 0)) is None
+    assert active.released_by(Moment(5, 0)) == 5

@@ -8,6 +8,7 @@ from torch import nn
 
 from lighter_freezers.gpt import GPT
 from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.block_indices import block_indices, counts_blocks
 from lighter_freezers.selection.layer_names import (
     components,
     expand_layers,
@@ -404,3 +405,20 @@ def test_a_negative_index_beyond_the_blocks() -> None:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
     with pytest.raises(ValueError, match=r"'block.-9' means none of the 3 blocks"):
         expand_layers(model, "block.-9")
+
+
+def test_a_range_of_one_block_is_that_block() -> None:
+    """Only one that runs backwards is refused."""
+    assert block_indices("3-3", 8, "block.3-3") == [3]
+    with pytest.raises(ValueError, match=r"'block.4-3' runs backwards: write 'block.3-4'"):
+        block_indices("4-3", 8, "block.4-3")
+
+
+@pytest.mark.parametrize(
+    ("address", "counts"),
+    [("attn.3", True), ("block.-1", True), ("block.:-4", True), ("mlp.0%-50%", True), ("attn.*", False)],
+)
+def test_which_addresses_go_by_the_order_of_blocks(address: str, counts: bool) -> None:
+    """The first forward pass checks the order for these, and for no others."""
+    assert counts_blocks(address) is counts
+    assert not counts_blocks("head")

@@ -309,3 +309,18 @@ def test_arguments_that_can_only_be_mistakes(arguments: dict, error: type[Except
     """What YAML can get wrong is refused at construction, with the argument's name."""
     with pytest.raises(error, match=re.escape(message)):
         ParameterSelector.from_arguments(**arguments)
+
+
+def test_a_prefix_of_longer_names_alone_is_meant_so() -> None:
+    """Without a `layer1` of its own, `layer1` can only mean `layer10` and `layer11`: no warning."""
+    model = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("layer10", "layer11", "layer2")})
+    found = ParameterSelector(prefixes=("layer1",)).select(model)
+
+    assert list(found) == ["layer10.weight", "layer11.weight"]
+
+
+def test_wrappers_around_wrappers_are_dropped_from_names() -> None:
+    """An averaged copy of a model under DDP has two of them; one that is all there is stays."""
+    assert canonical_name("module.module.head.weight") == "head.weight"
+    assert canonical_name("module.head.module.weight") == "head.module.weight"
+    assert canonical_name("module") == "module"
