@@ -6,7 +6,6 @@ from typing import TypeAlias
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
@@ -111,7 +110,7 @@ class OptimizerFollower:
         schedulers = [config.scheduler for config in configs]
         built = members_of(self._optimizers)
         added = self._add_missing(model, schedulers, trainable_later or {})
-        groups = [] if all(isinstance(each, LRScheduler) for each in schedulers) else [*added]
+        groups: list[ThawedGroup] = []
         names = {id(parameter): name for name, parameter in canonical_parameters(model).items()}
         scaled = [(each, {names[id(p)]: p for p in each.parameters}) for each in self._factors]
         kept = [(each, each.selected) for each in self._kept]

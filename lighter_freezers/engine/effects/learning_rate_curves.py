@@ -131,9 +131,9 @@ def _scale_scheduler(scheduler: SchedulerLike, optimizer: Optimizer, factors: Se
         return
     for key in _PER_GROUP:
         entries = getattr(scheduler, key, None)
-        if isinstance(entries, list) and len(entries) == len(factors):
+        if isinstance(entries, list) and len(entries) <= len(factors):  # fewer: see `foreign_schedulers`
             # a new list: SequentialLR shares the list of its parts
-            setattr(scheduler, key, [entry * factor for entry, factor in zip(entries, factors, strict=True)])
+            setattr(scheduler, key, [entry * factor for entry, factor in zip(entries, factors, strict=False)])
     for key in _FLOORS:
         floor = getattr(scheduler, key, None)
         if isinstance(floor, (int, float)) and factors:

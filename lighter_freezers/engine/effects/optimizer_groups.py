@@ -13,6 +13,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lighter_freezers.engine.effects.foreign_schedulers import hide_newest_group, is_foreign
 from lighter_freezers.engine.effects.optimizer_choice import (
     Neighbours,
     accepting_groups,
@@ -246,6 +247,9 @@ def _copy(value: object) -> object:
 
 def _extend(scheduler: SchedulerLike, optimizer: Optimizer, home_index: int) -> None:
     """Make a scheduler and its parts treat the newest group like the group it came from."""
+    if is_foreign(scheduler):
+        hide_newest_group(scheduler, optimizer, home_index)
+        return
     for part in getattr(scheduler, "_schedulers", ()):
         _extend(part, optimizer, home_index)
     if getattr(scheduler, "optimizer", None) is not optimizer:
