@@ -63,7 +63,7 @@ def carry_states(
         Whether all could be carried. State of an unknown kind is dropped, and a parameter starts without
         state.
     """
-    stacks: dict[tuple[object, ...], dict[int, SavedState]] = {}
+    stacks: dict[tuple[object, ...], dict[int, dict[str, Tensor]]] = {}
     are_carried = True
     for index, parameter in enumerate(parameters):
         state = optimizer.state.get(parameter)
@@ -98,7 +98,10 @@ def _grown(key: str, value: Tensor, change: Recombination) -> Tensor:
 
 
 def _mix_states(
-    states: Sequence[SavedState], options: Sequence[ParameterGroup], mix: Tensor, change: Recombination
+    states: Sequence[dict[str, Tensor]],
+    options: Sequence[ParameterGroup],
+    mix: Tensor,
+    change: Recombination,
 ) -> None:
     """Carry states with the same keys through a mix of their components, (g, k, r)."""
     tensors = [_tensors_of(state) for state in states]
