@@ -27,6 +27,7 @@ _COMMANDS = {
     "spectrum": ("lighter_freezers.cli.spectrum", "a Freezer for all matrices but those with most signal"),
 }
 _USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+_LIGHTNINGS = "MisconfigurationException"  # by name: its import takes seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `plan ... | head` has read enough; what Python flushes at its end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except _USER_ERRORS as error:
+    except Exception as error:
+        if not (isinstance(error, _USER_ERRORS) or type(error).__name__ == _LIGHTNINGS):
+            raise
         print(f"lighter-freezers {parsed.command}: {_message(error)}", file=sys.stderr)
         return 2
 

@@ -31,13 +31,16 @@ def run(arguments: argparse.Namespace) -> int:
     from lighter_freezers.planning.from_config import plan_of_config
     from lighter_freezers.planning.phase_meter import FILE
     from lighter_freezers.planning.values import Plan, rates_and_totals
+    from lighter_freezers.reports.whole_files import naming
 
     folder = Path(arguments.run_dir)
     config = folder / "config.yaml"
     has_plan = arguments.plan is not None or config.is_file()
     records = read_report(folder) if (folder / FILE).is_file() or not has_plan else None
     if arguments.plan is not None:
-        planned = Plan.from_dict(json.loads(Path(arguments.plan).read_text()))
+        saved = Path(arguments.plan)
+        with naming(saved, "a plan of `plan ... --json`"):
+            planned = Plan.from_dict(json.loads(saved.read_text()))
     elif config.is_file():
         rounds, timed = (1, 0) if arguments.no_times else (3, 4)
         planned = plan_of_config([str(config)], num_rounds=rounds, num_timed=timed)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from lighter_freezers.reports.whole_files import naming
+
 __all__ = ["NORM", "RunResults", "differing", "read_runs"]
 
 RUN_SUMMARY = "results_summary.json"
@@ -60,10 +62,16 @@ def _read_run(folder: Path, title: str) -> RunResults:
     evaluations = sorted(folder.glob(EVALUATIONS), key=_number)
     if not (folder / RUN_SUMMARY).exists() and not evaluations:
         raise FileNotFoundError(_nothing_in(folder))
-    summary = _read(folder / RUN_SUMMARY) if (folder / RUN_SUMMARY).exists() else {}
-    scores = _read(evaluations[-1]).get("scores", {}) if evaluations else {}
-    figures = {**_training_figures(summary), **summary.get("evaluation", {}), **scores}
+    path = folder / RUN_SUMMARY
+    with naming(path, "what ResultsSummary writes"):
+        summary = _read(path) if path.exists() else {}
+        figures = {**_training_figures(summary), **summary.get("evaluation", {})}
+    if evaluations:
+        with naming(path := evaluations[-1], "what an evaluation writes"):
+            figures |= _read(path).get("scores", {})
     numbers = {name: float(value) for name, value in figures.items() if isinstance(value, (int, float))}
+    if not numbers:
+        raise ValueError(f"{path} holds no results of a run.")
     return RunResults(title, folder, dict(_flat(summary.get("config") or {})), numbers)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from lighter_freezers.planning.phase_meter import FILE, PhaseRecord
 from lighter_freezers.planning.values import Plan, PlannedPhase
 from lighter_freezers.reports.columns import amount, columns, num_bytes
+from lighter_freezers.reports.whole_files import naming
 
 __all__ = ["Comparison", "Line", "compare", "read_report"]
 
@@ -86,14 +87,15 @@ def read_report(folder: Path) -> list[PhaseRecord]:
     """Read what `PhaseRecorder` wrote into the folder of a run.
 
     Raises:
-        ValueError: There is no such file, or it is empty.
+        ValueError: There is no such file, or it is damaged.
     """
     file = folder / FILE
     if not file.is_file():
         there = sorted(str(path.parent) for path in folder.rglob(FILE)) if folder.is_dir() else []
         way_out = f"Reports are in: {', '.join(there)}." if there else _WAY_OUT
         raise ValueError(f"There is no {FILE} in '{folder}'. {way_out}")
-    return [PhaseRecord.from_dict(record) for record in json.loads(file.read_text())["phases"]]
+    with naming(file, "what PhaseRecorder writes"):
+        return [PhaseRecord.from_dict(record) for record in json.loads(file.read_text())["phases"]]
 
 
 def compare(plan: Plan, records: Sequence[PhaseRecord]) -> Comparison:

@@ -1,6 +1,7 @@
 """Atomic writes: a reader sees the old content or the new, never a part of either.
 
-Every result file of the package is written here, except CSV files, which grow row by row.
+Every result file of the package is written here, except CSV files, which grow row by row. What reads one
+names it where it is damaged all the same, by hand or by a disk.
 """
 
 import io
@@ -17,7 +18,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["json_text", "plain", "unused_path", "write_json", "write_png", "write_unused", "write_whole"]
+__all__ = [
+    "json_text",
+    "naming",
+    "plain",
+    "unused_path",
+    "write_json",
+    "write_png",
+    "write_unused",
+    "write_whole",
+]
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -127,3 +137,23 @@ def _took(part: Path, path: Path) -> bool:
             return False
         os.replace(part, path)
     return True
+
+
+@contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+    """Raise what goes wrong with the content of a file as one error that names the file.
+
+    Args:
+        path: The file.
+        what: What it should be.
+
+    Raises:
+        ValueError: It is something else, or damaged.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not {what}, or it is damaged. {said}") from error

@@ -67,6 +67,25 @@ def test_help_and_version_import_no_torch() -> None:
     assert versioned.stdout.endswith("0 False\n")
 
 
+def write_mistakes() -> None:
+    """Configs and folders of runs that are none."""
+    Path("broken.yaml").write_text("trainer: [1,\n")
+    Path("list.yaml").write_text("- trainer\n- model\n")
+    Path("bytes.yaml").write_bytes(bytes(range(128, 256)))
+    Path("modle.yaml").write_text("trainer: {_target_: pytorch_lightning.Trainer}\nmodle: {}\n")
+    trainer = "{_target_: pytorch_lightning.Trainer, accelerator: cpu, logger: false, max_epochs: 1}"
+    model = "{_target_: tests.lab.regression, namespace: pytorch_lightning}"
+    Path("without_data.yaml").write_text(f"trainer: {trainer}\nmodel: {model}\n")
+    with_text = trainer.replace("max_epochs: 1", "callbacks: [my.Freezer]")
+    Path("text.yaml").write_text(f"trainer: {with_text}\nmodel: {model}\n")
+    Path("empty").mkdir()
+    for name, summary in (("damaged", '{"metrics": [1]}'), ("other", "{}")):
+        Path(name).mkdir()
+        Path(name, "results_summary.json").write_text(summary)
+        Path(name, "freeze_report.json").write_text("{}")
+        Path(name, "a.group_norms.csv").write_text("step,total_norm\none,1.0\n")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -86,7 +105,29 @@ def test_help_and_version_import_no_torch() -> None:
             ["schedule", "of_the_cli.yaml", "--strategy", "gradual"],
             "this looks like a config of LightningCLI",
         ),
-        (["report", "."], "There is no freeze_report.json in '.'. Add lighter_freezers.PhaseRecorder"),
+        (
+            ["report", "empty"],
+            "There is no freeze_report.json in 'empty'. Add lighter_freezers.Phase",
+        ),
+        (["plan", "list.yaml"], "list.yaml is no config: it has a list at its top"),
+        (["schedule", "list.yaml", "--strategy", "gradual"], "list.yaml is no config"),
+        (["plan", "text.yaml"], "trainer::callbacks has 'my.Freezer', no callback. Write `- _target_: my.F"),
+        (["plan", "misspelt.yaml", "model::_target_=torc.nn.Linear"], "Did you mean `torch.nn.Linear`?"),
+        (["plan", "misspelt.yaml", "model::in_features=$max("], "'$max(' is no Python expression"),
+        (["plan", "misspelt.yaml", "model::in_features=$'a'.uper()"], "Did you mean `upper`?"),
+        (["plan", "misspelt.yaml", "model::size=1"], "It takes in_features, out_features, bias"),
+        (["plan", "without_data.yaml"], "`train_dataloader` must be implemented"),
+        (["plan", "bytes.yaml"], "The file is no text"),
+        (
+            ["plan", "modle.yaml"],
+            "The config has no 'model'. lighter needs trainer and model, and data",
+        ),
+        (["plan", "modle.yaml"], "Is 'modle' meant?"),
+        (["report", "damaged"], "damaged/freeze_report.json is not what PhaseRecorder writes, or it is dam"),
+        (["report", "empty", "--plan", "list.yaml"], "list.yaml is not a plan of `plan ... --json`"),
+        (["compare", "damaged"], "damaged/results_summary.json is not what ResultsSummary writes"),
+        (["compare", "other"], "other/results_summary.json holds no results of a run"),
+        (["plots", "damaged"], "damaged/a.group_norms.csv is not a file of GradientNormMonitor"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_2(
@@ -102,7 +143,7 @@ def test_a_mistake_is_one_message_and_status_2(
     Path("misspelt.yaml").write_text(
         trainer + "model: {_target_: torch.nn.Linear, in_features: 1, out_features: 1}\n"
     )
-    Path("broken.yaml").write_text("trainer: [1,\n")
+    write_mistakes()
     Path("of_the_cli.yaml").write_text("trainer: {max_epochs: 1}\nmodel: {class_path: my.Model}\n")
     status = main(words)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from lighter_freezers.reports.whole_files import naming
+
 __all__ = ["Mark", "Run", "Runs", "StepTable", "find_runs", "runs_of"]
 
 GROUPS, LAYERS = ".group_norms.csv", ".layer_norms.csv"
@@ -161,6 +163,11 @@ def _labels(files: Sequence[Path]) -> list[str]:
 def _read(path: Path) -> StepTable:
     if not path.exists():
         raise FileNotFoundError(f"There is no {path}: the run has not measured this.")
+    with naming(path, "a file of GradientNormMonitor"):
+        return _table(path)
+
+
+def _table(path: Path) -> StepTable:
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     if not rows or rows[0][:1] != ["step"]:
