@@ -1,4 +1,4 @@
-"""Full training, LoRA and LISA on SmolLM2-135M: one seed, equal steps, each at the better of two rates.
+"""Full training, LoRA and LISA on SmolLM2-135M: one seed, equal steps, each at the best of its rates.
 
 A small companion of `policy_study` on a real pretrained model, with the data and the model of
 `configs/experiments/smollm2_static.yaml`. It needs the package with the weights. The loss is that of answers
@@ -84,14 +84,14 @@ def study(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         folder = Path(name) / "run" / "version"
         rows["as downloaded"] = {"by_rate": {"": learn(ways(options)[0], None, options, folder)}}
         for way in ways(options):
-            by_rate = {f"{rate:g}": learn(way, rate, options, folder) for rate in way.rates}
+            by_rate = {f"{rate:g}": learn(way, rate, options, folder) for rate in way.rates[: options.rates]}
             rows[way.title] = {"by_rate": by_rate}
             print(line(way.title, rows[way.title]), flush=True)
     return rows
 
 
 def line(title: str, row: Mapping[str, Any]) -> str:
-    """A row of the table, at the better rate, with the losses at all rates."""
+    """A row of the table, at the best rate, with the losses at the others."""
     by_rate: Mapping[str, Mapping[str, float]] = row["by_rate"]
     rate, best = min(by_rate.items(), key=lambda item: item[1]["loss"])
     others = ", ".join(f"{found['loss']:.3f}" for other, found in by_rate.items() if other != rate)
@@ -104,7 +104,7 @@ def line(title: str, row: Mapping[str, Any]) -> str:
 
 def page(result: Mapping[str, Any]) -> str:
     """The table, and what it was measured with."""
-    head = ["way", "better rate", "loss on new answers", "at the other rate", "GFLOP of a step"]
+    head = ["way", "rate", "loss on new answers", "at other rates", "GFLOP of a step"]
     head += ["optimizer MB", "gradients MB", "CPU seconds of a step"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [line(title, row) for title, row in result["rows"].items()]
@@ -116,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of this study."""
     options = argparse.ArgumentParser("benchmarks.policy_smollm2", description=__doc__)
     options.add_argument("--steps", type=int, default=16, help="of each run")
+    options.add_argument("--rates", type=int, default=2, help="how many of its learning rates each way tries")
     add_outputs(options)
     options.add_argument("overrides", nargs="*", help="of the config, such as data::num_val_sequences=64")
     return options
@@ -124,7 +125,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the study, print its table, and write it where it belongs."""
     options = parser().parse_args(arguments)
-    given = [] if options.steps == parser().get_default("steps") else [f"--steps {options.steps}"]
+    numbers = {"steps": options.steps, "rates": options.rates}
+    given = [f"--{key} {value}" for key, value in numbers.items() if value != parser().get_default(key)]
     result = {
         "command": " ".join(["python -m benchmarks.policy_smollm2", *given, *options.overrides]),
         "method": f"SmolLM2-135M-Instruct on docstrings, {options.steps} steps of 4 rows of at most 96 "

@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule
 from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
-from lighter_freezers import GPT, Freezer, compile_blocks, freeze_embeddings, freeze_first_n_layers
+from lighter_freezers import GPT, Freezer, Lisa, compile_blocks, freeze_embeddings, freeze_first_n_layers
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs, is_compiled
@@ -144,6 +144,18 @@ def test_a_whole_model_under_a_schedule_is_told_of_blocks(warnings: Any) -> None
     assert "compiled as a whole, and its schedule has 11 transitions" in warning
     assert f"After 8 graphs (torch._dynamo.config.{LIMIT}) it runs uncompiled" in warning
     assert "lighter_freezers.compile_blocks" in warning
+
+
+def test_a_policy_recompiles_a_whole_model_and_shares_the_graphs_of_blocks(warnings: Any) -> None:
+    """Draws are in no schedule: one warning at the fifth mask; compiled by blocks, four graphs do for all."""
+    fit(torch.compile(gpt(6), backend=CompileCounter()), [Lisa(2, every_n_steps=1)], 7)
+    (warning,) = [text for text in warnings() if "compiled" in text]
+    assert "compiled as a whole, and has been frozen in 5 different ways by now" in warning
+    assert "lighter_freezers.compile_blocks" in warning
+    counter = CompileCounter()
+    fit(compile_blocks(gpt(6), backend=counter), [Lisa(2, every_n_steps=1, rest="freeze")], 7)
+    assert counter.frame_count <= 4
+    assert len([text for text in warnings() if "compiled" in text]) == 1
 
 
 @pytest.mark.parametrize("how", ["whole", "modules", "blocks"])

@@ -91,14 +91,15 @@ class Run:
         ckpt_path: Path | None = None,
         prepare: Callable[[Any], object] = lambda module: None,
         scheduler: Callable[[Any], Any] | None = None,
+        module: Callable[[], Any] | None = None,
         **options: Any,
     ) -> None:
         torch.set_num_threads(1)
         steps = dict(save)
 
         def saving(fit: Any, module: Any) -> None:
-            if fit.global_step in steps:
-                fit.save_checkpoint(steps[fit.global_step])
+            if fit.global_step in steps:  # once: later batches of an accumulation have the same step
+                fit.save_checkpoint(steps.pop(fit.global_step))
 
         seen = recorder(LONE, look, "on_before_optimizer_step")
         self.trainer = trainer(
@@ -108,7 +109,7 @@ class Run:
             limit_val_batches=0,
             **options,
         )
-        self.module = regression(LONE, network, optimizer, scheduler)
+        self.module = module() if module else regression(LONE, network, optimizer, scheduler)
         prepare(self.module)
         train = loader or ResumableLoader(batches().dataset)
         self.trainer.fit(self.module, train, batches(), ckpt_path=str(ckpt_path) if ckpt_path else None)

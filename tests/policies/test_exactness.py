@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from lighter_freezers import Freezer, GradualUnfreezing, apply_lora
+from lighter_freezers import Freezer, GradualUnfreezing, PrefixCache, apply_lora
 from tests.distributed.run_ranks import run_ranks
 from tests.lab import adamw, batches, regression
 from tests.policies.policy_lab import NUM_STEPS, POLICIES, Run, Tower, parts
@@ -34,15 +35,17 @@ def test_a_resumed_run_is_the_whole_run(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_equal_arguments_give_equal_runs_and_accumulation_counts_steps(name: str) -> None:
-    """Windows are of optimizer steps: with twice the batches in each, the run has half the steps."""
+def test_equal_arguments_give_equal_runs_and_accumulation_counts_steps(name: str, tmp_path: Path) -> None:
+    """Windows are of optimizer steps: with twice the batches in each, half the steps, resumed exactly."""
     torch.manual_seed(7)
     one = Run([POLICIES[name]()])
     torch.manual_seed(8)
     assert one.equals(Run([POLICIES[name]()]))
-    half = Run([POLICIES[name]()], accumulate_grad_batches=2)
+    half = Run([POLICIES[name]()], accumulate_grad_batches=2, save=[(4, tmp_path / "4.ckpt")])
     assert [names for names, _ in half.seen[:3]] == [names for names, _ in one.seen[:3]]
     assert len(half.seen) == NUM_STEPS // 2
+    resumed = Run([POLICIES[name]()], accumulate_grad_batches=2, ckpt_path=tmp_path / "4.ckpt")
+    assert resumed.equals(half, 4)
 
 
 def trainable_only(parameters: Any) -> torch.optim.Optimizer:
@@ -151,7 +154,7 @@ def test_sharded_ranks_choose_as_one_process(tmp_path: Path) -> None:
             assert torch.allclose(weight, one.weights[key], atol=1e-5), (name, key)
 
 
-@pytest.mark.parametrize("name", ["Lisa", "AutoFreeze", "FreezeOut"])
+@pytest.mark.parametrize("name", ["Lisa", "AutoFreeze", "FreezeOut", "Spectrum", "AutoRgn"])
 def test_gradual_unfreezing_beside_it_composes(name: str, tmp_path: Path) -> None:
     """What waits for its stage does not train, whatever the policy chooses; and a resume is exact."""
 
@@ -241,6 +244,28 @@ def test_a_second_fit_goes_on(name: str) -> None:
     assert runner.seen[4][0] == alone.training[4] == alone.training[3]
 
 
+def test_auto_freeze_beside_a_prefix_cache_is_auto_freeze_alone() -> None:
+    """What has frozen is computed once and served, in this process; the weights are the same to the bit."""
+    cache = PrefixCache()
+    alone = Run([POLICIES["AutoFreeze"]()], max_epochs=6)
+    both = Run([POLICIES["AutoFreeze"](), cache], max_epochs=6)
+    assert both.equals(alone)
+    assert "stem" not in parts(both.training[-1])
+
+
+@pytest.mark.parametrize("name", ["FreezeOut", "AutoRgn"])
+def test_policies_of_rates_refuse_an_optimizer_without_one(name: str) -> None:
+    """Its groups have the rate None, as those of an Adafactor that computes its own."""
+
+    def without_rate(parameters: Any) -> torch.optim.Optimizer:
+        built = adamw(parameters)
+        built.param_groups[0]["lr"] = None
+        return built
+
+    with pytest.raises(ValueError, match=f"{name} .* sets a learning rate, and AdamW has no learning rate"):
+        Run([POLICIES[name]()], optimizer=without_rate)
+
+
 def test_flat_gradients_are_refused_where_they_are_measured() -> None:
     from pytorch_lightning.strategies import SingleDeviceStrategy
 
@@ -252,48 +277,38 @@ def test_flat_gradients_are_refused_where_they_are_measured() -> None:
     Run([POLICIES["Lisa"]()], strategy=FSDPStrategy("cpu"), max_epochs=1)
 
 
-def test_several_optimizers_take_turns() -> None:
-    """Manual optimization: the Trainer counts the steps of both; each measures what it trains."""
-    import pytorch_lightning as pl
+class TwoOptimizers(pl.LightningModule):
+    """Manual optimization: two optimizers, of the lower blocks with all outside, and of the upper blocks."""
 
-    class Two(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.network, self.automatic_optimization = Tower(), False
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network, self.automatic_optimization = Tower(), False
 
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            for optimizer in self.optimizers():  # type: ignore[union-attr]
-                loss = nn.functional.mse_loss(self.network(batch[0]), batch[1])
-                self.manual_backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            loss = nn.functional.mse_loss(self.network(batch[0]), batch[1])
+            self.manual_backward(loss)
+            optimizer.step()
+            self.zero_grad()  # of both, for a checkpoint has no gradients
 
-        def configure_optimizers(self) -> Any:
-            blocks = self.network.blocks
-            others = [
-                *self.network.stem.parameters(),
-                *self.network.norm.parameters(),
-                *self.network.head.parameters(),
-            ]
-            return [adamw([*blocks[:2].parameters(), *others]), adamw(blocks[2:].parameters())]
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """The lab gives every run a loader for it."""
 
-    for name, policy in POLICIES.items():
-        run = [Run.__new__(Run) for _ in range(2)]
-        for each in run:
-            from tests.lab import recorder, trainer
+    def configure_optimizers(self) -> Any:
+        upper = list(self.network.blocks[2:].parameters())
+        ids = {id(each) for each in upper}
+        return [adamw([each for each in self.network.parameters() if id(each) not in ids]), adamw(upper)]
 
-            seen = recorder(
-                "pytorch_lightning",
-                lambda _, m: parts([n.partition(".")[2] for n, p in m.named_parameters() if p.requires_grad]),
-            )
-            module = Two()
-            trainer("pytorch_lightning", callbacks=[policy(), seen], max_epochs=2, limit_val_batches=0).fit(
-                module, batches()
-            )
-            each.seen, each.weights = seen.seen, dict(module.named_parameters())
-        assert run[0].seen == run[1].seen, name
-        assert all(torch.equal(w, run[1].weights[k]) for k, w in run[0].weights.items()), name
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_several_optimizers_take_turns(name: str, tmp_path: Path) -> None:
+    """The Trainer counts the steps of both; each measures what it trains; a resumed run is the whole one."""
+    options = {"max_epochs": 2, "module": TwoOptimizers}
+    whole = Run([POLICIES[name]()], save=[(10, tmp_path / "10.ckpt")], **options)
+    assert len(whole.seen) == 16
+    assert Run([POLICIES[name]()], **options).equals(whole)
+    assert Run([POLICIES[name]()], ckpt_path=tmp_path / "10.ckpt", **options).equals(whole, 10)
 
 
 def test_the_runs_train_something() -> None:

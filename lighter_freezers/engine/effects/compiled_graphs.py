@@ -29,7 +29,7 @@ class CompiledGraphs:
     def __init__(self, model: nn.Module) -> None:
         compiled = [module for module in model.modules() if is_compiled(module)]
         self._stacks: list[list[nn.Module]] = []
-        self._is_whole = False
+        self._whole: nn.Module | None = None  # the model, where it is compiled as a whole
         self._variants: set[tuple[object, ...]] = set()
         self._has_warned = False
         if not compiled:
@@ -38,7 +38,8 @@ class CompiledGraphs:
         stacks = block_modules(model, anatomy)
         self._stacks = [stack for stack in stacks if any(map(is_compiled, stack))]
         blocks = [block for stack in stacks for block in stack]
-        self._is_whole = any(_num_inside(module, blocks) > 1 for module in compiled)
+        if any(_num_inside(module, blocks) > 1 for module in compiled):
+            self._whole = model
 
     def warn_of_schedule(self, num_transitions: int) -> None:
         """Warn how often a schedule recompiles a model that is compiled as a whole.
@@ -46,20 +47,24 @@ class CompiledGraphs:
         Args:
             num_transitions: How often something will freeze or thaw.
         """
-        if not self._is_whole or num_transitions < _MANY:
+        if self._whole is None or num_transitions < _MANY:
             return
+        self._has_warned = True
         name, limit = _recompile_limit()
-        fate = f" After {limit} graphs ({name}) it runs uncompiled for good."
+        is_beyond = num_transitions >= limit
         log.warning(
             "The model is compiled as a whole, and its schedule has %d transitions: each compiles all "
             "of it again.%s Compile its blocks instead: lighter_freezers.compile_blocks(model).",
             num_transitions,
-            fate if num_transitions >= limit else "",
+            f" After {limit} graphs ({name}) it runs uncompiled for good." if is_beyond else "",
         )
 
     def follow(self, optimizer_step: int) -> None:
-        """Count the graphs of compiled blocks, and warn when torch will not compile another."""
-        if not self._stacks or self._has_warned:
+        """Count the graphs, and warn of many of a whole model, or when torch will compile no other block."""
+        if self._has_warned:
+            return
+        if self._whole is not None:
+            self._follow_whole(self._whole, optimizer_step)
             return
         for stack in self._stacks:
             self._variants.update(_variants(stack))
@@ -73,6 +78,19 @@ class CompiledGraphs:
                 len(self._variants),
                 limit,
                 name,
+            )
+
+    def _follow_whole(self, model: nn.Module, optimizer_step: int) -> None:
+        # what a policy, an operation or a metric decides is in no schedule
+        self._variants.add(tuple(parameter.requires_grad for parameter in model.parameters()))
+        if len(self._variants) > _MANY:
+            self._has_warned = True
+            name, limit = _recompile_limit()
+            log.warning(
+                "step %d: the model is compiled as a whole, and has been frozen in %d different ways by now: "
+                "each compiles all of it again. After %d graphs (%s) it runs uncompiled for good. "
+                "Compile its blocks: lighter_freezers.compile_blocks(model).",
+                *(optimizer_step, len(self._variants), limit, name),
             )
 
 

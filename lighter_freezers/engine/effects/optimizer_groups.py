@@ -170,15 +170,15 @@ def learning_rates(optimizers: Iterable[Optimizer]) -> list[tuple[list[Parameter
 
 
 def refuse_without_rates(optimizer: Optimizer, needs: str) -> None:
-    """Raise for an optimizer that computes its own rates and has none in its groups, such as A2Grad.
+    """Raise for an optimizer that computes its own rates: none in its groups (A2Grad), or None (Adafactor).
 
     Raises:
         ValueError: The message begins with what needs them.
     """
-    if not all("lr" in group for group in optimizer.param_groups):
+    if any(group.get("lr") is None for group in optimizer.param_groups):
         raise ValueError(
             f"{needs}, and {type(optimizer).__name__} has no learning rate in its groups. Remove that, or "
-            "use an optimizer with one."
+            "give the optimizer one."
         )
 
 
