@@ -173,10 +173,10 @@ def doubts_about(rows: Sequence[Row], stem: Sequence[Node], behind: Sequence[Nod
 def _holder(row: Row) -> Node | None:
     """A block that has most of the weights of its row, and in it others of the kinds beside it."""
     kinds = {type(each.module) for each in row.blocks if each.num_layers > 1 and not each.is_container}
-    for block in row.blocks:
-        inside = sum(type(node.module) in kinds for node in block.walk()) - (type(block.module) in kinds)
-        if inside > 1 and block.elements * 2 > row.elements and len(row.blocks) > 1:
-            return block
+    most = max(row.blocks, key=lambda block: block.elements)
+    if len(row.blocks) > 1 and most.elements * 2 > row.elements:
+        inside = sum(type(node.module) in kinds for node in most.walk()) - (type(most.module) in kinds)
+        return most if inside > 1 else None
     return None
 
 
