@@ -1,4 +1,4 @@
-"""Blocks, order and roles of some 450 models: rows written by hand, and forward passes."""
+"""Blocks, order and roles of some 400 models: rows written by hand, and forward passes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
