@@ -6,6 +6,7 @@ from torch import nn
 
 from lighter_freezers._log import log
 from lighter_freezers.arguments import checked
+from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.rules import FreezeRule
@@ -128,6 +129,11 @@ class LoraPhases(EngineCallback):
         check_phases(self._phases, self._adapters, num_blocks)
         rules = [self._rule(index, phase) for index, phase in enumerate(self._phases)]
         return [rule for rule in rules if rule is not None]
+
+    def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Let the first forward pass check the order of the blocks that a phase counts."""
+        if any(phase.layer_range is not None for phase in self._phases):
+            check_order(pl_module, anatomy_of(pl_module))
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Log the phase that has just started; called by the engine."""

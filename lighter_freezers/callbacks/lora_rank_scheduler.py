@@ -6,6 +6,7 @@ from torch import nn
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
 from lighter_freezers.engine.terms import CutGradient, OptimizerState
@@ -15,6 +16,8 @@ from lighter_freezers.lora.rank_action import RankAction, RankOptions
 from lighter_freezers.lora.rank_change import OnZero
 from lighter_freezers.lora.rank_schedule import parse_rank_schedule
 from lighter_freezers.lora.ranks import Shrink
+from lighter_freezers.selection.anatomy import anatomy_of
+from lighter_freezers.selection.block_indices import counts_blocks
 
 __all__ = ["LoraRankScheduler"]
 
@@ -115,6 +118,11 @@ class LoraRankScheduler(EngineCallback):
         """The one action of this callback, new for each fit."""
         self._action = RankAction(self._entries, self._options)
         return [self._action]
+
+    def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Let the first forward pass check the order of the blocks that an entry counts."""
+        if any(counts_blocks(layer) for entry in self._entries for layer, _ in entry.rank_pattern):
+            check_order(pl_module, anatomy_of(pl_module))
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Log the ranks at the last step, so that their curves end there."""

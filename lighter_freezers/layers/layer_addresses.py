@@ -11,6 +11,7 @@ from torch import nn
 from lighter_freezers.layers.said import Said, anatomy_said
 from lighter_freezers.selection.anatomy import Anatomy, Stack, anatomy_of
 from lighter_freezers.selection.anatomy.addresses import stack_names
+from lighter_freezers.selection.anatomy.anatomy import anatomy_by_source
 from lighter_freezers.selection.element_counts import size_of
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
@@ -30,8 +31,8 @@ def describe_layers(model: nn.Module, example: object = None, **said: Unpack[Sai
             source of the model says something else, both are shown.
         **said: `blocks`, `head` and `embeddings`, as for `anatomy_of`.
     """
-    read = anatomy_said(model, said)
-    traced = read if example is None or said else anatomy_of(model, example=example)
+    traced = anatomy_said(model, said) if example is None or said else anatomy_of(model, example=example)
+    read = traced if said else anatomy_by_source(model)
     return "\n".join(_lines(model, traced, read))
 
 

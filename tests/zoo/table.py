@@ -23,6 +23,8 @@ Rows of timm, MONAI and segmentation-models-pytorch are skipped where these are 
 Rows are the answers of the package, read against the architecture of the model.
 The independent check is a forward pass.
 The tests compare each row with the answer of the package, and where one runs with the order of that pass.
+Names that begin with `drawn_` are plain PyTorch with unusual code.
+Those with `hf_` are models of transformers at their default sizes.
 `refused` means that a verb ends with an error that shows what was found and asks for `blocks:`.
 This table is made by `python -m tests.zoo.table`.
 

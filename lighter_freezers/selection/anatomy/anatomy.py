@@ -5,16 +5,15 @@ model is kept.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Literal
 
 from torch import nn
 
 from lighter_freezers.arguments import checked
-from lighter_freezers.selection.anatomy.module_roles import Role, Roles
+from lighter_freezers.selection.anatomy.module_roles import Roles, say_roles
 from lighter_freezers.selection.anatomy.rows import (
     Row,
     doubts_about,
@@ -23,12 +22,12 @@ from lighter_freezers.selection.anatomy.rows import (
     towers_of,
 )
 from lighter_freezers.selection.anatomy.stacks import find_rows
-from lighter_freezers.selection.anatomy.trace import first_calls
+from lighter_freezers.selection.anatomy.trace import calls_of_example, first_calls
 from lighter_freezers.selection.anatomy.tree import Node, leading, tree_of
 from lighter_freezers.selection.element_counts import num_dimensions
-from lighter_freezers.selection.names import closest_names, join, spellings, unwrapped
+from lighter_freezers.selection.names import join, unwrapped
 
-__all__ = ["Anatomy", "Stack", "anatomy_of"]
+__all__ = ["Anatomy", "Stack", "anatomy_by_source", "anatomy_of"]
 
 
 @dataclass(frozen=True)
@@ -222,14 +221,37 @@ def anatomy_of(
         head: Paths of modules or parameters that are the head, whatever was found.
         embeddings: Paths of modules or parameters that are embeddings, whatever was found.
         example: A batch, as for `model(batch)`, or a tuple or a mapping of arguments. One forward pass
-            without gradients then tells in which order things run. None to read the order from the source.
+            without gradients then tells in which order things run. None for the `example_input_array` of
+            the model, and without one to read the order from the source.
 
     Returns:
         The anatomy; it does not follow if the model gets other layers later.
     """
     root = tree_of(model)
+    times = calls_of_example(model, root) if example is None else first_calls(model, root, example)
+    return _anatomy(model, root, times, blocks, head, embeddings)
+
+
+def anatomy_by_source(
+    model: nn.Module,
+    *,
+    blocks: Sequence[str] | None = None,
+    head: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
+) -> Anatomy:
+    """The same without any forward pass, also where the model has an example."""
+    return _anatomy(model, tree_of(model), None, blocks, head, embeddings)
+
+
+def _anatomy(
+    model: nn.Module,
+    root: Node,
+    times: Mapping[str, int] | None,
+    blocks: Sequence[str] | None,
+    head: Sequence[str],
+    embeddings: Sequence[str],
+) -> Anatomy:
     rows = find_rows(root) if blocks is None else rows_said(root, blocks)
-    times = None if example is None else first_calls(model, root, example)
     roles = Roles(root, rows, times)
     if blocks is None and (order := _in_order(rows, roles)) != rows:
         rows, roles = order, Roles(root, order, times)
@@ -238,8 +260,8 @@ def anatomy_of(
         candidates = ", ".join(f"{row.path or 'the model'} ({len(row.blocks)})" for row in rows)
         doubt = f"{doubt}: {candidates}"
         rows, roles = [], Roles(root, [], times)
-    _say_roles(root, roles, "head", head)
-    _say_roles(root, roles, "embedding", embeddings)
+    say_roles(root, roles, "head", head)
+    say_roles(root, roles, "embedding", embeddings)
     inside: list[list[list[str]]] = [[[] for _ in row.blocks] for row in rows]
     norms: list[list[str]] = [[] for _ in rows]
     places: dict[str, list[str]] = {"embedding": [], "head": [], "other": []}
@@ -261,26 +283,6 @@ def anatomy_of(
         bool(roles.tied) or _predicts_tokens(root, places["head"]),
         doubt,
     )
-
-
-def _say_roles(root: Node, roles: Roles, kind: Literal["head", "embedding"], said: Sequence[str]) -> None:
-    """Give the role that the user said to all below some paths; a tied weight stays an embedding."""
-    if not said:
-        return
-    every = {name: name for name in root.names()}
-    every |= {join(node.path, key): first for node in root.walk() for key, first in node.tied.items()}
-    for path in [said] if isinstance(said, str) else said:
-        matches = ([name for name in every if each in leading(name)] for each in spellings(path))
-        found = next(filter(None, matches), [])
-        if not found:
-            close = ", ".join(closest_names(path, {each for name in every for each in leading(name)}))
-            argument = "head" if kind == "head" else "embeddings"
-            raise ValueError(
-                f"{argument}: '{path}' is no module or parameter of the model. Closest: {close}."
-            )
-        tied = [every[name] for name in found if every[name] != name]
-        roles.tied += [name for name in tied if name not in roles.tied and kind == "head"]
-        roles.of.update(dict.fromkeys(set(found) & set(roles.of), Role(kind)))
 
 
 def _in_order(rows: Sequence[Row], roles: Roles) -> list[Row]:

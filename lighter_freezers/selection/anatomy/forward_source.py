@@ -6,22 +6,24 @@ notes which child's output reaches which other child. Where there is no source, 
 
 import ast
 import inspect
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import nn
 
-__all__ = ["Reading", "read_forward"]
+from lighter_freezers.selection.anatomy.forward_syntax import falls, gets_no_data, parsed
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+__all__ = ["CONTAINERS", "Reading", "read_forward"]
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MAX_DEPTH = 8  # of methods that call methods
 # Their arguments are looked at, not run; what they return is the modules they were given.
 _PASS_ON = frozenset(("zip", "enumerate", "reversed", "list", "tuple", "iter", "dict", "getattr", "next"))
 _ASK = frozenset(("len", "isinstance", "hasattr", "range", "type", "id", "print", "callable"))
 _FACTS = frozenset(("dtype", "device", "shape", "config", "ndim", "training", "is_causal"))
+_MEMBERS = frozenset(("values", "items", "children", "named_children"))  # of a list, or of all
 _TABLES = frozenset(("get_input_embeddings", "get_output_embeddings", "get_encoder", "get_decoder"))
 
 
@@ -41,12 +43,14 @@ class Reading:
     """What a `forward` says about the children of its module.
 
     Attributes:
-        order: Names of children and own parameters by first use; "layer*" for a name made by an f-string.
+        order: Names of children and own parameters by first use; "layer*" for a name made by an f-string,
+            "*" for all children.
         feeds: Child to the children whose output reaches it.
         loops: Children that one loop runs in turns.
         looped: What a loop runs.
         chained: What runs on its own output.
-        indices: Lists whose members are named one by one, and with which numbers.
+        indices: Lists whose members are named one by one, and with which numbers or keys.
+        backwards: Lists that run from the last member to the first.
         called: What is called, and not only read for its weight.
     """
 
@@ -55,7 +59,8 @@ class Reading:
     loops: list[list[str]] = field(default_factory=list)
     looped: set[str] = field(default_factory=set)
     chained: set[str] = field(default_factory=set)
-    indices: dict[str, set[int]] = field(default_factory=dict)
+    indices: dict[str, set[int | str]] = field(default_factory=dict)
+    backwards: set[str] = field(default_factory=set)
     called: set[str] = field(default_factory=set)
 
     @property
@@ -68,12 +73,12 @@ class Reading:
 @lru_cache(maxsize=4096)
 def read_forward(module_class: type[nn.Module]) -> Reading:
     """Read `forward` of a class, or `training_step` of a LightningModule that has none."""
-    if module_class.forward in (nn.Module.forward, *(base.forward for base in _CONTAINERS)):
+    if module_class.forward in (nn.Module.forward, *(base.forward for base in CONTAINERS)):
         entry = "training_step"
     else:
         entry = "forward"
     reader = _Reader(module_class)
-    if not issubclass(module_class, _CONTAINERS) or entry == "forward":
+    if not issubclass(module_class, CONTAINERS) or entry == "forward":
         reader.call_method(module_class.__mro__, entry, ())
     return reader.reading
 
@@ -87,6 +92,7 @@ class _Reader:
         self._returned: list[_Value] = []
         self._loops: list[list[str]] = []
         self._indices: set[str] = set()
+        self._down: set[str] = set()  # numbers that fall
         self._self = "self"
 
     def call_method(
@@ -104,19 +110,17 @@ class _Reader:
         found = vars(owner)[name]
         # Any: what a class holds under a name
         function: Any = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
-        parsed = _parsed(function)
-        if parsed is None:
+        tree = parsed(function)
+        if tree is None:
             return _NOTHING
         scope, returned, own = self._scope, self._returned, self._self
-        parameters = [
-            each.arg for each in (*parsed.args.posonlyargs, *parsed.args.args, *parsed.args.kwonlyargs)
-        ]
+        parameters = [each.arg for each in (*tree.args.posonlyargs, *tree.args.args, *tree.args.kwonlyargs)]
         self._scope, self._returned, self._self = {}, [], parameters[0] if parameters else ""
         for key, value in arguments:
             place = key if isinstance(key, str) else parameters[key + 1] if key + 1 < len(parameters) else ""
             self._scope[place] = value
         self._frames.append((owner, name))
-        self._run(parsed.body)
+        self._run(tree.body)
         self._frames.pop()
         result = _union(self._returned)
         self._scope, self._returned, self._self = scope, returned, own
@@ -140,7 +144,7 @@ class _Reader:
             self._run_branches(node)
         elif isinstance(node, ast.FunctionDef):
             self._run(node.body)
-        elif not _gets_no_data(node):
+        elif not gets_no_data(node):
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, ast.stmt):
                     self._statement(child)
@@ -201,8 +205,9 @@ class _Reader:
             values = [self._value(each) for each in source.args]
             self._bind(target, _union(values)._replace(parts=tuple(values)))
         else:
-            if name == "range":
-                self._indices.add(getattr(target, "id", ""))
+            if isinstance(target, ast.Name) and (name == "range" or falls(source)):
+                self._indices.add(target.id)
+                (self._down.add if falls(source) else self._down.discard)(target.id)
             self._bind(target, self._value(source))
 
     def _value(self, node: ast.expr) -> _Value:
@@ -213,7 +218,9 @@ class _Reader:
         if isinstance(node, ast.Subscript):
             self._value(node.slice)
             value = self._value(node.value)
-            if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
+            if self._is_backwards(node.slice):
+                self.reading.backwards |= value.modules - {*self.reading.order}
+            if isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, (int, str)):
                 for name in value.modules:
                     self.reading.indices.setdefault(name, set()).add(node.slice.value)
             if isinstance(node.slice, ast.Name) and node.slice.id in self._indices and self._loops:
@@ -255,10 +262,14 @@ class _Reader:
         if isinstance(function, ast.Name) and function.id in _ASK:
             return _NOTHING
         if isinstance(function, ast.Name) and function.id in _PASS_ON:
+            if function.id == "reversed":
+                self.reading.backwards |= given.modules - {*self.reading.order}
             return _union([given, self._made_up_name(node)])
         if isinstance(function, ast.Attribute):
             if function.attr in _TABLES or function.attr == "keys":
                 return _NOTHING
+            if function.attr in _MEMBERS and not arguments:
+                return self._members(function.value)
             if isinstance(function.value, ast.Name) and function.value.id == self._self:
                 if callable(inspect.getattr_static(self._class, function.attr, None)):
                     return self.call_method(self._class.__mro__, function.attr, arguments)
@@ -274,6 +285,24 @@ class _Reader:
             self.reading.called |= target.modules
         run = self._use(_Value(target.modules | given.modules, given.outputs))
         return _Value(outputs=run.outputs | target.outputs)
+
+    def _members(self, owner: ast.expr) -> _Value:
+        """What is in a list or a dictionary; all children for `self.children()`."""
+        if isinstance(owner, ast.Name) and owner.id == self._self:
+            return _Value(frozenset("*"))
+        value = self._value(owner)
+        return value._replace(modules=frozenset("*")) if value.modules == {"_modules"} else value
+
+    def _is_backwards(self, index: ast.expr) -> bool:
+        """Whether `[::-1]`, or a number that falls while a loop runs: `[-i]`, or `[i]` of a falling range."""
+        if isinstance(index, ast.Slice):
+            return index.step is not None and ast.unparse(index.step) == "-1"
+        for node in ast.walk(index):
+            below = node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) else None
+            below = node.right if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) else below
+            if below is not None and any(getattr(e, "id", "") in self._indices for e in ast.walk(below)):
+                return True
+        return isinstance(index, ast.Name) and index.id in self._down
 
     def _made_up_name(self, node: ast.Call) -> _Value:
         """`getattr(self, f"layer{i}")` stands for every child whose name begins so."""
@@ -303,24 +332,9 @@ class _Reader:
         return _Value(outputs=value.outputs | value.modules)
 
 
-def _gets_no_data(node: ast.stmt) -> bool:
-    """Whether it is a call without arguments whose result is not used, such as `self._count_pass()`."""
-    call = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(call, ast.Call) and not call.args and not call.keywords
-
-
 def _union(values: Iterable[_Value]) -> _Value:
     listed = list(values)
     return _Value(
         frozenset().union(*(value.modules for value in listed)),
         frozenset().union(*(value.outputs for value in listed)),
     )
-
-
-def _parsed(function: Callable[..., object]) -> ast.FunctionDef | None:
-    try:
-        source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
-        parsed = ast.parse(source).body[0]
-    except (OSError, TypeError, SyntaxError, IndexError, ValueError):
-        return None
-    return parsed if isinstance(parsed, ast.FunctionDef) else None

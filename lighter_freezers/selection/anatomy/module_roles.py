@@ -5,20 +5,19 @@ in `stacks.py`.
 """
 
 import os.path
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from torch import nn
 
 from lighter_freezers.selection.anatomy.rows import Row, runs_beside
-from lighter_freezers.selection.anatomy.tree import BATCH_NORMS, TABLES, Node, in_run_order, leading
+from lighter_freezers.selection.anatomy.tree import BATCH_NORMS, TABLES, Node, leading
+from lighter_freezers.selection.anatomy.units import Span, Unit, last_seen, sorted_by_calls, units_of
 from lighter_freezers.selection.element_counts import size_of
-from lighter_freezers.selection.names import join
+from lighter_freezers.selection.names import closest_names, join, spellings
 
-__all__ = ["Role", "Roles"]
-
-Span: TypeAlias = tuple[int, int]  # row, block
+__all__ = ["Role", "Roles", "say_roles"]
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,6 @@ class Role:
     kind: Literal["embedding", "norm", "head", "block", "other"]
     stack: int = 0
     block: int = 0
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """What runs as one: a block, or the parameters of a module outside the blocks, or one such parameter."""
-
-    node: Node
-    names: tuple[str, ...]
-    span: Span | None = None
-
-    @property
-    def path(self) -> str:
-        return self.node.path
 
 
 class Roles:
@@ -69,10 +55,10 @@ class Roles:
             for number, row in enumerate(rows)
             for index, block in enumerate(row.blocks)
         }
-        units = list(self._sequence(root))
-        self._units = units if times is None else _sorted(units, times)
-        self._before = _last_seen([unit.span for unit in self._units])
-        self._behind = _last_seen([unit.span for unit in self._units][::-1])[::-1]
+        units = list(units_of(root, self._spans))
+        self._units = units if times is None else sorted_by_calls(units, times)
+        self._before = last_seen([unit.span for unit in self._units])
+        self._behind = last_seen([unit.span for unit in self._units][::-1])[::-1]
         self._declared_head = _declared_head(root, [row.parent.path for row in rows])
         self.of: dict[str, Role] = {}
         self.tied: list[str] = []
@@ -111,32 +97,7 @@ class Roles:
             if "embedding" in kinds and "head" in kinds:
                 self.tied.append(name)
 
-    def _sequence(self, node: Node) -> Iterator[_Unit]:
-        """What runs, in order: lists that one loop runs in turns are taken in turns."""
-        if id(node) in self._spans:
-            yield _Unit(node, (), self._spans[id(node)])
-            return
-        own = [*node.own, *node.tied]
-        children = {child.name: child for child in node.children}
-        if own and not children:
-            yield _Unit(node, tuple(own))
-            return
-        done: set[str] = set()
-        for name in in_run_order(node.reading, [*own, *children]):
-            if name in done:
-                continue
-            if name not in children:
-                yield _Unit(node, (name,))
-                continue
-            together = _in_turns(node, children[name])
-            done.update(each.name for each in together)
-            for members in zip(*(each.children for each in together), strict=True) if together else ():
-                for member in members:
-                    yield from self._sequence(member)
-            if not together:
-                yield from self._sequence(children[name])
-
-    def _role(self, index: int, unit: _Unit, key: str) -> Role:
+    def _role(self, index: int, unit: Unit, key: str) -> Role:
         before, behind = self._before[index], self._behind[index]
         if unit.node.is_table or self._is_in_table(unit.path):
             queried = before is not None and behind is not None and self._is_query(unit, before, behind)
@@ -145,26 +106,32 @@ class Roles:
             return Role("head")
         if (before is None and behind is None) or self._is_single_number(unit, key):
             return Role("other")
+        if behind is not None and self._is_fed_by(unit, self._rows[behind[0]]):
+            return Role("norm", behind[0])
         if before is None:
-            return Role("embedding")
+            assert behind is not None
+            is_part = self._is_with_blocks(unit, self._rows[behind[0]])
+            return Role("block", *behind) if is_part else Role("embedding")
         if behind is None:
             return self._role_behind(index, unit, before)
         return self._role_between(index, unit, before, behind)
 
-    def _role_behind(self, index: int, unit: _Unit, before: Span) -> Role:
+    def _role_behind(self, index: int, unit: Unit, before: Span) -> Role:
+        row = self._rows[before[0]]
+        if self._is_exit(unit, row):
+            return Role("head")
         if (inside := self._in_loop(unit, before[0])) is not None:
             return Role("block", before[0], inside)
-        row = self._rows[before[0]]
         if self._is_in_stage(unit, row):
             return Role("block", *before)
         if row.depth < 2 and isinstance(unit.node.module, BATCH_NORMS) and self._is_next_to(unit, row):
             return Role("block", *before)  # as the norms between the convolutions of a VGG
         return Role("norm", before[0]) if self._is_first_behind(index, unit, before) else Role("head")
 
-    def _is_next_to(self, unit: _Unit, row: Row) -> bool:
+    def _is_next_to(self, unit: Unit, row: Row) -> bool:
         return unit.path.rpartition(".")[0] == row.parent.path
 
-    def _in_loop(self, unit: _Unit, number: int) -> int | None:
+    def _in_loop(self, unit: Unit, number: int) -> int | None:
         """The block beside which the loop over a row runs a module; None if it does not."""
         row = self._rows[number]
         rest = self._shared_loop(unit, row)
@@ -176,13 +143,34 @@ class Roles:
         index = int(rest[1]) if len(rest) > 1 and rest[1].isdecimal() else 0
         return min(index, len(row.blocks) - 1)
 
-    def _is_in_pairs(self, unit: _Unit, row: Row) -> bool:
+    def _is_fed_by(self, unit: Unit, row: Row) -> bool:
+        """Whether it is the norm of what a list of blocks computes, though a loop names it ahead of them."""
+        around, _, name = unit.path.rpartition(".")
+        if not unit.node.is_norm or row.parent.path.rpartition(".")[0] != around:
+            return False
+        feeds = self._root.by_path[around].reading.feeds if around else self._root.reading.feeds
+        return row.parent.name in feeds.get(name, ())
+
+    def _is_with_blocks(self, unit: Unit, row: Row) -> bool:
+        """Whether it is in a list with a member for each block, and one loop runs it with them."""
+        rest = self._shared_loop(unit, row)
+        return rest is not None and len(rest) > 1 and rest[1].isdecimal() and self._is_in_pairs(unit, row)
+
+    def _is_exit(self, unit: Unit, row: Row) -> bool:
+        """Whether a loop runs it with the blocks and nothing gets what it computes, as a classifier's."""
+        rest = self._shared_loop(unit, row)
+        if rest is None or unit.node.is_norm:
+            return False
+        holder = self._root.by_path[unit.path.removesuffix(".".join(rest)).rstrip(".")]
+        return not any(rest[0] in told for told in holder.reading.feeds.values())
+
+    def _is_in_pairs(self, unit: Unit, row: Row) -> bool:
         """Whether the list around a module has a member for each block of a row beside it."""
         beside = self._root.by_path[unit.path.rpartition(".")[0]]
         is_beside = beside.path.rpartition(".")[0] == row.parent.path.rpartition(".")[0]
         return is_beside and row.parent.is_container and len(beside.children) == len(row.blocks)
 
-    def _shared_loop(self, unit: _Unit, row: Row) -> list[str] | None:
+    def _shared_loop(self, unit: Unit, row: Row) -> list[str] | None:
         """The path of a module below the one whose loop runs it and the row; None if there is none."""
         depth = _shared_depth(unit.path, row.parent.path)
         mine, its = unit.path.split(".")[depth:], row.parent.path.split(".")[depth:]
@@ -193,7 +181,7 @@ class Roles:
         loops = self._root.by_path[around].reading.loops
         return mine if any(mine[0] in loop and its[0] in loop for loop in loops) else None
 
-    def _leads_in_loop(self, unit: _Unit, row: Row) -> bool:
+    def _leads_in_loop(self, unit: Unit, row: Row) -> bool:
         """Whether the loop over the stages runs a module ahead of the stage of a row."""
         mine = self._shared_loop(unit, row)
         if mine is None:
@@ -203,11 +191,11 @@ class Roles:
         loops = self._root.by_path[around].reading.loops
         return any(mine[0] in loop and stage in loop[loop.index(mine[0]) :] for loop in loops)
 
-    def _role_between(self, index: int, unit: _Unit, before: Span, behind: Span) -> Role:
+    def _role_between(self, index: int, unit: Unit, before: Span, behind: Span) -> Role:
         one, two = self._rows[before[0]], self._rows[behind[0]]
         to_one, to_two = (_shared_depth(unit.path, row.parent.path) for row in (one, two))
         if one is two or _is_chain(one, two):
-            if self._is_side_output(index, unit, one):
+            if self._is_side_output(index, unit, one) or self._is_exit(unit, one):
                 return Role("head")
             leads = self._leads(unit, one) if one is two else self._leads_in_loop(unit, two)
             return Role("block", *(behind if to_two > to_one or leads else before))
@@ -218,13 +206,15 @@ class Roles:
         if (inside := self._in_loop(unit, behind[0])) is not None:
             return Role("block", behind[0], inside)
         if to_two > to_one:
-            is_inside = two.parent.path in leading(unit.path) or not two.has_mixer
+            is_inside = two.parent.path in leading(unit.path) or (
+                not two.has_mixer and not runs_beside(self._root, one.blocks[-1], two.blocks[0])
+            )
             return Role("block", *behind) if is_inside else Role("embedding")
         if self._is_first_behind(index, unit, before):
             return Role("norm", before[0])
         return Role("head") if self._ends_here(unit, before[0]) else Role("other")
 
-    def _is_in_stage(self, unit: _Unit, row: Row) -> bool:
+    def _is_in_stage(self, unit: Unit, row: Row) -> bool:
         """Whether it belongs to the last stage of a trunk, as the downsampling behind its blocks does."""
         others = [each.path for each in self._rows if each is not row and each.family == row.family]
         depth = max((_shared_depth(row.path, other) for other in others), default=-1) + 1
@@ -232,18 +222,18 @@ class Roles:
         is_norm = unit.node.is_norm and unit.path.rpartition(".")[0] == stage
         return stage not in ("", row.path) and stage in leading(unit.path) and not is_norm
 
-    def _is_side_output(self, index: int, unit: _Unit, row: Row) -> bool:
+    def _is_side_output(self, index: int, unit: Unit, row: Row) -> bool:
         """Whether it reads a row half-way and no block reads it: the second classifier of an Inception."""
         later = [each.node for each in self._units[index:] if each.span is not None]
         is_whole = row.parent.path == "" or not row.parent.is_container
         return is_whole and all(runs_beside(self._root, unit.node, block) for block in later)
 
-    def _ends_here(self, unit: _Unit, number: int) -> bool:
+    def _ends_here(self, unit: Unit, number: int) -> bool:
         """Whether no later blocks get what it computes, by the source."""
         later = (block for row in self._rows[number + 1 :] for block in row.blocks)
         return all(runs_beside(self._root, unit.node, block) for block in later)
 
-    def _leads(self, unit: _Unit, row: Row) -> bool:
+    def _leads(self, unit: Unit, row: Row) -> bool:
         """Whether pairs in a list begin with it: `up, block, up, block`."""
         members = row.parent.children
         return (
@@ -252,7 +242,7 @@ class Roles:
             and type(members[0].module) is type(unit.node.module)
         )
 
-    def _is_query(self, unit: _Unit, before: Span, behind: Span) -> bool:
+    def _is_query(self, unit: Unit, before: Span, behind: Span) -> bool:
         """Whether a table gives a decoder its queries: read whole, and not looked up."""
         around, _, name = unit.path.rpartition(".")
         holder = self._root.by_path.get(around)
@@ -263,15 +253,17 @@ class Roles:
     def _is_in_table(self, path: str) -> bool:
         return any(self._root.by_path[each].is_table for each in leading(path))
 
-    def _is_single_number(self, unit: _Unit, key: str) -> bool:
+    def _is_single_number(self, unit: Unit, key: str) -> bool:
         """Whether it is a temperature or the like; the bias of a layer with one output is not."""
         parameter = unit.node.module._parameters.get(key)
         is_number = parameter is not None and size_of(parameter) == 1
         return is_number and bool(unit.node.children) and key != "bias"
 
-    def _is_first_behind(self, index: int, unit: _Unit, before: Span) -> bool:
+    def _is_first_behind(self, index: int, unit: Unit, before: Span) -> bool:
         """Whether it is a norm of the trunk: nothing but norms stands between it and the blocks."""
         around = unit.path.rpartition(".")[0]
+        if around and unit.node.is_norm and isinstance(self._root.by_path[around].module, nn.ModuleList):
+            around = around.rpartition(".")[0]  # a list of norms
         row = self._rows[before[0]]
         is_beside = around == row.parent.path.rpartition(".")[0]
         if unit.node.is_norm and is_beside and not isinstance(unit.node.module, BATCH_NORMS):
@@ -293,28 +285,24 @@ class Roles:
         )
 
 
-def _in_turns(node: Node, first: Node) -> list[Node]:
-    """The lists of one length that one loop runs in turns with a list, in the order of the loop."""
-    size = len(first.children)
-    if not first.is_container or isinstance(first.module, nn.Sequential) or size < 2:
-        return []
-    loop = next((loop for loop in node.reading.loops if first.name in loop), [])
-    by_name = {child.name: child for child in node.children}
-    lists = [by_name[name] for name in loop if name in by_name]
-    together = [each for each in lists if each.is_container and len(each.children) == size]
-    return together if len(together) > 1 else []
-
-
-def _sorted(units: Sequence[_Unit], times: Mapping[str, int]) -> list[_Unit]:
-    """Sort what a trace has seen by its first call, in the slots of the others; the rest stays."""
-    first: dict[int, int] = {}
-    for unit in units:
-        inside = unit.node.walk() if unit.span else () if unit.node.children else (unit.node,)
-        seen = [times[node.path] for node in inside if node.path in times]
-        if seen:
-            first[id(unit)] = min(seen)
-    slots = iter(sorted((unit for unit in units if id(unit) in first), key=lambda unit: first[id(unit)]))
-    return [next(slots) if id(unit) in first else unit for unit in units]
+def say_roles(root: Node, roles: Roles, kind: Literal["head", "embedding"], said: Sequence[str]) -> None:
+    """Give the role that the user said to all below some paths; a tied weight stays an embedding."""
+    if not said:
+        return
+    every = {name: name for name in root.names()}
+    every |= {join(node.path, key): first for node in root.walk() for key, first in node.tied.items()}
+    for path in [said] if isinstance(said, str) else said:
+        matches = ([name for name in every if each in leading(name)] for each in spellings(path))
+        found = next(filter(None, matches), [])
+        if not found:
+            close = ", ".join(closest_names(path, {each for name in every for each in leading(name)}))
+            argument = "head" if kind == "head" else "embeddings"
+            raise ValueError(
+                f"{argument}: '{path}' is no module or parameter of the model. Closest: {close}."
+            )
+        tied = [every[name] for name in found if every[name] != name]
+        roles.tied += [name for name in tied if name not in roles.tied and kind == "head"]
+        roles.of.update(dict.fromkeys(set(found) & set(roles.of), Role(kind)))
 
 
 def _declared_head(root: Node, stacks: Sequence[str]) -> str:
@@ -340,8 +328,3 @@ def _is_chain(first: Row, second: Row) -> bool:
 def _shared_depth(name: str, path: str) -> int:
     """How many segments two paths share from the left."""
     return len(os.path.commonprefix([name.split("."), path.split(".")])) if name and path else 0
-
-
-def _last_seen(spans: Sequence[Span | None]) -> list[Span | None]:
-    seen: Span | None = None
-    return [seen := span or seen for span in spans]

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from lighter_freezers.selection.anatomy.tree import Node, leading
 from lighter_freezers.selection.names import closest_names, join, spellings
 
@@ -22,6 +24,7 @@ __all__ = [
     "towers_of",
 ]
 
+_CONVOLUTIONS = nn.modules.conv._ConvNd
 _DEEP_HEAD = 50  # layers: a head that has more of them, and more weights than the blocks, is no head
 _TRUNK = 0.25  # of the weights: what has more cannot be a stem
 
@@ -68,6 +71,11 @@ class Row:
         return any(block.has_mixer for block in self.blocks)
 
     @property
+    def has_convolutions(self) -> bool:
+        """Whether they look at pictures or sound; the box heads of a detector have linear layers only."""
+        return any(isinstance(node.module, _CONVOLUTIONS) for node in self.blocks[0].walk())
+
+    @property
     def depth(self) -> int:
         """How many layers a block has, 2 for two or more; of several kinds the deepest."""
         return max(min(block.num_layers, 2) for block in self.blocks)
@@ -86,6 +94,10 @@ def runs_beside(root: Node, one: Node, other: Node) -> bool:
     holder = root.by_path.get(here.rpartition(".")[0])
     if holder is None:
         return False
+    around, _, list_name = holder.path.rpartition(".")
+    outer = root.by_path.get(around)
+    if holder.is_container and outer is not None and list_name in outer.reading.parallel:
+        return True
     names = {path.rpartition(".")[2] for path in (here, there)}
     feeds = holder.reading.feeds
     return names <= set(feeds) and not any(names & feeds[name] for name in names)
@@ -153,17 +165,29 @@ def doubts_about(rows: Sequence[Row], stem: Sequence[Node], behind: Sequence[Nod
         and sum(type(n.module) is type(only.module) for n in only.walk()) > 1
     ):
         return f"one {type(only.module).__name__} would hold others"
+    if (holder := next(filter(None, map(_holder, rows)), None)) is not None:
+        return f"'{holder.path}' would hold others"
     return ""
+
+
+def _holder(row: Row) -> Node | None:
+    """A block that has most of the weights of its row, and in it others of the kinds beside it."""
+    kinds = {type(each.module) for each in row.blocks if each.num_layers > 1 and not each.is_container}
+    most = max(row.blocks, key=lambda block: block.elements)
+    if len(row.blocks) > 1 and most.elements * 2 > row.elements:
+        inside = sum(type(node.module) in kinds for node in most.walk()) - (type(most.module) in kinds)
+        return most if inside > 1 else None
+    return None
 
 
 def _alternating(rows: Sequence[Row]) -> list[str]:
     """Paths of lists that run in turns, a block of each at a time; of an XLM its attentions and its MLPs."""
-    paths = [row.path for row in rows]
+    paths = [family_of(row.path) for row in rows]
     cycle = list(dict.fromkeys(paths))
     turns = len(paths) // len(cycle)
     is_cycle = 1 < len(cycle) < len(paths) and paths == cycle * turns
     is_apart = len({row.blocks[0].mixes or row.has_mixer for row in rows}) > 1
-    return cycle if is_cycle and is_apart and all(len(row.blocks) == 1 for row in rows) else []
+    return cycle if is_cycle and is_apart and any(len(row.blocks) == 1 for row in rows) else []
 
 
 def titles_of(paths: Sequence[str]) -> list[str]:

@@ -23,7 +23,8 @@ _SIDE = re.compile(
     r"downsample|downsampling|downsample_layers?|shortcut|patch_embed(ding)?s?"
 )  # between blocks, whatever it is made of
 _SLIVER = 0.02  # of the largest row: less is a part of something
-_STEM_BLOCKS = 4  # more of them are a backbone, however small
+_TRUNK_ROWS = 3  # stages with blocks: one of several members run side by side that has them is a tower
+_STEM_BLOCKS = 4  # more of them are a backbone, however small, where they have convolutions
 _STEM = 0.12  # of the whole: convolutions ahead of a transformer that have less are its stem
 
 
@@ -40,13 +41,24 @@ def find_rows(root: Node) -> list[Row]:
         for row in deep:
             families[row.family] += row.elements
             depths[row.family] += len(row.blocks)
-        trunks = {name for name, size in families.items() if size > least or depths[name] > _STEM_BLOCKS}
+        backbones = {
+            row.family
+            for row in deep
+            if depths[row.family] > _STEM_BLOCKS and row.has_convolutions and not _is_among(row.family, deep)
+        }
+        trunks = backbones | {name for name, size in families.items() if size > least}
         kept = {row.family for row in mixers} | trunks
         return _merged(_with_single_blocks(root, _no_slivers([row for row in deep if row.family in kept])))
     if deep:
         return _merged(_with_single_blocks(root, _no_slivers(deep)))
     units = [row for row in rows if any(b.children and not b.is_adapted for b in row.blocks)]
     return _alike(units or rows)
+
+
+def _is_among(family: str, rows: Sequence[Row]) -> bool:
+    """Whether blocks of a transformer run between rows of a family, such as what makes their queries."""
+    places = [place for place, row in enumerate(rows) if row.family == family]
+    return any(row.has_mixer and row.family != family for row in rows[places[0] : places[-1]])
 
 
 def _merged(rows: Sequence[Row]) -> list[Row]:
@@ -94,7 +106,8 @@ def _with_single_blocks(root: Node, rows: Sequence[Row]) -> list[Row]:
 
 def _alike(rows: Sequence[Row]) -> list[Row]:
     """Of rows of single layers those of the first class: the linear layers behind a VGG are its head."""
-    return [row for row in rows if type(row.blocks[0].module) is type(rows[0].blocks[0].module)]
+    alike = [row for row in rows if type(row.blocks[0].module) is type(rows[0].blocks[0].module)]
+    return [row for row in alike if len(row.blocks) > 1] or alike  # one layer in a list repeats nothing
 
 
 def _rows_below(node: Node, known: dict[object, bool], *, in_stage: bool = False) -> list[Row]:
@@ -111,8 +124,10 @@ def _rows_below(node: Node, known: dict[object, bool], *, in_stage: bool = False
             is_list = child.is_container and not isinstance(child.module, nn.Sequential)
             is_parallel = is_list and child.name in node.reading.parallel
             inner = child.run_order if is_parallel else [child]
-            found = [row for each in inner for row in _rows_below(each, known, in_stage=in_stage)]
-            rows += [row for row in found if row.has_mixer or not is_parallel]  # towers, and no branches
+            for each in inner:
+                found = _rows_below(each, known, in_stage=in_stage)
+                is_trunk = not is_parallel or sum(row.depth > 1 for row in found) >= _TRUNK_ROWS
+                rows += [row for row in found if row.has_mixer or is_trunk]  # towers, and no branches
         elif id(family) not in done:
             done.add(id(family))
             rows += _resolved(node, family, known)
@@ -151,11 +166,34 @@ def _families(node: Node, in_stage: bool) -> list[list[Node]]:
         if match is not None:
             numbered.setdefault(match[1], []).append(child)
     families = [_main(group, is_list=False) for group in numbered.values()]
-    return [
+    found = [
         family
         for family in families
         if len(family) > 1 and family[0].num_layers > 1 and not _run_side_by_side(node, family)
     ]
+    return found if in_stage or found else _lines(node, children)
+
+
+def _lines(node: Node, children: Sequence[Node]) -> list[list[Node]]:
+    """Blocks under names without numbers: of one class, and each gets what the one before it computes."""
+    kinds: dict[type, list[Node]] = {}
+    for child in children:
+        is_single = child.num_layers > 1 and not child.has_tables and type(child.module) not in CONTAINERS
+        if is_single and not child.mixes:
+            kinds.setdefault(type(child.module), []).append(child)
+    reading = node.reading
+
+    def is_line(line: Sequence[Node]) -> bool:
+        told = all(one.name in reading.feeds.get(two.name, ()) for one, two in pairwise(line))
+        return (told or "*" in reading.chained) and not any(map(_holds_blocks, line))
+
+    return [line for line in kinds.values() if len(line) > (1 if line[0].has_mixer else 2) and is_line(line)]
+
+
+def _holds_blocks(node: Node) -> bool:
+    """Whether it is no block but a stack, or a model, of some."""
+    rows = _rows_below(node, {})
+    return any(row.has_mixer if node.has_mixer else row.depth > 1 for row in rows)
 
 
 def _run_side_by_side(node: Node, family: Sequence[Node]) -> bool:
@@ -218,9 +256,11 @@ def _is_like(one: Node, other: Node) -> bool:
     return len(commonprefix([first, second])) > 6
 
 
-def _resolved(parent: Node, family: Sequence[Node], known: dict[object, bool]) -> list[Row]:
+def _resolved(
+    parent: Node, family: Sequence[Node], known: dict[object, bool], *, in_stage: bool = False
+) -> list[Row]:
     """The row of a family, or the rows inside its members if these are stages."""
-    if family[0].num_layers < 2 or not _are_stages(family, known):
+    if family[0].num_layers < 2 or not _are_stages(family, known, in_stage):
         return [Row(parent, tuple(family))]
     found = [_rows_of_stage(stage, known) for stage in family]
     classes = {type(block.module) for rows in found for row in rows for block in row.blocks}
@@ -236,7 +276,7 @@ def _rows_of_stage(stage: Node, known: dict[object, bool]) -> list[Row]:
     """The rows of blocks in a stage; a container of nothing but blocks is one, whatever their classes."""
     deep = [child for child in stage.children if child.num_layers > 1]
     if stage.is_container and deep and all(child in deep or child.is_norm for child in stage.children):
-        return _resolved(stage, deep, known)
+        return _resolved(stage, deep, known, in_stage=True)
     rows = [row for row in _rows_below(stage, known, in_stage=True) if row.depth > 1]
     if rows or not stage.is_container:
         return rows
@@ -245,9 +285,9 @@ def _rows_of_stage(stage: Node, known: dict[object, bool]) -> list[Row]:
     return [Row(stage, tuple(stage.children))] if is_plain and alike and stage.children[0].children else []
 
 
-def _are_stages(family: Sequence[Node], known: dict[object, bool]) -> bool:
+def _are_stages(family: Sequence[Node], known: dict[object, bool], in_stage: bool) -> bool:
     shapes = {child.shape for child in family}
-    is_pyramid = len(shapes) == len(family) > 1
+    is_pyramid = len(shapes) == len(family) > 1 and (family[0].is_container or not in_stage)
     most = max(family, key=lambda child: child.elements)
     for child in family:
         if child.elements * 10 < most.elements and type(child.module) is type(most.module):
@@ -271,7 +311,7 @@ def _is_stage(node: Node, is_pyramid: bool, known: dict[object, bool]) -> bool:
         or any(_is_part(block) for row in rows for block in row.blocks)
     ):
         return False
-    if any(child.mixes for child in node.children) or _is_beside(node, rows):
+    if any(map(_is_part, node.children)) or _is_beside(node, rows):
         return False
     repeats = any(_repeats(row.blocks) for row in rows)
     is_pair = node.is_container and not repeats and any(len(row.blocks) > 1 for row in rows)

@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from lighter_freezers.selection.anatomy.forward_source import Reading, read_forward
+from lighter_freezers.selection.anatomy.forward_source import CONTAINERS, Reading, read_forward
 from lighter_freezers.selection.element_counts import num_dimensions, size_of
 from lighter_freezers.selection.names import ROOT_SEGMENTS, join, layout, unwrapped
 
-__all__ = ["Node", "in_run_order", "leading", "tree_of"]
+__all__ = ["CONTAINERS", "Node", "in_run_order", "leading", "tree_of"]
 
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 BATCH_NORMS = nn.modules.batchnorm._NormBase
 NORMS = (BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -47,6 +46,7 @@ class Node:
         self.repeated: list[Node] = []
         self.elements = self.num_layers = self.shape = 0
         self.is_table = self.has_tables = isinstance(module, TABLES)
+        self.is_backwards = False  # whoever holds it runs its members from the last to the first
 
     @cached_property
     def is_norm(self) -> bool:
@@ -84,7 +84,10 @@ class Node:
     def run_order(self) -> list["Node"]:
         """Its children in the order of their first calls: those that the source names, in their slots."""
         by_name = {child.name: child for child in self.children}
-        return [by_name[name] for name in in_run_order(self.reading, list(by_name))]
+        for name in by_name.keys() & self.reading.backwards:
+            by_name[name].is_backwards = True
+        inside = [by_name[name] for name in in_run_order(self.reading, list(by_name))]
+        return inside[::-1] if self.is_backwards else inside
 
     @cached_property
     def by_path(self) -> dict[str, "Node"]:

@@ -1,12 +1,29 @@
 """The first forward pass checks the order of the blocks."""
 
-import pytest
-import torch
-from torch import nn
+from collections.abc import Iterator
 
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning import Callback
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lighter_freezers import (
+    GPT,
+    Freezer,
+    GPTModule,
+    GradualUnfreezing,
+    LoraPhases,
+    LoraRankScheduler,
+    apply_lora,
+    plan,
+    setup_lp_lora_style,
+)
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.layers import freeze_first_n_layers
 from lighter_freezers.selection.anatomy import anatomy_of
+from tests.lab import trainer
 
 
 def block() -> nn.Module:
@@ -44,6 +61,134 @@ def test_another_order_is_an_error_that_shows_both() -> None:
 
     with pytest.raises(RuntimeError, match=r"read blocks\.0, blocks\.1, blocks\.2; ran blocks\.2, blocks\.1"):
         model(torch.zeros(1, 4))
+
+
+class Turns(nn.Module):
+    """Two lists in an order that no source tells."""
+
+    def __init__(self, order: list[tuple[str, int]]) -> None:
+        super().__init__()
+        self.order, self.stem, self.head = order, nn.Linear(4, 4), nn.Linear(4, 2)
+        self.encoder = nn.ModuleList(block() for _ in range(2))
+        self.decoder = nn.ModuleList(block() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for name, index in self.order:
+            x = getattr(self, name)[index](x)
+        return self.head(x)
+
+
+STRAIGHT = [("encoder", 0), ("encoder", 1), ("decoder", 0), ("decoder", 1)]
+
+
+def test_stacks_that_run_in_turns_are_an_error() -> None:
+    """Each stack runs in its own order, but not one behind the other."""
+    model = Turns([STRAIGHT[0], STRAIGHT[2], STRAIGHT[1], STRAIGHT[3]])
+    check_order(model, anatomy_of(model))
+
+    with pytest.raises(RuntimeError, match=r"ran encoder\.0, decoder\.0, encoder\.1"):
+        model(torch.zeros(1, 4))
+
+
+def test_a_decoder_may_run_alone_first() -> None:
+    """As when an autoencoder samples; hooks go with the first pass through the whole."""
+    model = Turns(STRAIGHT)
+    check_order(model, anatomy_of(model))
+    model.decoder[0](torch.zeros(1, 4))
+    model(torch.zeros(1, 4))
+
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+class Backwards(nn.ModuleList):
+    """A list that runs from its end, which the source of the GPT does not tell."""
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return reversed([*super().__iter__()])
+
+
+def backwards(model: nn.Module) -> nn.Module:
+    """The same GPT with its blocks from the last to the first."""
+    model.transformer.h = Backwards(model.transformer.h)
+    return model
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        LoraRankScheduler([{"step": 1, "rank_pattern": {"attn.0": 1}}]),
+        LoraPhases("early->late", 1),
+    ],
+    ids=["schedule", "phases"],
+)
+def test_ranks_and_phases_check_the_order_too(callback: Callback) -> None:
+    """Both name layers by number."""
+    config = {"n_layer": 4, "n_embd": 8, "n_head": 2, "block_size": 8, "vocab_size": 16}
+    network = apply_lora(backwards(GPT(config)), {"r": 2, "target_modules": ["c_attn", "c_fc"]})
+    module = GPTModule(network, optimizer=torch.optim.SGD(network.parameters(), lr=0.01))
+    row = {key: torch.zeros(8, dtype=torch.long) for key in ("input_ids", "targets")}
+    quiet = trainer("pytorch_lightning", callbacks=[callback], max_steps=2, limit_val_batches=0)
+
+    with pytest.raises(RuntimeError, match="The blocks run in another order than read"):
+        quiet.fit(module, DataLoader([row, row]), DataLoader([row]))
+
+
+def test_lora_in_upper_layers_checks_the_order_too() -> None:
+    """It would freeze the lower ones."""
+    config = {"n_layer": 4, "n_embd": 8, "n_head": 2, "block_size": 8, "vocab_size": 16}
+    model = backwards(GPT(config))
+    setup_lp_lora_style(model, lora={"r": 2, "target_modules": ["c_attn"]})
+
+    with pytest.raises(RuntimeError, match="The blocks run in another order than read"):
+        model(torch.zeros(1, 8, dtype=torch.long))
+
+
+class WithExample(pl.LightningModule):
+    """Its example tells that the last block runs first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.example_input_array = Net([2, 1, 0]), torch.zeros(1, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self(batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_fit_goes_by_the_example_of_its_module() -> None:
+    """The block that runs last thaws first, and the random state is as without it."""
+    module = WithExample()
+    freezer = Freezer(patterns=["layers:block.0"])
+    state = torch.get_rng_state()
+    assert anatomy_of(module).stacks[0].block_paths == tuple(f"network.blocks.{i}" for i in (2, 1, 0))
+    assert torch.equal(state, torch.get_rng_state())
+    trainer("pytorch_lightning", callbacks=[freezer]).fit(module, DataLoader(torch.ones(4, 4)))
+
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+    assert {name.rpartition(".")[0] for name in frozen} == {"network.blocks.2.0", "network.blocks.2.2"}
+
+
+def test_an_example_that_does_not_run_leaves_the_source() -> None:
+    """As one of the wrong width, or one that a module keeps for another purpose."""
+    module = WithExample()
+    module.example_input_array = torch.zeros(1, 7)
+
+    assert anatomy_of(module).stacks[0].block_paths == tuple(f"network.blocks.{i}" for i in range(3))
+
+
+def test_a_plan_says_that_the_order_is_another() -> None:
+    """Its first real step runs the blocks."""
+    module = WithExample()
+    module.example_input_array = None
+    quiet = trainer("pytorch_lightning", callbacks=[GradualUnfreezing(1)])
+    with pytest.raises(RuntimeError, match="The blocks run in another order than read"):
+        plan(quiet, module, DataLoader(torch.ones(4, 4)))
 
 
 def test_an_example_tells_the_order_and_leaves_no_trace() -> None:
