@@ -115,18 +115,18 @@ class Followers:
         if outcome is not None and outcome.is_reshaped:
             self._look_again(context)
         before, self._held = self._held, self._active_holds()
-        if before == self._held and outcome is None:
+        moved = _in_one_of(before, self._held)
+        if not moved and outcome is None:
             self.optimizers.keep_up()
             return False
         outcome = outcome or ActionResult()
         frozen, thawed = flips.net
-        if frozen:
+        if frozen and not self.announcer.sees_training:
             idle_schedules.refuse_idle_now(context.model, context.moment)
         if frozen or thawed:
             self.optimizers.drop_histories()
-        already = set(map(id, before))
-        self.optimizers.forget([hold for hold in self._held if id(hold) not in already])
-        self._follow_modules()
+        self.optimizers.forget([hold for hold in moved if hold.is_active])
+        self._follow_modules(None if outcome.is_reshaped else moved)
         self.optimizers.follow(context.model, self._held, is_reshaped=outcome.is_reshaped)
         self.optimizers.keep_up()  # before listeners read the rates
         self._follow_gradients(context.moment)
@@ -155,12 +155,13 @@ class Followers:
     def _renew_announcer(self, model: nn.Module) -> None:
         self.announcer = Announcer(model, self._active_rules, list(self._actions))
 
-    def _follow_modules(self) -> None:
+    def _follow_modules(self, moved: Sequence[Hold] | None = None) -> None:
         is_asked_for = any(hold.terms.frozen_mode == "eval" for hold in self._held)
         if is_asked_for or self._modes.is_active:  # both set modes, and remember those from before
             self._modes.resume()
             self._norms.resume()
-        self._norms.follow()
+            moved = None
+        self._norms.follow(moved)
         self._modes.follow(is_asked_for=is_asked_for)
 
     def _active_holds(self) -> list[Hold]:
@@ -186,3 +187,9 @@ class Followers:
             self.announcer.log_lines(transition)
         for listener in self._listeners:
             listener.on_transition(context.trainer, context.model, transition)
+
+
+def _in_one_of(before: Sequence[Hold], now: Sequence[Hold]) -> list[Hold]:
+    """The holds that began or ended, in their order."""
+    both = {*map(id, before)} & {*map(id, now)}
+    return [hold for hold in (*before, *now) if id(hold) not in both]

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from lighter_freezers.engine.flips import Flips
+from lighter_freezers.engine.flips import Flips, between_steps
 from lighter_freezers.engine.ledger_records import (
     Holder,
     Record,
@@ -50,7 +50,7 @@ _WATCHED_PER_HOLD = 64  # at most so many, so that watching costs the same in a 
 
 
 _USUAL = Terms()
-_flips = Flips()  # of the step that is under way; nothing is noted between two steps
+_flips = between_steps  # or those of the step that is under way
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action, ActionResult
+from lighter_freezers.engine.flips import between_steps
 from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
@@ -43,13 +44,25 @@ class Announcer:
         self._parameters = list(named.values())
         self.has_lazy = any(map(is_lazy, self._parameters))
         self._sizes = list(map(size_of, self._parameters))
+        self._num_elements = sum(self._sizes)
         self._summary = NameSummary(list(named))
         self._groups: dict[tuple[int, ...], tuple[str, ...]] = {}  # ids -> names
         self._texts: dict[tuple[str, ...], str] = {}  # names -> a short phrase
+        self._elements: dict[tuple[str, ...], int] = {}  # names -> how many elements
+        self._witness: Parameter | None = None  # one that trains
+        self._num_training = 0  # elements
+        self._counted_at = (-1, -1)  # epoch, and flips by others until then
         self._active_rules = active_rules
         self._actions = actions
         for active in active_rules:
             self._named([p for p in active.hold.parameters if not ledger.is_user_frozen(p)])
+
+    @property
+    def sees_training(self) -> bool:
+        """Whether anything trains: as a rule one look at what trained the last time, else at all flags."""
+        if self._witness is None or not self._witness.requires_grad:
+            self._witness = next((each for each in reversed(self._parameters) if each.requires_grad), None)
+        return self._witness is not None
 
     def transition(
         self,
@@ -79,18 +92,18 @@ class Announcer:
     def log_lines(self, transition: Transition) -> None:
         """Log a line for each action, and one for the flags: what changed, the share frozen, who holds it."""
         if not log.isEnabledFor(logging.INFO):
+            self._counted_at = (-1, -1)
             return
         for note in transition.notes:
             log.info("step %d: %s", transition.optimizer_step, note)
         if not (transition.frozen or transition.thawed or transition.is_initial):
             return
-        flags = map(attrgetter("requires_grad"), self._parameters)
-        num_training = sum(compress(self._sizes, flags))
+        self._count(transition)
         frozen_verb = "starts with frozen" if transition.is_initial else "froze"
         parts = [
             f"{frozen_verb} {self._texts[transition.frozen]}" if transition.frozen else "",
             f"thawed {self._texts[transition.thawed]}" if transition.thawed else "",
-            frozen_share_text(num_training, sum(self._sizes)),
+            frozen_share_text(self._num_training, self._num_elements),
             f"held by {', '.join(transition.holders)}" if transition.holders else "",
         ]
         step = transition.optimizer_step
@@ -99,6 +112,7 @@ class Announcer:
 
     def warn_of_intrusion(self, intruded: Sequence[Parameter]) -> None:
         """Warn that other code switched held parameters on, and state what happens to them."""
+        self._counted_at = (-1, -1)
         names = self._named(intruded)
         holders = ", ".join(ledger.holders(intruded[0]))
         warnings.warn(
@@ -117,6 +131,17 @@ class Announcer:
             until,
         )
 
+    def _count(self, transition: Transition) -> None:
+        """Follow what trains; once an epoch look at every flag, which other code may have set."""
+        at = (transition.epoch, between_steps.num_noted)
+        if at == self._counted_at and not transition.is_initial:
+            self._num_training += self._elements.get(transition.thawed, 0)
+            self._num_training -= self._elements.get(transition.frozen, 0)
+            return
+        self._counted_at = at
+        flags = map(attrgetter("requires_grad"), self._parameters)
+        self._num_training = sum(compress(self._sizes, flags))
+
     def _named(self, parameters: Sequence[Parameter]) -> tuple[str, ...]:
         """The names of parameters that change together; their text is built the first time."""
         key = tuple(map(id, parameters))
@@ -127,7 +152,8 @@ class Announcer:
                     "module has replaced layers since then. Do so in __init__, setup or configure_model."
                 )
             names = tuple(self._names[each] for each in key)
-            amount = f"{_amount(num_elements(parameters))} parameters"
+            self._elements[names] = num_elements(parameters)
+            amount = f"{_amount(self._elements[names])} parameters"
             if any(map(is_lazy, parameters)):
                 amount = "of no shape before the first batch"
             self._groups[key] = names

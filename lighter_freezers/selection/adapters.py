@@ -11,7 +11,7 @@ from torch import nn
 from lighter_freezers.selection.element_counts import is_empty
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["Adapters", "adapters_in"]
+__all__ = ["Adapters", "adapters_in", "is_adapted"]
 
 _KEPT = ("base_layer", "original_module")  # what PEFT's modules call that which they adapt or stand for
 
@@ -40,7 +40,7 @@ def adapters_in(model: nn.Module) -> Adapters:
     trained, kept = set[int](), set[int]()
     for module in model.modules():
         below = [child for name in _KEPT if (child := module._modules.get(name)) is not None]
-        if not below or type(module).__module__.partition(".")[0] != "peft":
+        if not below or not _is_of_peft(module):
             continue
         inside = {id(p) for child in below for p in child.parameters()}
         own = {id(p) for p in module.parameters() if not is_empty(p)} - inside
@@ -49,6 +49,15 @@ def adapters_in(model: nn.Module) -> Adapters:
             kept |= inside
     biases = _trained_biases(model, kept) if kept else set()
     return Adapters(trained | biases, kept)
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether there is a module of PEFT's, perhaps with adapters that have no components yet."""
+    return any(map(_is_of_peft, model.modules()))
+
+
+def _is_of_peft(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] == "peft"
 
 
 def _trained_biases(model: nn.Module, kept: set[int]) -> set[int]:

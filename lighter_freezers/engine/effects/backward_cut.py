@@ -60,9 +60,7 @@ class GradientBoundary:
             refusing: Parameters whose blocks get no boundary, because the user asked for `cut_gradient:
                 never`.
         """
-        if self._gates is None:
-            if all(parameter.requires_grad for parameter in self._model.parameters()):
-                return
+        if self._gates is None:  # also while all trains: no transition should have to inspect the model
             self._gates = _gates_of(self._model, self._is_silent)
         refused = set(map(id, refusing))
         for gate in self._gates:

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.module_hooks import ModuleHook
+from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.terms import NormMode, strictest_norms
 
 __all__ = ["FrozenNorms", "StillNorm", "norms_with_statistics"]
@@ -90,10 +91,23 @@ class FrozenNorms:
             for norm, parameters in norms_with_statistics(model)
             if not ids.isdisjoint(map(id, parameters))
         ]
-
-    def follow(self) -> None:
-        """Stop or restore every norm layer according to who holds its parameters now."""
+        self._norms_of: dict[int, list[StillNorm]] = {}  # by the id of a parameter
         for norm in self._norms:
+            for parameter in norm.parameters:
+                self._norms_of.setdefault(id(parameter), []).append(norm)
+
+    def follow(self, moved: Iterable[Hold] | None = None) -> None:
+        """Stop or restore norm layers according to who holds their parameters now.
+
+        Args:
+            moved: The holds that began or ended; None for every norm layer.
+        """
+        norms = self._norms
+        if norms and moved is not None:
+            held = chain.from_iterable(hold.parameters for hold in moved)
+            ids = self._norms_of.keys() & set(map(id, held))
+            norms = list({id(norm): norm for key in ids for norm in self._norms_of[key]}.values())
+        for norm in norms:
             if norm.is_due:
                 norm.stop(strictest_norms(chain(*map(ledger.terms_of, norm.parameters))))
             else:

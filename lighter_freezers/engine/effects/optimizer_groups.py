@@ -155,9 +155,9 @@ def split_off(
 
 def without_rate(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer]) -> list[Parameter]:
     """Those of some parameters that are in a group with the learning rate 0."""
-    ids = {id(parameter) for parameter in parameters}
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     idle = [group for group in _rated(groups) if not float(group["lr"])]
+    ids = {id(parameter) for parameter in parameters} if idle else set[int]()
     return [parameter for group in idle for parameter in group["params"] if id(parameter) in ids]
 
 

@@ -137,6 +137,7 @@ class QueuedOperations(Action):
     def resume(self, context: StepContext) -> None:
         """Continue from the state there is; else start the first wait."""
         saved = self._saved
+        self._holds.fix(context.model)
         if saved is None:
             self._queue.begin(context.moment.optimizer_step)
             return

@@ -8,7 +8,7 @@ from torch.nn import Parameter
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.terms import Terms
-from lighter_freezers.selection.adapters import adapters_in
+from lighter_freezers.selection.adapters import adapters_in, is_adapted
 from lighter_freezers.selection.element_counts import is_empty, num_elements
 from lighter_freezers.selection.layer_names import components, parameters_of_layer
 from lighter_freezers.selection.names import canonical_parameters
@@ -50,12 +50,15 @@ class LayerHolds:
         self.holds: list[Hold] = []
         self._thawed: dict[int, Parameter] = {}  # trainable though the user had frozen them
         self._resolved: dict[str, tuple[tuple[str, ...], str]] = {}  # layers -> names, other name where tied
+        self._fixed: dict[str, tuple[dict[str, Parameter], str]] = {}  # the same with the parameters
 
     def resolve(self, model: nn.Module, layers: str) -> tuple[dict[str, Parameter], str]:
         """The parameters of layers by name, and the other name of a tied layer.
 
         Names are found once, which takes longer than a transition; call it for all layers before the run.
         """
+        if layers in self._fixed:
+            return self._fixed[layers]
         now = canonical_parameters(model)
         if not now.keys() >= set(self._resolved.get(layers, ((), ""))[0]) or layers not in self._resolved:
             named = parameters_of_layers(model, layers)
@@ -63,6 +66,11 @@ class LayerHolds:
             return named, self._resolved[layers][1]
         names, tie = self._resolved[layers]
         return {name: now[name] for name in names}, tie
+
+    def fix(self, model: nn.Module) -> None:
+        """Training starts: where no adapter can change, the layers resolved so far keep their parameters."""
+        fixed = [] if is_adapted(model) else list(self._resolved)
+        self._fixed = {layers: self.resolve(model, layers) for layers in fixed}
 
     def freeze(self, model: nn.Module, layers: str) -> str:
         """Hold all parameters of layers. A LoRA factor of rank 0 is skipped: once it has a rank, it trains.
@@ -86,7 +94,8 @@ class LayerHolds:
         """
         named, tie = self.resolve(model, layers)
         thawed = self._let_go(named.values())
-        free = [named[name] for name in adapters_in(model).free(named, named)]
+        names = list(named) if layers in self._fixed else adapters_in(model).free(named, named)
+        free = [named[name] for name in names]
         asked = [p for p in free if ledger.is_user_frozen(p)]
         self._thawed.update((id(p), p) for p in asked)
         thawed += ledger.thaw(asked, self._title)
