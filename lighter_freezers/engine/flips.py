@@ -54,4 +54,4 @@ def _joined(lists: Iterable[list[Parameter]]) -> list[Parameter]:
     return list(chain.from_iterable(lists))
 
 
-between_steps = Flips()  # what functions called by the user flip while no engine is at work
+between_steps = Flips()  # what functions called by the user flip, outside of any moment

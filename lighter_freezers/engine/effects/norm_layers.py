@@ -103,8 +103,8 @@ class FrozenNorms:
             moved: The holds that began or ended; None for every norm layer.
         """
         norms = self._norms
-        if moved is not None:
-            held = chain.from_iterable(hold.parameters for hold in moved) if self._norms else ()
+        if norms and moved is not None:
+            held = chain.from_iterable(hold.parameters for hold in moved)
             ids = self._norms_of.keys() & set(map(id, held))
             norms = list({id(norm): norm for key in ids for norm in self._norms_of[key]}.values())
         for norm in norms:

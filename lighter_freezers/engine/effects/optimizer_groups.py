@@ -159,7 +159,7 @@ def without_rate(parameters: Iterable[Parameter], optimizers: Iterable[Optimizer
     """Those of some parameters that are in a group with the learning rate 0."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     idle = [group for group in _rated(groups) if not float(group["lr"])]
-    ids = {id(parameter) for parameter in parameters} if idle else set()
+    ids = {id(parameter) for parameter in parameters} if idle else set[int]()
     return [parameter for group in idle for parameter in group["params"] if id(parameter) in ids]
 
 
