@@ -68,10 +68,13 @@ class RunState:
         return dict(self._carried or _state_of(fit, trainer))
 
     def save_groups(self, trainer: TrainerLike, fit: Fit, checkpoint: Checkpoint) -> None:
-        """Store the state of the optimizers in the groups that they had before this package made any."""
+        """Store the optimizers' state in the groups from before this package made any, and the loss."""
         groups = fit.followers.optimizers.group_names or self._groups
         if groups and STATE_KEY in checkpoint["callbacks"]:
             checkpoint["callbacks"][STATE_KEY]["groups"] = store_by_name(checkpoint, groups, trainer)
+        if fit.step_loss is not None and STATE_KEY in checkpoint["callbacks"]:
+            # the file has the state of rank zero, and its loss is not that of the others
+            checkpoint["callbacks"][STATE_KEY]["loss"] = fit.step_loss.mean_over_ranks(trainer)
 
     def look_at(self, trainer: TrainerLike, fit: Fit, checkpoint: Checkpoint) -> None:
         """Refuse state of an older version; without any state, everything starts from the schedule."""
@@ -140,6 +143,7 @@ def _state_of(fit: Fit, trainer: TrainerLike) -> SavedState:
         "format": FORMAT,
         "rules": {active.key: active.state() for active in fit.active_rules},
         "actions": fit.actions.state(),
+        "loss": None if fit.step_loss is None or fit.step_loss.value is None else float(fit.step_loss.value),
         **fit.shares.state(),
         **fit.metrics.state(trainer),
     }
@@ -153,6 +157,7 @@ def _restore(fit: Fit, state: SavedState) -> tuple[list[str], list[str]]:
     """
     without_owner = _restore_rules(fit.active_rules, state["rules"])
     without_state, done_by_others = fit.actions.remember(state["actions"])
+    fit.saved_loss = state.get("loss")
     fit.shares.remember(state)
     fit.metrics.remember(state)
     return without_state, [*without_owner, *done_by_others]

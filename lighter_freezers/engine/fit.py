@@ -46,6 +46,7 @@ class Fit:
         self._has_begun = False
         self._found: list[tuple[str, dict[str, nn.Parameter]]] = []  # by actions, at set-up
         self.step_loss: StepLoss | None = None  # kept while an action wants it
+        self.saved_loss: float | None = None  # the loss of the step before this fit goes on
         self._window = 1  # batches in an accumulation window, when the last loss was computed
 
     def check_strategy(self, trainer: TrainerLike) -> None:
@@ -96,7 +97,7 @@ class Fit:
             active.resolve(self.shares)
             active.resume(context.moment)
         if any(action.wants_loss for action in self.actions):
-            self.step_loss = StepLoss(context.moment.optimizer_step)
+            self.step_loss = StepLoss(context.moment.optimizer_step, self.saved_loss)
         self.actions.resume(context)
 
     def context(self, trainer: TrainerLike, model: nn.Module, moment: Moment) -> StepContext:

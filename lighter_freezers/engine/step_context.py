@@ -94,8 +94,8 @@ class StepContext:
         """The norm of these parameters together, on their device, like `gradient_norm`."""
         return _norm(list(parameters))
 
-    def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all ranks, the same on each of them; every rank has to call it."""
+    def mean_over_ranks(self, value: Tensor | float) -> Tensor:
+        """The mean of a tensor or number over all ranks, the same on each; every rank has to call it."""
         return trainer_clock.mean_over_ranks(self.trainer, value)
 
     def of_rank_zero(self, value: Plain) -> Plain:

@@ -173,7 +173,7 @@ def reduced(trainer: TrainerLike, value: torch.Tensor) -> float:
     return float(mean_over_ranks(trainer, value.float()))
 
 
-def mean_over_ranks(trainer: TrainerLike, value: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all ranks, the same on each of them; every rank has to call it."""
-    on_device = value.detach().clone().to(trainer.strategy.root_device)
+def mean_over_ranks(trainer: TrainerLike, value: torch.Tensor | float) -> torch.Tensor:
+    """The mean of a tensor or number over all ranks, the same on each; every rank has to call it."""
+    on_device = torch.as_tensor(value).detach().clone().to(trainer.strategy.root_device)
     return trainer.strategy.reduce(on_device, reduce_op="mean")

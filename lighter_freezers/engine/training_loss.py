@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import Moment
 
@@ -41,10 +42,11 @@ class StepLoss:
 
     Args:
         optimizer_step: Steps done so far.
+        saved: The loss of the last of them, where a run goes on; None where that is not known.
     """
 
-    def __init__(self, optimizer_step: int) -> None:
-        self.value: torch.Tensor | None = None
+    def __init__(self, optimizer_step: int, saved: float | None = None) -> None:
+        self.value = None if saved is None else torch.tensor(saved)
         self._losses: list[torch.Tensor] = []
         self._step = optimizer_step
 
@@ -55,6 +57,12 @@ class StepLoss:
         if self._losses and optimizer_step != self._step:
             self.value = torch.stack(self._losses).float().mean()
             self._losses, self._step = [], optimizer_step
+
+    def mean_over_ranks(self, trainer: TrainerLike) -> float | None:
+        """What all ranks have together, read on the host; None before the first loss of any."""
+        known = torch.zeros(2) if self.value is None else torch.stack([self.value.cpu(), torch.ones(())])
+        total, share = trainer_clock.mean_over_ranks(trainer, known).tolist()
+        return total / share if share else None
 
 
 @dataclass(frozen=True)
