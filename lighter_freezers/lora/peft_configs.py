@@ -53,7 +53,7 @@ def usual_adapter(model: nn.Module) -> str:
 
 
 def refuse_other_tuners(model: nn.Module) -> None:
-    """Raise where a model has adapters of PEFT that are no LoRA.
+    """Raise where a model has adapters of PEFT that are no LoRA, or factors that two layers share.
 
     Raises:
         ValueError: It has; the message names them.
@@ -74,6 +74,25 @@ def refuse_other_tuners(model: nn.Module) -> None:
             f"{type(model).__name__} has adapters of PEFT that are no LoRA ({', '.join(sorted(kinds))}): "
             "their ranks cannot change, and PEFT's own save_pretrained saves them. Use peft.LoraConfig."
         )
+    if any(getattr(config, "ensure_weight_tying", False) for config in configs.values()):
+        _refuse_shared_factors(model)
+
+
+def _refuse_shared_factors(model: nn.Module) -> None:
+    """Raise where `ensure_weight_tying` gave a head the memory of an embedding's factors (PEFT's #2864)."""
+    from peft.tuners.lora import LoraLayer
+
+    owners: dict[int, nn.Module] = {}
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        factors: list[PeftModule] = [getattr(layer, name) for name in layer.adapter_layer_names[:4]]
+        pointers = {parameter.data_ptr() for module in factors for parameter in module.parameters()}
+        if any(owners.setdefault(pointer, layer) is not layer for pointer in pointers - {0}):
+            raise ValueError(
+                "ensure_weight_tying has given two layers of this model the same factors, which PEFT trains "
+                "twice as fast and merges twice. Leave it out: LoRA on the embedding then adapts the input."
+            )
 
 
 def is_lora_config(config: "PeftConfig") -> bool:

@@ -294,6 +294,34 @@ def test_a_layer_of_adalora_is_refused() -> None:
         resize_lora_layer(model.base_model.model.q, 2)
 
 
+def llama(tied: bool) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, tie_word_embeddings=tied, **sizes))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("call", ["set_layer_lora_rank", "save_adapter", "install_rank_restore"])
+def test_factors_of_two_layers_are_refused(call: str) -> None:
+    """PEFT's #2864: where it ties them, they would train and merge twice."""
+    config = peft.LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True)
+    model = get_peft_model(llama(tied=True), config)
+    with pytest.raises(ValueError, match="two layers of this model the same factors"):
+        CALLS[call](model)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_nothing_is_shared_where_nothing_is_tied() -> None:
+    """PEFT warns that there is nothing to tie, and the ranks can change."""
+    config = peft.LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True)
+    with pytest.warns(UserWarning, match="tie"):
+        model = get_peft_model(llama(tied=False), config)
+    [(_, change)] = set_layer_lora_rank(model, "embed_tokens", 4)
+
+    assert change.rank_after == 4
+
+
 MERGES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "max_norm": (lambda: nn.Embedding(32, 8, max_norm=1.0), {}, "max_norm"),
     "padding_mode": (
