@@ -62,12 +62,12 @@ def refuse_no_mapping(inputs: Iterable[object]) -> None:
     Raises:
         ValueError: With the name of the file.
     """
-    from yaml import MappingNode, compose
+    from yaml import MappingNode, SequenceNode, compose
 
     for file in [each for each in inputs if isinstance(each, str) and Path(each).is_file()]:
         node = compose(Path(file).read_text())
         if node is not None and not isinstance(node, MappingNode):
-            found = "a list" if node.id == "sequence" else "one value"
+            found = "a list" if isinstance(node, SequenceNode) else "one value"
             raise ValueError(f"{file} is no config: it has {found} at its top, not trainer, model and data.")
 
 
