@@ -42,6 +42,7 @@ class Fit:
         epochs: How many.
         logger: Of the Trainer.
         is_filtered: Whether the optimizer gets only what is trainable when it is built, as FTS asks for.
+        num_groups: Parameter groups of the optimizer.
     """
 
     network: Any
@@ -51,6 +52,7 @@ class Fit:
     epochs: int = 1
     logger: Any = False
     is_filtered: bool = False
+    num_groups: int = 1
 
 
 def run(fit: Fit, on_step: OnStep) -> None:
@@ -68,7 +70,8 @@ def run(fit: Fit, on_step: OnStep) -> None:
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             parameters = [p for p in self.parameters() if p.requires_grad or not fit.is_filtered]
-            return torch.optim.SGD(parameters, lr=1.0e-3)
+            groups = [{"params": parameters[first :: fit.num_groups]} for first in range(fit.num_groups)]
+            return torch.optim.SGD(groups, lr=1.0e-3)
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = import_module(fit.namespace).Trainer(

@@ -52,6 +52,22 @@ def our_variant(num_freezers: int, num_tensors: int) -> Variant:
     return ours(num_freezers, num_tensors), Fit(network, freezers(num_freezers, network)), hook
 
 
+def rates_variant(num_freezers: int) -> Variant:
+    """What Freezers that set a rate add to each optimizer step: the look whether other code has moved it."""
+    network = Tensors(1_500)
+    rated = [
+        Freezer(name_starts_with=f"h.{index}.", until_step=0, unfreeze_lr_factor=0.1)
+        for index in range(num_freezers)
+    ]
+
+    def hook(trainer: Any, module: Any) -> Hook:
+        [optimizer] = trainer.optimizers
+        [check] = optimizer._optimizer_step_pre_hooks.values()
+        return partial(check, optimizer)
+
+    return f"{num_freezers} rate{'s' * (num_freezers > 1)} looked at", Fit(network, rated), hook
+
+
 def noop_variant() -> Variant:
     """The floor: a callback of Lightning whose hook is empty."""
     callback = fits.empty_callback(fits.OURS)
@@ -94,6 +110,7 @@ def variants(num_tensors: Sequence[int], report: Report) -> list[Variant]:
     few, many = min(num_tensors), max(num_tensors)
     chosen = [noop_variant(), *(our_variant(1, number) for number in num_tensors)]
     chosen += [our_variant(100, number) for number in dict.fromkeys((few, many))]
+    chosen += [rates_variant(1), rates_variant(50)]
     freezer, scheduler = peers.lighter_freezer(), peers.fts()
     if freezer is None:
         report.skip(LIGHTER, "not installed")

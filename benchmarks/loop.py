@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import fits, peers
 from benchmarks.fits import Fit
 from benchmarks.hooks import FAR, HEAD
-from benchmarks.measure import Report, Samples, cpu_seconds, main, no_collection
+from benchmarks.measure import Report, Samples, cpu_seconds, interleave, main, no_collection
 from benchmarks.models import Tensors
 from lighter_freezers import Freezer
 from lighter_freezers.engine.engine import Engine
@@ -30,6 +30,7 @@ NOTHING, NOOP, NOOPS, OURS, TEN = (
     "1 Freezer",
     "10 Freezers",
 )
+GROUPS, THAWED, RATED = "11 groups by hand", "10 Freezers, thawed", "10 Freezers with a rate, thawed"
 LIGHTER, FTS = "10 lighter Freezers", "finetuning-scheduler"
 
 Callbacks = list[Any]
@@ -95,6 +96,31 @@ def time_ours(freezer: Any | None, num_rounds: int, num_steps: int) -> Samples:
     return take_turns(fit, variants, 6 if theirs else 5, num_rounds, num_steps)
 
 
+def time_rates(num_rounds: int, num_steps: int) -> Samples:
+    """CPU seconds per step, by who made the groups of the optimizer and who sets rates."""
+
+    def fit(callbacks: Callbacks, num_groups: int = 1) -> Callable[[], float]:
+        def once() -> float:
+            times: list[float] = []
+            run = Fit(Tensors(NUM_TENSORS), callbacks, steps=WARM_UP + num_steps + 1, num_groups=num_groups)
+            fits.run(run, lambda *_: times.append(cpu_seconds()))
+            return (times[-1] - times[WARM_UP]) / num_steps
+
+        return once
+
+    def freezers(**rate: float) -> Callbacks:
+        return [Freezer(name_starts_with=f"h.{block}.", until_step=1, **rate) for block in range(10)]
+
+    chosen = {
+        NOTHING: fit([]),
+        GROUPS: fit([], num_groups=11),
+        THAWED: fit(freezers()),
+        RATED: fit(freezers(unfreeze_lr_factor=0.1)),
+    }
+    with no_collection():
+        return interleave(chosen, num_rounds)
+
+
 def time_fts(scheduler: Any, num_rounds: int, num_steps: int) -> Samples:
     """finetuning-scheduler in a phase that lasts for the whole fit."""
     callback = peers.fts_in_phases(scheduler, [[HEAD]], epochs_each=1)
@@ -114,6 +140,7 @@ def run(options: argparse.Namespace) -> Report:
     with fits.quiet():
         samples = time_ours(freezer, options.rounds, options.steps)
         _add(report, samples)
+        _add(report, time_rates(options.fits, options.steps * 20), " (fits in turn)")
         if freezer is None:
             report.skip(LIGHTER, "not installed")
         if scheduler is None:
@@ -143,6 +170,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser("benchmarks.loop", description=__doc__)
     options.add_argument("--steps", type=int, default=10, help="of one turn")
     options.add_argument("--rounds", type=int, default=200, help="turns of each variant")
+    options.add_argument("--fits", type=int, default=9, help="fits with and without rates")
     return options
 
 

@@ -6,7 +6,7 @@ only sets `requires_grad`; the equal floor does what freezing has to do, which i
 and clear the gradient (and to count who holds, which it leaves out). Transition: the whole hook in real
 fits, with the log line formatted, against lighter's Freezer with its log as plain text (its Rich log in
 `lighter fit` takes longer), and `step()` of finetuning-scheduler. Half of all tensors change at each
-transition.
+transition. Set-up: what many Freezers add to the time to the first step (`benchmarks/set_up.py`).
 """
 
 import argparse
@@ -22,6 +22,7 @@ from benchmarks.fits import Fit
 from benchmarks.hooks import HEAD
 from benchmarks.measure import Report, Samples, cpu_seconds, interleave, main, no_collection
 from benchmarks.models import Tensors, half_of_the_prefixes
+from benchmarks.set_up import add_set_up
 from lighter_freezers import Freezer
 from lighter_freezers.engine.engine import Engine
 from lighter_freezers.engine.ledger import Hold
@@ -216,6 +217,8 @@ def run(options: argparse.Namespace) -> Report:
     _add_finding(report, finding)
     _add_flags(report, flags)
     _add_transitions(report, transitions, flags)
+    if options.set_ups:
+        add_set_up(report, options.set_ups)
     for what, number in lines.items():
         report.add(what, number, "", 1.0 if what == "log lines per transition" else None, is_exact=True)
     return report
@@ -237,7 +240,7 @@ def _add_flags(report: Report, flags: Samples) -> None:
 
 def _add_transitions(report: Report, seconds: dict[str, float], flags: Samples) -> None:
     for name, taken in seconds.items():
-        report.add(name, taken * 1e3, "ms", 1.0 if name in (FREEZE, THAW) else None)
+        report.add(name, taken * 1e3, "ms", 1.5 if name in (FREEZE, THAW) else None)
     report.add(f"{FREEZE} / naive floor", seconds[FREEZE] / flags.median("naive freeze"), "x", 1.5)
     report.add(f"{THAW} / naive floor", seconds[THAW] / flags.median("naive thaw"), "x", 1.5)
     pairs = [(FREEZE, LIGHTER_FREEZE), (THAW, LIGHTER_THAW), (THAW, FTS)]
@@ -255,6 +258,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--params", type=int, default=15_000, metavar="N")
     options.add_argument("--rounds", type=int, default=41, help="of finding and of flags")
     options.add_argument("--fits", type=int, default=3, help="rounds of one fit each")
+    options.add_argument("--set-ups", type=int, default=1, help="rounds of each set-up")
     return options
 
 

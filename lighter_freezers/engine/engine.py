@@ -75,9 +75,8 @@ class Engine(Callback):
         self._fit = Fit()
         self._listeners: list[TransitionListener] = []
         self._wait = 1  # batches until something may change
-        self._builds_late = self._is_fit = self._has_resumed = self._has_begun = False
+        self._builds_late = self._is_fit = self._has_resumed = self._has_begun = self._is_driven = False
         self._run: tuple[TrainerLike, LightningModule] | None = None  # the one under way
-        self._is_driven = False  # by `advance`
         self._state = checkpoint_state.RunState()
 
     @classmethod
@@ -268,8 +267,7 @@ class Engine(Callback):
     def advance(self, moment: Moment) -> bool:
         """Apply all that is due at a moment, between two optimizer steps; returns whether anything was."""
         assert self._run
-        has_moved = self._fit.advance(self._fit.context(*self._run, moment))
-        if has_moved:
+        if has_moved := self._fit.advance(self._fit.context(*self._run, moment)):
             self._arm()
         return has_moved
 
@@ -300,17 +298,19 @@ class Engine(Callback):
     def _arm(self) -> None:
         """Install the per-step hooks that are needed now, and no others.
 
-        Lightning looks a hook up on the instance at every call and skips what is not callable. Setting the
-        attribute to None turns the hook off, profiler entry included; a method that returns at once would
-        still cost a call at every step.
+        Lightning skips a hook that is not callable. None turns it off, profiler entry included; a method
+        that returns at once would still cost a call at every step.
         """
-        has_ending = self._fit.acts_each_batch and not self._is_driven
-        self.on_train_batch_end = self._end_batch if has_ending else None
+        acts = self._fit.step_loss is not None if self._is_driven else self._fit.acts_each_batch
+        self.on_train_batch_end = self._end_batch if acts else None
         self.on_before_backward = self._fit.note_window if self._fit.listens_to_loss else None
         self.on_before_optimizer_step = self._look_at_gradients if self._fit.wants_gradients else None
 
     def _end_batch(self, trainer: TrainerLike, pl_module: object, outputs: object, *_: object) -> None:
         """Record the loss for the actions that wait for it, and set the learning rates again."""
+        if self._is_driven:  # an action that waits for an average is passed one
+            self._fit.note_step_loss(trainer, outputs)
+            return
         if self._fit.note_loss(trainer, outputs):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))
         if not self._fit.end_batch(trainer):

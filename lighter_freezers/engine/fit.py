@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lighter_freezers.engine import baselines, idle_schedules, ledger, trainer_clock
@@ -175,10 +175,14 @@ class Fit:
 
     def note_loss(self, trainer: TrainerLike, outputs: object) -> bool:
         """Record the loss of one batch; returns whether an average that an action waits for is complete."""
+        return self.actions.note_loss(trainer, self.note_step_loss(trainer, outputs), self._window)
+
+    def note_step_loss(self, trainer: TrainerLike, outputs: object) -> Tensor | None:
+        """Record the loss of one batch as part of its step's, and return it."""
         loss = loss_of(outputs, self._window)
         if self.step_loss is not None:
             self.step_loss.note(loss, trainer_clock.moment(trainer).optimizer_step)
-        return self.actions.note_loss(trainer, loss, self._window)
+        return loss
 
     def end_batch(self, trainer: TrainerLike) -> bool:
         """Set the learning rates again, and call what follows steps; returns whether that goes on."""

@@ -1,13 +1,17 @@
-"""Three policies of a third party, from public names alone: resumed in a new process, on two ranks."""
+"""Three policies of a third party, from public names: run, resumed, on two ranks, in YAML, planned."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from lighter_freezers import plan
 from tests.distributed.run_ranks import run_ranks
 from tests.engine.third_party import OneAtATime, SteepestBlocks, TopDown
 from tests.lab import adamw, batches, recorder, regression, trainer
@@ -70,6 +74,54 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
         assert run["seen"] == second[name]["seen"]
         assert len({tuple(each) for each in run["seen"]}) > 1
         assert all(torch.equal(each, second[name]["weights"][key]) for key, each in run["weights"].items())
+
+
+def test_a_plan_shows_them() -> None:
+    """Together in one run, by the loss of its steps too; what the data decide is an example."""
+    runner = trainer(LONE, callbacks=[policy() for policy in POLICIES.values()], max_epochs=3)
+    planned = plan(runner, regression(LONE, Tower, adamw), batches(), batches(), num_rounds=1, num_timed=0)
+    text = str(planned)
+    assert "for example SteepestBlocks trains" in text
+    assert "OneAtATime trains block" in text
+    assert "never acts" not in text
+    assert "never thaws" not in text
+
+
+def test_they_run_from_yaml(tmp_path: Path) -> None:
+    """`lighter fit` in a fresh process, with the policies in a module of the user's."""
+    pytest.importorskip("lighter")
+    (tmp_path / "my_policies.py").write_text((ROOT / "tests/engine/third_party.py").read_text())
+    (tmp_path / "my_parts.py").write_text(
+        "import pytorch_lightning as pl\n"
+        "from tests.lab import adamw, batches, regression\n"
+        "from tests.policies.policy_lab import Tower\n"
+        "def model():\n    return regression('pytorch_lightning', Tower, adamw)\n"
+        "class Data(pl.LightningDataModule):\n"
+        "    def train_dataloader(self):\n        return batches()\n"
+        "    def val_dataloader(self):\n        return batches()\n"
+    )
+    names = ("SteepestBlocks", "OneAtATime", "TopDown")
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    config = {
+        "trainer": {
+            "_target_": "pytorch_lightning.Trainer",
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            **quiet,
+            "callbacks": [{"_target_": f"my_policies.{name}", "every_n_steps": 3} for name in names],
+        },
+        "model": {"_target_": "my_parts.model"},
+        "data": {"_target_": "my_parts.Data"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [str(Path(sys.executable).parent / "lighter"), "fit", "config.yaml"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "COLUMNS": "300"}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    said = run.stdout + run.stderr
+    assert run.returncode == 0, said
+    assert "step 3: SteepestBlocks trains" in said
+    assert "step 3: OneAtATime trains block" in said
+    assert "TopDown" in said
 
 
 def test_they_use_public_names_only() -> None:

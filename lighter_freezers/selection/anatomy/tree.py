@@ -46,7 +46,7 @@ class Node:
         self.repeated: list[Node] = []
         self.elements = self.num_layers = self.shape = 0
         self.is_table = self.has_tables = isinstance(module, TABLES)
-        self.is_backwards = False  # whoever holds it runs its members from the last to the first
+        self.is_backwards = False  # the module that holds it runs its members from the last to the first
 
     @cached_property
     def is_norm(self) -> bool:
