@@ -44,7 +44,7 @@ class Fit:
         self.shares = RunShares()
         self._clock = _only_clock(self.actions)
         self.each_batch: list[EachBatch] = []  # called after each, until it returns False
-        self._has_begun = False
+        self._has_begun = self._has_advanced = False
         self._found: list[tuple[str, dict[str, nn.Parameter]]] = []  # by actions, at set-up
         self.step_loss: StepLoss | None = None  # kept while an action wants it
         self.saved_loss: float | None = None  # the loss of the step before this fit goes on
@@ -123,7 +123,11 @@ class Fit:
             follow_all(self.active_rules, context.moment)
             outcome = self.actions.perform(context)
             self._follow_stage(context, flips)
-        return self.followers.follow(context, flips, outcome)
+        has_moved = self.followers.follow(context, flips, outcome)
+        if not self._has_advanced and len(self.actions):  # rules alone were checked at set-up
+            idle_schedules.refuse_idle_now(context.model, context.moment)
+        self._has_advanced = True
+        return has_moved
 
     def begin_stages(self, trainer: TrainerLike, model: nn.Module, wake: Callable[[], object]) -> None:
         """Before the first step, or later: let stages see the run; `wake` has the next moment looked at.

@@ -15,6 +15,7 @@ from lighter_freezers import (
     BlockCycling,
     FreezeOut,
     FreezeStateLogger,
+    GradualUnfreezing,
     LayerPolicy,
     Lisa,
     Misa,
@@ -301,3 +302,15 @@ def test_the_timeline_and_the_log_show_each_window(
         f"step {s}: Lisa trains 2 of 4 units: {u}" for s, u in ((3, "0, 3"), (6, "1, 2"), (9, "2, 3"))
     ]
     assert "held by Lisa" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [lambda: Lisa(2, every_n_steps=3, rest="freeze"), lambda: BlockCycling(every_n_steps=3), Misa],
+    ids=["Lisa", "BlockCycling", "Misa"],
+)
+def test_a_policy_and_stages_that_leave_nothing_are_named(policy: Any) -> None:
+    """The first stage trains the head, which these policies freeze: an error before the first step."""
+    runner = trainer(LONE, callbacks=[GradualUnfreezing(every_n_steps=3), policy()], max_epochs=4)
+    with pytest.raises(RuntimeError, match="At step 0 every parameter is frozen, .* by .*GradualUnfreezing"):
+        runner.fit(regression(LONE, Tower, adamw), batches(), batches())

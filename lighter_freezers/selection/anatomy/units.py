@@ -38,9 +38,10 @@ def units_of(node: Node, spans: Mapping[int, Span]) -> Iterator[Unit]:
         yield Unit(node, tuple(own))
         return
     done: set[str] = set()
-    names = in_run_order(node.reading, [*own, *children])
     if node.is_container:
-        names = [child.name for child in node.run_order]
+        names = [*node.own, *(child.name for child in node.run_order)]
+    else:
+        names = in_run_order(node.reading, [*own, *children])
     for name in names:
         if name in done:
             continue
