@@ -33,8 +33,8 @@ TINY_PREFIX = ["--layers", "3", "--width", "12", "--time", "8", "--batch", "2", 
 TINY_PREFIX += ["--rounds", "1", "--epochs", "2"]
 TINY: list[tuple[ModuleType, str, list[str]]] = [
     (hooks, "B1", ["--params", "150", "300", "--calls", "20", "--rounds", "2"]),
-    (loop, "B2", ["--steps", "2", "--rounds", "2"]),
-    (switch, "B3", ["--params", "150", "--rounds", "2", "--fits", "1"]),
+    (loop, "B2", ["--steps", "2", "--rounds", "2", "--fits", "1"]),
+    (switch, "B3", ["--params", "150", "--rounds", "2", "--fits", "1", "--set-ups", "0"]),
     (prefix_cache, "B5", TINY_PREFIX),
     (grad_norms, "B8", ["--shapes", "14x8", "--rounds", "2"]),
     (lora, "B11", TINY_LORA),
