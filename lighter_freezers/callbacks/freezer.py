@@ -118,7 +118,7 @@ class Freezer(EngineCallback):
     Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
     optimizer steps.
 
-    Saves: per Freezer, whether its metric condition was met, and the step of its last release.
+    Saves: per Freezer, whether its metric condition was met, and the step and epoch of its last release.
 
     Logs: one line per transition, from the logger `lighter_freezers`. `FreezeStateLogger` shows it in
     TensorBoard.

@@ -9,7 +9,7 @@ from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.arguments import checked
 from lighter_freezers.engine.actions import Action
-from lighter_freezers.engine.early_stopping import impatient
+from lighter_freezers.engine.early_stopping import early_end
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
@@ -220,9 +220,9 @@ class GradualUnfreezing(EngineCallback):
         return self._plan.explicit(layers_of(model, self._said))
 
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Let the first forward pass check the order of the blocks; warn of what never thaws."""
+        """Let the first forward pass check the order of the blocks; warn of what never thaws or begins."""
         is_explicit = isinstance(self._plan, StagePlan)
-        if not is_explicit:
+        if not isinstance(self._plan, StagePlan) or self._plan.has_rates_by_depth:
             check_order(pl_module, anatomy_said(pl_module, self._said))
         if trainer.is_global_zero:
             self._warn_of_early_stopping(trainer)
@@ -250,12 +250,13 @@ class GradualUnfreezing(EngineCallback):
             )
 
     def _warn_of_early_stopping(self, trainer: TrainerLike) -> None:
-        why = impatient(trainer, self._plan.plateaus, self._plan.num_epochs)
+        why = early_end(trainer, self._plan.plateaus, self._plan.longest_stage)
         if why is not None:
             log.warning(
                 "%r: %s: later stages then never begin. Give it more patience, or stages with "
                 "until_early_stopping: true",
-                *(self, why),
+                self,
+                why,
             )
 
     def _warn_of_left_out(self) -> None:

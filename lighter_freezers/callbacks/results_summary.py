@@ -139,15 +139,22 @@ class ResultsSummary(Callback):
 
     def on_train_epoch_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
         """Show the minutes left in the bar."""
-        self._show_time_left(trainer, pl_module, 1.0)
+        self._show_time_left(trainer, pl_module, 1.0, is_epoch_end=True)
 
-    def _show_time_left(self, trainer: TrainerLike, pl_module: LightningModule, epoch_share: float) -> None:
+    def _show_time_left(
+        self,
+        trainer: TrainerLike,
+        pl_module: LightningModule,
+        epoch_share: float,
+        *,
+        is_epoch_end: bool = False,
+    ) -> None:
         """In the bar, unless the run ends with its first epoch, of which Lightning's shows as much."""
         began, done_then = self._first_batch
         done = trainer_clock.share_done(trainer, epoch_share)
         if done_then < done < trainer_clock.moment(trainer).epoch + epoch_share:
             left = (time.monotonic() - began) / 60 * max(0.0, 1 - done) / (done - done_then)
-            pl_module.log(LEFT, left, prog_bar=True, logger=False, sync_dist=epoch_share == 1)
+            pl_module.log(LEFT, left, prog_bar=True, logger=False, sync_dist=is_epoch_end)
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Count what trains, before all holds are released."""

@@ -11,7 +11,7 @@ from torch import nn
 import lighter_freezers
 from lighter_freezers._extras import require
 from lighter_freezers.engine.engine import EngineCallback
-from lighter_freezers.planning.config_errors import clear_errors, refuse_lightning_cli, refuse_no_mapping
+from lighter_freezers.planning.config_errors import clear_errors, refuse_lightning_cli, refuse_non_mapping
 
 __all__ = ["Source", "read_source"]
 
@@ -53,7 +53,7 @@ def read_source(path: Path) -> Source:
 
     text = path.read_text()
     with clear_errors():
-        refuse_no_mapping([str(path)])
+        refuse_non_mapping([str(path)])
         config = ConfigLoader.load([str(path)])
         keys = config.get() or {}
         kind, place = _kind(keys, path)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.triggers import Plateau
 
-__all__ = ["EARLY_STOPPING", "OutOfPatience", "PatienceWatch", "impatient"]
+__all__ = ["EARLY_STOPPING", "OutOfPatience", "PatienceWatch", "early_end"]
 
 EARLY_STOPPING = "early_stopping"  # what waits for it names this as its metric
 _HOOKS = ("on_validation_end", "on_train_epoch_end")
@@ -41,13 +41,14 @@ class _EarlyStoppingLike(Protocol):
     mode: str
 
 
-def impatient(trainer: TrainerLike, plateaus: Sequence[Plateau], num_epochs: int) -> str | None:
-    """How an EarlyStopping ends the run before a stage is over, in words; None where none does.
+def early_end(trainer: TrainerLike, plateaus: Sequence[Plateau], longest_stage: int) -> str | None:
+    """Why an EarlyStopping may end the run before a stage is over; None if none may.
 
     Args:
         trainer: The Trainer.
-        plateaus: What stages wait for: the same metric, of which they count no less as progress.
-        num_epochs: Epochs of the longest stage that nothing but its epochs ends.
+        plateaus: Plateaus that alone end a stage. One loses to an EarlyStopping on the same metric that has no
+            more patience.
+        longest_stage: Epochs of the longest stage that nothing but its epochs ends.
     """
     for each in callbacks_of_kind(callbacks_of(trainer), "EarlyStopping"):
         stopping = cast("_EarlyStoppingLike", each)
@@ -61,8 +62,8 @@ def impatient(trainer: TrainerLike, plateaus: Sequence[Plateau], num_epochs: int
             )
             if is_same and margin >= least and limit <= needed:
                 return f"{said}, and a stage ends after {needed}"
-        if limit * (trainer.check_val_every_n_epoch or 1) < num_epochs:
-            return f"{said}, and a stage has {num_epochs} epochs, which may bring none"
+        if limit * (trainer.check_val_every_n_epoch or 1) < longest_stage:
+            return f"{said}, and a stage has {longest_stage} epochs, which may bring none"
     return None
 
 

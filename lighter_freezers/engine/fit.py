@@ -100,7 +100,8 @@ class Fit:
             active.resolve(self.shares)
             active.resume(context.moment)
         if any(action.wants_loss for action in self.actions):
-            self.step_loss = StepLoss(context.moment.optimizer_step, self.saved_loss)
+            device = context.trainer.strategy.root_device
+            self.step_loss = StepLoss(context.moment.optimizer_step, self.saved_loss, device)
         self.actions.resume(context)
 
     def context(self, trainer: TrainerLike, model: nn.Module, moment: Moment) -> StepContext:

@@ -1,6 +1,5 @@
 """Rejects schedules under which nothing would train, and warns of parameters that would never thaw."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
@@ -168,7 +167,8 @@ def warn_of_short_run(
             )
     if last.optimizer_step == NEVER or last.epoch == NEVER:
         return
-    per_epoch = math.ceil(trainer.num_training_batches / trainer_clock.window_length(trainer))
+    per_epoch = trainer_clock.steps_per_epoch(trainer)
+    assert per_epoch is not None  # or the epoch of the last step were unknown
     idle = {active.title for active in active_rules if _ends_first(active.rule.schedule, last, per_epoch)}
     for title in sorted(idle):
         log.warning(

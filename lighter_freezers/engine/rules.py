@@ -203,7 +203,8 @@ class ActiveRule:
             self.follow(moment)
             end = self.rule.schedule.last_end(moment)
             if end is not None and not self.hold.is_active:
-                self.released_at, self.released_in = end, moment.epoch
+                self.released_at = end
+                self.released_in = min(self.rule.schedule.until_epoch or moment.epoch, moment.epoch)
         elif self._was_holding:
             self.hold.take()
         else:
@@ -211,14 +212,14 @@ class ActiveRule:
         self._was_holding = None
 
     def misses_state(self, moment: Moment) -> bool:
-        """Whether it lacks state that matters: the history of its metric, or the start of a warm-up."""
+        """Whether it lacks state that matters: the history of its metric, or when its rate began to move."""
         schedule, rate = self.rule.schedule, self.rule.learning_rate
         if self._is_restored:
             return False
         if self.rule.trigger is not None and not schedule.has_ended(moment):
             return True
         was_released_now = self.released_at == moment.optimizer_step != schedule.last_end(moment)
-        return rate is not None and rate.warmup_steps > 0 and was_released_now
+        return rate is not None and (rate.warmup_steps > 0 or rate.growth is not None) and was_released_now
 
 
 def follow_all(active_rules: Sequence[ActiveRule], moment: Moment) -> None:

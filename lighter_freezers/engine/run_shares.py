@@ -39,7 +39,7 @@ class RunShares:
         self._totals, self._checked = dict(state.get("run_length", {})), set()
 
     def step_of(self, step: int | None, epoch: int | None) -> tuple[int, str | None]:
-        """The optimizer step at which a step or an epoch is reached, or the run ends where neither is given.
+        """The optimizer step at which a step or an epoch is reached, or the run ends, whichever comes first.
 
         Returns:
             The step, and why it is unknown; None where it is not.
@@ -55,9 +55,11 @@ class RunShares:
         )
         if epoch is not None and per_epoch is None:
             return trainer_clock.NEVER, "the training data has no length (an iterable dataset)"
-        bounds = [bound for bound in (step, epoch and per_epoch and epoch * per_epoch) if bound is not None]
         assert last is not None
-        return min(bounds, default=last.optimizer_step + 1), None
+        bounds = [last.optimizer_step + 1] if step is None else [last.optimizer_step + 1, step]
+        if epoch is not None and per_epoch is not None:
+            bounds.append(epoch * per_epoch)
+        return min(bounds), None
 
     def resolved(self, value: Value) -> Value:
         """The same value with steps and epochs in place of shares; it looks into tuples and dataclasses.

@@ -43,10 +43,13 @@ class StepLoss:
     Args:
         optimizer_step: Steps done so far.
         saved: The loss of the last of them, where a run goes on; None where that is not known.
+        device: Where that loss is to be; None for the CPU.
     """
 
-    def __init__(self, optimizer_step: int, saved: float | None = None) -> None:
-        self.value = None if saved is None else torch.tensor(saved)
+    def __init__(
+        self, optimizer_step: int, saved: float | None = None, device: torch.device | None = None
+    ) -> None:
+        self.value = None if saved is None else torch.tensor(saved, device=device)
         self._losses: list[torch.Tensor] = []
         self._step = optimizer_step
 

@@ -255,7 +255,9 @@ class GPT(LoraMethods):
 
 def _check_ids(input_ids: object) -> None:
     if not isinstance(input_ids, Tensor):
-        raise TypeError(f"input_ids must be a tensor of token ids, (batch, time). Got {input_ids!r}.")
+        raise TypeError(
+            f"input_ids must be a tensor of token ids, (batch, time). Got {type(input_ids).__name__}."
+        )
     if input_ids.ndim != 2 or input_ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             "input_ids must be whole numbers (torch.long), one row per sequence: (batch, time). "

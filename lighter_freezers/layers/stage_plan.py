@@ -47,8 +47,13 @@ class StagePlan:
         return [trigger for trigger in waiting if isinstance(trigger, Plateau)]
 
     @property
-    def num_epochs(self) -> int:
-        """Epochs of the longest stage that nothing else ends; 0 where there is none."""
+    def has_rates_by_depth(self) -> bool:
+        """Whether rates depend on the order of the blocks."""
+        return any(stage.by_depth for stage in self.stages)
+
+    @property
+    def longest_stage(self) -> int:
+        """Epochs of the longest stage that only its epochs end; 0 if there is none."""
         longest = begin = 0
         for end in (stage.end for stage in self.stages[:-1]):
             epoch = end.schedule.until_epoch

@@ -71,7 +71,7 @@ class ThawPlan:
         return [] if self.pace.plateau is None else [self.pace.plateau]
 
     @property
-    def num_epochs(self) -> int:
+    def longest_stage(self) -> int:
         """Epochs of the longest stage that nothing else ends; 0 where there is none."""
         number = self.pace.every_n_epochs
         return 0 if number is None or isinstance(number, arguments.Share) else number

@@ -70,6 +70,8 @@ def carry_states(
         if not state or id(parameter) not in groups:
             continue
         tensors = _tensors_of(state)
+        if not tensors:  # a step count alone has no shape
+            continue
         is_known = all(_is_known(key, value, parameter, change) for key, value in tensors.items())
         if not (change.num_kept and is_known):
             forget_state([parameter], [optimizer])

@@ -1,5 +1,6 @@
 """Turns what goes wrong with a config file into one message that says what to write."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +14,10 @@ from lighter_freezers.selection.names import closest_names
 
 __all__ = [
     "clear_errors",
-    "no_part",
+    "missing_part",
     "refuse_lightning_cli",
-    "refuse_no_callbacks",
-    "refuse_no_mapping",
+    "refuse_non_callbacks",
+    "refuse_non_mapping",
     "unused_variables",
 ]
 
@@ -49,14 +50,14 @@ def clear_errors() -> Iterator[None]:
         raise ValueError(f"{str(error).rstrip()}{cause}{_suggestion(str(error))}") from error
 
 
-def no_part(config: Mapping[str, object], part: str) -> str:
+def missing_part(config: Mapping[str, object], part: str) -> str:
     """What to say of a config without trainer, model or data."""
     close = closest_names(part, [str(key) for key in config], 1, cutoff=0.6)
     meant = "".join(f" Is '{key}' meant?" for key in close)
     return f"The config has no '{part}'. lighter needs trainer and model, and data for batches.{meant}"
 
 
-def refuse_no_mapping(inputs: Iterable[object]) -> None:
+def refuse_non_mapping(inputs: Iterable[object]) -> None:
     """Refuse a config file with a list or a single value at its top.
 
     Raises:
@@ -64,14 +65,14 @@ def refuse_no_mapping(inputs: Iterable[object]) -> None:
     """
     from yaml import MappingNode, SequenceNode, compose
 
-    for file in [each for each in inputs if isinstance(each, str) and Path(each).is_file()]:
+    for file in [each for each in inputs if isinstance(each, str) and os.path.isfile(each)]:
         node = compose(Path(file).read_text())
         if node is not None and not isinstance(node, MappingNode):
             found = "a list" if isinstance(node, SequenceNode) else "one value"
             raise ValueError(f"{file} is no config: it has {found} at its top, not trainer, model and data.")
 
 
-def refuse_no_callbacks(callbacks: Iterable[object]) -> None:
+def refuse_non_callbacks(callbacks: Iterable[object]) -> None:
     """Refuse texts and mappings among the callbacks, which Lightning takes and then fails at.
 
     Raises:

@@ -8,10 +8,10 @@ from typing import Any
 from lighter_freezers._extras import require
 from lighter_freezers.planning.config_errors import (
     clear_errors,
-    no_part,
+    missing_part,
     refuse_lightning_cli,
-    refuse_no_callbacks,
-    refuse_no_mapping,
+    refuse_non_callbacks,
+    refuse_non_mapping,
     unused_variables,
 )
 from lighter_freezers.planning.copied_trainer import hushed
@@ -55,15 +55,15 @@ def built_from_config(inputs: Sequence[Any]) -> tuple[Any, Any, Any, Sequence[st
     from lighter.engine.runner import ConfigLoader, ProjectImporter
 
     with clear_errors():
-        refuse_no_mapping(inputs)
+        refuse_non_mapping(inputs)
         config = ConfigLoader.load(list(inputs))
     ProjectImporter.auto_discover_and_import()
     refuse_lightning_cli(config.get() or {})
     for key in ("trainer", "model"):
         if config.get(key) is None:
-            raise ValueError(no_part(config.get() or {}, key))
+            raise ValueError(missing_part(config.get() or {}, key))
     with hushed() as said, clear_errors():
         model, trainer = config.resolve("model"), config.resolve("trainer")
-        refuse_no_callbacks(getattr(trainer, "callbacks", ()))
+        refuse_non_callbacks(getattr(trainer, "callbacks", ()))
         data = None if config.get("data") is None else config.resolve("data")
     return model, trainer, data, [*unused_variables(config.get()), *said]

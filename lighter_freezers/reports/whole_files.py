@@ -1,7 +1,6 @@
-"""Atomic writes: a reader sees the old content or the new, never a part of either.
+"""Atomic writes, of which a reader sees the old content or the new, and errors that name the file.
 
-Every result file of the package is written here, except CSV files, which grow row by row. What reads one
-names it where it is damaged all the same, by hand or by a disk.
+Every result file of the package is written here, except CSV files, which grow row by row.
 """
 
 import io

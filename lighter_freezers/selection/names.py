@@ -152,7 +152,7 @@ def walk(module: nn.Module, path: str = "", at_root: bool = True) -> Iterator[tu
 
 
 def each_module(model: nn.Module) -> Iterator[nn.Module]:
-    """Every module in model order; one that occurs twice comes twice. `modules` takes five times as long."""
+    """Every module in model order, repeated if it is registered twice; `modules` looks each up."""
     left: list[nn.Module | None] = [model]
     while left:
         if (module := left.pop()) is not None:

@@ -61,7 +61,7 @@ class CompiledGraphs:
 
     def follow(self, optimizer_step: int) -> None:
         """Count the graphs, and warn of many of a whole model, or when torch will compile no other block."""
-        if self._has_warned:
+        if self._has_warned or (self._whole is None and not self._stacks):
             return
         if self._whole is not None:
             self._follow_whole(self._whole, optimizer_step)
@@ -90,7 +90,10 @@ class CompiledGraphs:
                 "step %d: the model is compiled as a whole, and has been frozen in %d different ways by now: "
                 "each compiles all of it again. After %d graphs (%s) it runs uncompiled for good. "
                 "Compile its blocks: lighter_freezers.compile_blocks(model).",
-                *(optimizer_step, len(self._variants), limit, name),
+                optimizer_step,
+                len(self._variants),
+                limit,
+                name,
             )
 
 

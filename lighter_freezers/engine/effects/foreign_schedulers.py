@@ -33,7 +33,7 @@ class _MadeGroups:
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """Take the groups out of their optimizers, and then let them follow their homes."""
+        """Remove the added groups while the scheduler works, then apply its changes to them."""
         if self._is_hidden:  # a method of the scheduler calls another one
             yield
             return
@@ -52,7 +52,7 @@ class _MadeGroups:
             self._is_hidden = False
 
 
-class _Narrow:
+class _SeesOwnGroups:
     """Marks the classes of schedulers that do not see the groups of this package."""
 
     __slots__ = ()
@@ -70,20 +70,20 @@ def hide_newest_group(scheduler: SchedulerLike, optimizer: Optimizer, home_index
     Raises:
         ValueError: The class of the scheduler fixes what its objects are.
     """
-    if not isinstance(scheduler, _Narrow):
+    if not isinstance(scheduler, _SeesOwnGroups):
         try:
-            scheduler.__class__ = _narrowed(type(scheduler))
+            scheduler.__class__ = _without_added_groups(type(scheduler))
         except TypeError as error:
             raise ValueError(
                 f"{type(scheduler).__name__} is no scheduler of torch, and its class cannot be extended to "
                 "let thawed layers follow it. Give the optimizer all parameters in configure_optimizers, and "
                 "remove unfreeze_lr, unfreeze_lr_factor and warmup_steps."
             ) from error
-    assert isinstance(scheduler, _Narrow)
+    assert isinstance(scheduler, _SeesOwnGroups)
     scheduler._made_groups.add_newest(optimizer, home_index)
 
 
-def _narrowed(kind: type) -> type:
+def _without_added_groups(kind: type) -> type:
     """A class whose methods work without the groups of this package; nothing else differs."""
     made = _MadeGroups()
 
@@ -92,7 +92,9 @@ def _narrowed(kind: type) -> type:
         return _without(made, value) if isroutine(value) and not name.endswith("__") else value
 
     own = {"__slots__": (), "__module__": kind.__module__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (kind, _Narrow), {**own, "_made_groups": made, "__getattribute__": look_up})
+    return type(
+        kind.__name__, (kind, _SeesOwnGroups), {**own, "_made_groups": made, "__getattribute__": look_up}
+    )
 
 
 def _without(made: _MadeGroups, method: Callable[..., object]) -> Callable[..., object]:
@@ -105,7 +107,7 @@ def _without(made: _MadeGroups, method: Callable[..., object]) -> Callable[..., 
 
 
 def _follow(group: ParameterGroup, home: ParameterGroup, before: ParameterGroup) -> None:
-    """Give a group what has changed in its home."""
+    """Copy the values that changed in the group that it was made from."""
     for key in home.keys() - _OWN:
         value = home[key]
         if isinstance(value, torch.Tensor):  # schedulers write in place

@@ -41,8 +41,9 @@ class LearningRateRequest:
     def target(self, scheduled: float | torch.Tensor, num_epochs: int = 0) -> float | torch.Tensor:
         """The rate after the warm-up, given what the LR scheduler gives to the rest of the group."""
         value = scheduled * self.factor if self.absolute is None else self.absolute
-        for growth in [] if self.growth is None else [self.growth] * num_epochs:
-            value = min(value * growth, scheduled)
+        if self.growth is not None:
+            for _ in range(num_epochs):
+                value = min(value * self.growth, scheduled)
         return value
 
     def ramp(self, steps_since_thaw: int) -> float:
@@ -102,7 +103,7 @@ class KeptRate:
         return self.step
 
     def epochs_since(self, moment: Moment) -> int:
-        """None: the rate does not grow."""
+        """Always 0: the rate does not grow."""
         return 0
 
     @property

@@ -248,7 +248,8 @@ def _copy(value: object) -> object:
 def _extend(scheduler: SchedulerLike, optimizer: Optimizer, home_index: int) -> None:
     """Make a scheduler and its parts treat the newest group like the group it came from."""
     if is_foreign(scheduler):
-        hide_newest_group(scheduler, optimizer, home_index)
+        if getattr(scheduler, "optimizer", optimizer) is optimizer:
+            hide_newest_group(scheduler, optimizer, home_index)
         return
     for part in getattr(scheduler, "_schedulers", ()):
         _extend(part, optimizer, home_index)

@@ -23,7 +23,7 @@ def check_order(model: nn.Module, anatomy: Anatomy) -> None:
     """Let the first call of each block check that it runs where its anatomy says; later calls cost nothing.
 
     Blocks of several stacks are compared while the module around all of them runs, so that a decoder may be
-    called alone; those of towers that run side by side are not.
+    called alone; those of towers that run side by side are not, nor those that `training_step` calls itself.
 
     Args:
         model: What will run. It may be copied and saved meanwhile. What is compiled is not checked.
@@ -50,6 +50,8 @@ def _watch_together(model: nn.Module, stacks: Sequence[Stack], blocks: Sequence[
     while shared and isinstance(named.get(".".join(shared)), _LISTS):
         shared = shared[:-1]  # a list is not called
     around = named.get(".".join(shared), model)
+    if around is model and hasattr(model, "training_step"):  # which a Trainer calls in place of the module
+        return
     line.handles = [
         around.register_forward_pre_hook(ModuleHook(line.begin)),
         around.register_forward_hook(ModuleHook(line.end), always_call=True),

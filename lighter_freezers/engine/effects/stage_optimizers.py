@@ -82,7 +82,7 @@ class StageOptimizers:
         self._kept: dict[str, float] = {}
         self._kept_at = 0
         self._ends: dict[int, int] = {}  # of schedulers that need their length: the step at which they end
-        self._is_loaded = False  # before `begin`, so that a scheduler has the length that was saved
+        self._lengths: dict[int, int] = {}  # of those installed so far: their number of steps
 
     def begin(self, trainer: TrainerLike) -> None:
         """Before any group is made: see how the run's own code built them, and try what is to be built.
@@ -110,8 +110,8 @@ class StageOptimizers:
     def measure(self, end_of: Callable[[str, range], int]) -> None:
         """The data is loaded: find out how long schedulers are in force that need to know it.
 
-        Before that they are built with any length, for a checkpoint to say which; without one, the stage that
-        has such a scheduler is due again.
+        Before that they are built with any length, unless a checkpoint says which; so the stage that has such
+        a scheduler is due again.
 
         Args:
             end_of: Returns the optimizer step at which stages end, given who asks and which they are.
@@ -124,7 +124,7 @@ class StageOptimizers:
                 others = (each for each in range(index + 1, len(self._stages)) if self._stages[each])
                 in_force = range(index, next(others, len(self._stages)))
                 self._ends[index] = end_of(f"{stage.argument}.scheduler", in_force)
-        if self._installed[1] in self._ends and not self._is_loaded:
+        if self._installed[1] in self._ends and self._installed[1] not in self._lengths:
             self._installed = self._installed[0], None
 
     def brought_by(self, stage: int) -> str:
@@ -147,7 +147,9 @@ class StageOptimizers:
             optimizer.param_groups[:] = _copied(self._groups)
         if scheduler_stage is not None:
             end, now = self._ends.get(scheduler_stage), context.moment.optimizer_step
-            num_steps = _ANY_LENGTH if end is None else max(1, end - now)
+            if end is not None and scheduler_stage not in self._lengths:
+                self._lengths[scheduler_stage] = max(1, end - now)
+            num_steps = self._lengths.get(scheduler_stage, _ANY_LENGTH)
             config = _config(self._stage(scheduler_stage), optimizer, num_steps)
         context.trainer.strategy.optimizers = [optimizer]
         context.trainer.strategy.lr_scheduler_configs = [config] if config else []
@@ -173,13 +175,13 @@ class StageOptimizers:
         return [KeptRate(self._title, self._kept_at, rate, alike[rate]) for rate in sorted(alike)]
 
     def state(self) -> dict[str, object]:
-        """The rates that are kept, in plain types."""
-        return {"step": self._kept_at, "rates": dict(self._kept)}
+        """The rates that are kept, and the lengths of schedulers, in plain types."""
+        return {"step": self._kept_at, "rates": dict(self._kept), "lengths": dict(self._lengths)}
 
     def remember(self, state: SavedState) -> None:
         """Restore what `state` returned."""
         self._kept_at, self._kept = state["step"], dict(state["rates"])
-        self._is_loaded = not self._own_groups
+        self._lengths = dict(state.get("lengths", {}))
 
     def _stage(self, number: int) -> StageOptimizer:
         found = self._stages[number]

@@ -232,15 +232,9 @@ def anatomy_of(
     return _anatomy(model, root, times, blocks, head, embeddings)
 
 
-def anatomy_by_source(
-    model: nn.Module,
-    *,
-    blocks: Sequence[str] | None = None,
-    head: Sequence[str] = (),
-    embeddings: Sequence[str] = (),
-) -> Anatomy:
-    """The same without any forward pass, also where the model has an example."""
-    return _anatomy(model, tree_of(model), None, blocks, head, embeddings)
+def anatomy_by_source(model: nn.Module) -> Anatomy:
+    """The anatomy as the source says it, without a forward pass, even if the model has an example."""
+    return _anatomy(model, tree_of(model), None, None, (), ())
 
 
 def _anatomy(
