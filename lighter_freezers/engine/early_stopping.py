@@ -46,8 +46,8 @@ def early_end(trainer: TrainerLike, plateaus: Sequence[Plateau], longest_stage: 
 
     Args:
         trainer: The Trainer.
-        plateaus: Plateaus that alone end a stage. One loses to an EarlyStopping on the same metric that has no
-            more patience.
+        plateaus: Plateaus that alone end a stage. One loses to an EarlyStopping on the same metric that has
+            no more patience.
         longest_stage: Epochs of the longest stage that nothing but its epochs ends.
     """
     for each in callbacks_of_kind(callbacks_of(trainer), "EarlyStopping"):

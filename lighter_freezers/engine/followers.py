@@ -126,9 +126,7 @@ class Followers:
         if frozen or thawed:
             self.optimizers.drop_histories()
         self.optimizers.forget([hold for hold in moved if hold.is_active])
-        is_known = all(
-            hold.parameters for hold in moved
-        )  # one that was abandoned no longer says what it held
+        is_known = all(hold.parameters for hold in moved)  # an abandoned hold does not say what it held
         self._follow_modules(moved if is_known and not outcome.is_reshaped else None)
         self.optimizers.follow(context.model, self._held, is_reshaped=outcome.is_reshaped)
         self.optimizers.keep_up()  # before listeners read the rates

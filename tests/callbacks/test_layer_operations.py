@@ -337,3 +337,19 @@ def test_tensorboard_has_the_record(tmp_path: Path) -> None:
         "| 1 | `freeze_layer layer2` | waited 1 step | done | froze 72 parameters |",
         "| 3 | `set_lr 0.01` | waited 2 steps | done | learning rate 0.05 -> 0.01 |",
     ]
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_a_norm_that_an_operation_thaws_gathers_statistics_again(namespace: str) -> None:
+    """Frozen at once and thawed two steps later: its buffers stand still for two steps, and then move."""
+    operations = [
+        operation("freeze_layer", "backbone"),
+        operation("unfreeze_layer", "backbone.1", trigger_loss=0.0, max_wait_iters=2),
+    ]
+    buffers = recorder(namespace, lambda _, m: m.network.backbone[1].running_mean.clone())
+    run = trainer(namespace, callbacks=[LayerOperations(operations), buffers], max_epochs=2)
+    run.fit(regression(namespace, NormNet), batches(), batches())
+
+    moves = [not torch.equal(one, two) for one, two in zip(buffers.seen, buffers.seen[1:], strict=False)]
+    assert not moves[0]
+    assert all(moves[3:])

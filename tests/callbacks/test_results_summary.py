@@ -10,6 +10,7 @@ import torch
 
 from lighter_freezers import Freezer, GradientNormMonitor, ResultsSummary
 from tests import lab
+from tests.distributed.run_ranks import run_ranks
 
 
 def fit(folder: Path, namespace: str, *callbacks: Any, **options: Any) -> tuple[Any, Any, list[float]]:
@@ -132,6 +133,21 @@ def test_the_config_is_that_of_the_module(tmp_path: Path) -> None:
         )
         trainer.fit(module, lab.batches(), lab.batches(8))
         assert read(folder / "results_summary.json")["config"] == expected
+
+
+def minutes_left_on_ranks(folder: Path) -> float:
+    """In the bar of one of two processes, which logs in batches and at the end of the same epoch."""
+    strategy = import_module("pytorch_lightning.strategies").DDPStrategy(process_group_backend="gloo")
+    options = {"strategy": strategy, "devices": 2, "max_epochs": 3, "log_every_n_steps": 2}
+    options |= {"default_root_dir": folder}
+    run = lab.trainer("pytorch_lightning", callbacks=[ResultsSummary()], **options)
+    run.fit(lab.regression("pytorch_lightning"), lab.batches(), lab.batches(8))
+    return float(run.progress_bar_metrics["minutes_left"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_show_the_same_minutes_left(tmp_path: Path) -> None:
+    assert run_ranks(minutes_left_on_ranks, tmp_path, 2, tmp_path) == [0.0, 0.0]
 
 
 def test_the_bar_shows_the_minutes_left_of_several_epochs(tmp_path: Path) -> None:

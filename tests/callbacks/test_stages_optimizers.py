@@ -370,11 +370,19 @@ def test_a_scheduler_lasts_to_the_next_one() -> None:
     assert rates.seen[4:] == pytest.approx([0.005, 0.005, *(0.01 * (1 - k / 8) for k in range(6))])
 
 
+def falling(optimizer: Any, num_steps: int) -> LambdaLR:
+    """A schedule whose function, and with it the length, is not in its state."""
+    return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / num_steps))
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Checkpoint directory .* is not empty")
-def test_a_resumed_stage_keeps_its_length(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "scheduler", [ONE_CYCLE, partial(falling, num_steps="stage")], ids=["cycle", "lambda"]
+)
+def test_a_resumed_stage_keeps_its_length(scheduler: Any, tmp_path: Path) -> None:
     def fit(folder: Path, resume_from: Path | None = None) -> dict[str, Any]:
-        stage = {"thaw": "blocks.3", "until_step": "60%", "scheduler": ONE_CYCLE}
-        callback = stages(HEAD, stage, {"thaw": "*", "scheduler": ONE_CYCLE})
+        stage = {"thaw": "blocks.3", "until_step": "60%", "scheduler": scheduler}
+        callback = stages(HEAD, stage, {"thaw": "*", "scheduler": scheduler})
         return fit_saving_each_step(callback, folder, resume_from, partial(StepLR, step_size=1))
 
     whole = fit(tmp_path / "whole")

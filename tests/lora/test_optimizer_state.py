@@ -203,3 +203,15 @@ def test_every_usual_optimizer_goes_on(name: str) -> None:
         if rank in (12, 5):
             assert all(parameter in optimizer.state for parameter in factors(model))
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("rank", [12, 5])
+def test_a_step_count_alone_stays(rank: int) -> None:
+    """An optimizer may keep no more than a number for each parameter."""
+    model, x = trained("Linear"), inputs("Linear")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005)
+    for parameter in factors(model):
+        optimizer.state[parameter] = {"step": torch.tensor(3.0)}
+    resize_lora_layer(model.target, rank, optimizers=[optimizer])
+    assert [float(optimizer.state[parameter]["step"]) for parameter in factors(model)] == [3.0, 3.0]
+    steps(model, optimizer, x)
