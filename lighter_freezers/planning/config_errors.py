@@ -66,7 +66,8 @@ def refuse_non_mapping(inputs: Iterable[object]) -> None:
     from yaml import MappingNode, SequenceNode, compose
 
     for file in [each for each in inputs if isinstance(each, str) and os.path.isfile(each)]:
-        node = compose(Path(file).read_text())
+        with Path(file).open() as stream:  # whose name is in the error
+            node = compose(stream)
         if node is not None and not isinstance(node, MappingNode):
             found = "a list" if isinstance(node, SequenceNode) else "one value"
             raise ValueError(f"{file} is no config: it has {found} at its top, not trainer, model and data.")

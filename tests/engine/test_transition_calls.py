@@ -1,5 +1,7 @@
 """A transition costs what flips, whatever else there is in the model: counted in calls, not in time."""
 
+import gc
+import logging
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -36,6 +38,14 @@ class Wide(nn.Module):
         return self.head(x)
 
 
+@pytest.fixture(autouse=True)
+def no_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines are made and go nowhere: what a handler does depends on the length of each."""
+    logger = logging.getLogger("lighter_freezers")
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(logger, "propagate", False)
+
+
 def calls_of(call: Callable[[], object]) -> tuple[int, set[str]]:
     """How many functions a call makes, of Python and of C, and which walks over modules are among them."""
     number, walks = 0, set()
@@ -48,11 +58,13 @@ def calls_of(call: Callable[[], object]) -> tuple[int, set[str]]:
             walks.add(codes[frame.f_code])
 
     before = sys.getprofile()
+    gc.disable()  # other tests may have left callbacks there, which would count
     sys.setprofile(count)
     try:
         call()
     finally:
         sys.setprofile(before)
+        gc.enable()
     return number, walks
 
 

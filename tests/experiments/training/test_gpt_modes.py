@@ -298,7 +298,7 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
         data = own_data(PL, mode, tmp_path)
         data.setup("fit")
 
-        expected = pytest.approx(figures_by_hand(gpt, data, "val"), rel=1e-4)
+        expected = pytest.approx(figures_by_hand(gpt, data, "val"), rel=1e-3)  # merged in float32
         assert ranks[0][mode]["figures"] == ranks[1][mode]["figures"] == expected
         vectors = [nn.utils.parameters_to_vector(r[mode]["weights"].values()) for r in ranks]
         assert torch.equal(*vectors)
