@@ -141,6 +141,10 @@ class Rehearsal(Callback):
         self._close()
         self._attempt(lambda: next(self._script), trainer)
 
+    def on_exception(self, trainer: TrainerLike, pl_module: LightningModule, exception: object) -> None:
+        """A step failed: no longer count what torch does."""
+        self._meter.break_off()
+
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
         """Start the next phase; called by the engine."""
         self._progress(transition.optimizer_step)

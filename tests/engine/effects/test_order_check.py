@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import Callback
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.data import DataLoader
 
 from lighter_freezers import (
@@ -183,12 +184,13 @@ def test_an_example_that_does_not_run_leaves_the_source() -> None:
 
 
 def test_a_plan_says_that_the_order_is_another() -> None:
-    """Its first real step runs the blocks."""
+    """Its first real step runs the blocks; torch is not left in the mode that counts them."""
     module = WithExample()
     module.example_input_array = None
     quiet = trainer("pytorch_lightning", callbacks=[GradualUnfreezing(1)])
     with pytest.raises(RuntimeError, match="The blocks run in another order than read"):
         plan(quiet, module, DataLoader(torch.ones(4, 4)))
+    assert _get_current_dispatch_mode() is None
 
 
 def test_an_example_tells_the_order_and_leaves_no_trace() -> None:
