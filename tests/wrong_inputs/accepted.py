@@ -25,12 +25,14 @@ ACCEPTED: list[Entry] = [
     ("GradualUnfreezing", "lr_decay", "huge", "the lower layers stand still"),
     ("Misa", "sharpness", "huge", "the most important units only"),
     (
-        "AdaptiveScheduler|CausalLMModule|GPTModule|TransferLearningScheduler|WarmupOnlyScheduler",
+        "AdaptiveScheduler|CausalLMModule|GPTModule|TransferLearningScheduler|WarmupOnlyScheduler|fine_tune",
         "initial_lr|min_lr|learning_rate|head_learning_rate|base_lr|weight_decay",
         "huge",
         "a rate is the user's choice: no limit holds for every optimizer and model",
     ),
     ("Freezer", "unfreeze_lr|unfreeze_lr_factor", "huge", "a rate, as that of the optimizer"),
+    ("Freezer", "unfreeze_weight_decay", "huge", "as that of the optimizer, which takes any"),
+    ("fine_tune", "lr_mult|div", "huge", "the rates that they divide begin near 0"),
     ("GPTConfig", "unfreeze_lr_multiplier", "huge", "a rate, as that of the optimizer"),
     (
         "TransferLearningScheduler",
