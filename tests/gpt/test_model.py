@@ -292,7 +292,7 @@ def test_a_sequence_that_is_too_long_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([1, 2], r"input_ids must be a tensor of token ids, \(batch, time\). Got \[1, 2\]"),
+        ([1, 2], r"input_ids must be a tensor of token ids, \(batch, time\). Got list"),
         (tokens(1, 4)[0], r"one row per sequence: \(batch, time\). Got \(4,\)"),
         (tokens(1, 4).float(), "input_ids must be whole numbers.*of torch.float32"),
     ],
