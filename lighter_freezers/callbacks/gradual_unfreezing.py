@@ -222,7 +222,7 @@ class GradualUnfreezing(EngineCallback):
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Let the first forward pass check the order of the blocks; warn of what never thaws or begins."""
         is_explicit = isinstance(self._plan, StagePlan)
-        if not isinstance(self._plan, StagePlan) or self._plan.has_rates_by_depth:
+        if self._plan.depends_on_order:
             check_order(pl_module, anatomy_said(pl_module, self._said))
         if trainer.is_global_zero:
             self._warn_of_early_stopping(trainer)

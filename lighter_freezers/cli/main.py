@@ -27,7 +27,7 @@ _COMMANDS = {
     "spectrum": ("lighter_freezers.cli.spectrum", "a Freezer for all matrices but those with most signal"),
 }
 _USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
-_LIGHTNINGS = "MisconfigurationException"  # by name: its import takes seconds
+_LIGHTNING_ERROR = "MisconfigurationException"  # by name: its import takes seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not (isinstance(error, _USER_ERRORS) or type(error).__name__ == _LIGHTNINGS):
+        if not (isinstance(error, _USER_ERRORS) or type(error).__name__ == _LIGHTNING_ERROR):
             raise
         print(f"lighter-freezers {parsed.command}: {_message(error)}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from lighter_freezers.engine.triggers import MetricTrigger, Schedule
 from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["parse_learning_rate", "parse_schedule", "rule_title"]
+__all__ = ["parse_learning_rate", "parse_schedule", "refuse_two_rates", "rule_title"]
 
 
 def parse_schedule(
@@ -47,6 +47,18 @@ def parse_schedule(
     return Schedule(**bounds, windows=arguments.step_windows("windows", windows))
 
 
+def refuse_two_rates(unfreeze_lr: object, unfreeze_lr_factor: object) -> None:
+    """Raise where both a rate and a factor are given.
+
+    Raises:
+        ValueError: They are.
+    """
+    if unfreeze_lr is not None and unfreeze_lr_factor is not None:
+        raise ValueError(
+            "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
+        )
+
+
 def parse_learning_rate(
     unfreeze_lr: float | None,
     unfreeze_lr_factor: float | None,
@@ -61,10 +73,7 @@ def parse_learning_rate(
         ValueError: Both rates are given, or one is not above zero, or none is given that could grow.
     """
     ramp = arguments.count("warmup_steps", warmup_steps) or 0
-    if unfreeze_lr is not None and unfreeze_lr_factor is not None:
-        raise ValueError(
-            "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
-        )
+    refuse_two_rates(unfreeze_lr, unfreeze_lr_factor)
     if growth is not None and unfreeze_lr is None and unfreeze_lr_factor is None:
         raise ValueError(
             "unfreeze_lr_growth multiplies the rate of what thaws after each epoch, up to that of the rest. "

@@ -144,13 +144,15 @@ class ActiveRule:
 
     def released_by(self, moment: Moment) -> int | None:
         """The optimizer step of the last release, counting one that is due at this moment."""
-        is_over = self.hold.is_active and not self.holds_at(moment)
-        return moment.optimizer_step if is_over else self.released_at
+        return moment.optimizer_step if self._is_ending(moment) else self.released_at
 
     def epochs_since(self, moment: Moment) -> int:
         """Epochs since the last release, counting one that is due at this moment."""
-        is_over = self.hold.is_active and not self.holds_at(moment)
-        return 0 if is_over else max(0, moment.epoch - self.released_in)
+        return 0 if self._is_ending(moment) else max(0, moment.epoch - self.released_in)
+
+    def _is_ending(self, moment: Moment) -> bool:
+        """Whether a release is due."""
+        return self.hold.is_active and not self.holds_at(moment)
 
     def next_step(self, moment: Moment) -> int | None:
         """The next optimizer step at which the schedule may change something; None if there is none."""

@@ -49,10 +49,8 @@ class RunShares:
             return step, None
         if reason := trainer_clock.unknown_length(self._trainer, is_manual=self._is_manual):
             return trainer_clock.NEVER, reason
-        last, per_epoch = (
-            trainer_clock.last_moment(self._trainer),
-            trainer_clock.steps_per_epoch(self._trainer),
-        )
+        last = trainer_clock.last_moment(self._trainer)
+        per_epoch = trainer_clock.steps_per_epoch(self._trainer)
         if epoch is not None and per_epoch is None:
             return trainer_clock.NEVER, "the training data has no length (an iterable dataset)"
         assert last is not None

@@ -9,7 +9,12 @@ from lighter_freezers import arguments
 from lighter_freezers.engine.early_stopping import OutOfPatience
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.effects.stage_optimizers import StageOptimizer
-from lighter_freezers.engine.rule_arguments import parse_learning_rate, parse_schedule, parse_terms
+from lighter_freezers.engine.rule_arguments import (
+    parse_learning_rate,
+    parse_schedule,
+    parse_terms,
+    refuse_two_rates,
+)
 from lighter_freezers.engine.stage_best import BestRequest
 from lighter_freezers.engine.stages import StageEnd
 from lighter_freezers.engine.terms import NormMode
@@ -155,10 +160,6 @@ def _parse_rates_by_depth(entry: Entry) -> tuple[float, float] | None:
             "unfreeze_lr_factor takes one factor, a mapping, or two of them for the lowest and the highest "
             f"layer, such as [0.01, 1.0]. Got {factors!r}."
         )
-    if entry.get("unfreeze_lr") is not None:
-        raise ValueError(
-            "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
-        )
     lowest, highest = (arguments.positive("unfreeze_lr_factor", each) for each in factors)
     return lowest, highest
 
@@ -171,11 +172,9 @@ def _parse_rates(entry: Entry) -> tuple[LearningRateRequest | None, Rates]:
     growth, decay = entry.get("unfreeze_lr_growth"), entry.get("unfreeze_weight_decay")
     beside = (warmup or 0, growth, decay)
     parts = factor if isinstance(factor, Mapping) else {}
-    whole = parse_learning_rate(absolute, 1.0 if parts and growth else None if parts else factor, *beside)
-    if parts and absolute is not None:
-        raise ValueError(
-            "unfreeze_lr and unfreeze_lr_factor both set the learning rate of what thaws. Give one."
-        )
+    refuse_two_rates(absolute, factor)
+    rest = 1.0 if growth else None  # what no part covers has a rate that can grow, too
+    whole = parse_learning_rate(absolute, rest if parts else factor, *beside)
     found = [(str(word), parse_learning_rate(None, part, *beside)) for word, part in parts.items()]
     return whole, tuple((word, rate) for word, rate in found if rate is not None)
 

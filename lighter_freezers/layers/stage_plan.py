@@ -47,8 +47,8 @@ class StagePlan:
         return [trigger for trigger in waiting if isinstance(trigger, Plateau)]
 
     @property
-    def has_rates_by_depth(self) -> bool:
-        """Whether rates depend on the order of the blocks."""
+    def depends_on_order(self) -> bool:
+        """Whether the order of the blocks matters: for rates by depth."""
         return any(stage.by_depth for stage in self.stages)
 
     @property

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lighter_freezers import arguments
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
@@ -50,6 +50,8 @@ class ThawPlan:
         TypeError: A value has the wrong type.
         ValueError: A value is out of its range, or has no effect at this pace.
     """
+
+    depends_on_order: ClassVar[bool] = True  # as of `StagePlan`
 
     pace: Pace
     direction: Direction

@@ -7,7 +7,7 @@ one call compares; it writes only where a scheduler, a warm-up or other code has
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch.nn import Parameter
@@ -82,6 +82,9 @@ class Releasing(Protocol):
         """The rate it requests; None where it leaves the rate alone."""
 
 
+_Asking: TypeAlias = tuple[Releasing, LearningRateRequest]
+
+
 @dataclass(frozen=True)
 class KeptRate:
     """A learning rate that some parameters keep, whatever the LR scheduler writes from a step on.
@@ -136,7 +139,8 @@ class ThawedGroup:
             self.is_moving = False
             return
         group, scheduled = groups[self.group_index], groups[self.home_index]["lr"]
-        value = self._learning_rate(scheduled, moment)
+        asking = self._asking(moment)
+        value = self._learning_rate(scheduled, moment, asking)
         for factor in self.factors:
             value = value * factor.at(moment)
             self.is_moving = True
@@ -147,25 +151,27 @@ class ThawedGroup:
         else:
             group["lr"] = value
         self.written = group["lr"]
-        decays = [each.weight_decay for _, each in self._asking(moment) if each.weight_decay is not None]
+        decays = [request.weight_decay for _, request in asking if request.weight_decay is not None]
         if decays:
             group["weight_decay"] = max(decays)
 
-    def _learning_rate(self, scheduled: float | torch.Tensor, moment: Moment) -> float | torch.Tensor:
+    def _learning_rate(
+        self, scheduled: float | torch.Tensor, moment: Moment, asking: Sequence[_Asking]
+    ) -> float | torch.Tensor:
         releases = [step for each in self.freezers if (step := each.released_by(moment)) is not None]
-        asking = self._asking(moment)
         self.is_moving = False
         if not asking:
             return scheduled  # not frozen yet, or not thawed yet
         since_thaw = max(0, moment.optimizer_step - max(releases))
-        self.is_moving = any(request.growth or request.ramp(since_thaw) < 1.0 for _, request in asking)
+        # what grows moves between two epochs, when all rates are written
+        self.is_moving = any(request.ramp(since_thaw) < 1.0 for _, request in asking)
         return min(
             request.target(scheduled, each.epochs_since(moment) if request.growth else 0)
             * request.ramp(since_thaw)
             for each, request in asking
         )
 
-    def _asking(self, moment: Moment) -> list[tuple[Releasing, LearningRateRequest]]:
+    def _asking(self, moment: Moment) -> list[_Asking]:
         """The freezers of the last release that requests a rate, with what they request."""
         found = [(each.released_by(moment), each, each.learning_rate) for each in self.freezers]
         asking = [(step, each, request) for step, each, request in found if request and step is not None]

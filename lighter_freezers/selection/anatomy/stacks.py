@@ -13,8 +13,9 @@ from os.path import commonprefix
 
 from torch import nn
 
+from lighter_freezers.selection.anatomy.forward_source import CONTAINERS
 from lighter_freezers.selection.anatomy.rows import Row, runs_beside
-from lighter_freezers.selection.anatomy.tree import CONTAINERS, MIXER, Node, leading
+from lighter_freezers.selection.anatomy.tree import MIXER, Node, leading
 
 __all__ = ["find_rows"]
 

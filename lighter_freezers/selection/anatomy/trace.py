@@ -13,9 +13,8 @@ from lighter_freezers.selection.anatomy.tree import Node
 
 __all__ = ["calls_of_example", "first_calls"]
 
-_CALLS = WeakKeyDictionary[
-    nn.Module, tuple[int, "dict[str, int] | None"]
-]()  # of examples, by shape of the model
+# of examples: model -> its shape then, and what was called when
+_CALLS: WeakKeyDictionary[nn.Module, tuple[int, dict[str, int] | None]] = WeakKeyDictionary()
 
 
 def first_calls(model: nn.Module, root: Node, example: object) -> dict[str, int]:

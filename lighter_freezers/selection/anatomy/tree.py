@@ -11,7 +11,7 @@ from lighter_freezers.selection.anatomy.forward_source import CONTAINERS, Readin
 from lighter_freezers.selection.element_counts import num_dimensions, size_of
 from lighter_freezers.selection.names import ROOT_SEGMENTS, join, layout, unwrapped
 
-__all__ = ["CONTAINERS", "Node", "in_run_order", "leading", "tree_of"]
+__all__ = ["Node", "in_run_order", "leading", "tree_of"]
 
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 BATCH_NORMS = nn.modules.batchnorm._NormBase
@@ -28,6 +28,7 @@ class Node:
         name: What the module around it calls it.
         path: Canonical path, "" for the model.
         module: Free of wrappers.
+        holder: What it is a child of; None for the model.
         children: In the order of registration; a module that stood in the tree before is not among them.
         own: Names of its own parameters, each at its first path.
         tied: Its own parameters that stand elsewhere in the tree, and their names there.
@@ -40,13 +41,13 @@ class Node:
 
     def __init__(self, name: str, path: str, module: nn.Module) -> None:
         self.name, self.path, self.module = name, path, module
+        self.holder: Node | None = None
         self.children: list[Node] = []
         self.own: list[str] = []
         self.tied: dict[str, str] = {}
         self.repeated: list[Node] = []
         self.elements = self.num_layers = self.shape = 0
         self.is_table = self.has_tables = isinstance(module, TABLES)
-        self.is_backwards = False  # the module that holds it runs its members from the last to the first
 
     @cached_property
     def is_norm(self) -> bool:
@@ -80,12 +81,15 @@ class Node:
         found: Reading = read_forward(module_class)
         return found
 
+    @property
+    def is_backwards(self) -> bool:
+        """Whether the module that holds it runs its members from the last to the first."""
+        return self.holder is not None and self.name in self.holder.reading.backwards
+
     @cached_property
     def run_order(self) -> list["Node"]:
         """Its children in the order of their first calls: those that the source names, in their slots."""
         by_name = {child.name: child for child in self.children}
-        for name in by_name.keys() & self.reading.backwards:
-            by_name[name].is_backwards = True
         inside = [by_name[name] for name in in_run_order(self.reading, list(by_name))]
         return inside[::-1] if self.is_backwards else inside
 
@@ -165,6 +169,7 @@ def _build(name: str, path: str, module: nn.Module, seen: dict[int, Node], first
             continue
         below = _build(key, f"{path}.{key}" if path else key, child, seen, first)
         if below.own or below.tied or below.children or below.repeated:
+            below.holder = node
             node.children.append(below)
             elements += below.elements
             num_layers += below.num_layers

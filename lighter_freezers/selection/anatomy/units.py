@@ -69,14 +69,12 @@ def _in_turns(node: Node, first: Node) -> list[Node]:
         return together
     feeds = node.reading.feeds
     pair = [each for each in lists if each.is_container and len(each.children) and not each.is_backwards]
-    sizes = sorted(len(each.children) for each in pair)
-    if len(pair) != 2 or sizes[1] % sizes[0] or not all(b.name in feeds[a.name] for a, b in _both(pair)):
+    if len(pair) != 2:
         return []
-    return pair  # a cross attention behind every fourth block
-
-
-def _both(pair: Sequence[Node]) -> list[Sequence[Node]]:
-    return [pair, pair[::-1]]
+    one, other = pair
+    fewer, more = sorted((len(one.children), len(other.children)))
+    feed_each_other = other.name in feeds[one.name] and one.name in feeds[other.name]
+    return pair if feed_each_other and not more % fewer else []  # a cross attention behind every fourth block
 
 
 def _taken_in_turns(lists: Sequence[Node]) -> Iterator[Node]:
