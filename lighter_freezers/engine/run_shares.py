@@ -45,10 +45,8 @@ class RunShares:
             The step, and why it is unknown; None where it is not.
         """
         assert self._trainer is not None
-        if step is not None and epoch is None:
-            return step, None
         if reason := trainer_clock.unknown_length(self._trainer, is_manual=self._is_manual):
-            return trainer_clock.NEVER, reason
+            return (trainer_clock.NEVER, reason) if step is None or epoch is not None else (step, None)
         last = trainer_clock.last_moment(self._trainer)
         per_epoch = trainer_clock.steps_per_epoch(self._trainer)
         if epoch is not None and per_epoch is None:

@@ -325,8 +325,9 @@ ONE_CYCLE = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1, "
         ({"until_step": 3}, {"until_epoch": 2, "until_step": 11}, 5),
         ({"until_step": "25%"}, {"until_epoch": "50%"}, 5),
         ({"until_metric": {"monitor": "val/loss", "below": 1e9}}, {"until_step": 9}, 5),
+        ({"until_step": 4}, {"until_step": 99}, 8),
     ],
-    ids=["run", "step", "epoch-or-step", "shares", "after-a-metric"],
+    ids=["run", "step", "epoch-or-step", "shares", "after-a-metric", "beyond-the-run"],
 )
 def test_the_length_of_a_stage_is_an_argument(
     first: dict[str, Any], second: dict[str, Any], num_steps: int
