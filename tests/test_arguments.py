@@ -58,3 +58,16 @@ def test_a_choice_lists_what_there_is() -> None:
 def test_windows_are_sorted() -> None:
     """Windows may be written in any order."""
     assert arguments.step_windows("windows", [[20, 25], [0, 5]]) == ((0, 5), (20, 25))
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63)])
+def test_a_whole_number_of_a_checked_call_fits_into_64_bits(value: int) -> None:
+    """Whatever the function would make of it."""
+
+    @arguments.checked
+    def call(n: int) -> int:
+        return n
+
+    assert call(value - 1 if value > 0 else value + 1)
+    with pytest.raises(ValueError, match="n is at most 9223372036854775807. Got"):
+        call(value)
