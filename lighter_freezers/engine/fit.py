@@ -21,6 +21,7 @@ from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.engine.trainer_strategies import refuse_flat_gradients, refuse_unsupported_strategy
 from lighter_freezers.engine.training_loss import StepLoss, loss_of
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.tied_weights import TiedWeights
 
 __all__ = ["EachBatch", "Fit"]
 
@@ -64,9 +65,10 @@ class Fit:
 
     def bind(self, model: nn.Module, moment: Moment, on_intrusion: Callable[[], None]) -> None:
         """Find the parameters of every rule, and hold what the current moment requires."""
+        tied = TiedWeights(model)
         for active in self.active_rules:
             active.hold.watch(on_intrusion)
-            active.bind(model)
+            active.bind(tied)
         refuse_overlap(self.active_rules)
         holdable = [each for active in self.active_rules for each in active.hold.parameters]
         holdable += [each for action in self.actions for each in action.freezable(model)]

@@ -22,6 +22,7 @@ from lighter_freezers.engine.trainer_like import TrainerLike, optimizers_of
 from lighter_freezers.engine.trainer_strategies import refuse_fixed_shapes
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.tied_weights import TiedWeights
 
 __all__ = ["Followers", "TransitionListener"]
 
@@ -148,8 +149,9 @@ class Followers:
 
     def _look_again(self, context: StepContext) -> None:
         """Parameters have other shapes or names: find them again."""
+        tied = TiedWeights(context.model)
         for active in self._active_rules:
-            active.bind(context.model)
+            active.bind(tied)
         self._boundary.forget()
         self._renew_announcer(context.model)
 

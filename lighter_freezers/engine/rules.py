@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
-from torch import nn
 from torch.nn import Parameter
 
 from lighter_freezers.engine.checkpoint_identity import numbered, rule_key
@@ -16,6 +15,7 @@ from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState
 from lighter_freezers.engine.triggers import History, MetricTrigger, Moment, Schedule
 from lighter_freezers.selection.select import ParameterSelector
+from lighter_freezers.selection.tied_weights import TiedWeights
 
 __all__ = [
     "ActiveRule",
@@ -118,9 +118,9 @@ class ActiveRule:
         """The rate it requests for the parameters it releases."""
         return self.rule.learning_rate
 
-    def bind(self, model: nn.Module) -> None:
-        """Find its parameters, or find them again after a module was rebuilt or sharded."""
-        selected = self.rule.selector.select(model, on_missing=self.rule.on_missing)
+    def bind(self, tied: TiedWeights) -> None:
+        """Find its parameters in a model, or find them again after a module was rebuilt or sharded."""
+        selected = self.rule.selector.select(tied.model, self.rule.on_missing, tied)
         if [id(p) for p in selected.values()] == [id(p) for p in self.selected.values()]:
             return
         if selected.keys() == self.selected.keys():

@@ -32,7 +32,7 @@ from lighter_freezers.selection.patterns import (
     match_regex,
     split_kind,
 )
-from lighter_freezers.selection.tied_weights import Marks, collect
+from lighter_freezers.selection.tied_weights import Marks, TiedWeights, collect
 
 __all__ = ["ParameterSelector", "canonical_name"]
 
@@ -144,13 +144,17 @@ class ParameterSelector:
             )
 
     def select(
-        self, model: nn.Module, on_missing: Literal["error", "warn"] = "error"
+        self,
+        model: nn.Module,
+        on_missing: Literal["error", "warn"] = "error",
+        tied: TiedWeights | None = None,
     ) -> dict[str, nn.Parameter]:
         """Find the parameters in a model.
 
         Args:
             model: The network, or the LightningModule around it.
             on_missing: Whether rules that match no parameter are an error or only a warning.
+            tied: The tied weights of this model, for many selectors in a row; None to find them.
 
         Returns:
             Canonical name to parameter in model order, each parameter once. A tied weight is selected if a
@@ -171,7 +175,7 @@ class ParameterSelector:
         ]
         if missing:
             _report(missing, type(model).__name__, on_missing)
-        selected = collect(model, kept, excepted)
+        selected = collect(tied or TiedWeights(model), kept, excepted)
         if kept.below and not selected:
             exceptions = [*self.except_names, *self.except_prefixes, *self.except_patterns]
             raise ValueError(

@@ -6,6 +6,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 from torch import nn
@@ -17,7 +18,7 @@ from lighter_freezers.selection.names import (
     named_aliases,
 )
 
-__all__ = ["Marks", "collect"]
+__all__ = ["Marks", "TiedWeights", "collect"]
 
 Found: TypeAlias = dict[str, nn.Parameter]
 NOTHING: frozenset[str] = frozenset()
@@ -57,11 +58,48 @@ class Marks:
         return False
 
 
-def collect(model: nn.Module, kept: Marks, excepted: Marks) -> dict[str, nn.Parameter]:
+class TiedWeights:
+    """The parameters that a model holds under more than one name; of use while its modules stay as they are.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @cached_property
+    def identities(self) -> set[int]:
+        """Their identities."""
+        held: list[nn.Parameter | None] = []
+        modules: list[nn.Module | None] = [self.model]
+        opened: set[nn.Module] = set()
+        for module in modules:  # grows while it is read
+            if module is None:
+                continue
+            if module._parameters:
+                held += module._parameters.values()
+            if module in opened:
+                held += module.parameters()  # again: all of these have a second name
+            elif module._modules:
+                opened.add(module)
+                modules += module._modules.values()
+        identities = list(map(id, held))
+        if len(set(identities)) == len(identities):
+            return set()
+        return {identity for identity, times in Counter(identities).items() if times > 1} - {id(None)}
+
+    @cached_property
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Every parameter of the model, under each of its names."""
+        return list(named_aliases(self.model))
+
+
+def collect(tied: TiedWeights, kept: Marks, excepted: Marks) -> dict[str, nn.Parameter]:
     """The parameters that are kept and not excepted.
 
     Args:
-        model: The model the marks were made for.
+        tied: The tied weights of the model the marks were made for.
         kept: Paths to take.
         excepted: Paths to leave out.
 
@@ -72,18 +110,16 @@ def collect(model: nn.Module, kept: Marks, excepted: Marks) -> dict[str, nn.Para
     found: Found = {}
     if not kept.below:
         return found
-    _collect_marked(model, "", kept, excepted, False, found)
-    tied = _tied(model)
-    if not tied:
+    _collect_marked(tied.model, "", kept, excepted, False, found)
+    if not tied.identities:
         return found
-    every = list(named_aliases(model))
     aliases: dict[int, list[str]] = {}
-    for name, parameter in every:
-        if id(parameter) in tied:
+    for name, parameter in tied.named_parameters:
+        if id(parameter) in tied.identities:
             aliases.setdefault(id(parameter), []).append(name)
     chosen = {names[0] for names in aliases.values() if _is_chosen(names, kept, excepted)}
-    chosen.update(name for name, parameter in found.items() if id(parameter) not in tied)
-    return {name: parameter for name, parameter in every if name in chosen}
+    chosen.update(name for name, parameter in found.items() if id(parameter) not in tied.identities)
+    return {name: parameter for name, parameter in tied.named_parameters if name in chosen}
 
 
 def _collect_marked(
@@ -118,27 +154,6 @@ def _collect_whole(module: nn.Module, prefix: str, found: Found) -> None:
         for name, child in children.items():
             if child is not None:
                 _collect_whole(child, prefix if name in TECHNICAL_SEGMENTS else f"{prefix}{name}.", found)
-
-
-def _tied(model: nn.Module) -> set[int]:
-    """Identities of the parameters that the model holds under more than one name."""
-    held: list[nn.Parameter | None] = []
-    modules: list[nn.Module | None] = [model]
-    opened: set[nn.Module] = set()
-    for module in modules:  # grows while it is read
-        if module is None:
-            continue
-        if module._parameters:
-            held += module._parameters.values()
-        if module in opened:
-            held += module.parameters()  # again: all of these have a second name
-        elif module._modules:
-            opened.add(module)
-            modules += module._modules.values()
-    identities = list(map(id, held))
-    if len(set(identities)) == len(identities):
-        return set()
-    return {identity for identity, times in Counter(identities).items() if times > 1} - {id(None)}
 
 
 def _is_chosen(aliases: Sequence[str], kept: Marks, excepted: Marks) -> bool:

@@ -12,6 +12,7 @@ from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations
 from lighter_freezers.engine.rules import FreezeRule, active_rules_of
 from lighter_freezers.engine.triggers import Moment, Schedule
 from lighter_freezers.selection.select import ParameterSelector
+from lighter_freezers.selection.tied_weights import TiedWeights
 from tests.callbacks.block_net import BlockNet
 from tests.lab import NormNet, TinyNet, adamw, batches, recorder, regression, trainer
 
@@ -148,7 +149,7 @@ def test_a_release_that_is_due_counts_already() -> None:
     """Rates may be read after the step that ends a hold, and before the release."""
     selector = ParameterSelector(prefixes=("head",))
     (active,) = active_rules_of([FreezeRule("freezer", selector, Schedule(until_step=5))])
-    active.bind(TinyNet())
+    active.bind(TiedWeights(TinyNet()))
     active.follow(Moment(0, 0))
 
     assert active.released_by(Moment(4, 0)) is None
