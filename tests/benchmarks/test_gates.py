@@ -122,6 +122,7 @@ def test_ten_freezers_cost_little_per_step() -> None:
     assert min(ratios) <= SLACK * 1.0
 
 
+@pytest.mark.wide  # tests/contracts/test_imports.py asks for the same sets
 def test_imports_load_no_strangers() -> None:
     """The package nothing, the GPT torch, the Freezer both Lightnings."""
     report = Report("B13", "", "")

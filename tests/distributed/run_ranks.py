@@ -10,6 +10,9 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+# Ranks are forked from one process that has loaded these, and nothing more: each saves seconds of imports.
+mp.set_forkserver_preload(["lightning.pytorch", "pytorch_lightning", "peft"])
+
 
 def run_ranks(work: Callable[..., Any], folder: Path, num_ranks: int, *arguments: Any) -> list[Any]:
     """Call `work(*arguments)` in each of several processes that know each other; returns what each returned.
@@ -19,17 +22,23 @@ def run_ranks(work: Callable[..., Any], folder: Path, num_ranks: int, *arguments
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(
-        _rank, (num_ranks, port, folder, work, arguments), nprocs=num_ranks, start_method="spawn"
-    )
+    shared = (num_ranks, port, folder, dict(os.environ), work, arguments)
+    mp.start_processes(_rank, shared, nprocs=num_ranks, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(num_ranks)]
 
 
 def _rank(
-    rank: int, num_ranks: int, port: int, folder: Path, work: Callable[..., Any], arguments: Any
+    rank: int,
+    num_ranks: int,
+    port: int,
+    folder: Path,
+    environment: dict[str, str],
+    work: Callable[..., Any],
+    arguments: Any,
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(
+        environment,
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         WORLD_SIZE=str(num_ranks),

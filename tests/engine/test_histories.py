@@ -206,7 +206,7 @@ def test_a_history_is_what_the_documents_say(history: History, cut: tuple[str, i
 
 
 @pytest.mark.wide
-@settings(max_examples=2000, **QUICK)
+@settings(max_examples=1200, **QUICK)
 @given(histories | manual, cuts)
 def test_a_long_run_of_histories(history: History, cut: tuple[str, int]) -> None:
     """More of the same."""
