@@ -17,7 +17,7 @@ from lighter_freezers.lora.sites import (
     refuse_unsupported,
     select_sites,
 )
-from lighter_freezers.selection.layer_names import component_of, expand_layers, parameters_of_layer
+from lighter_freezers.selection.layer_names import components, expand_layers, parameters_of_layer
 from lighter_freezers.selection.names import walk
 
 __all__ = ["prepare_lora_layers", "single_layers", "targets_in"]
@@ -73,7 +73,7 @@ def targets_in(model: nn.Module, layer: str, adapter_name: str) -> list[nn.Modul
             f"Nothing in '{layer}' can have LoRA: no nn.Linear, nn.Embedding or Conv1D of its own. "
             "See what there is: [name for name, _ in model.named_modules()]"
         )
-    homes = component_of(model)
+    homes = {name: home for home, names in components(model).items() for name in names}
     parts: dict[str, list[str]] = {}
     for path in found:
         parts.setdefault(homes.get(f"{path}.weight", ""), []).append(path)

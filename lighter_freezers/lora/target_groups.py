@@ -1,11 +1,13 @@
 """Named groups of layers to put LoRA on, found in the structure of a model, whatever it calls its parts."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Container, Iterable, Mapping
 
 from torch import nn
 
 from lighter_freezers._log import log
-from lighter_freezers.selection.layer_names import component_of
+from lighter_freezers.selection.anatomy.tree import leading
+from lighter_freezers.selection.layer_names import part_of
 from lighter_freezers.selection.names import canonical_parameters, closest_names, walk
 
 __all__ = ["TARGET_GROUPS", "target_modules_of", "with_target_modules"]
@@ -17,8 +19,14 @@ _QUERY_VALUE = frozenset(
     [
         *("query_proj", "value_proj", "q_b_proj", "kv_b_proj", "receptance"),  # DeBERTa, DeepSeek, RWKV
         *("q_proj", "v_proj", "query", "value", "q", "v", "q_lin", "v_lin"),
-        *("c_attn", "qkv", "qkv_proj", "query_key_value", "Wqkv", "in_proj"),
+        *("c_attn", "qkv", "qkv_proj", "query_key_value", "Wqkv", "in_proj", "att_proj"),
+        *("linear_q", "linear_v", "value_proj", "Wq", "Wv"),  # conformers, deformable DETR, CTRL
     ]
+)
+# What a part of a block is, cross-attention included, by how its name begins or by what is in it.
+_PARTS = (
+    ("attn", re.compile(r"attn|attention|(^|_)att$", re.IGNORECASE)),
+    ("mlp", re.compile(r"^(mlp|ffn?|feed_?forward|intermediate|output|DenseReluDense)")),
 )
 
 
@@ -31,8 +39,11 @@ def target_modules_of(network: nn.Module, group: str) -> list[str]:
     | `mlp_only` | `gate_proj`, `up_proj`, `down_proj` | `c_fc`, `mlp.c_proj` |
     | `both`, `all` | these, `k_proj` and `o_proj` | these, `attn.c_proj` |
 
+    Of a model with several stacks of blocks, such as an encoder and a decoder, or a vision tower and a
+    language model, a group is in all of them, cross-attention included.
+
     Args:
-        network: A transformer with one stack of blocks.
+        network: A transformer.
         group: One of the four; `all` is the same as `both`.
 
     Raises:
@@ -51,7 +62,7 @@ def target_modules_of(network: nn.Module, group: str) -> list[str]:
     chosen = {"attention_only": attention, "mlp_only": mlp}.get(group, [*attention, *mlp])
     if not chosen or (group in ("both", "all") and not (attention and mlp)):
         raise ValueError(_nothing(network, group, [*inside["attn"], *inside["mlp"]]))
-    experts = [] if group == "attention_only" else _experts(network)
+    experts = [] if group == "attention_only" else _experts(network, _homes(network), ("mlp",))
     if experts:
         log.warning(
             "target: %s leaves %d tensors of experts without LoRA, such as '%s': they are no linear layers. "
@@ -87,26 +98,46 @@ def with_target_modules(network: nn.Module, config: Mapping[str, object]) -> dic
 
 
 def _linear_layers(network: nn.Module) -> dict[str, str]:
-    """Path of each layer with a matrix of weights -> `attn`, `mlp` or what else it is part of.
+    """Path of each layer with a matrix of weights, in a block -> `attn`, `mlp` or what else it is part of.
 
-    Not of a router, which stands beside the experts that it chooses among.
+    Not of a router, which chooses among the experts beside it.
     """
-    homes, modules = component_of(network), dict(walk(network))
-    return {
-        path: homes.get(f"{path}.weight", "").partition(".")[0]
-        for path, module in modules.items()
-        if (isinstance(module, nn.Linear) or _is_transposed(module))
-        and f"{path.rpartition('.')[0]}.experts" not in modules
-    }
+    homes, modules = _homes(network), dict(walk(network))
+    named = canonical_parameters(network)
+    stacked = _experts(network, homes, ("attn", "mlp"))
+    num_experts = {name.rsplit(".", 2)[0]: len(named[name]) for name in stacked}
+    for path, module in modules.items():
+        around, _, name = path.rpartition(".")
+        if name == "experts" and not list(module.parameters(recurse=False)):
+            num_experts[around] = len(module._modules)
+    linear = {}
+    for path, module in modules.items():
+        if not (isinstance(module, nn.Linear) or _is_transposed(module)):
+            continue
+        chooses = getattr(module, "out_features", None)
+        is_router = any(num_experts.get(around, 0) == chooses for around in leading(path))
+        is_beside = f"{path.rpartition('.')[0]}.experts" in modules
+        if f"{path}.weight" in homes and not is_beside and not is_router:
+            linear[path] = homes[f"{path}.weight"]
+    return linear
 
 
-def _experts(network: nn.Module) -> list[str]:
-    """Names of the MLPs' weights that hold a matrix for each expert."""
-    homes = component_of(network)
+def _homes(network: nn.Module) -> dict[str, str]:
+    """The name of each parameter in a block -> `attn`, `mlp` or what else it is part of."""
+    return {name: _attention_or_mlp(part) for name, part in part_of(network).items()}
+
+
+def _attention_or_mlp(part: str) -> str:
+    segments = part.split(".")
+    return next((home for home, pattern in _PARTS if any(map(pattern.search, segments))), part)
+
+
+def _experts(network: nn.Module, homes: Mapping[str, str], within: Container[str]) -> list[str]:
+    """Names of the weights in these parts that hold a matrix for each expert."""
     return [
         name
         for name, parameter in canonical_parameters(network).items()
-        if parameter.ndim == 3 and min(parameter.shape) > 1 and homes[name].partition(".")[0] == "mlp"
+        if parameter.ndim == 3 and min(parameter.shape) > 1 and homes.get(name) in within
     ]
 
 
@@ -128,7 +159,7 @@ def _shortest_end(path: str, others: Iterable[str]) -> str:
 
 def _nothing(network: nn.Module, group: str, there: list[str]) -> str:
     shown = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in there)) or "none"
-    homes = set(_linear_layers(network).values())
+    homes = {*_linear_layers(network).values(), *(("mlp",) if group == "attention_only" else ())}
     missing = [name for name, part in (("attention", "attn"), ("MLPs", "mlp")) if part not in homes]
     found = f"no {' and no '.join(missing)} with linear layers" if there and missing else "nothing"
     return (

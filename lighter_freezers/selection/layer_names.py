@@ -25,10 +25,10 @@ from lighter_freezers.selection.names import (
 )
 
 __all__ = [
-    "component_of",
     "components",
     "expand_layers",
     "parameters_of_layer",
+    "part_of",
 ]
 
 WHOLE_BLOCK = "block"
@@ -133,9 +133,12 @@ def _lookup(path: str, table: Mapping[str, str]) -> str | None:
     return next((table[candidate] for candidate in candidates if candidate in table), None)
 
 
-def component_of(model: nn.Module) -> dict[str, str]:
-    """The name of each parameter -> the component that it is in; see `components`."""
-    return {name: part for part, names in components(model).items() for name in names}
+def part_of(model: nn.Module) -> dict[str, str]:
+    """Each parameter in a block, of any stack -> its part, such as `attn`, or its name inside the block."""
+    of = _Places(anatomy_of(model))
+    cut = {name: of._cut(name) for name in canonical_parameters(model)}
+    inside = {name: rest for name, (path, rest) in cut.items() if path in of._block_index}
+    return {name: _lookup(rest, of._parts) or rest for name, rest in inside.items()}
 
 
 def components(model: nn.Module) -> dict[str, list[str]]:
@@ -295,8 +298,8 @@ def _parse_layer(layer: str, asked: str, prefix: str, anatomy: _Places, places: 
         )
     index = _parse_index(layer, part, text, len(anatomy.blocks))
     if part != WHOLE_BLOCK and (part, index) not in places:
-        there = sorted(found for found, block in places if block == index)
-        raise ValueError(f"Block {index} has no '{part}': it has {', '.join(there)}.")
+        there = ", ".join(sorted(found for found, block in places if block == index))
+        raise ValueError(f"Block {index} has no '{part}': it has {there}.")
     return part, index
 
 

@@ -4,11 +4,13 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from lighter_freezers import GPT, apply_lora
 from lighter_freezers.lora.sites import find_lora_sites
 from lighter_freezers.lora.target_groups import target_modules_of, with_target_modules
+from lighter_freezers.selection.anatomy import anatomy_of
 from tests.experiments.training.causal_lms import causal_lm
 from tests.zoo.transformers_models import MODELS
 
@@ -160,6 +162,74 @@ def test_hybrids_and_experts_are_right_or_refused(name: str, mlp: list[str] | No
     assert target_modules_of(network, "mlp_only") == mlp
     warned = [record.getMessage() for record in caplog.records if "of experts without LoRA" in record.message]
     assert bool(warned) == (name in ("jamba", "deepseek_v2") and not has_linear_experts)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "mlp"),
+    [
+        ("mbart", {"q_proj", "v_proj"}, {"fc1", "fc2"}),
+        ("mt5", {"q", "v"}, {"wi_0", "wi_1", "wo"}),
+        ("clip", {"q_proj", "v_proj"}, {"fc1", "fc2"}),
+        ("swinv2_hf", {"query", "value"}, {"dense"}),
+        ("lxmert", {"query", "value"}, {"dense"}),
+        ("wav2vec2_conformer", {"linear_q", "linear_v"}, {"intermediate_dense", "output_dense"}),
+        pytest.param("blip2", {"qkv", "q_proj", "query", "v_proj", "value"}, None, marks=pytest.mark.wide),
+        pytest.param("mllama", {"q_proj", "v_proj"}, None, marks=pytest.mark.wide),
+        pytest.param("switch", {"q", "v"}, {"wi", "wo"}, marks=pytest.mark.wide),
+    ],
+)
+def test_a_group_is_in_every_stack(name: str, attention: set[str], mlp: set[str] | None) -> None:
+    """Encoder and decoder, towers and stages: every layer that is called so in a block, and no other."""
+    if name not in MODELS:
+        pytest.skip(f"{name}: not in the installed transformers")
+    network = MODELS[name][0]()
+    stacks = anatomy_of(network).stacks
+    with_lora = [path for path, _ in _layers_of(apply_lora(network, {"r": 2, "target": "attention_only"}))]
+
+    assert {path.rpartition(".")[2] for path in with_lora} == attention
+    for stack in stacks:
+        for block in stack.block_paths:
+            assert any(path.startswith(f"{block}.") for path in with_lora), block
+    if mlp is not None:
+        ends = target_modules_of(MODELS[name][0](), "mlp_only")
+        assert {end.rpartition(".")[2] for end in ends} == mlp
+
+
+def test_cross_attention_is_attention() -> None:
+    """In a decoder's block both have LoRA."""
+    sites = _layers_of(apply_lora(MODELS["mbart"][0](), {"r": 2, "target": "attention_only"}))
+    decoder = {path.split(".")[-2] for path, _ in sites if ".decoder." in path}
+
+    assert decoder == {"self_attn", "encoder_attn"}
+
+
+def _layers_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    found = [(path, module) for path, module in network.named_modules() if hasattr(module, "lora_A")]
+    return [(path.removeprefix("base_model.model."), module) for path, module in found]
+
+
+def test_a_router_in_a_module_of_its_own_gets_no_lora() -> None:
+    """It has as many outputs as there are experts beside it, whatever it is called."""
+
+    class Router(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3, bias=False)
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router = Router()
+            self.up = nn.ParameterDict({"weight": nn.Parameter(torch.zeros(3, 8, 4))})
+            self.shared = nn.Linear(4, 8)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.mlp = nn.ModuleDict({"q_proj": nn.Linear(4, 4)}), Experts()
+
+    network = nn.Sequential(nn.ModuleList(Block() for _ in range(2)))
+    assert target_modules_of(network, "mlp_only") == ["shared"]
 
 
 def test_a_router_gets_no_lora() -> None:
