@@ -139,6 +139,23 @@ def test_the_final_model_loads_in_stock_peft(namespace: str, tmp_path: Path) -> 
     assert (tmp_path / "final_model_1" / "adapter_model.safetensors").exists()  # nothing is overwritten
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "orthogonal"])
+def test_the_final_model_is_right_whatever_the_factors_began_as(init: str, tmp_path: Path) -> None:
+    """Some initialisations change the base; stock PEFT loads the adapter on the base as it was."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    path = saved_model(tmp_path / "model")
+    model = module(LONE, path, lora={**BOTH, "init_lora_weights": init}, save_final_model=True)
+    ranks = LoraRankScheduler([{"step": 1, "rank_pattern": {"attn.*": 1, "mlp.0": 0}}])
+    trainer(LONE, callbacks=[ranks], max_epochs=2, default_root_dir=tmp_path).fit(model, training_loader())
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), tmp_path / "final_model")
+
+    assert not torch.equal(logits(model.network), logits(causal_lm()))
+    torch.testing.assert_close(logits(loaded), logits(model.network), rtol=1e-5, atol=1e-5)
+
+
 def test_the_final_model_without_lora_is_a_whole_one(tmp_path: Path) -> None:
     """As transformers saves it."""
     from transformers import AutoModelForCausalLM
