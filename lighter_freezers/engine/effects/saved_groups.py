@@ -96,8 +96,13 @@ def store_by_name(checkpoint: Checkpoint, groups: Sequence[GroupNames], trainer:
         trainer: The Trainer, with its schedulers.
 
     Returns:
-        What `map_by_name` needs, in plain types: names and added groups of each optimizer, all schedulers.
+        What `map_by_name` needs, in plain types: names and added groups of each optimizer, all schedulers;
+        and, for a strategy that loads optimizers itself and gets them as they are, the names in all groups.
     """
+    if not trainer.strategy.lightning_restore_optimizer:
+        members = [each.current for each in groups]
+        nothing = [None] * len(groups)
+        return {"optimizers": nothing, "lr_schedulers": checkpoint["lr_schedulers"], "members": members}
     states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     records: list[SavedState | None] = [None] * len(states)
     chosen: dict[int, _Choice] = {}
