@@ -83,8 +83,12 @@ def group_names(
 
 def _merged(group: list[str], added: list[str], order: Mapping[str, int]) -> list[str]:
     """A group with further members: in model order if it has that order, else at its end."""
-    places = [order.get(name, -1) for name in group]
-    return sorted([*group, *added], key=order.__getitem__) if places == sorted(places) else [*group, *added]
+
+    def place(name: str) -> int:
+        return order.get(name, -1)  # a parameter that the model does not have stands first
+
+    places = list(map(place, group))
+    return sorted([*group, *added], key=place) if places == sorted(places) else [*group, *added]
 
 
 def store_by_name(checkpoint: Checkpoint, groups: Sequence[GroupNames], trainer: TrainerLike) -> SavedState:
