@@ -91,8 +91,8 @@ class Trunk(nn.Module):
             embeddings: Tensor = self.wte(input_ids)
         except IndexError as error:
             raise ValueError(
-                f"input_ids has ids from {int(input_ids.min())} to {int(input_ids.max())}, and the vocabulary "
-                f"has {len(self.wte.weight)}, counted from 0. Use the tokenizer of this model, or a larger "
-                "vocab_size."
+                f"input_ids has ids from {int(input_ids.min())} to {int(input_ids.max())}, and the "
+                f"vocabulary has {len(self.wte.weight)}, counted from 0. Use the tokenizer of this model, or "
+                "a larger vocab_size."
             ) from error
         return embeddings
