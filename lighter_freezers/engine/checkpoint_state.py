@@ -90,7 +90,7 @@ class RunState:
         """A strategy may load sharded optimizers next."""
         holds = [active.hold for active in fit.active_rules]
         holds += [hold for action in fit.actions for hold in action.holds]
-        self._sharded = ShardedResume(trainer, model, holds)
+        self._sharded = ShardedResume(trainer, model, holds, [each.current for each in self._groups])
 
     def map_groups(self, trainer: TrainerLike, groups: list[GroupNames]) -> None:
         """The groups of the optimizers are known: what is loaded gets them before Lightning reads it."""

@@ -19,9 +19,10 @@ from lighter_freezers.engine.log_lines import Announcer
 from lighter_freezers.engine.optimizers import OptimizerFollower
 from lighter_freezers.engine.rules import ActiveRule, num_transitions
 from lighter_freezers.engine.trainer_like import TrainerLike, optimizers_of
-from lighter_freezers.engine.trainer_strategies import refuse_fixed_shapes
+from lighter_freezers.engine.trainer_strategies import flat_model, refuse_fixed_shapes
 from lighter_freezers.engine.transition import Transition
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.element_counts import note_whole_sizes
 from lighter_freezers.selection.tied_weights import TiedWeights
 
 __all__ = ["Followers", "TransitionListener"]
@@ -60,6 +61,8 @@ class Followers:
     ) -> None:
         """Prepare a fit: groups in the optimizers, and the norm layers that may have to stop."""
         self._listeners = list(listeners)
+        if (flat := flat_model(context.trainer.strategy)) is not None:
+            note_whole_sizes(flat)
         if not optimizers_of(context.trainer):
             idle_schedules.refuse_without_optimizer(self._active_rules, list(self._actions), context)
         if any(action.reshapes for action in self._actions):

@@ -77,6 +77,10 @@ class StrategyLike(Protocol):
     lr_scheduler_configs: list[OfLightning]
 
     @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Whether Lightning loads optimizers; else the strategy does, before callbacks see a checkpoint."""
+
+    @property
     def root_device(self) -> torch.device:
         """The device of this process."""
 

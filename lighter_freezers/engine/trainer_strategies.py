@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from lighter_freezers._log import log
 
 __all__ = [
+    "flat_model",
     "has_whole_modules",
     "refuse_fixed_shapes",
     "refuse_flat_gradients",
@@ -111,6 +113,11 @@ def refuse_flat_gradients(strategy: object, callback: str) -> None:
             f"{callback} cannot measure under {type(strategy).__name__}: it keeps gradients in flat "
             "pieces, not per layer. Use 'ddp' or ModelParallelStrategy (FSDP2), or remove it."
         )
+
+
+def flat_model(strategy: object) -> nn.Module | None:
+    """The model as FSDP1 has wrapped and flattened it; None under other strategies."""
+    return getattr(strategy, "model", None) if _is_one_of(strategy, ("FSDPStrategy",)) else None
 
 
 def has_whole_modules(strategy: object) -> bool:

@@ -70,8 +70,11 @@ class Trunk(nn.Module):
 
         Returns:
             (B, T, C), or (B, 1, C).
+
+        Raises:
+            ValueError: An id is none of the vocabulary. On a GPU torch stops the process instead.
         """
-        x: Tensor = self.wte(input_ids)  # (B, T, C)
+        x = self._embedded(input_ids)  # (B, T, C)
         if cls_embedding is not None:
             x = torch.cat((cls_embedding.to(x.dtype).expand(len(x), 1, -1), x[:, 1:]), dim=1)
         if self.wpe is not None:
@@ -82,3 +85,14 @@ class Trunk(nn.Module):
             x = block(x, mask, is_last and cls_embedding is not None)
         hidden: Tensor = self.ln_f(x)  # (B, Q, C)
         return hidden
+
+    def _embedded(self, input_ids: Tensor) -> Tensor:
+        try:  # not checked before: that would wait for the device at each step
+            embeddings: Tensor = self.wte(input_ids)
+        except IndexError as error:
+            raise ValueError(
+                f"input_ids has ids from {int(input_ids.min())} to {int(input_ids.max())}, and the "
+                f"vocabulary has {len(self.wte.weight)}, counted from 0. Use the tokenizer of this model, or "
+                "a larger vocab_size."
+            ) from error
+        return embeddings

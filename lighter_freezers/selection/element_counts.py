@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from torch import nn
 from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
 
@@ -10,6 +11,7 @@ __all__ = [
     "frozen_share",
     "frozen_share_text",
     "is_empty",
+    "note_whole_sizes",
     "num_dimensions",
     "num_elements",
     "num_trainable",
@@ -17,14 +19,33 @@ __all__ = [
 ]
 
 
+_WHOLE_SIZE = "_lighter_freezers_whole_size"  # an attribute of a parameter that FSDP1 has flattened
+
+
+def note_whole_sizes(model: nn.Module) -> None:
+    """Let `size_of` know the whole size of what FSDP1 flattens: a rank has part of it, or nothing.
+
+    Args:
+        model: With the wrappers around it.
+    """
+    for module in model.modules():
+        flat = getattr(getattr(module, "_handle", None), "flat_param", None)
+        parameters, shapes = getattr(flat, "_params", None) or (), getattr(flat, "_shapes", ())
+        for parameter, shape in zip(parameters, shapes, strict=False):  # none of another wrapper
+            setattr(parameter, _WHOLE_SIZE, shape.numel())
+
+
 def size_of(parameter: Parameter) -> int:
-    """The number of its elements; 0 while its layer is lazy and has not seen a batch."""
-    return 0 if is_lazy(parameter) else parameter.numel()
+    """The number of its elements on all ranks; 0 while its layer is lazy and has not seen a batch."""
+    if is_lazy(parameter):
+        return 0
+    whole: int = getattr(parameter, _WHOLE_SIZE, 0)
+    return whole or parameter.numel()
 
 
 def is_empty(parameter: Parameter) -> bool:
     """Whether it has no elements, as the factors of LoRA have at rank 0."""
-    return not is_lazy(parameter) and not parameter.numel()
+    return not is_lazy(parameter) and not size_of(parameter)
 
 
 def num_dimensions(parameter: Parameter) -> int:

@@ -100,6 +100,7 @@ def test_progress_towards_a_plateau_is_a_loss_too(tmp_path: Path) -> None:
         ([{}], [{"until_metric": MET, "until_step": 7}]),  # over before it could be met
         ([{"until_step": 3}], [{"windows": [[0, 2], [3, 5], [20, 30]]}]),
         ([{}], [{"until_step": 3, "until_epoch": 1}]),
+        ([{"until_epoch": 2}], [{"until_epoch": 1, "unfreeze_lr": 0.01}]),  # a rate without a course
     ],
     ids=str,
 )

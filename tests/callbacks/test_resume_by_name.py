@@ -242,6 +242,24 @@ def test_state_without_a_place_is_named(tmp_path: Path) -> None:
         train([stays], regression(LONE, **built), 2, tmp_path / "cut.ckpt")
 
 
+def test_an_optimizer_may_have_a_parameter_that_the_model_lacks(tmp_path: Path) -> None:
+    """A placeholder, so that an optimizer of what trains is never empty, stays first in its group."""
+
+    def of_trainable(parameters: Any) -> torch.optim.Optimizer:
+        placeholder = nn.Parameter(torch.zeros(1))
+        return torch.optim.AdamW([placeholder, *(p for p in parameters if p.requires_grad)], lr=0.01)
+
+    built = {"network": BlockNet, "optimizer": of_trainable}
+    weights = []
+    for ckpt_path, num_epochs in ((None, 1), (tmp_path / "cut.ckpt", 2), (None, 2)):
+        module = regression(LONE, **built)
+        run = trainer(LONE, callbacks=[Freezer(name_starts_with="stem", until_step=2)], max_epochs=num_epochs)
+        run.fit(module, batches(), batches(), ckpt_path=ckpt_path)
+        run.save_checkpoint(tmp_path / "cut.ckpt")
+        weights.append(module.state_dict())
+    assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
+
+
 def test_other_groups_of_the_runs_own_are_an_error(tmp_path: Path) -> None:
     """Whose options would belong to what cannot be known."""
     run, _ = train(CALLBACKS["one"](), regression(LONE, BlockNet, two_groups), 1)

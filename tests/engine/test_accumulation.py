@@ -59,6 +59,24 @@ def test_a_freezer_counts_optimizer_steps(
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize(("lengths", "thawed"), [({}, 4), ({1: 3}, 3)], ids=["regular", "changed"])
+def test_a_metric_in_the_middle_of_a_window_waits_for_its_end(
+    namespace: str, lengths: dict[int, int], thawed: int
+) -> None:
+    """Validation after each batch: the first window thaws nothing, for it would train by part of it."""
+    at = recorder(
+        namespace,
+        lambda _, m: m.network.layer2.weight.requires_grad,
+        "on_before_backward",
+    )
+    freezer = Freezer(name_starts_with="layer2.", until_metric={"monitor": "val/loss", "below": 100.0})
+    callbacks = [change(namespace, lengths, "on_train_batch_start"), freezer, at]
+    options = {"accumulate_grad_batches": 4, "val_check_interval": 1}
+    trainer(namespace, callbacks=callbacks, **options).fit(regression(namespace), batches(64), batches(8))
+    assert at.seen.index(True) == thawed
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
 @pytest.mark.parametrize("average_over", [1, 2, 3])
 @pytest.mark.parametrize("lengths", [{}, {4: 1}, {6: 4}])
 def test_the_training_loss_fires_in_time(namespace: str, average_over: int, lengths: Any) -> None:

@@ -295,6 +295,7 @@ def test_a_sequence_that_is_too_long_is_refused() -> None:
         ([1, 2], r"input_ids must be a tensor of token ids, \(batch, time\). Got list"),
         (tokens(1, 4)[0], r"one row per sequence: \(batch, time\). Got \(4,\)"),
         (tokens(1, 4).float(), "input_ids must be whole numbers.*of torch.float32"),
+        (tokens(1, 4) + 1000, r"ids from 10\d\d to 10\d\d, and the vocabulary has \d+, counted from 0"),
     ],
 )
 def test_what_is_no_batch_of_ids_is_refused(given: Any, message: str) -> None:

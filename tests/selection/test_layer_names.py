@@ -371,6 +371,19 @@ def test_a_block_has_what_the_verbs_take_for_it() -> None:
     for index, block in enumerate(blocks):
         assert set(parameters_of_layer(model, f"block.{index}")) == set(block)
     assert any(name.startswith("features.2.") for block in blocks for name in block)
+    in_blocks = [{name[:12] for name in parameters_of_layer(model, f"attn.{index}")} for index in range(3)]
+    assert in_blocks == [{"features.1.0"}, {"features.3.0"}, {"features.3.1"}]
+
+
+def test_all_of_a_part_that_some_blocks_have() -> None:
+    """Of a hybrid, `attn.*` is the attention of the blocks with one."""
+
+    def block(part: str) -> nn.Module:
+        return nn.ModuleDict({part: nn.Linear(4, 4), "mlp": nn.Linear(4, 4)})
+
+    model = nn.ModuleDict({"blocks": nn.ModuleList(map(block, ("mixer", "attn", "mixer", "attn")))})
+    assert expand_layers(model, "attn.*") == ["attn.1", "attn.3"]
+    assert expand_layers(model, "mlp.*") == ["mlp.0", "mlp.1", "mlp.2", "mlp.3"]
 
 
 def test_the_head_of_a_tower() -> None:

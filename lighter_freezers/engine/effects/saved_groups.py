@@ -83,8 +83,12 @@ def group_names(
 
 def _merged(group: list[str], added: list[str], order: Mapping[str, int]) -> list[str]:
     """A group with further members: in model order if it has that order, else at its end."""
-    places = [order.get(name, -1) for name in group]
-    return sorted([*group, *added], key=order.__getitem__) if places == sorted(places) else [*group, *added]
+
+    def place(name: str) -> int:
+        return order.get(name, -1)  # a parameter that the model does not have stands first
+
+    places = list(map(place, group))
+    return sorted([*group, *added], key=place) if places == sorted(places) else [*group, *added]
 
 
 def store_by_name(checkpoint: Checkpoint, groups: Sequence[GroupNames], trainer: TrainerLike) -> SavedState:
@@ -96,8 +100,13 @@ def store_by_name(checkpoint: Checkpoint, groups: Sequence[GroupNames], trainer:
         trainer: The Trainer, with its schedulers.
 
     Returns:
-        What `map_by_name` needs, in plain types: names and added groups of each optimizer, all schedulers.
+        What `map_by_name` needs, in plain types: names and added groups of each optimizer, all schedulers;
+        and, for a strategy that loads optimizers itself and gets them as they are, the names in all groups.
     """
+    if not trainer.strategy.lightning_restore_optimizer:
+        members = [each.current for each in groups]
+        nothing = [None] * len(groups)
+        return {"optimizers": nothing, "lr_schedulers": checkpoint["lr_schedulers"], "members": members}
     states, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     records: list[SavedState | None] = [None] * len(states)
     chosen: dict[int, _Choice] = {}

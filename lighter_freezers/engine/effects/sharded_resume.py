@@ -1,7 +1,8 @@
 """Resumes sharded optimizers, which load their state at once, by what trains at that moment.
 
-torch prepares state for what requires gradients and reads that from the checkpoint: the state of a layer that
-is frozen at the first step, and has trained since, would be lost without a word.
+Under FSDP2 torch prepares state for what requires gradients and reads that from the checkpoint: the state of
+a layer that is frozen at the first step, and has trained since, would be lost without a word. Under FSDP1 it
+matches state with parameters by their places in the groups, which have to be those of the checkpoint.
 """
 
 import pickle
@@ -14,8 +15,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.engine.checkpoint_identity import STATE_KEY
 from lighter_freezers.engine.ledger import Hold
 from lighter_freezers.engine.trainer_like import TrainerLike, optimizers_of
+from lighter_freezers.engine.trainer_strategies import flat_model
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["ShardedResume"]
@@ -34,21 +37,45 @@ class ShardedResume:
         trainer: The Trainer, which may load a checkpoint next.
         model: What trains.
         holds: Those of the first step.
+        members: Names of the parameters in each group of each optimizer.
     """
 
-    def __init__(self, trainer: TrainerLike, model: nn.Module, holds: Iterable[Hold]) -> None:
-        self._trainer, self._holds = trainer, holds
+    def __init__(
+        self, trainer: TrainerLike, model: nn.Module, holds: Iterable[Hold], members: list[list[list[str]]]
+    ) -> None:
+        self._trainer, self._holds, self._members = trainer, holds, members
         self._parameters = canonical_parameters(model)
-        self._is_sharded = any(hasattr(each, "full_tensor") for each in self._parameters.values())
+        is_flat = flat_model(trainer.strategy) is not None
+        self._is_sharded = is_flat or any(hasattr(p, "full_tensor") for p in self._parameters.values())
         if self._is_sharded:  # Lightning has no hook between the optimizers and this call
             self.end()  # of a fit that failed
             self._load = getattr(trainer.strategy, "load_checkpoint")  # noqa: B009
-            vars(trainer.strategy)["load_checkpoint"] = self._load_all
+            load = self._load_flat if is_flat else self._load_all
+            vars(trainer.strategy)["load_checkpoint"] = load
 
     def end(self) -> None:
         """Nothing is loaded any more."""
         if self._is_sharded:
             vars(self._trainer.strategy).pop("load_checkpoint", None)
+
+    def _load_flat(self, checkpoint_path: str | Path, **options: object) -> object:
+        """In place of the method of FSDP1's strategy.
+
+        Raises:
+            RuntimeError: The groups are others than in the checkpoint.
+        """
+        path = Path(self._trainer.strategy.broadcast(checkpoint_path))
+        saved = _members_in(path, is_safe=bool(options.get("weights_only")))
+        if saved not in (None, self._members):
+            raise RuntimeError(
+                f"In the checkpoint the groups of the optimizers have other members. {_WAY_OUT}"
+            )
+        try:
+            return self._load(checkpoint_path, **options)
+        except ValueError as error:  # torch's, of a checkpoint that a run without callbacks of ours saved
+            if "parameter group" not in str(error):
+                raise
+            raise RuntimeError(f"torch cannot load the optimizers: {error}. {_WAY_OUT}") from error
 
     def _load_all(self, checkpoint_path: str | Path, **options: object) -> object:
         """In place of the strategy's method.
@@ -105,6 +132,16 @@ def _refuse_other_groups(folder: Path, optimizers: Sequence[Optimizer]) -> None:
 
 def _num_empty(optimizer: Optimizer) -> int:
     return sum(not group["params"] for group in optimizer.param_groups)
+
+
+def _members_in(path: Path, *, is_safe: bool) -> object:
+    """Names of the parameters in each group of each optimizer, where a callback of ours stored them."""
+    file = path / "meta.pt" if path.is_dir() else path
+    if not file.is_file():
+        return None  # the strategy says that it is no checkpoint
+    checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=is_safe)
+    saved = checkpoint.get("callbacks", {}).get(STATE_KEY, {})
+    return saved.get("groups", {}).get("members")
 
 
 def _names_with_state(path: Path, names: Sequence[str]) -> set[str]:

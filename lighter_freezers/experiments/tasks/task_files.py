@@ -139,7 +139,8 @@ def _telling_name(task: PromptedTask, name: PurePosixPath) -> str:
 
 
 def _files(folder: Path) -> Sequence[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return [path for path in found if path.name[:2] != "._"]  # what macOS writes beside each file
 
 
 def _own_folder(task: PromptedTask, source: str, cache_dir: Path | None) -> Path:
@@ -183,8 +184,10 @@ def _unpacked(task: PromptedTask, archive: Path, cache_dir: Path | None) -> Path
 
 
 def _below(name: str) -> PurePosixPath:
-    """The path of a member below the folder it is unpacked to, whatever it tries."""
-    return PurePosixPath(*(part for part in PurePosixPath(name).parts if part not in ("/", "..", ".")))
+    """The path of a member below the folder it is unpacked to, whatever it tries, and its alone."""
+    path = PurePosixPath(name)
+    parts = path.parts[1:] if path.root else path.parts  # the root may be two slashes
+    return PurePosixPath(*("__" if part == ".." else part for part in parts))
 
 
 def _examples(task: PromptedTask) -> str:

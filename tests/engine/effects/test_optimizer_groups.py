@@ -41,7 +41,9 @@ def ids(parameters: dict[str, nn.Parameter]) -> dict[int, str]:
 def test_a_split_group_follows_its_home_under_every_scheduler(name: str) -> None:
     """Built before or after the split, in the middle of its course or not: the two rates are the same."""
     parameters = layers()
-    optimizer = torch.optim.SGD(parameters.values(), lr=0.1, momentum=0.9)
+    first, second, third = parameters.values()
+    groups = [{"params": [third], "lr": 0.7}, {"params": [first, second]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     scheduler = SCHEDULERS[name](optimizer)
     rates = []
     for step in range(8):
@@ -52,9 +54,9 @@ def test_a_split_group_follows_its_home_under_every_scheduler(name: str) -> None
         scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
         rates.append([group["lr"] for group in optimizer.param_groups])
 
-    assert [len(row) for row in rates] == [1, 1] + [2] * 6
-    assert all(row[0] == row[-1] for row in rates)
-    assert len({row[0] for row in rates}) > 1
+    assert [len(row) for row in rates] == [2, 2] + [3] * 6
+    assert all(row[1] == row[-1] for row in rates)
+    assert len({row[1] for row in rates}) > 1
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -105,6 +105,18 @@ def test_groups_of_parameters() -> None:
     assert first.param_groups[1]["params"] == [layer.weight]
 
 
+def test_a_flip_passes_to_the_successor() -> None:
+    """What froze and was then replaced at the same moment is known by the tensor that the model has."""
+    old, new = Parameter(torch.ones(1)), Parameter(torch.ones(2))
+    with ledger.flips() as flips:
+        ledger.hold([old], "holder")
+        ledger.succeed(old, new)
+
+    assert [id(each) for each in flips.net[0]] == [id(new)]
+    assert flips.net[1] == []
+    ledger.release([new], "holder")
+
+
 def test_what_has_no_record_needs_none() -> None:
     """A parameter that was never held has no record in the ledger afterwards either."""
     old, new = Parameter(torch.ones(1)), Parameter(torch.ones(2))

@@ -1,5 +1,6 @@
 """Where the rows of a task are: folders, archives, fixtures, the network and what is kept of it."""
 
+import io
 import json
 import socket
 import tarfile
@@ -244,12 +245,30 @@ def test_an_archive_keeps_files_of_equal_names(suffix: str, folders: str, tmp_pa
         assert rows == [{"mr": f"name[{split}]", "ref": name} for name in ("0000.jsonl", "0001.jsonl")]
 
 
-def test_a_member_stays_below_the_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["../../train.jsonl", "../a/train.jsonl", "/{0}/train.jsonl"])
+def test_a_member_stays_below_the_cache(name: str, tmp_path: Path) -> None:
+    """Above it, or at a root of two slashes; a member of that name without them is another."""
     with tarfile.open(tmp_path / "rows.tar", "w") as opened:
-        (tmp_path / "row").write_text(json.dumps({"mr": "a", "ref": "b"}))
-        opened.add(tmp_path / "row", arcname="../../train.jsonl")
+        for number, arcname in enumerate((name.format(tmp_path), "a/train.jsonl")):
+            row = (json.dumps({"mr": "a", "ref": str(number)}) + "\n").encode()
+            member = tarfile.TarInfo(arcname)
+            member.size = len(row)
+            opened.addfile(member, io.BytesIO(row))
     found = split_files(TASKS["e2e_nlg"], str(tmp_path / "rows.tar"), tmp_path / "deep" / "cache")
-    assert found.train[0].is_relative_to(tmp_path / "deep" / "cache")
+    assert len(found.train) == 2
+    assert all(file.is_relative_to(tmp_path / "deep" / "cache") for file in found.train)
+    assert not (tmp_path / "train.jsonl").exists()
+
+
+def test_what_macos_writes_beside_each_file_is_no_data(tmp_path: Path) -> None:
+    """Its archives have `train/._0.jsonl` beside `train/0.jsonl`."""
+    with tarfile.open(tmp_path / "rows.tar", "w") as opened:
+        for arcname, content in {"train/0.jsonl": b"{}\n", "train/._0.jsonl": b"\x00\x05\x16\x07"}.items():
+            member = tarfile.TarInfo(arcname)
+            member.size = len(content)
+            opened.addfile(member, io.BytesIO(content))
+    found = split_files(TASKS["e2e_nlg"], str(tmp_path / "rows.tar"), tmp_path / "cache")
+    assert [file.name for file in found.train] == ["0.jsonl"]
 
 
 @pytest.mark.parametrize("link", [tarfile.LNKTYPE, tarfile.SYMTYPE])
