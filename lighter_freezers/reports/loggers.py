@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "epoch_last",
     "tensorboard_folders",
     "tensorboards",
     "write_image",
@@ -47,6 +48,11 @@ def tensorboard_folders(loggers: Loggers) -> list[str]:
 def tensorboards(loggers: Loggers) -> "list[_TensorBoardLike]":
     """Those that write for TensorBoard."""
     return [logger for logger in loggers if _is_tensorboard(logger)]
+
+
+def epoch_last(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The same numbers; `epoch`, which Lightning adds to all it logs, under a name that sorts last."""
+    return {"trainer/epoch" if key == "epoch" else key: value for key, value in metrics.items()}
 
 
 def write_metrics(loggers: Loggers, metrics: Mapping[str, float], step: int) -> None:
