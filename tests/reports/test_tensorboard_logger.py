@@ -36,5 +36,10 @@ def test_it_is_lightnings_otherwise(namespace: str, tmp_path: Path) -> None:
     logger = import_module(HOMES[namespace]).TensorBoardLogger(tmp_path, name=None, version="a", prefix="p")
     assert isinstance(logger, import_module(f"{namespace}.loggers").TensorBoardLogger)
     logger.log_metrics({"epoch": 3, "x": 1.0}, step=2)
+    logger.log_hyperparams({"width": 4})  # with a metric of -1, which is no card
     logger.save()
     assert sorted(EventAccumulator(logger.log_dir).Reload().Tags()["scalars"]) == ["p-trainer/epoch", "p-x"]
+    logger.log_hyperparams({"width": 4}, {"hp_metric": 0.5})
+    logger.save()
+    events = EventAccumulator(logger.log_dir).Reload()
+    assert [event.value for event in events.Scalars("p-hp_metric")] == [0.5]

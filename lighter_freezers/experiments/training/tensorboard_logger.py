@@ -4,16 +4,17 @@ from collections.abc import Mapping
 
 from pytorch_lightning import loggers
 
-from lighter_freezers.reports.loggers import epoch_last
+from lighter_freezers.reports.loggers import in_order
 
 __all__ = ["TensorBoardLogger"]
 
 
 class TensorBoardLogger(loggers.TensorBoardLogger):
-    """Lightning's TensorBoardLogger, with `epoch` as `trainer/epoch`.
+    """Lightning's TensorBoardLogger, with `epoch` as `trainer/epoch` and no card for an `hp_metric` of -1.
 
     TensorBoard orders its cards by name, and would open with `epoch`; now it opens with `freeze/...` of a
-    `FreezeStateLogger`. Everything else, arguments and files, is as in Lightning.
+    `FreezeStateLogger`, and the -1 that Lightning logs where there is no `hp_metric` is left out.
+    Everything else, arguments and files, is as in Lightning.
 
     `lighter_freezers.lightning.TensorBoardLogger` is the same for `lightning.pytorch`.
 
@@ -29,4 +30,4 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write numbers."""
-        super().log_metrics(epoch_last(metrics), step)
+        super().log_metrics(in_order(metrics), step)
