@@ -110,6 +110,7 @@ def test_a_config_shows_progress_and_what_came_of_it(path: Path) -> None:
 
     assert "enable_progress_bar" not in trainer
     assert trainer["enable_model_summary"] is False
+    assert any(name.endswith("ModelCheckpoint") for name in classes) or not trainer["enable_checkpointing"]
     if "max_steps" in trainer:
         assert trainer.get("max_epochs", -1) == -1  # or the time left is that of an epoch
     for name in ("FreezeStateLogger", "PhaseRecorder", "ResultsSummary"):
