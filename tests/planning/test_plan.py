@@ -176,14 +176,15 @@ def test_progress_names_each_phase() -> None:
 
 
 def test_rates_are_those_of_each_phase() -> None:
-    """By the layers of each optimizer group, with the factor of a rule."""
-    seen = planned([Freezer(name_starts_with="layer1.", until_step=2, unfreeze_lr_factor=0.5)])
+    """By the layers of each optimizer group, with the factor of a rule; said once while they stay."""
+    half = Freezer(name_starts_with="layer1.", until_step=2, unfreeze_lr_factor=0.5)
+    seen = planned([half, Freezer(name_starts_with="layer10.", until_step=3)])
 
     assert [dict(phase.learning_rates) for phase in seen.phases] == [
         {"layer2 to head": 0.01},
-        {"layer2 to head": 0.01, "layer1": 0.005},
+        *[{"layer2 to head": 0.01, "layer1": 0.005}] * 2,
     ]
-    assert "step 2: layer2 to head 0.01, layer1 0.005" in str(seen)
+    assert "step 2: layer2 to head 0.01, layer1 0.005\n\nTotals" in str(seen)
 
 
 def test_several_optimizer_steps_in_a_batch_are_counted() -> None:
