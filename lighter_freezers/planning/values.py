@@ -159,7 +159,8 @@ def _timeline_of(plan: Plan) -> Timeline:
     for phase in plan.phases:
         assert phase.step is not None
         timeline.record(phase.step, phase.states)
-        timeline.ranks.record(phase.step, phase.ranks)
+        is_change = bool(phase.ranks) and phase is not plan.phases[0]
+        timeline.ranks.record(phase.step, phase.ranks, is_change=is_change)
     return timeline
 
 
