@@ -57,6 +57,7 @@ _NAMES = {  # module -> its public names
     "experiments.training.gpt_module": "GPTModule",
     "experiments.training.sequence_score_datamodule": "SequenceScoreDataModule",
     "experiments.training.smollm2": "smollm2_folder",
+    "experiments.training.tensorboard_logger": "TensorBoardLogger",
     "experiments.training.text_datamodule": "TextDataModule",
     "experiments.training.token_label_datamodule": "TokenLabelDataModule",
     "planning.costs.savings": "get_memory_savings_estimate",

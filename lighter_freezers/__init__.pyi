@@ -26,6 +26,7 @@ from lighter_freezers.experiments.training.sequence_score_datamodule import (
     SequenceScoreDataModule as SequenceScoreDataModule,
 )
 from lighter_freezers.experiments.training.smollm2 import smollm2_folder as smollm2_folder
+from lighter_freezers.experiments.training.tensorboard_logger import TensorBoardLogger as TensorBoardLogger
 from lighter_freezers.experiments.training.text_datamodule import TextDataModule as TextDataModule
 from lighter_freezers.experiments.training.token_label_datamodule import (
     TokenLabelDataModule as TokenLabelDataModule,

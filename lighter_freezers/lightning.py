@@ -4,9 +4,10 @@
 The callbacks work in both Trainers; this module exports them too, so that one import is enough.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, loggers
 
 import lighter_freezers
 from lighter_freezers.experiments.training.causal_lm_training import CausalLMTraining
@@ -14,6 +15,7 @@ from lighter_freezers.experiments.training.generation_data import GenerationData
 from lighter_freezers.experiments.training.gpt_training import GPTTraining
 from lighter_freezers.experiments.training.labelled_data import SequenceScoreData, TokenLabelData
 from lighter_freezers.experiments.training.text_data import TextData
+from lighter_freezers.reports.loggers import in_order
 
 if TYPE_CHECKING:
     from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
@@ -43,6 +45,7 @@ __all__ = [
     "PlotsAtEnd",
     "ResultsSummary",
     "SequenceScoreDataModule",
+    "TensorBoardLogger",
     "TextDataModule",
     "TokenLabelDataModule",
     "fine_tune",
@@ -71,6 +74,14 @@ class TokenLabelDataModule(TokenLabelData, LightningDataModule):
 
 class SequenceScoreDataModule(SequenceScoreData, LightningDataModule):
     """`lighter_freezers.SequenceScoreDataModule`, with the same arguments, for `lightning.pytorch`."""
+
+
+class TensorBoardLogger(loggers.TensorBoardLogger):
+    """`lighter_freezers.TensorBoardLogger`, with the same arguments, for `lightning.pytorch`."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write numbers."""
+        super().log_metrics(in_order(metrics), step)
 
 
 def __getattr__(name: str) -> object:

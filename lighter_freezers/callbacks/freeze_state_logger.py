@@ -125,7 +125,8 @@ class FreezeStateLogger(Callback):
             ended = self._layer_rates.frozen()
             self._rates.change(trainer, self._layer_rates.read(), step, ended=ended)
         self._timeline.record(step, {state.name: state.state for state in changed})
-        self._timeline.ranks.record(step, transition.ranks)
+        has_new_ranks = bool(transition.ranks) and not transition.is_initial
+        self._timeline.ranks.record(step, transition.ranks, is_change=has_new_ranks)
         self._has_news = True
         self._show(trainer, transition, earlier)
 

@@ -196,15 +196,16 @@ class ResultsSummary(Callback):
     def _close(self, trainer: TrainerLike, folder: Path, losses: Mapping[str, float | None]) -> None:
         """Log the last lines of the run."""
         first, last = losses["first_train_loss"], losses["final_train_loss"]
-        said = [] if first is None else [f"{first:.4g} in the first batch -> {last:.4g} in the last ten"]
-        figures = [f"{name} {value:.4g}" for name, value in _logged(trainer).items() if name[:3] == "val"]
+        num_last = min(NUM_LAST, self._num_batches)
+        said = f"from {first:.4g} (first batch) to {last:.4g} (last {num_last})"
+        figures = [(name, f"{value:.4g}") for name, value in _logged(trainer).items() if name[:3] == "val"]
         has_picture = callbacks_of_kind(callbacks_of(trainer), "FreezeStateLogger")
         folders = tensorboard_folders(trainer.loggers) if has_picture else []
         lines = closing_lines(
             folder,
-            "; ".join(said + figures[:1]),
+            [("loss", said)] * (first is not None) + figures[:1],
             self._changes,
-            [f"tensorboard --logdir {each}, freeze/timeline under IMAGES" for each in folders],
+            [f"tensorboard --logdir {each}" for each in folders],
             self._sizes["parameters"],
         )
         steps, seconds = trainer_clock.moment(trainer).optimizer_step, time.monotonic() - self._started

@@ -110,7 +110,8 @@ def _nothing_in(folder: Path) -> str:
         return f"{folder} is not the folder of one run. Runs in it: {shown}"
     return (
         f"{folder} has neither {RUN_SUMMARY} nor evaluation_results.json. Add "
-        "lighter_freezers.ResultsSummary to the callbacks of the run, or evaluate it with `lighter test`."
+        "lighter_freezers.ResultsSummary to the callbacks of the run, which writes the first at its end, or "
+        "evaluate it with `lighter test`."
     )
 
 

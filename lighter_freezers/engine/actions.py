@@ -324,8 +324,10 @@ class Actions:
 
 
 def _marked(outcome: ActionResult, action: Action) -> ActionResult:
-    """The result, with a note whether it depends on data; none where nothing was done."""
-    return outcome if outcome == ActionResult() else replace(outcome, depends_on_data=action.depends_on_data)
+    """The result, marked where it depends on data; not where nothing was done."""
+    if outcome == ActionResult() or not action.depends_on_data:
+        return outcome
+    return replace(outcome, depends_on_data=True, examples=outcome.notes)
 
 
 def _joined(outcomes: Sequence[ActionResult]) -> ActionResult:
@@ -334,4 +336,5 @@ def _joined(outcomes: Sequence[ActionResult]) -> ActionResult:
         notes=tuple(note for outcome in outcomes for note in outcome.notes),
         ranks={name: rank for outcome in outcomes for name, rank in outcome.ranks.items()},
         depends_on_data=any(outcome.depends_on_data for outcome in outcomes),
+        examples=tuple(note for outcome in outcomes for note in outcome.examples),
     )

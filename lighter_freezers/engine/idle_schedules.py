@@ -162,8 +162,9 @@ def warn_of_short_run(
     end = " and ".join(f"{name} {at}" for name, at in known)
     for title, *late in sorted(said):
         if late:
+            verb = "begins" if len(late) == 1 else "begin"
             log.warning(
-                "%s: %s begins after the run has ended, whose last is %s", title, first_few(late), end
+                "%s: %s %s after the run has ended, whose last is %s", title, first_few(late), verb, end
             )
     if last.optimizer_step == NEVER or last.epoch == NEVER:
         return

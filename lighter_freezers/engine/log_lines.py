@@ -86,7 +86,16 @@ class Announcer:
             notes=done.notes,
             ranks=done.ranks,
             is_reshaped=done.is_reshaped,
-            depends_on_data=done.depends_on_data,
+            uncertain=self._uncertain(done),
+        )
+
+    def _uncertain(self, done: ActionResult) -> frozenset[str]:
+        """The notes that depend on data, and the names of what their actions may hold."""
+        if not done.depends_on_data:
+            return frozenset()
+        holds = [hold for action in self._actions if action.depends_on_data for hold in action.holds]
+        return frozenset(done.examples).union(
+            self._names[id(each)] for hold in holds for each in hold.parameters if id(each) in self._names
         )
 
     def log_lines(self, transition: Transition) -> None:

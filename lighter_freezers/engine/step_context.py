@@ -31,12 +31,14 @@ class ActionResult:
         notes: One sentence for each change, as logged after the step number.
         ranks: LoRA rank after it, for the components whose rank changed.
         depends_on_data: Whether another run of the same schedule may differ here; set by the engine.
+        examples: The notes that it may not have; set by the engine.
     """
 
     is_reshaped: bool = False
     notes: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
     depends_on_data: bool = False
+    examples: tuple[str, ...] = ()
 
 
 @dataclass

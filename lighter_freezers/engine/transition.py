@@ -23,7 +23,7 @@ class Transition:
         ranks: LoRA rank from now on, for the components whose rank changed; all of them when it is initial.
         is_reshaped: Whether parameters have other shapes or names than before, so that sizes have to be
             looked up again.
-        depends_on_data: Whether another run of the same schedule may differ here.
+        uncertain: Those of the names and notes that another run of the same schedule may not have here.
     """
 
     optimizer_step: int
@@ -35,7 +35,7 @@ class Transition:
     notes: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
     is_reshaped: bool = False
-    depends_on_data: bool = False
+    uncertain: frozenset[str] = frozenset()
 
     def in_words(self, names: NameSummary, *, is_certain: bool = False) -> list[str]:
         """A phrase for each thing that changes.
@@ -44,16 +44,16 @@ class Transition:
             names: Those of the model.
             is_certain: Whether it has happened, so that data cannot make it another one.
         """
-        freezes, thaws, for_example = "freezes", "thaws", ""
-        if self.is_initial:
-            freezes = "starts with frozen"
-        elif self.depends_on_data and not is_certain:
-            freezes, thaws, for_example = "may freeze", "may thaw", "for example "
-        said = [f"{for_example}{note}" for note in self.notes]
-        if self.frozen:
-            said.append(f"{freezes} {names.compress(self.frozen)}")
-        if self.thawed:
-            said.append(f"{thaws} {names.compress(self.thawed)}")
+        uncertain = frozenset[str]() if is_certain or self.is_initial else self.uncertain
+        said = [f"for example {note}" if note in uncertain else note for note in self.notes]
+        freezes = "starts with frozen" if self.is_initial else "freezes"
+        for sure, unsure, changed in (
+            (freezes, "may freeze", self.frozen),
+            ("thaws", "may thaw", self.thawed),
+        ):
+            for verb, is_sure in ((sure, True), (unsure, False)):
+                if some := [name for name in changed if (name not in uncertain) == is_sure]:
+                    said.append(f"{verb} {names.compress(some)}")
         if self.is_initial and not self.frozen:
             said.append("starts with nothing frozen")
         return said

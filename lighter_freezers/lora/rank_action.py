@@ -29,6 +29,7 @@ from lighter_freezers.lora.restore import install_rank_restore
 from lighter_freezers.lora.set_rank import resize_sites
 from lighter_freezers.lora.sites import LoraSite, required_sites
 from lighter_freezers.lora.statistics import BottleneckStatistics
+from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["RankAction", "RankOptions"]
 
@@ -144,13 +145,9 @@ class RankAction(Action):
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
         """The factors whose rank changes, without those that the user froze."""
         chosen = {name for ranks in self._ranks for name in ranks}
-        return {
-            f"{name}.lora_{factor}": parameter
-            for name, site in self._sites.items()
-            if name in chosen
-            for factor, parameter in zip("AB", site.factors.parameters, strict=True)
-            if not ledger.is_user_frozen(parameter)
-        }
+        factors = [each for name in chosen for each in self._sites[name].factors.parameters]
+        changing = {id(each) for each in factors if not ledger.is_user_frozen(each)}
+        return {name: each for name, each in canonical_parameters(model).items() if id(each) in changing}
 
     def resume(self, context: StepContext) -> None:
         """Hold again what rank 0 froze, and show the ranks there are."""

@@ -14,31 +14,34 @@ _MOST_CHANGES = 8
 
 
 def closing_lines(
-    folder: Path, losses: str, changes: Sequence[tuple[int, str]], pictures: Sequence[str], num_elements: int
+    folder: Path,
+    losses: Sequence[tuple[str, str]],
+    changes: Sequence[tuple[int, str]],
+    pictures: Sequence[str],
+    num_elements: int,
 ) -> list[str]:
-    """What the run was, as a short table.
+    """What the run was, as a short table: whole in `lighter`'s log on a terminal of 80 columns.
 
     Args:
         folder: Of the run, with the files that callbacks have left there.
-        losses: The loss in words.
+        losses: The name of each, and what it did.
         changes: Optimizer step and what changed before it, in order.
         pictures: Commands that show the pictures of the run.
         num_elements: Of the model.
     """
     shown, num_more = changes[:_MOST_CHANGES], len(changes) - _MOST_CHANGES
-    rows = [("loss", losses), *((f"step {step}", said) for step, said in shown)]
+    rows = [*losses, *((f"step {step}", said) for step, said in shown)]
     if num_more > 0:
         rows.append(("", f"and {num_more} more changes, the last at step {changes[-1][0]}"))
     if (share := _saved_in(folder, num_elements)) is not None:
-        rows.append(("saved", f"{share:.0%} of the backward work of training everything"))
+        rows.append(("saved", f"{share:.0%} of the backward work of full training"))
     file = folder / "freeze_timeline.png"
     rows += [("picture", where) for where in pictures or ([str(file)] if file.exists() else [])]
     has_norms = any(folder.glob("*.group_norms.csv"))
     has_config = (folder / "config.yaml").exists()
     commands = ["report"] * has_config + ["plots"] * has_norms + ["compare"]
-    lines = [f"lighter-freezers {name} {folder}" for name in commands]
-    rows += zip(["next", *[""] * len(lines)], lines, strict=False)
-    return [f"  {line}" for line in columns(rows, num_left=2)]
+    following = ["next", *(f"  lighter-freezers {name} {folder}" for name in commands)]
+    return [f"  {line}" for line in [*(columns(rows, num_left=2) if rows else ()), *following]]
 
 
 def saved_backward(records: Sequence[PhaseRecord], num_steps: int, num_elements: int) -> float | None:

@@ -116,7 +116,8 @@ def compare(plan: Plan, records: Sequence[PhaseRecord]) -> Comparison:
             continue
         left.remove(alike[0])
         pairs.append((alike[0], record))
-    missing += [f"{phase.when} of the plan: not in the run" for phase in left]
+    not_measured = "of the plan: not measured; the run may have ended before or within this phase"
+    missing += [f"{phase.when} {not_measured}" for phase in left]
     times = _relative_times(pairs)
     lines = []
     for (phase, record), (planned, measured) in zip(pairs, times, strict=True):

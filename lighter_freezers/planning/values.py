@@ -159,7 +159,8 @@ def _timeline_of(plan: Plan) -> Timeline:
     for phase in plan.phases:
         assert phase.step is not None
         timeline.record(phase.step, phase.states)
-        timeline.ranks.record(phase.step, phase.ranks)
+        is_change = bool(phase.ranks) and phase is not plan.phases[0]
+        timeline.ranks.record(phase.step, phase.ranks, is_change=is_change)
     return timeline
 
 
@@ -179,7 +180,7 @@ def _plan_text(plan: Plan) -> str:
 
 def rates_and_totals(plan: Plan) -> str:
     """The learning rates of each phase, and what the whole run costs, under their titles."""
-    rates = _titled("Learning rates, before the LR scheduler changes them", _rate_lines(plan))
+    rates = _titled("Learning rates where they change, before the LR scheduler's part", _rate_lines(plan))
     return "\n\n".join([rates, _titled("Totals", total_lines(plan))])
 
 
@@ -220,10 +221,13 @@ def _cache_lines(plan: Plan) -> list[str]:
 
 
 def _rate_lines(plan: Plan) -> list[str]:
-    lines = []
+    lines, before = [], ""
     for phase in [*plan.phases, *plan.undated]:
         rates = [f"{name} {rate:.3g}" for name, rate in phase.learning_rates.items()]
-        lines.append(f"{phase.when}: {', '.join(rates) or 'no group trains'}")
+        now = ", ".join(rates) or "no group trains"
+        if now != before:
+            lines.append(f"{phase.when}: {now}")
+        before = now
     return lines
 
 

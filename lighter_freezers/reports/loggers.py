@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "in_order",
     "tensorboard_folders",
     "tensorboards",
     "write_image",
@@ -47,6 +48,18 @@ def tensorboard_folders(loggers: Loggers) -> list[str]:
 def tensorboards(loggers: Loggers) -> "list[_TensorBoardLike]":
     """Those that write for TensorBoard."""
     return [logger for logger in loggers if _is_tensorboard(logger)]
+
+
+def in_order(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The same numbers, so that cards in the order of their names begin with what matters.
+
+    `epoch`, which Lightning adds to all it logs, gets a name that sorts late; the -1 that it logs as
+    `hp_metric`, where there is no such metric, is left out.
+    """
+    named = {"trainer/epoch" if key == "epoch" else key: value for key, value in metrics.items()}
+    if named.get("hp_metric") == -1:
+        del named["hp_metric"]
+    return named
 
 
 def write_metrics(loggers: Loggers, metrics: Mapping[str, float], step: int) -> None:

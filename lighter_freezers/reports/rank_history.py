@@ -30,14 +30,20 @@ class RankHistory:
         """The optimizer steps at which a rank changed, in ascending order."""
         return [step for step, _ in self._events]
 
-    def record(self, optimizer_step: int, ranks: Mapping[str, int]) -> None:
-        """Record the ranks that components have from a step on; records of later steps are dropped."""
+    def record(self, optimizer_step: int, ranks: Mapping[str, int], *, is_change: bool = False) -> None:
+        """Record the ranks that components have from a step on; records of later steps are dropped.
+
+        Args:
+            optimizer_step: The first step with them.
+            ranks: The largest of each component.
+            is_change: Whether some rank has changed, if only one that is not the largest.
+        """
         noted = [changes for step, changes in self._events if step == optimizer_step]
         ranks = {name: rank for changes in (*noted, ranks) for name, rank in changes.items()}
         self._events = [event for event in self._events if event[0] < optimizer_step]
         latest = {name: rank for _, changes in self._events for name, rank in changes.items()}
         changes = {name: rank for name, rank in ranks.items() if latest.get(name) != rank}
-        if changes:
+        if changes or is_change:
             self._events.append((optimizer_step, changes))
 
     def marks(self, members: Iterable[str]) -> list[tuple[int, str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.optim import lr_scheduler as lrs
 
 from lighter_freezers import (
@@ -125,6 +126,24 @@ def test_optimizer_and_scheduler_notice_nothing() -> None:
 
     assert rates[99] == rates[2]
     assert all(is_same for _, is_same in rates[2])
+
+
+def test_an_optimizer_of_what_trains_gets_the_factors_that_a_freezer_held(caplog: Any) -> None:
+    """Each once, though Freezer and schedule both ask for it, and under the name it has in the model."""
+
+    def of_what_trains(parameters: Any) -> torch.optim.Optimizer:
+        return adamw([each for each in parameters if each.requires_grad])
+
+    caplog.set_level(logging.INFO)
+    module = regression(LONE, network=mixed, optimizer=of_what_trains)
+    freezer = Freezer(patterns="re:lora_", until_step=2)
+    _, module, run = fit([{"step": 4, "rank_pattern": {"wte": 6}}], LONE, freezer, module=module)
+    given = [id(each) for group in run.optimizers[0].param_groups for each in group["params"]]
+    factors = [each for name, each in module.named_parameters() if "lora_" in name]
+    assert sorted(given) == sorted({*given})
+    assert {*given} >= {id(each) for each in factors}
+    assert ranks(module)["wte"] == 6
+    assert "parameters) that will thaw" in caplog.text
 
 
 def test_a_frozen_adapter_stays_frozen_over_a_change() -> None:

@@ -11,7 +11,8 @@ import torch
 import yaml
 
 import lighter_freezers.engine
-from lighter_freezers import plan
+from lighter_freezers import Freezer, plan
+from lighter_freezers.engine import Action, ActionResult, EngineCallback
 from tests.callbacks.block_net import BlockNet
 from tests.distributed.run_ranks import run_ranks
 from tests.engine.drawn_blocks import DrawnBlocks
@@ -111,6 +112,37 @@ def test_a_plan_says_may_of_what_depends_on_data(monkeypatch: pytest.MonkeyPatch
         assert note.startswith("for example DrawnBlocks trains blocks")
         assert all(change.startswith(("may freeze ", "may thaw ")) for change in changes)
     assert any("DrawnBlocks decides by what it measures" in warning for warning in planned.warnings)
+
+
+def test_a_plan_does_not_say_may_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the same step a rule and an action that no data decides are certain."""
+
+    class Says(Action):
+        title = kind = "Says"
+        is_done = False
+
+        def next_step(self, moment: Any) -> int | None:
+            return None if self.is_done else 3
+
+        def is_due(self, moment: Any) -> bool:
+            return not self.is_done and moment.optimizer_step >= 3
+
+        def apply(self, context: Any) -> ActionResult:
+            self.is_done = True
+            return ActionResult(notes=("Says so",))
+
+    class Saying(EngineCallback):
+        def actions(self) -> list[Action]:
+            return [Says()]
+
+    monkeypatch.setattr("tests.engine.drawn_blocks._Draw.depends_on_data", True)
+    freezer = Freezer(name_starts_with="network.head.", until_step=3)
+    runner = trainer(LONE, callbacks=[DrawnBlocks(1, 3, seed=5), Saying(), freezer], max_epochs=1)
+    planned = plan(runner, regression(LONE, BlockNet, adamw), train_dataloaders=batches(), num_timed=0)
+    example, *changes = planned.phases[1].changes
+    assert example.startswith("for example DrawnBlocks trains blocks")
+    assert [change for change in changes if "may" not in change] == ["Says so", "thaws head"]
+    assert any(change.startswith("may thaw ") for change in changes)
 
 
 def test_it_runs_from_yaml(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_the_share_of_the_backward_work(
 def test_the_lines_name_what_is_in_the_folder(tmp_path: Path) -> None:
     """The commands that work there, the picture, and the first of many changes."""
     changes = [(step, f"change {step}") for step in range(12)]
-    lines = "\n".join(closing_lines(tmp_path, "2 -> 1", changes, [], 100))
+    lines = "\n".join(closing_lines(tmp_path, [("loss", "2 -> 1")], changes, [], 100))
 
     assert "change 7\n" in lines
     assert "and 4 more changes, the last at step 11" in lines
@@ -42,9 +42,12 @@ def test_the_lines_name_what_is_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(json.dumps(report))
     (tmp_path / "gradients.group_norms.csv").touch()
     (tmp_path / "freeze_timeline.png").touch()
-    lines = "\n".join(closing_lines(tmp_path, "2 -> 1", changes[:1], [], 100))
+    lines = "\n".join(closing_lines(tmp_path, [("loss", "2 -> 1")], changes[:1], [], 100))
 
-    assert "saved    25% of the backward work of training everything" in lines
+    assert "saved    25% of the backward work of full training" in lines
     assert f"picture  {tmp_path / 'freeze_timeline.png'}" in lines
     shown = [line.split()[-2] for line in lines.splitlines() if "lighter-freezers" in line]
     assert shown == ["report", "plots", "compare"]
+    shown = lines.replace(str(tmp_path), "outputs/run/version_0").splitlines()
+    assert len(max(shown, key=len)) <= 57
+    assert closing_lines(tmp_path / "empty", [], [], [], 0)[0] == "  next"

@@ -15,6 +15,7 @@ from lighter_freezers import (
     PhaseRecorder,
     plan,
 )
+from lighter_freezers.planning.comparison import compare
 from lighter_freezers.planning.phase_meter import PhaseRecord
 from lighter_freezers.planning.values import Plan, PlannedPhase, total_lines
 from tests.lab import NAMESPACES, NormNet, adamw, batches, regression, sgd, trainer
@@ -176,14 +177,24 @@ def test_progress_names_each_phase() -> None:
 
 
 def test_rates_are_those_of_each_phase() -> None:
-    """By the layers of each optimizer group, with the factor of a rule."""
-    seen = planned([Freezer(name_starts_with="layer1.", until_step=2, unfreeze_lr_factor=0.5)])
+    """By the layers of each optimizer group, with the factor of a rule; said once while they stay."""
+    half = Freezer(name_starts_with="layer1.", until_step=2, unfreeze_lr_factor=0.5)
+    seen = planned([half, Freezer(name_starts_with="layer10.", until_step=3)])
 
     assert [dict(phase.learning_rates) for phase in seen.phases] == [
         {"layer2 to head": 0.01},
-        {"layer2 to head": 0.01, "layer1": 0.005},
+        *[{"layer2 to head": 0.01, "layer1": 0.005}] * 2,
     ]
-    assert "step 2: layer2 to head 0.01, layer1 0.005" in str(seen)
+    assert "step 2: layer2 to head 0.01, layer1 0.005\n\nTotals" in str(seen)
+
+
+def test_a_phase_that_a_run_has_not_recorded_is_named() -> None:
+    """A run that was killed has phases which it reached, and wrote no record of."""
+    seen = planned([Freezer(name_starts_with="layer1.", until_step=2)])
+    assert compare(seen, []).missing == tuple(
+        f"step {step} of the plan: not measured; the run may have ended before or within this phase"
+        for step in (0, 2)
+    )
 
 
 def test_several_optimizer_steps_in_a_batch_are_counted() -> None:

@@ -22,6 +22,15 @@ def test_marks_say_what_a_row_has_from_when_on() -> None:
     assert history().steps == [0, 3, 5]
 
 
+def test_a_change_below_the_largest_rank_has_its_step() -> None:
+    """A component of two layers: the change is marked, and its largest rank stays."""
+    ranks = history()
+    ranks.record(6, {"attn.0": 8}, is_change=True)
+    ranks.record(7, {"attn.0": 8})  # as after a resume
+    assert ranks.steps == [0, 3, 5, 6]
+    assert ranks.marks(["attn.0"]) == [(0, "r 4"), (3, "r 8")]
+
+
 def test_a_resumed_run_forgets_what_came_later() -> None:
     """And two changes at one step are one."""
     ranks = history()

@@ -16,6 +16,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import lighter_freezers
 from benchmarks.screenshots import browser, tensorboard, visit
 from lighter_freezers import Freezer, FreezeStateLogger, LoraRankScheduler
 from tests import lab
@@ -155,14 +156,7 @@ def test_a_rate_that_comes_back_leaves_a_gap(tmp_path: Path) -> None:
 
 def test_a_rate_that_moves_is_sampled_after_epochs_and_drawn_at_a_thaw(tmp_path: Path) -> None:
     """Eleven points follow a scheduled rate step by step from each sample on, and it is drawn right."""
-    module = lab.regression(PL, BlockNet, optimizer=lab.sgd)
-    module.configure_optimizers = lambda: {
-        "optimizer": (sgd := lab.sgd(module.parameters())),
-        "lr_scheduler": {
-            "scheduler": torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 1 - step / 50),
-            "interval": "step",
-        },
-    }
+    module = _of_rate(lambda step: 1 - step / 50)
     fit(tmp_path, Freezer(name_starts_with=["network.h."], until_step=14), FreezeStateLogger(), module=module)
     (points,) = (points for key, points in read(tmp_path).items() if "trainable_rate" in key)
     assert dict(points) == pytest.approx({step: 0.05 * (1 - step / 50) for step, _ in points})
@@ -171,20 +165,53 @@ def test_a_rate_that_moves_is_sampled_after_epochs_and_drawn_at_a_thaw(tmp_path:
         assert value == pytest.approx(0.05 * (1 - step / 50), abs=0.05 * 0.05)
 
 
-def test_a_rate_that_moves_is_logged_as_often_as_the_trainer_logs(tmp_path: Path) -> None:
-    """Within an epoch of forty steps: every fifth, and none any more once the rate stays."""
+@pytest.mark.parametrize(("num_steps", "log_every_n_steps"), [(40, 50), (700, 0)])
+def test_a_rate_that_moves_is_drawn_right_all_along(
+    num_steps: int, log_every_n_steps: int, tmp_path: Path
+) -> None:
+    """Within an epoch about 300 points, however seldom the Trainer logs, and none once the rate stays."""
+    rate = lambda step: 0.05 * max(0.5, 1 - step / num_steps)  # noqa: E731
+    fit(
+        tmp_path,
+        FreezeStateLogger(),
+        module=_of_rate(lambda step: rate(step) / 0.05),
+        data=lab.batches(8 * num_steps),
+        num_steps=num_steps,
+        log_every_n_steps=log_every_n_steps,
+    )
+    points = read(tmp_path)["freeze/trainable_rate/all layers"]
+    assert dict(points) == pytest.approx({step: rate(step) for step, _ in points})
+    stride = max(1, num_steps // 300)
+    half = num_steps // 2
+    moving = [*range(11), *range(-(-11 // stride) * stride, half + 1, stride)]
+    assert [step for step, _ in points] == [*moving, num_steps]
+    assert_right(points, rate, [], num_steps)
+
+
+def test_a_rate_of_a_run_without_an_end_is_logged_as_often_as_the_trainer_logs(tmp_path: Path) -> None:
+    """A stream that a callback stops: every fifth step."""
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step == 33
+
+    module, data = _of_rate(lambda step: 1 - step / 50), lab.batches(320)
+    fit(tmp_path, FreezeStateLogger(), Stop(), module=module, data=data, num_steps=-1, log_every_n_steps=5)
+    points = read(tmp_path)["freeze/trainable_rate/all layers"]
+    assert [step for step, _ in points] == [*range(11), 15, 20, 25, 30, 33]
+
+
+def _of_rate(factor: Callable[[int], float]) -> Any:
+    """A module with this schedule, by steps."""
     module = lab.regression(PL, BlockNet, optimizer=lab.sgd)
     module.configure_optimizers = lambda: {
         "optimizer": (sgd := lab.sgd(module.parameters())),
         "lr_scheduler": {
-            "scheduler": torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: max(0.5, 1 - step / 50)),
+            "scheduler": torch.optim.lr_scheduler.LambdaLR(sgd, factor),
             "interval": "step",
         },
     }
-    fit(tmp_path, FreezeStateLogger(), module=module, data=lab.batches(320), log_every_n_steps=5)
-    points = read(tmp_path)["freeze/trainable_rate/all layers"]
-    assert [step for step, _ in points] == [*range(11), 15, 20, 25, 40]
-    assert dict(points) == pytest.approx({step: 0.05 * max(0.5, 1 - step / 50) for step, _ in points})
+    return module
 
 
 def test_a_warm_up_is_drawn_step_by_step(tmp_path: Path) -> None:
@@ -252,17 +279,19 @@ def test_the_first_page_in_a_browser_shows_the_state_as_it_is(tmp_path: Path) ->
     program = browser()
     if program is None:
         pytest.skip("no browser: install chromium")
-    fit(tmp_path / "run", Freezer(name_starts_with=["network.h."], until_step=25), FreezeStateLogger())
+    logger = lighter_freezers.TensorBoardLogger(tmp_path, name="", version="run")
+    freezer = Freezer(name_starts_with=["network.h."], until_step=25)
+    fit(tmp_path, freezer, FreezeStateLogger(), logger=logger, log_every_n_steps=1)
     names: list[str] = []
     with tensorboard(tmp_path) as address:
         for _ in range(3):  # on a busy machine the browser may print a page that is still loading
             page = visit(program, f"{address}/#timeseries", "--dump-dom", height=4000)
             cards = [CELLS.findall(card) for card in page.split("<card-view")[1:]]
-            names = ["".join(cells[:2]) for cells in cards if cells and "freeze" in cells[0]]
+            names = ["".join(cells[:2]) for cells in cards if cells]
             if sum("Smoothed" in cells for cells in cards) >= 3:
                 break
     first = ["frozen_share", "timeline", "trainable_parameters", "trainable_rate/all layers"]
-    assert names == [f"freeze/{name}" for name in first]
+    assert names[: len(first)] == [f"freeze/{name}" for name in first]
     drawn = [
         cells[cells.index("run") + 1 :][:2] for cells in cards if "Smoothed" in cells and "freeze" in cells[0]
     ]

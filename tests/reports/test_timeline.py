@@ -150,3 +150,11 @@ def test_any_length_of_run_can_be_drawn(last_step):
     image = draw_timeline(timeline, last_step)
     assert isinstance(image, Image.Image)
     assert np.asarray(image)[:, -3:].min() == 255  # nothing is cut off at the right
+
+
+@pytest.mark.parametrize("is_card", [True, False])
+def test_a_card_has_no_edge_that_every_second_pixel_would_miss(timeline, is_card):
+    """TensorBoard shows every second pixel: no neighbours are ink and paper, as in a full picture."""
+    grey = np.asarray(draw_timeline(timeline, 30, is_card=is_card).convert("L"), dtype=int)
+    steepest = max(np.abs(np.diff(grey, axis=axis)).max() for axis in (0, 1))
+    assert (steepest < 150) == is_card
