@@ -50,6 +50,11 @@ class Fit:
         self.saved_loss: float | None = None  # the loss of the step before this fit goes on
         self._window = 1  # batches in an accumulation window, when the last loss was computed
 
+    @property
+    def followed_by(self) -> str:
+        """The kind of callbacks that the engine runs before."""
+        return "Callback" if any(action.ends_first for action in self.actions) else "LearningRateMonitor"
+
     def check_strategy(self, trainer: TrainerLike) -> None:
         """Refuse a strategy that cannot do what the rules and actions of this fit ask for."""
         refuse_unsupported_strategy(
