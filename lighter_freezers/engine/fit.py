@@ -98,7 +98,8 @@ class Fit:
         for action in self.actions:
             action.resolve(self.shares)
         if self._clock is not None:
-            self._clock.optimizers.measure(partial(self._clock.end_of, shares=self.shares))
+            end_of = partial(self._clock.end_of, shares=self.shares)
+            self._clock.optimizers.measure(end_of, is_global_zero=context.trainer.is_global_zero)
         self._set_stage(self._clock.number if self._clock else 0)
         self._follow_stage(context)
         for active in self.active_rules:
