@@ -24,7 +24,7 @@ from benchmarks.fits import quiet
 from benchmarks.measure import Report, cpu_seconds, interleave, main
 from lighter_freezers import GradualUnfreezing
 
-__all__ = ["drift", "measure"]
+__all__ = ["drift", "measure", "parser", "run"]
 
 NUM_STAGES, EPOCHS_EACH = 3, 2
 OURS, FTS, BARE = "GradualUnfreezing", "FinetuningScheduler", "no callback"
@@ -137,10 +137,10 @@ def measure(width: int, num_layers: int, num_rows: int, num_rounds: int) -> Repo
     )
     names = [BARE, OURS, *([FTS] if peers.fts() else [])]
     if FTS not in names:
-        report.skip(FTS, "finetuning-scheduler is not installed")
+        report.skip(FTS, "not installed")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     sizes = (width, num_layers, num_rows)
-    for name in names[1:]:  # first, because a process that has trained cannot be forked
+    for name in names[1:]:
         target = 0.0 if name == OURS else None
         report.add(f"{name}: drift of two ranks", drift(name, *sizes), "", target)
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -188,13 +188,13 @@ def _figures(begin: float, seen: list[float]) -> dict[str, float]:
 
 
 def drift(name: str, width: int, num_layers: int, num_rows: int) -> float:
-    """The largest difference between the weights of two ranks of gloo; before this process has trained."""
+    """The largest difference between the weights of two ranks of gloo."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         arguments = (port, folder, name, width, num_layers, num_rows)
-        mp.start_processes(_rank, arguments, nprocs=2, start_method="fork")
+        mp.start_processes(_rank, arguments, nprocs=2, start_method="spawn")
         one, other = (torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     return max(float((one[key] - other[key]).abs().max()) for key in one)
 
@@ -209,10 +209,20 @@ def _rank(rank: int, port: int, folder: str, name: str, *sizes: int) -> None:
     torch.save(module.state_dict(), Path(folder) / f"{rank}.pt")
 
 
+def run(options: argparse.Namespace) -> Report:
+    """Measure."""
+    return measure(options.width, options.layers, options.rows, options.rounds)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of this benchmark."""
+    options = argparse.ArgumentParser(prog="benchmarks.stages", description=__doc__)
+    options.add_argument("--width", type=int, default=128, help="of the hidden states")
+    options.add_argument("--layers", type=int, default=4, help="blocks")
+    options.add_argument("--rows", type=int, default=64, help="of data, 8 in a batch")
+    options.add_argument("--rounds", type=int, default=5, help="runs of each variant")
+    return options
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="benchmarks.stages", description=__doc__)
-    parser.add_argument("--width", type=int, default=128, help="of the hidden states")
-    parser.add_argument("--layers", type=int, default=4, help="blocks")
-    parser.add_argument("--rows", type=int, default=64, help="of data, 8 in a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each variant")
-    main(lambda given: measure(given.width, given.layers, given.rows, given.rounds), parser)
+    main(run, parser())

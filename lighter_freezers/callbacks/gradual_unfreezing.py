@@ -91,7 +91,7 @@ class GradualUnfreezing(EngineCallback):
             the metric of EarlyStopping, or
             `{monitor: val/loss, mode: min, optimizer_state: keep, at_end: false}`. With `optimizer_state:
             restore` the optimizers' state goes back too; with `at_end: true` the module has the best weights
-            of all stages when the run has ended.
+            of all stages when the run has ended, and `stages/best.ckpt` has them.
         optimizer: The optimizer to which missing parameters are added if a run has several and the layer's
             neighbours do not decide: its index, its class, or a module that only it trains.
         optimizer_state: The optimizer state of layers that have not thawed yet: `keep` it,

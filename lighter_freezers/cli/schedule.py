@@ -6,10 +6,12 @@ from pathlib import Path
 import yaml
 
 from lighter_freezers import arguments as checks
+from lighter_freezers._log import log
 from lighter_freezers.cli.callback_comments import comments_on, first_step
 from lighter_freezers.cli.config_text import Commented, add_callbacks, indented
 from lighter_freezers.cli.source_config import Source, read_source
-from lighter_freezers.cli.stage_file import gradual_arguments, stage_file
+from lighter_freezers.cli.stage_file import gradual_arguments, stage_entries, stage_file
+from lighter_freezers.cli.stage_merge import merged_stages
 from lighter_freezers.cli.strategies import STRATEGIES, Options, strategy_callbacks
 from lighter_freezers.reports.whole_files import write_whole
 from lighter_freezers.selection.anatomy import anatomy_of
@@ -66,7 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where to write; - for the terminal; default: CONFIG_STRATEGY.yaml in this folder",
     )
-    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    present = parser.add_mutually_exclusive_group()
+    present.add_argument("--force", action="store_true", help="overwrite FILE")
+    present.add_argument(
+        "--merge",
+        action="store_true",
+        help="keep what FILE says of stages that thaw the same, with your comments",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--epochs", type=int, metavar="N", help="length of the run; default: that of the config"
@@ -96,16 +104,19 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"--{option.replace('_', '-')} is for {', '.join(strategies)}, not for {arguments.strategy}."
             )
+    if arguments.merge and arguments.strategy != "stages":
+        raise ValueError(f"--merge is for stages, not for {arguments.strategy}.")
     output = arguments.output or f"{arguments.config.stem}_{arguments.strategy}.yaml"
-    if output != "-" and Path(output).exists() and not arguments.force:
-        raise ValueError(f"{output} exists. Give another --output, or --force to overwrite it.")
+    if output != "-" and Path(output).exists() and not (arguments.force or arguments.merge):
+        merging = ", or --merge to keep your stages and comments" if arguments.strategy == "stages" else ""
+        raise ValueError(f"{output} exists. Give another --output, or --force to overwrite it{merging}.")
     source = read_source(arguments.config)
     text = _written(arguments, output, source)
     if output == "-":
         print(text, end="")
         return 0
     write_whole(output, text)
-    seen = "its first lines say how to use it" if arguments.strategy == "stages" else ""
+    seen = "Its first lines say how to use it" if arguments.strategy == "stages" else ""
     print(f"Wrote {output}. {seen or f'See what it does: lighter-freezers plan {output}'}")
     return 0
 
@@ -145,6 +156,17 @@ def _stages(arguments: argparse.Namespace, output: str, source: Source) -> str:
     if present is None:
         (callback,) = strategy_callbacks("stages", source.model, _options(arguments, source))
         present = {key: value for key, value in callback.items() if key != "_target_"}
+    if arguments.merge and Path(output).exists():
+        text, left_out = merged_stages(
+            Path(output).read_text(encoding="utf-8"), stage_entries(present, source.model)
+        )
+        for words in left_out:
+            log.warning(
+                "the stage that thaws %s is left out of %s: no stage now thaws the same",
+                words or "nothing",
+                output,
+            )
+        return text
     written = f"# Written by: {_command(arguments)}\n"
     return written + stage_file(present, source.model, "FILE" if output == "-" else output)
 

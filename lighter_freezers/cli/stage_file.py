@@ -14,17 +14,26 @@ from lighter_freezers.layers.thaw_plan import ExplicitStage
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["gradual_arguments", "stage_file"]
+__all__ = ["gradual_arguments", "stage_entries", "stage_file"]
 
 
 def gradual_arguments(text: str) -> Entry | None:
-    """The arguments of the GradualUnfreezing that a config has; None where it has none, or stages."""
+    """The arguments of the GradualUnfreezing that a config has; None where it has none, or a file of stages.
+
+    Raises:
+        ValueError: It has the stages themselves.
+    """
     trainer = (yaml.safe_load(text) or {}).get("trainer")
     callbacks = trainer.get("callbacks") if isinstance(trainer, Mapping) else None
     for callback in callbacks if isinstance(callbacks, list) else []:
         if isinstance(callback, Mapping) and str(callback.get("_target_")).endswith(".GradualUnfreezing"):
             found = {str(key): value for key, value in callback.items() if key != "_target_"}
-            return None if {"stages", "schedule"} & found.keys() else found
+            if "stages" in found:
+                raise ValueError(
+                    "The config has its stages written out already: edit them there, or move them to a file "
+                    "for schedule:, where they are a list below stages:."
+                )
+            return None if "schedule" in found else found
     return None
 
 
@@ -39,12 +48,21 @@ def stage_file(arguments: Entry, model: nn.Module, path: str) -> str:
     Raises:
         ValueError: There is one stage only.
     """
+    entries = stage_entries(arguments, model)
+    head = f"# Use it in the callbacks of a config:\n#   - _target_: {GRADUAL}\n#     schedule: {path}\n\n"
+    return f"{head}stages:\n{as_list(entries, 2)}"
+
+
+def stage_entries(arguments: Entry, model: nn.Module) -> list[Commented]:
+    """The same as entries of its list.
+
+    Raises:
+        ValueError: There is one stage only.
+    """
     explicit = GradualUnfreezing(**arguments).explicit_stages(model)
     if len(explicit) < 2:
         raise ValueError("Nothing would thaw later, so there is one stage only. Choose another strategy.")
-    entries = [_entry(stage, model) for stage in explicit]
-    head = f"# Use it in the callbacks of a config:\n#   - _target_: {GRADUAL}\n#     schedule: {path}\n\n"
-    return f"{head}stages:\n{as_list(entries, 2)}"
+    return [_entry(stage, model) for stage in explicit]
 
 
 def _entry(stage: ExplicitStage, model: nn.Module) -> Commented:
@@ -54,10 +72,10 @@ def _entry(stage: ExplicitStage, model: nn.Module) -> Commented:
     if names:
         value["thaw"] = _words(model, names)
     if stage.factors and len(stage.layers) == 1:
-        value["unfreeze_lr_factor"] = _rounded(stage.factors[0])
+        value["unfreeze_lr_factor"] = stage.factors[0]
     elif stage.factors:
         value["unfreeze_lr_factor"] = {
-            word: _rounded(factor)
+            word: factor
             for layer, factor in zip(stage.layers, stage.factors, strict=True)
             for word in _words(model, layer.names)
         }
@@ -69,7 +87,3 @@ def _words(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Paths of modules and names that select these parameters and no others."""
     chosen = selection_of(model, names)
     return [*(path.rstrip(".") for path in chosen.get("name_starts_with", [])), *chosen.get("names", [])]
-
-
-def _rounded(factor: float) -> float:
-    return float(f"{factor:.4g}")

@@ -51,6 +51,7 @@ class Action:
         monitor_argument: What the user calls the argument that names the metrics, for errors.
         depends_on_data: Whether what it does follows from data or gradients, so that a plan says "may".
         wants_loss: Whether `StepContext.loss` has to be kept for it.
+        ends_first: Whether what it does at the end of the run comes before `on_train_end` of other callbacks.
         on_intrusion: The function its holds pass to `Hold.watch`; set by the engine before `setup`.
     """
 
@@ -62,6 +63,7 @@ class Action:
     monitor_argument: str = "monitor"
     depends_on_data: bool = False
     wants_loss: bool = False
+    ends_first: bool = False
 
     def __init__(self) -> None:
         self.on_intrusion: Callable[[], None] = lambda: None

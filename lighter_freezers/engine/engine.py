@@ -119,13 +119,13 @@ class Engine(Callback):
     def setup(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
         """Select the parameters of every rule, and hold what the first step holds."""
         self._is_fit, self._run = stage == "fit", (trainer, pl_module)
-        stand_before(trainer, self, "LearningRateMonitor")
         baselines.adopt(pl_module)
         if self._is_fit:
             self._state.begin(trainer, pl_module)
         self._builds_late = is_overridden(pl_module, "configure_model")
         self._built: dict[str, int] | None = None
         self._fit = Fit([each for ours in _engine_callbacks(trainer) for each in ours.actions()])
+        stand_before(trainer, self, self._fit.followed_by)
         for action in self.actions:
             action.on_intrusion = self._on_intrusion
         has_own_setup = is_overridden(pl_module, "setup")

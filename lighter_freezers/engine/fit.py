@@ -51,6 +51,11 @@ class Fit:
         self.saved_loss: float | None = None  # the loss of the step before this fit goes on
         self._window = 1  # batches in an accumulation window, when the last loss was computed
 
+    @property
+    def followed_by(self) -> str:
+        """The kind of callbacks that the engine runs before."""
+        return "Callback" if any(action.ends_first for action in self.actions) else "LearningRateMonitor"
+
     def check_strategy(self, trainer: TrainerLike) -> None:
         """Refuse a strategy that cannot do what the rules and actions of this fit ask for."""
         refuse_unsupported_strategy(
@@ -95,7 +100,8 @@ class Fit:
         for action in self.actions:
             action.resolve(self.shares)
         if self._clock is not None:
-            self._clock.optimizers.measure(partial(self._clock.end_of, shares=self.shares))
+            end_of = partial(self._clock.end_of, shares=self.shares)
+            self._clock.optimizers.measure(end_of, is_global_zero=context.trainer.is_global_zero)
         self._set_stage(self._clock.number if self._clock else 0)
         self._follow_stage(context)
         for active in self.active_rules:

@@ -1,7 +1,7 @@
 """Holds rows of an embedding: their gradients are zeroed, and their values put back after each step."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class RowHold(Action):
         self._selector, self._rows, self._schedule = selector, rows, schedule
         self._held: dict[Parameter, Tensor] = {}  # parameter -> numbers of the rows that are held
         self._values: dict[Parameter, Tensor] = {}  # of these rows, while they are held
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: dict[Optimizer, RemovableHandle] = {}
 
     @property
     def wants_gradients(self) -> bool:
@@ -90,7 +90,7 @@ class RowHold(Action):
     def resume(self, context: StepContext) -> None:
         """Hold from here on, with the values that the rows have now: they have not moved before."""
         if self._schedule.is_active(context.moment):
-            self._take(context.optimizers)
+            self._take()
 
     def next_step(self, moment: Moment) -> int | None:
         """The step at which the schedule may change."""
@@ -110,12 +110,14 @@ class RowHold(Action):
         if self._values:
             self.leave()
             return ActionResult(notes=(f"{self.title} releases {number} rows",))
-        self._take(context.optimizers)
+        self._take()
         return ActionResult(notes=(f"{self.title} holds {number} rows",))
 
     @torch.no_grad()
     def before_optimizer_step(self, context: StepContext, optimizer: Optimizer) -> None:
         """Zero the gradients of the rows that are held, before they are clipped."""
+        if self._values and optimizer not in self._hooks:  # one that a stage brought since they are held
+            self._hooks[optimizer] = optimizer.register_step_post_hook(self._put_back)
         for parameter in self._values:
             if parameter.grad is not None:
                 parameter.grad.index_fill_(0, self._on_device(parameter), 0.0)
@@ -123,14 +125,13 @@ class RowHold(Action):
     def leave(self) -> None:
         """Stop holding."""
         super().leave()
-        for hook in self._hooks:
+        for hook in self._hooks.values():
             hook.remove()
-        self._values, self._hooks = {}, []
+        self._values, self._hooks = {}, {}
 
     @torch.no_grad()
-    def _take(self, optimizers: Iterable[Optimizer]) -> None:
+    def _take(self) -> None:
         self._values = {each: each[self._on_device(each)].clone() for each in self._held}
-        self._hooks = [optimizer.register_step_post_hook(self._put_back) for optimizer in optimizers]
 
     @torch.no_grad()
     def _put_back(self, *_: object) -> None:

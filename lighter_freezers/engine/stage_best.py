@@ -130,12 +130,18 @@ class BestOfStage:
         return f"the best weights of stage {stage + 1} are back ({metric}, {kept.file})"
 
     def restore_best_of_all(self) -> str | None:
-        """The same at the end of the run, with the best of all stages."""
+        """The same at the end of the run, with the best of all stages; and write them as a checkpoint."""
         sign = 1.0 if self.request.mode == "min" else -1.0
         stage = min(self._kept, key=lambda each: sign * self._kept[each].score, default=None)
         if stage is None or self._run is None:
             return None
-        return self.restore(StepContext(*self._run, moment(self._run[0])), stage)
+        trainer, model = self._run
+        note, file = (
+            self.restore(StepContext(trainer, model, moment(trainer)), stage),
+            self._folder / "best.ckpt",
+        )
+        trainer.save_checkpoint(str(file), weights_only=True)
+        return f"{note}, and in {file}"
 
     def state(self) -> dict[str, object]:
         """Which file is the best of each stage."""

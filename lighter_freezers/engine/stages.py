@@ -78,6 +78,7 @@ class StageClock(Action):
         self._is_out_of_patience = False
         self._watch: PatienceWatch | None = None
         self._kept = None if restores is None else BestOfStage(restores)
+        self.ends_first = restores is not None and restores.at_end  # before others export
         self._entered: list[str] = []  # notes on the stages that began at this moment
         self._left = 0  # the stage that these began after
         self.number = 0
@@ -180,7 +181,7 @@ class StageClock(Action):
 
     def end(self, trainer: TrainerLike) -> None:
         """At the end of the run, put the best weights of all stages into the module if that was asked for."""
-        if self._kept is not None and self._kept.request.at_end:
+        if self._kept is not None and self.ends_first:
             note = self._kept.restore_best_of_all()
             if note is not None and trainer.is_global_zero:
                 log.info("at the end of the run, %s", note)

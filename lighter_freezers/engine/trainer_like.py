@@ -226,6 +226,9 @@ class TrainerLike(Protocol):
     def loggers(self) -> Sequence[LoggerLike]:
         """Empty with `logger=False`."""
 
+    def save_checkpoint(self, filepath: str, weights_only: bool) -> None:
+        """Write a checkpoint; a collective call."""
+
     @property
     def log_dir(self) -> str | None:
         """Where the first logger writes, the same on all ranks; a collective call."""

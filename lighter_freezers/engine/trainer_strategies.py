@@ -22,6 +22,7 @@ __all__ = [
 _FOLLOW_FLAGS = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy", "FSDPStrategy")
 _FOLLOW_SHAPES = ("SingleDeviceStrategy", "DDPStrategy")  # and parameters that leave an optimizer group
 _KEEP_SHAPES = ("LBFGS", "ZeroRedundancyOptimizer", "Lookahead")
+_SHARD = ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
 _KEEP_GRADIENTS_FLAT = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
@@ -128,6 +129,8 @@ def has_whole_modules(strategy: object) -> bool:
 def refuse_sharded(strategy: object, needs: str, way_out: str = "") -> None:
     """Refuse a strategy under which no process has whole parameters.
 
+    One that is not known gets here where it says that it follows flag changes, or its user allowed it.
+
     Args:
         strategy: The Trainer's strategy.
         needs: What needs them, as the beginning of the error.
@@ -136,7 +139,7 @@ def refuse_sharded(strategy: object, needs: str, way_out: str = "") -> None:
     Raises:
         RuntimeError: It shards them.
     """
-    if not has_whole_modules(strategy):
+    if _is_one_of(strategy, _SHARD):
         raise RuntimeError(
             f"{needs}, and {type(strategy).__name__} shards them. Use one device or the strategy 'ddp'"
             f"{way_out}."

@@ -27,14 +27,14 @@ class AutoFreeze(LayerPolicy):
     | `AutoFreeze(100, percentile=20)` | the same, freezing later |
 
     Args:
-        every_n_steps: Optimizer steps in an interval; the authors' code takes a tenth of the run.
+        every_n_steps: Optimizer steps in an interval; the authors' code takes a tenth of the run, `10%`.
         percentile: From 0 (freezes little) to 100.
         options: `rest`, `optimizer_state` and `cut_gradient`, as for `LayerPolicy`.
     """
 
     statistic = "gradient_norm"
 
-    def __init__(self, every_n_steps: int = 100, percentile: float = 50.0, **options: Options) -> None:
+    def __init__(self, every_n_steps: int | str = 100, percentile: float = 50.0, **options: Options) -> None:
         super().__init__(every_n_steps, **options)
         self.percentile = 100 * arguments.fraction(
             "percentile / 100", arguments.number("percentile", percentile) / 100

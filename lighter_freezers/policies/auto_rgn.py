@@ -29,7 +29,7 @@ class AutoRgn(LayerPolicy):
 
     statistic = "relative_gradient_norm"
 
-    def __init__(self, every_n_steps: int = 100, **options: Options) -> None:
+    def __init__(self, every_n_steps: int | str = 100, **options: Options) -> None:
         super().__init__(every_n_steps, **options)
 
     def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:

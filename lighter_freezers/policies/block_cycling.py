@@ -34,7 +34,7 @@ class BlockCycling(LayerPolicy):
     @checked
     def __init__(
         self,
-        every_n_steps: int = 50,
+        every_n_steps: int | str = 50,
         order: Literal["random", "ascending", "descending"] | Sequence[str | int] = "random",
         **options: Options,
     ) -> None:

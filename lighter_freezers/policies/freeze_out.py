@@ -26,11 +26,11 @@ class FreezeOut(LayerPolicy):
 
     | call | what trains |
     |---|---|
-    | `FreezeOut(num_steps=10_000)` | all at first; embeddings end at 51 % of the run, the head with it |
+    | `FreezeOut(num_steps="100%")` | all at first; embeddings end at 51 % of the run, the head with it |
     | `FreezeOut(10_000, t0=0.5, how="linear", scales_rate=False)` | embeddings end at half of the run |
 
     Args:
-        num_steps: Optimizer steps of the run: the rates reach 0 there.
+        num_steps: Optimizer steps of the run, or `100%` of it: the rates reach 0 there.
         t0: Share of the run after which the first unit ends, before the power.
         how: `linear`, `squared` or `cubic`: the power 1, 2 or 3.
         scales_rate: Whether what ends early learns faster, so that all move as far.
@@ -40,16 +40,21 @@ class FreezeOut(LayerPolicy):
 
     def __init__(
         self,
-        num_steps: int,
+        num_steps: int | str,
         t0: float = 0.8,
         how: Literal["linear", "squared", "cubic"] = "cubic",
         *,
         scales_rate: bool = True,
-        every_n_steps: int = 10,
+        every_n_steps: int | str = 10,
         **options: Options,
     ) -> None:
         super().__init__(every_n_steps, **options)
-        self.num_steps = arguments.at_least("num_steps", num_steps, 1)
+        steps = self.steps_or_share("num_steps", num_steps)
+        if steps is None:
+            raise TypeError(
+                "num_steps must be a number of steps, or a share of the run such as 100%. Got None."
+            )
+        self.num_steps = steps
         self.t0 = arguments.fraction("t0", arguments.positive("t0", t0))
         self.power = _POWERS[arguments.choice("how", how, ("linear", "squared", "cubic"))]
         self.scales_rate = arguments.flag("scales_rate", scales_rate)

@@ -21,6 +21,7 @@ from lighter_freezers.engine import (
     Terms,
     parameters_of_blocks,
 )
+from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.policies.unit_statistic import Statistic, UnitStatistic
 from lighter_freezers.policies.untrained import warn_of_untrained
 from lighter_freezers.selection.name_summary import first_few
@@ -63,7 +64,8 @@ class LayerPolicy(EngineCallback):
     optimizer state, norm layers, the backward pass, DDP, checkpoints, log and plan.
 
     Args:
-        every_n_steps: Optimizer steps in a window, as the Trainer counts them; None for one window.
+        every_n_steps: Optimizer steps in a window, as the Trainer counts them, or a share of the run such as
+            `10%`; None for one window.
         seed: Seed of what is drawn.
         optimizer_state: What becomes of the optimizer state of what does not train: `reset` drops it when
             the unit stops, `free` also takes the parameters out of their groups meanwhile, `keep` keeps it.
@@ -88,7 +90,7 @@ class LayerPolicy(EngineCallback):
 
     def __init__(
         self,
-        every_n_steps: int | None,
+        every_n_steps: int | str | None,
         *,
         seed: int = 0,
         optimizer_state: Literal["keep", "reset", "free"] = "reset",
@@ -96,9 +98,8 @@ class LayerPolicy(EngineCallback):
         rest: Literal["train", "freeze"] | None = None,
     ) -> None:
         super().__init__()
-        if every_n_steps is not None:
-            arguments.at_least("every_n_steps", every_n_steps, 1)
-        self.every_n_steps = every_n_steps
+        self._bounds: dict[str, int | None] = {}
+        self.every_n_steps = self.steps_or_share("every_n_steps", every_n_steps)
         self.seed = arguments.count("seed", seed) or 0
         self.terms = Terms(
             optimizer_state=arguments.choice("optimizer_state", optimizer_state, ("keep", "reset", "free")),
@@ -106,6 +107,23 @@ class LayerPolicy(EngineCallback):
         )
         if rest is not None:
             self.rest = arguments.choice("rest", rest, ("train", "freeze"))
+
+    def steps_or_share(self, argument: str, value: int | str | None) -> int | None:
+        """Check a number of steps, or a share of the run, for the attribute of the same name.
+
+        A share is beyond the end of the run until training starts; then its steps take its place.
+        """
+        steps = arguments.bound(argument, value)
+        if steps is not None:
+            arguments.at_least(argument, steps, 1)
+        self._bounds[argument] = steps
+        return steps
+
+    def resolve(self, shares: RunShares) -> None:
+        """Put steps in place of shares of the run."""
+        for argument, steps in self._bounds.items():
+            if isinstance(steps, arguments.Share):
+                setattr(self, argument, shares.resolved(steps))
 
     def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
         """Title -> parameters of each unit, in forward order: the blocks, unless a policy defines others."""
@@ -182,6 +200,10 @@ class _PolicyAction(Action):
         rest = {id(parameter) for parameter in self._rest.parameters}
         return {name: each for name, each in super().trainable_later(model).items() if id(each) not in rest}
 
+    def resolve(self, shares: RunShares) -> None:
+        """Put steps in place of shares of the run."""
+        self._policy.resolve(shares)
+
     def resume(self, context: StepContext) -> None:
         """Hold what was held, or decide the first window."""
         frozen = self._rest.take() if self._policy.rest == "freeze" else []
@@ -192,7 +214,10 @@ class _PolicyAction(Action):
             if context.trainer.is_global_zero:
                 warn_of_untrained(context.model, frozen, self.title)
         self._window = replace(
-            self._window, units=tuple(self._units), training=self._window.training & self._units.keys()
+            self._window,
+            step=self._first_step(self._window.index),
+            units=tuple(self._units),
+            training=self._window.training & self._units.keys(),
         )
         self._follow()
 
@@ -244,7 +269,7 @@ class _PolicyAction(Action):
             return
         self._window = Window(
             saved["index"],
-            saved["index"] * (self._policy.every_n_steps or 0),
+            0,  # until it is known how many steps a window has
             tuple(self._units),
             frozenset(saved["training"]),
             measured=saved["measured"],
@@ -260,7 +285,7 @@ class _PolicyAction(Action):
         window = replace(
             self._window,
             index=index,
-            step=index * (self._policy.every_n_steps or 0),
+            step=self._first_step(index),
             random=context.random(self._policy.seed, index),
             measured=measured,
         )
@@ -271,6 +296,9 @@ class _PolicyAction(Action):
                 f"{first_few(list(self._units))}. Return titles of units that can train."
             )
         self._window = replace(window, training=chosen)
+
+    def _first_step(self, index: int) -> int:
+        return index * (self._policy.every_n_steps or 0)
 
     def _follow(self) -> None:
         assert self._window

@@ -28,7 +28,7 @@ class Lisa(LayerPolicy):
         ValueError: At the start of a run, the model has fewer blocks.
     """
 
-    def __init__(self, num_blocks: int = 2, every_n_steps: int = 20, **options: Options) -> None:
+    def __init__(self, num_blocks: int = 2, every_n_steps: int | str = 20, **options: Options) -> None:
         super().__init__(every_n_steps, **options)
         self.num_blocks = arguments.at_least("num_blocks", num_blocks, 1)
 

@@ -45,7 +45,7 @@ class Misa(LayerPolicy):
     def __init__(
         self,
         share: float = 0.03,
-        every_n_steps: int = 50,
+        every_n_steps: int | str = 50,
         *,
         smoothing: float = 0.8,
         sharpness: float = 1.0,

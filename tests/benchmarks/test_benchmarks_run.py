@@ -21,6 +21,7 @@ from benchmarks import (
     peers,
     prefix_cache,
     render,
+    stages,
     switch,
 )
 from benchmarks.measure import Report, Row, Samples, interleave
@@ -41,6 +42,7 @@ TINY: list[tuple[ModuleType, str, list[str]]] = [
     (host_reads, "B12", ["--steps", "30", "--average-over", "4", "--calls", "20", "--rounds", "2"]),
     (imports, "B13", ["--rounds", "1", "--light"]),
     (logging_cost, "B14", ["--params", "150", "--periods", "1", "--rounds", "2"]),
+    (stages, "B17", ["--width", "8", "--layers", "2", "--rows", "32", "--rounds", "1"]),
 ]
 
 

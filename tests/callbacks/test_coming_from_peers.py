@@ -13,6 +13,7 @@ from torch import nn
 
 from lighter_freezers import Freezer, GradualUnfreezing
 from tests.callbacks.block_net import BlockNet
+from tests.callbacks.test_unknown_strategies import own_strategy
 from tests.lab import WIDTH, batches, recorder, regression, trainer
 
 UNIFIED = "lightning.pytorch"  # the namespace that finetuning-scheduler takes by default
@@ -50,7 +51,7 @@ EXAMPLES: dict[str, tuple[dict[int, Any], dict[str, Any], list[dict[str, Any]]]]
             {"thaw": "blocks.1"},
         ],
     ),
-    "Specifying a Finetuning Schedule": (
+    "Specifying a Fine-Tuning Schedule": (
         ALTERED,
         {},
         [{"thaw": ["head", "norm"], **ENDS}, {"thaw": ["blocks.3", "blocks.2"], **ENDS}, REST],
@@ -138,7 +139,13 @@ EXAMPLES: dict[str, tuple[dict[int, Any], dict[str, Any], list[dict[str, Any]]]]
 }
 
 
-def trainable(callbacks: list[Any], folder: Path, network: Any = BlockNet) -> list[set[str]]:
+def trainable(
+    callbacks: list[Any],
+    folder: Path,
+    network: Any = BlockNet,
+    resume_from: Path | None = None,
+    **options: Any,
+) -> list[set[str]]:
     """The names of what trains in each epoch, at its first batch."""
 
     def read(_: Any, module: Any) -> set[str]:
@@ -158,31 +165,100 @@ def trainable(callbacks: list[Any], folder: Path, network: Any = BlockNet) -> li
         max_epochs=14,
         default_root_dir=folder,
         enable_checkpointing=True,
+        **options,
     )
-    run.fit(module, batches(), batches())
+    run.fit(module, batches(), batches(), ckpt_path=resume_from)
     return seen.seen[::4]
+
+
+def both(title: str, folder: Path, **saving: Any) -> tuple[list[Any], list[Any]]:
+    """The callbacks of an example, theirs and ours."""
+    from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+    schedule, options, stages = EXAMPLES[title]
+    path = folder / "schedule.yaml"
+    path.write_text(yaml.safe_dump(schedule))
+    theirs = [FinetuningScheduler(ft_schedule=str(path), restore_best=False, **options)]
+    saver = {"monitor": "val/loss", "save_top_k": 1, **saving}
+    theirs += [FTSCheckpoint(**saver, dirpath=str(folder / "theirs"))]
+    ours: list[Any] = [GradualUnfreezing(stages=stages)]
+    ours += [ModelCheckpoint(**saver, dirpath=str(folder / "ours"))]
+    if "epoch_transitions_only" not in options:
+        theirs += [FTSEarlyStopping(**PATIENCE)]
+        ours += [EarlyStopping(**PATIENCE)]
+    return theirs, ours
 
 
 @pytest.mark.parametrize("title", EXAMPLES)
 def test_both_thaw_the_same(title: str, tmp_path: Path) -> None:
     """For each example the trainable names per epoch, one list from each package."""
-    from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
-    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+    theirs, ours = both(title, tmp_path)
 
-    schedule, options, stages = EXAMPLES[title]
-    path = tmp_path / "schedule.yaml"
-    path.write_text(yaml.safe_dump(schedule))
-    theirs = [FinetuningScheduler(ft_schedule=str(path), restore_best=False, **options)]
-    saver = {"monitor": "val/loss", "save_top_k": 1, "dirpath": str(tmp_path)}
-    theirs += [FTSCheckpoint(**saver)]
-    ours: list[Any] = [GradualUnfreezing(stages=stages), ModelCheckpoint(**saver)]
-    if "epoch_transitions_only" not in options:
-        theirs += [FTSEarlyStopping(**PATIENCE)]
-        ours += [EarlyStopping(**PATIENCE)]
+    expected = trainable(theirs, tmp_path)
+    assert len(set(map(frozenset, expected))) == len(EXAMPLES[title][0]), expected
+    assert trainable(ours, tmp_path) == expected
+
+
+def test_both_thaw_the_same_as_they_generate(tmp_path: Path) -> None:
+    """The Default Fine-Tuning Schedule: a phase's names are what a stage thaws."""
+    from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    with pytest.raises(SystemExit):
+        trainable([FinetuningScheduler(gen_ft_sched_only=True)], tmp_path / "dumped")
+    (path,) = (tmp_path / "dumped").rglob("*_ft_schedule.yaml")
+    phases = yaml.safe_load(path.read_text()).values()
+    stages = [{"thaw": phase["params"], **ENDS} for phase in phases]
+    del stages[-1]["until_early_stopping"]
+    theirs = [
+        FinetuningScheduler(restore_best=False),
+        FTSCheckpoint(monitor="val/loss"),
+        FTSEarlyStopping(**PATIENCE),
+    ]
 
     expected = trainable(theirs, tmp_path / "theirs")
-    assert len(set(map(frozenset, expected))) == len(schedule), expected
+    assert len(set(map(frozenset, expected))) == len(phases) >= 5
+    ours = [GradualUnfreezing(stages=stages), EarlyStopping(**PATIENCE)]
     assert trainable(ours, tmp_path / "ours") == expected
+
+
+def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """From the first phase in both packages; from a later one theirs begins the phase before it again."""
+    saving = {"save_top_k": -1, "filename": "{epoch}"}
+    whole = [trainable(callbacks, tmp_path) for callbacks in both("Basic Usage", tmp_path, **saving)]
+    assert whole[0] == whole[1]
+    for epoch, is_alike in ((0, True), (1, True), (3, False), (5, False)):
+        file = f"epoch={epoch}.ckpt"
+        theirs, ours = both("Basic Usage", tmp_path, **saving)
+        assert trainable(ours, tmp_path, resume_from=tmp_path / "ours" / file) == whole[1][epoch + 1 :]
+        resumed = trainable(theirs, tmp_path, resume_from=tmp_path / "theirs" / file)
+        assert (resumed == whole[0][epoch + 1 :]) == is_alike
+
+
+def test_under_a_strategy_of_ones_own(tmp_path: Path) -> None:
+    """Theirs needs an adapter and `allow_untested`; here the strategy says that it follows, or the latter."""
+    schedule, options, stages = EXAMPLES[
+        "EarlyStopping and Epoch-Driven Phase Transition Criteria: epoch_transitions_only"
+    ]
+    from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
+
+    adapters = {"own": "finetuning_scheduler.strategy_adapters:StrategyAdapter"}
+    untested = {"custom_strategy_adapters": adapters, "allow_untested": True}
+    theirs = [
+        FinetuningScheduler(ft_schedule=schedule, restore_best=False, **options, **untested),
+        FTSCheckpoint(monitor="val/loss"),
+    ]
+    free = {"accelerator": "auto", "devices": "auto"}
+
+    def found(callbacks: list[Any], **attributes: Any) -> list[set[str]]:
+        strategy = own_strategy(UNIFIED, **attributes)
+        return trainable(callbacks, tmp_path, strategy=strategy, **free)
+
+    expected = found(theirs)
+    assert len(set(map(frozenset, expected))) == len(schedule)
+    assert found([GradualUnfreezing(stages=stages)], follows_flag_changes=True) == expected
+    assert found([GradualUnfreezing(stages=stages, allow_untested=True)]) == expected
 
 
 class Backbone(nn.Module):
@@ -269,15 +345,42 @@ def test_both_thaw_the_same_as_lightnings_callbacks(title: str, tmp_path: Path) 
     assert trainable([ours()], tmp_path / "ours", Backbone) == expected
 
 
-@pytest.mark.parametrize("page", ["finetuning_scheduler", "backbone_finetuning"])
+SUPERGLUE = "Example: Scheduled Fine-Tuning For SuperGLUE"
+THEIR_EXAMPLES = {  # those of their documents; a run here or in test_shipped_configs_of_peers.py, or a reason
+    "finetuning_scheduler": {
+        *EXAMPLES,
+        "The Default Fine-Tuning Schedule",
+        "Resuming Scheduled Fine-Tuning Training Sessions",
+        f"{SUPERGLUE}: nofts_baseline",
+        f"{SUPERGLUE}: fts_implicit",
+        f"{SUPERGLUE}: fts_explicit",
+        "Optimizer Reinitialization: explicit",
+        "Optimizer Reinitialization: implicit",
+        "Optimizer Reinitialization: use_current_optimizer_pg_lrs",
+        "LR Scheduler Reinitialization: explicit",
+        "LR Scheduler Reinitialization: implicit",
+        "FSDP Scheduled Fine-Tuning",
+        "Model-Parallel Scheduled Fine-Tuning: FSDP2 auto plan",
+        "Model-Parallel Scheduled Fine-Tuning: TP plan",
+        "Strategy Adapter Entry Points",
+    },
+    "backbone_finetuning": {*LIGHTNING_EXAMPLES},
+}
+NOT_COMPARED = {
+    "finetuning_scheduler": {"MemProfiler", "Fine-Tuning All The Way Down!"},
+    "backbone_finetuning": set(),
+}
+
+
+@pytest.mark.parametrize("page", THEIR_EXAMPLES)
 def test_each_example_has_its_row_or_its_reason(page: str) -> None:
-    """A title of the documents without a run here has its reason in the guide."""
+    """Each title of their documents is a row of the guide; one without a run has its reason there."""
     text = (Path(__file__).parents[2] / "docs" / "guides" / f"coming_from_{page}.md").read_text()
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ") and line.count("|") == 4]
-    titles = {row[1].strip(): row[3].strip() for row in rows[1:]}
-    run = {*EXAMPLES, *LIGHTNING_EXAMPLES}
+    results = {row[1].strip(): row[3].strip() for row in rows[1:]}
 
-    assert titles
-    for title, outcome in titles.items():
-        assert (outcome == "compared") == (title in run), title
-        assert outcome, title
+    assert results.keys() == THEIR_EXAMPLES[page] | NOT_COMPARED[page]
+    for title, result in results.items():
+        if title in NOT_COMPARED[page]:
+            assert len(result.removeprefix("not compared: ").split()) >= 5, title
+        assert result.startswith("compared") == (title in THEIR_EXAMPLES[page]), title

@@ -1,6 +1,7 @@
 """`rows:` of an embedding and of a head tied to it: only these rows move, exactly."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lighter_freezers import Freezer
+from lighter_freezers import Freezer, GradualUnfreezing
 from tests.callbacks.test_freezer_resume import same
 from tests.distributed.run_ranks import run_ranks
 from tests.lab import NAMESPACES, ResumableLoader, adamw, recorder, regression, sgd, trainer
@@ -55,8 +56,9 @@ def rows_by_step(optimizer: Any, namespace: str = LONE, **arguments: Any) -> lis
     seen = recorder(namespace, lambda _, m: m.network.wte.weight.detach().clone(), "on_train_batch_start")
     module = regression(namespace, Tied, optimizer)
     callback = Freezer(names="wte.weight", **{"rows": NEW, **bounds})
+    beside = arguments.pop("beside", [])
     options = {"max_epochs": 2, "gradient_clip_val": 0.5, **arguments}
-    trainer(namespace, callbacks=[callback, seen], **options).fit(module, tokens())
+    trainer(namespace, callbacks=[callback, *beside, seen], **options).fit(module, tokens())
     values = [*seen.seen, module.network.wte.weight.detach()]
     return [moved_rows(one, other) for one, other in zip(values, values[1:], strict=False)]
 
@@ -96,6 +98,16 @@ def test_while_the_schedule_is_active(bounds: dict[str, Any], held: Any) -> None
 )
 def test_ways_to_name_rows(rows: Any, moving: list[int]) -> None:
     assert rows_by_step(OPTIMIZERS["adamw"], bounds={"rows": rows}) == [moving] * 8
+
+
+@pytest.mark.parametrize("bounds", [{}, {"from_step": 2}], ids=["from the start", "later"])
+def test_with_the_optimizer_that_a_stage_brings(bounds: dict[str, Any]) -> None:
+    """The weight decay of the new one moves no other row either."""
+    new = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.5)
+    stages = [{"thaw": ["wte", "head"], "until_step": 4}, {"thaw": "*", "optimizer": new}]
+    found = rows_by_step(adamw, bounds=bounds, beside=[GradualUnfreezing(stages=stages)])
+
+    assert found[bounds.get("from_step", 0) :] == [NEW] * (8 - bounds.get("from_step", 0))
 
 
 def test_with_accumulation_and_the_rest_of_the_model() -> None:

@@ -16,7 +16,7 @@ from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations, plan
 from tests.callbacks.block_net import BlockNet, fit_saving_each_step, part_of
 from tests.callbacks.test_freezer_resume import same
 from tests.distributed.run_ranks import run_ranks
-from tests.lab import NAMESPACES, adamw, batches, recorder, regression, trainer
+from tests.lab import NAMESPACES, ResumableLoader, adamw, batches, recorder, regression, resuming, trainer
 
 LONE = "pytorch_lightning"
 HEAD = {"thaw": ["norm", "head"], "until_step": 3}
@@ -391,6 +391,33 @@ def test_a_resumed_stage_keeps_its_length(scheduler: Any, tmp_path: Path) -> Non
         resumed = fit(tmp_path / f"from{step}", tmp_path / "whole" / f"step={step}.ckpt")
         assert same(resumed["weights"], whole["weights"]), step
         assert same(resumed["optimizer"], whole["optimizer"]), step
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resumed_run_of_another_length(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """More steps than its scheduler has are refused, with a way out that works; fewer are warned of."""
+    rates = recorder(LONE, lambda fit, _: fit.optimizers[0].param_groups[0]["lr"], "on_before_optimizer_step")
+    cycle = {"thaw": "*", "scheduler": ONE_CYCLE}
+    fit_saving_each_step(stages(HEAD, cycle), tmp_path, None)
+
+    def go_on(max_epochs: int, *entries: dict[str, Any]) -> Any:
+        rates.seen.clear()
+        run = trainer(LONE, callbacks=[stages(HEAD, *entries), rates], max_epochs=max_epochs)
+        loader = ResumableLoader(batches().dataset)
+        checkpoint = resuming(run, tmp_path / "step=6.ckpt")
+        run.fit(regression(LONE, BlockNet, adamw), loader, batches(), **checkpoint)
+        return rates.seen
+
+    with pytest.raises(
+        RuntimeError, match="built for 9 steps, until step 12, .* go on with it until step 20"
+    ):
+        go_on(5, cycle)
+    assert not rates.seen
+    rest = {"thaw": "head", "scheduler": {"scheduler": partial(StepLR, step_size=1), "interval": "step"}}
+    assert go_on(5, cycle | {"until_step": 12}, rest)[6:9] == pytest.approx([0.01, 0.001, 0.0001])
+    with caplog.at_level(logging.WARNING, logger="lighter_freezers"):
+        assert len(go_on(2, cycle)) == 2
+    assert "until step 12, and the resumed run ends with it at step 8" in caplog.text
 
 
 @pytest.mark.parametrize(

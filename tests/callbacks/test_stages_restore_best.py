@@ -13,7 +13,7 @@ from tests.callbacks import test_lora_phases as gpt
 from tests.callbacks.block_net import BlockNet
 from tests.callbacks.test_freezer_resume import same
 from tests.distributed.run_ranks import run_ranks
-from tests.lab import ResumableLoader, adamw, batches, recorder, regression, resuming, trainer
+from tests.lab import NAMESPACES, ResumableLoader, adamw, batches, recorder, regression, resuming, trainer
 
 LONE = "pytorch_lightning"
 STAGES = [
@@ -30,13 +30,13 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def scorer() -> Any:
+def scorer(namespace: str = LONE) -> Any:
     """Logs a score in each validation."""
 
     def log(fit: Any, module: Any) -> None:
         module.log("score", torch.tensor(SCORES[fit.current_epoch]))
 
-    return recorder(LONE, log, "on_validation_epoch_end")
+    return recorder(namespace, log, "on_validation_epoch_end")
 
 
 def copied(fit: Any, module: Any) -> dict[str, Any]:
@@ -103,6 +103,29 @@ def test_the_best_of_all_at_the_end(tmp_path: Path) -> None:
 
     assert same(done["weights"], done["validated"][4]["weights"])
     assert not same(done["weights"], done["validated"][5]["weights"])
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("is_first", [True, False], ids=["before ours", "after ours"])
+def test_the_best_of_all_is_exported(namespace: str, is_first: bool, tmp_path: Path) -> None:
+    """By any callback at the end of the run, and as a checkpoint that a module loads."""
+    exporter = recorder(
+        namespace, lambda _, m: {k: v.clone() for k, v in m.state_dict().items()}, "on_train_end"
+    )
+    validated = recorder(namespace, copied, "on_validation_end")
+    ours = GradualUnfreezing(stages=STAGES, restore_best={**BEST, "at_end": True})
+    pair = [exporter, ours] if is_first else [ours, exporter]
+    run = trainer(
+        namespace, callbacks=[*pair, scorer(namespace), validated], max_epochs=6, default_root_dir=tmp_path
+    )
+    module = regression(namespace, BlockNet, adamw)
+    run.fit(module, batches(), batches())
+
+    best = validated.seen[4]["weights"]
+    assert same(exporter.seen[0], best)
+    written = torch.load(tmp_path / "stages" / "best.ckpt", weights_only=True)
+    assert same(written["state_dict"], best)
+    assert not {"optimizer_states", "callbacks"} & written.keys()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Strategies that this package does not know: refused, tried on request, or followed because they say so."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from lighter_freezers import Freezer, GradualUnfreezing
 from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
+from tests.callbacks import block_net
 from tests.callbacks.block_net import EVERYTHING, BlockNet, moved
 from tests.lab import NAMESPACES, batches, recorder, regression, trainer
 
@@ -45,14 +49,17 @@ def own_strategy(namespace: str, **attributes: Any) -> Any:
     )
 
 
-def moves(namespace: str, callback: Any, **attributes: Any) -> list[set[str]]:
+def moves(
+    namespace: str, callback: Any, default_root_dir: Path | None = None, **attributes: Any
+) -> list[set[str]]:
     """What moved in each of four steps."""
     states = recorder(
         namespace, lambda _, m: {k: v.clone() for k, v in m.state_dict().items()}, "on_train_batch_start"
     )
     module = regression(namespace, BlockNet)
     options = {"accelerator": "auto", "devices": "auto", "strategy": own_strategy(namespace, **attributes)}
-    trainer(namespace, callbacks=[callback, states], **options).fit(module, batches(), batches())
+    run = trainer(namespace, callbacks=[callback, states], default_root_dir=default_root_dir, **options)
+    run.fit(module, batches(), batches())
     values = [*states.seen, dict(module.state_dict())]
     return [moved(one, other) for one, other in zip(values, values[1:], strict=False)]
 
@@ -84,6 +91,28 @@ def test_one_that_is_not_known_is_tried_on_request(callback: Any, caplog: pytest
     assert "Own is not tested with layers that freeze or thaw" in caplog.text
     assert "stem" not in found[0]
     assert found[0] < found[3]
+
+
+NEW_OPTIMIZER = {"thaw": "*", "optimizer": partial(torch.optim.SGD, lr=0.1)}
+WHOLE: dict[str, Callable[..., Any]] = {
+    "best weights": partial(GradualUnfreezing, restore_best={"monitor": "train/batch_loss"}),
+    "an optimizer": GradualUnfreezing,
+    "rows": partial(Freezer, names="stem.weight", rows=[0]),
+}
+
+
+@pytest.mark.parametrize("what", WHOLE)
+def test_what_needs_whole_parameters(what: str, tmp_path: Path) -> None:
+    """Works where the strategy, or its user, says so, as it does under a known one."""
+    stages = [{"thaw": ["norm", "head"], "until_step": 2}, {"thaw": "*"}]
+    given: Any = {"stages": [stages[0], NEW_OPTIMIZER] if what == "an optimizer" else stages}
+    given = {} if what == "rows" else given
+    expected = block_net.moves(NAMESPACES[0], [WHOLE[what](**given)], 1, default_root_dir=tmp_path)
+
+    assert len({frozenset(each) for each in expected}) == (1 if what == "rows" else 2)
+    said = moves(NAMESPACES[0], WHOLE[what](**given), follows_flag_changes=True, default_root_dir=tmp_path)
+    tried = moves(NAMESPACES[0], WHOLE[what](**given, allow_untested=True), default_root_dir=tmp_path)
+    assert said == tried == expected
 
 
 def test_what_is_known_not_to_work_stays_refused() -> None:

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lighter_freezers._log import log
 from lighter_freezers.engine.effects.learning_rates import KeptRate
 from lighter_freezers.engine.step_context import StepContext
 from lighter_freezers.engine.trainer_like import (
@@ -83,6 +84,7 @@ class StageOptimizers:
         self._kept_at = 0
         self._ends: dict[int, int] = {}  # of schedulers that need their length: the step at which they end
         self._lengths: dict[int, int] = {}  # of those installed so far: their number of steps
+        self._lasts_until: dict[int, int] = {}  # the step at which these are over
 
     def begin(self, trainer: TrainerLike) -> None:
         """Before any group is made: see how the run's own code built them, and try what is to be built.
@@ -107,7 +109,7 @@ class StageOptimizers:
         for stage in filter(None, self._stages):
             before = self._try(stage, before)
 
-    def measure(self, end_of: Callable[[str, range], int]) -> None:
+    def measure(self, end_of: Callable[[str, range], int], *, is_global_zero: bool) -> None:
         """The data is loaded: find out how long schedulers are in force that need to know it.
 
         Before that they are built with any length, unless a checkpoint says which; so the stage that has such
@@ -115,15 +117,17 @@ class StageOptimizers:
 
         Args:
             end_of: Returns the optimizer step at which stages end, given who asks and which they are.
+            is_global_zero: Whether this process warns.
 
         Raises:
-            RuntimeError: A length is never known.
+            RuntimeError: A length is never known, or a resumed run has more steps than a scheduler has.
         """
         for index, stage in enumerate(self._stages):
             if stage is not None and stage.takes_length:
                 others = (each for each in range(index + 1, len(self._stages)) if self._stages[each])
                 in_force = range(index, next(others, len(self._stages)))
                 self._ends[index] = end_of(f"{stage.argument}.scheduler", in_force)
+                self._compare_length(index, f"{stage.argument}.scheduler", is_global_zero=is_global_zero)
         if self._installed[1] in self._ends and self._installed[1] not in self._lengths:
             self._installed = self._installed[0], None
 
@@ -149,6 +153,7 @@ class StageOptimizers:
             end, now = self._ends.get(scheduler_stage), context.moment.optimizer_step
             if end is not None and scheduler_stage not in self._lengths:
                 self._lengths[scheduler_stage] = max(1, end - now)
+                self._lasts_until[scheduler_stage] = now + self._lengths[scheduler_stage]
             num_steps = self._lengths.get(scheduler_stage, _ANY_LENGTH)
             config = _config(self._stage(scheduler_stage), optimizer, num_steps)
         context.trainer.strategy.optimizers = [optimizer]
@@ -176,12 +181,30 @@ class StageOptimizers:
 
     def state(self) -> dict[str, object]:
         """The rates that are kept, and the lengths of schedulers, in plain types."""
-        return {"step": self._kept_at, "rates": dict(self._kept), "lengths": dict(self._lengths)}
+        lengths, lasts_until = dict(self._lengths), dict(self._lasts_until)
+        return {"step": self._kept_at, "rates": dict(self._kept), "lengths": lengths, "until": lasts_until}
 
     def remember(self, state: SavedState) -> None:
         """Restore what `state` returned."""
         self._kept_at, self._kept = state["step"], dict(state["rates"])
         self._lengths = dict(state.get("lengths", {}))
+        self._lasts_until = dict(state.get("until", {}))
+
+    def _compare_length(self, index: int, argument: str, *, is_global_zero: bool) -> None:
+        """A resumed run goes on with the scheduler that it had, which has no rates after its last step."""
+        last, now = self._lasts_until.get(index), self._ends[index]
+        if last is None or now == last or index != max(self._lengths):
+            return
+        built = (
+            f"{argument} was built for {self._lengths[index]} steps, until step {last}, and the resumed run"
+        )
+        if now > last:
+            raise RuntimeError(
+                f"{built} would go on with it until step {now}. Train no longer than before, or end its "
+                f"stage with until_step: {last} and add a stage with a scheduler for the rest."
+            )
+        if is_global_zero:
+            log.warning("%s ends with it at step %d", built, now)
 
     def _stage(self, number: int) -> StageOptimizer:
         found = self._stages[number]
