@@ -4,12 +4,15 @@ The blocks stay where they are. While every row of a batch is stored, each block
 got, and the last returns the stored rows.
 """
 
+import pickle
+import random
 import weakref
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -222,6 +225,7 @@ class Before:
         self._versions = self._current()
         self._device = hidden.device
         self._numbers = _random_states(self._device)
+        self._others = _other_random_states()
 
     def _current(self) -> list[int]:
         return [0 if buffer.is_inference() else buffer._version for buffer in self._buffers]
@@ -229,7 +233,7 @@ class Before:
     def check(self) -> None:
         """Refuse a prefix whose output does not depend on its input alone."""
         numbers = zip(self._numbers, _random_states(self._device), strict=True)
-        if not all(torch.equal(one, other) for one, other in numbers):
+        if self._others != _other_random_states() or not all(torch.equal(*pair) for pair in numbers):
             raise Refusal("it draws random numbers: dropout or stochastic depth is active in it")
         if self._versions != self._current():
             raise Refusal("its buffers change when it runs: a batch or spectral norm in it trains")
@@ -243,6 +247,11 @@ def _random_states(device: torch.device) -> list[Tensor]:
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return states
+
+
+def _other_random_states() -> tuple[object, ...]:
+    """Of Python and NumPy, from which some models draw the layers that they skip."""
+    return random.getstate(), pickle.dumps(np.random.get_state())
 
 
 def refuse_gradient(hidden: Tensor, names: Callable[[set[int]], str]) -> None:

@@ -12,8 +12,8 @@ __all__ = ["WeightWatch"]
 class WeightWatch:
     """The parameters and buffers of a prefix.
 
-    Version counters and storage pointers are free to compare, but `p.data += x` and PEFT's `merge_adapter`
-    change neither: only the content tells then.
+    Version counters, storage pointers, and which adapters PEFT has merged are free to compare. `p.data += x`
+    moves none of them: only the content tells then.
 
     Args:
         blocks: The modules.
@@ -23,26 +23,32 @@ class WeightWatch:
     def __init__(self, blocks: Sequence[nn.Module], plain: object) -> None:
         self._blocks = blocks
         self._plain = plain
-        self._marks: list[tuple[int, int]] = []
-        self._digest = ""
+        self._modules: list[nn.Module] = []
+        self._marks: list[object] = []
 
-    def digest(self, *, is_thorough: bool) -> str:
-        """A name for the content of the weights.
-
-        Args:
-            is_thorough: Read the content even if no counter or pointer has moved.
-        """
-        tensors = self._tensors()
-        marks = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
-        if is_thorough or marks != self._marks:
-            self._marks = marks
-            classes = [type(module).__qualname__ for block in self._blocks for module in block.modules()]
-            self._digest = digest_of(tensors, (classes, self._plain))
-        return self._digest
-
-    def _tensors(self) -> list[Tensor]:
-        # found anew each time: a merge or a load may have replaced modules and parameters
+    def digest(self) -> str:
+        """A name for the content of the weights, which is read."""
+        # found anew each time: a merge or a load may have replaced modules
+        self._modules = [module for block in self._blocks for module in block.modules()]
+        self._marks = self._current()
         found: list[Tensor] = []
         for block in self._blocks:
             found += [*block.parameters(), *block.buffers()]
-        return found
+        return digest_of(found, ([type(module).__qualname__ for module in self._modules], self._plain))
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether a mark is another one than when the content was read."""
+        return self._current() != self._marks
+
+    def _current(self) -> list[object]:
+        marks: list[object] = []
+        for module in self._modules:
+            for own in (module._parameters, module._buffers):
+                for tensor in own.values():
+                    if tensor is not None:
+                        marks += tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+            marks += map(id, module._modules.values())
+            if merged := module.__dict__.get("merged_adapters"):
+                marks += merged
+        return marks
