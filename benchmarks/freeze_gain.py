@@ -1,8 +1,8 @@
 """B4: what a frozen prefix saves of a step, against the most it can, with and without an end of the gradient.
 
 The limit is arithmetic: a frozen block costs its forward pass, a block that trains three of them, four less
-its last product where it is checkpointed and not re-entrant. The peer is the same model with the same flags: what lighter's
-Freezer, or `requires_grad=False` by hand, leave of the gain.
+its last product where it is checkpointed and not re-entrant. The peer is the same model with the same flags:
+what lighter's Freezer, or `requires_grad=False` by hand, leave of the gain.
 """
 
 import argparse

@@ -93,6 +93,7 @@ class CachedBlocks:
         self.counts = Counts()
         self.cost: PrefixCost | None = None  # to add to; while it is there, no batch is served
         self.why = ""  # it is off
+        self.is_served = False  # the blocks were skipped for the last batch
         self._options = options
         self._names = frozen.phrase
         self._ends = frozen.ends
@@ -169,6 +170,7 @@ class CachedBlocks:
 
     def _begin(self, call: BlockCall) -> Pass | None:
         """Decide what happens to this batch; None if it just runs."""
+        self.is_served = False
         try:
             if self._is_suspect or self._weights.has_moved:
                 self._verify()
@@ -198,6 +200,7 @@ class CachedBlocks:
         if is_checked or not self._is_proven:
             self._read_differences()
             return Pass(keys, rows, Before(self._blocks, call.hidden), is_probe)
+        self.is_served = True
         return Pass(keys, rows, None, is_probe)
 
     def _run(self, current: Pass, number: int, own: Call, call: BlockCall) -> object:

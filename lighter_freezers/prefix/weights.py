@@ -1,6 +1,6 @@
 """Notices any change of the weights of some modules, also one that leaves torch's version counters alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -23,18 +23,28 @@ class WeightWatch:
     def __init__(self, blocks: Sequence[nn.Module], plain: object) -> None:
         self._blocks = blocks
         self._plain = plain
-        self._modules: list[nn.Module] = []
+        self._tensors: list[Mapping[str, Tensor | None]] = []  # those that modules hold, by their names there
+        self._children: list[dict[str, nn.Module | None]] = []
+        self._merged: list[list[str]] = []
+        self._has_versions = True
         self._marks: list[object] = []
 
     def digest(self) -> str:
         """A name for the content of the weights, which is read."""
         # found anew each time: a merge or a load may have replaced modules
-        self._modules = [module for block in self._blocks for module in block.modules()]
-        self._marks = self._current()
+        modules = [module for block in self._blocks for module in block.modules()]
+        owned = (own for module in modules for own in (module._parameters, module._buffers))
+        self._tensors = [own for own in owned if own]
+        self._children = [module._modules for module in modules if module._modules]
+        self._merged = [
+            vars(module)["merged_adapters"] for module in modules if "merged_adapters" in vars(module)
+        ]
         found: list[Tensor] = []
         for block in self._blocks:
             found += [*block.parameters(), *block.buffers()]
-        return digest_of(found, ([type(module).__qualname__ for module in self._modules], self._plain))
+        self._has_versions = not any(tensor.is_inference() for tensor in found)
+        self._marks = self._current()
+        return digest_of(found, ([type(module).__qualname__ for module in modules], self._plain))
 
     @property
     def has_moved(self) -> bool:
@@ -42,13 +52,12 @@ class WeightWatch:
         return self._current() != self._marks
 
     def _current(self) -> list[object]:
-        marks: list[object] = []
-        for module in self._modules:
-            for own in (module._parameters, module._buffers):
-                for tensor in own.values():
-                    if tensor is not None:
-                        marks += tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
-            marks += map(id, module._modules.values())
-            if merged := module.__dict__.get("merged_adapters"):
-                marks += merged
+        tensors = [tensor for own in self._tensors for tensor in own.values() if tensor is not None]
+        marks: list[object] = [tensor.data_ptr() for tensor in tensors]
+        if self._has_versions:
+            marks += [tensor._version for tensor in tensors]
+        for children in self._children:
+            marks += map(id, children.values())
+        for merged in self._merged:
+            marks += merged
         return marks

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks import (
+    code_versions,
     grad_norms,
+    growth,
     hooks,
     host_reads,
     imports,
@@ -23,6 +25,7 @@ from benchmarks import (
     render,
     switch,
 )
+from benchmarks.__main__ import main as run_all
 from benchmarks.measure import Report, Row, Samples, interleave
 
 pytestmark = pytest.mark.wide  # a benchmark from its command to its page
@@ -40,6 +43,7 @@ TINY: list[tuple[ModuleType, str, list[str]]] = [
     (lora, "B11", TINY_LORA),
     (host_reads, "B12", ["--steps", "30", "--average-over", "4", "--calls", "20", "--rounds", "2"]),
     (imports, "B13", ["--rounds", "1", "--light"]),
+    (growth, "B18", ["--scale", "0.01"]),
     (logging_cost, "B14", ["--params", "150", "--periods", "1", "--rounds", "2"]),
 ]
 
@@ -128,3 +132,19 @@ def test_a_page_without_a_place_is_an_error() -> None:
 def test_modules_have_a_command_line() -> None:
     """Each says what it measures."""
     assert all(isinstance(module.parser(), ArgumentParser) and module.__doc__ for module, _, _ in TINY)
+
+
+def test_one_command_runs_the_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each in a process; results get the code that they measured."""
+    assert run_all(["host_reads", "--json", str(tmp_path)]) == 0
+
+    assert "B12: " in capsys.readouterr().out
+    written = json.loads((tmp_path / "host_reads.json").read_text())
+    assert written["code"] == code_versions.current("host_reads")
+
+
+def test_what_has_changed_since_is_said_below_a_table() -> None:
+    """In the page, by file."""
+    assert "Changed since, and not measured again: `prefix`." in render.table(
+        {**result([Row("ours", 3.0, "x")]), "changed": ["prefix"]}
+    )

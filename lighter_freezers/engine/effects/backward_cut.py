@@ -200,7 +200,7 @@ class _Gate:
             return None
         hidden = hidden.detach()
         if self._is_probe:
-            hidden = self._leaf = hidden.requires_grad_()
+            hidden = self._leaf = Parameter(hidden)  # a leaf that requires a gradient
         return (
             ((hidden, *arguments[1:]), keywords) if arguments else (arguments, {**keywords, str(key): hidden})
         )
