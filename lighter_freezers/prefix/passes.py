@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
+from lighter_freezers.engine.effects.frozen_dtype import computes_in_bfloat16
 from lighter_freezers.engine.effects.gradient_leaves import gradient_leaves
 from lighter_freezers.prefix.keys import row_keys
 from lighter_freezers.prefix.store import StoredRow
@@ -164,7 +165,12 @@ def mode_of(block: nn.Module, hidden: Tensor) -> tuple[object, ...]:
     """What an output depends on besides weights and inputs: mode and autocast."""
     kind = hidden.device.type
     is_cast = torch.is_autocast_enabled(kind)
-    return block.training, is_cast, str(torch.get_autocast_dtype(kind)) if is_cast else ""
+    return (
+        block.training,
+        computes_in_bfloat16(block),
+        is_cast,
+        str(torch.get_autocast_dtype(kind)) if is_cast else "",
+    )
 
 
 @dataclass

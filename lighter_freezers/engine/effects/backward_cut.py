@@ -68,6 +68,10 @@ class GradientBoundary:
         for gate in self._gates:
             gate.follow(refused)
 
+    def cuts(self, block: nn.Module, hidden: Tensor) -> bool:
+        """Whether the gradient ends in front of this block for these hidden states."""
+        return any(gate.cuts(block, hidden) for gate in self._gates or ())
+
     def forget(self) -> None:
         """Inspect the model again at the next `follow`: its parameters or their names have changed."""
         self.remove()
@@ -110,6 +114,12 @@ class _Gate:
         self._unwatch()  # until re-entrant checkpointing is seen
         if self._around.is_compiled:
             self._cuts_blindly = self._may_cut_blindly()
+
+    def cuts(self, block: nn.Module, hidden: Tensor) -> bool:
+        """Whether the gradient ends in front of this block, if it is the first one."""
+        if block is not self._block or (self._handle or self._detour) is None:
+            return False
+        return not self._is_wrapped and not _is_reentrant(block) and self._may_cut(hidden)
 
     def _may_cut_blindly(self) -> bool:
         """Whether names alone allow a cut: a model compiled as a whole has no autograd graph to inspect."""
