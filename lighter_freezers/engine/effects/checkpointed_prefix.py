@@ -6,7 +6,7 @@ the parameters of a segment; the first backward pass after a transition looks at
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -17,15 +17,20 @@ from lighter_freezers.engine.effects.gradient_leaves import HIDES_ITS_GRAPH, gra
 __all__ = ["CheckpointedPrefix", "segments_of"]
 
 _Run: TypeAlias = Callable[..., object]
-_Segment: TypeAlias = Any  # a node of re-entrant checkpointing, for which torch has no type
+
+
+class _Segment(Protocol):
+    """A node of re-entrant checkpointing, for which torch has no type."""
+
+    run_function: _Run  # what the backward pass runs again
 
 
 def segments_of(hidden: Tensor) -> list[_Segment]:
     """The re-entrant segments that follow directly one after another up to here, the last one first."""
     found: list[_Segment] = []
-    node: _Segment = hidden.grad_fn
+    node = hidden.grad_fn
     while node is not None and node.name() in HIDES_ITS_GRAPH:
-        found.append(node)
+        found.append(cast(_Segment, node))
         before = {inner for inner, _ in node.next_functions if inner is not None}
         node = before.pop() if len(before) == 1 else None
     return found
