@@ -41,6 +41,7 @@ MEASURES: Mapping[str, tuple[str, ...]] = {  # benchmark -> files and folders of
     "logging_cost": _LOGGED,
     "policy_costs": ("policies",),
     "stages": ("engine/stages.py", "engine/transition.py", "engine/effects/stage_optimizers.py"),
+    "frozen_dtype": ("engine/effects/frozen_dtype.py",),
     "growth": (*_RULES, *_GROUPS, *_LORA, *_LOGGED, "policies/layer_policy.py", "reports/timeline.py"),
 }
 

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import (
     code_versions,
+    frozen_dtype,
     grad_norms,
     growth,
     hooks,
@@ -34,6 +35,7 @@ TINY_LORA = ["--large", "128", "256", "--layers", "1", "--width", "64"]
 TINY_LORA += ["--rounds", "2", "--steps", "2", "--learn", "3", "--seeds", "1"]
 TINY_PREFIX = ["--layers", "3", "--width", "12", "--time", "8", "--batch", "2", "--batches", "2"]
 TINY_PREFIX += ["--rounds", "1", "--epochs", "2"]
+TINY_HALF = ["--layers", "3", "--width", "12", "--time", "8", "--steps", "2", "--rounds", "1"]
 TINY: list[tuple[ModuleType, str, list[str]]] = [
     (hooks, "B1", ["--params", "150", "300", "--calls", "20", "--rounds", "2"]),
     (loop, "B2", ["--steps", "2", "--rounds", "2", "--fits", "1"]),
@@ -43,6 +45,7 @@ TINY: list[tuple[ModuleType, str, list[str]]] = [
     (lora, "B11", TINY_LORA),
     (host_reads, "B12", ["--steps", "30", "--average-over", "4", "--calls", "20", "--rounds", "2"]),
     (imports, "B13", ["--rounds", "1", "--light"]),
+    (frozen_dtype, "B19", TINY_HALF),
     (growth, "B18", ["--scale", "0.01"]),
     (logging_cost, "B14", ["--params", "150", "--periods", "1", "--rounds", "2"]),
 ]
