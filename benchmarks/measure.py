@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks.code_versions import MEASURES, current
+
 __all__ = ["Report", "Row", "Samples", "cpu_seconds", "interleave", "main", "versions"]
 
 PACKAGES = (
@@ -95,7 +97,8 @@ class Report:
         return "\n".join(lines + [f"skipped: {what}" for what in self.skipped])
 
     def as_json(self, command: Sequence[str]) -> str:
-        """Everything, with the versions it was measured with."""
+        """Everything, with the versions it was measured with, also of the code that the command measures."""
+        name = command[2].partition(".")[2] if len(command) > 2 else ""
         content = {
             "benchmark": self.benchmark,
             "title": self.title,
@@ -103,6 +106,7 @@ class Report:
             "command": " ".join(command),
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "versions": versions(),
+            "code": current(name) if name in MEASURES else {},
             "rows": [{**asdict(row), "is_met": row.is_met} for row in self.rows],
             "skipped": self.skipped,
         }

@@ -27,6 +27,8 @@ def table(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines += ["", f"`{result['command']}`, {result['date']}: {result['method']}.", f"With {versions}."]
     lines += [f"Skipped: {what}." for what in result["skipped"]]
+    if changed := result.get("changed"):
+        lines.append(f"Changed since, and not measured again: {', '.join(f'`{part}`' for part in changed)}.")
     return "\n".join(lines)
 
 

@@ -84,6 +84,8 @@ class Freezer(EngineCallback):
             updating them; `train` leaves the layer unchanged.
         frozen_mode: `eval` puts every module of which all parameters are held into inference mode, with all
             that is in it: dropout, stochastic depth and norms. `train` leaves them as they are.
+        frozen_dtype: `bf16` lets the first blocks of a model compute in bfloat16 while all of their
+            parameters are held; weights and checkpoints stay float32. It changes the loss a little.
         unfreeze_lr: Learning rate of thawed parameters, at every step after the thaw, whatever the LR
             scheduler does to the other groups. None leaves it to the optimizer and its scheduler.
         unfreeze_lr_factor: Instead of `unfreeze_lr`: this factor times the scheduled rate of the rest of the
@@ -154,6 +156,7 @@ class Freezer(EngineCallback):
         rows: int | str | Sequence[int | str] | None = None,
         frozen_norms: NormMode = "eval",
         frozen_mode: FrozenMode = "train",
+        frozen_dtype: Literal["bf16"] | None = None,
         unfreeze_lr: float | None = None,
         unfreeze_lr_factor: float | None = None,
         unfreeze_lr_growth: float | None = None,
@@ -200,7 +203,7 @@ class Freezer(EngineCallback):
             schedule=schedule,
             trigger=trigger,
             learning_rate=parse_learning_rate(unfreeze_lr, unfreeze_lr_factor, *others),
-            terms=parse_terms(optimizer_state, cut_gradient, frozen_norms, frozen_mode),
+            terms=parse_terms(optimizer_state, cut_gradient, frozen_norms, frozen_mode, frozen_dtype),
             optimizer_params=arguments.choice("optimizer_params", optimizer_params, ("auto", "error")),
             optimizer=arguments.index_or_name("optimizer", optimizer),
             on_overlap=arguments.choice("on_overlap", on_overlap, ("compose", "error")),
@@ -283,6 +286,7 @@ def _rows_beside(rule: FreezeRule, rows: object, train: Sequence[str]) -> Rows:
         "a learning rate": rule.learning_rate,
         "optimizer_state": rule.terms.optimizer_state != "keep",
         "frozen_mode": rule.terms.frozen_mode != "train",
+        "frozen_dtype": rule.terms.frozen_dtype,
         "restore_on_end": rule.restore_on_end,
         "train": train,
     }

@@ -25,8 +25,8 @@ class PhaseRecorder(Callback):
 
     A phase here is the time between two changes of what trains. Its first step is traced: its floating-point
     operations, gradients, optimizer state and saved activations are counted. The second is a warm-up and not
-    measured. The next ones are timed; after them nothing is measured until the next change. No number is read
-    from a GPU before a phase has ended.
+    measured. The next ones are timed, and beside a `PrefixCache` as many of those that it serves; after them
+    nothing is measured until the next change. No number is read from a GPU before a phase has ended.
 
     | call | what is measured |
     |---|---|
@@ -80,7 +80,7 @@ class PhaseRecorder(Callback):
                 "The Trainer has more than one PhaseRecorder, and both would write the same file."
             )
         engine.add_listener(self)
-        self._meter = PhaseMeter(self._num_timed)
+        self._meter = PhaseMeter(self._num_timed, waits_for_served=True)
         self._harmless.begin()
         folder = trainer.log_dir  # a collective call, so every rank makes it
         self._file = Path(folder) / FILE if folder and trainer.is_global_zero else None

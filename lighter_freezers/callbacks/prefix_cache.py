@@ -116,17 +116,17 @@ class PrefixCache(EngineCallback):
     def on_train_epoch_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Compare the content of the weights with that of the stored rows."""
         if self.cached is not None:
-            self.cached.suspect(is_thorough=True)
+            self.cached.suspect()
 
     def on_validation_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Look whether averaged weights took the place of the trained ones."""
         if self.cached is not None:
-            self.cached.suspect(is_thorough=False)
+            self.cached.suspect()
 
     def on_validation_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Look whether the trained weights are back."""
         if self.cached is not None:
-            self.cached.suspect(is_thorough=False)
+            self.cached.suspect()
 
     def on_train_epoch_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Log the hit rate and the size."""
@@ -163,7 +163,7 @@ class PrefixCache(EngineCallback):
     def _follow(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         frozen = frozen_blocks(pl_module, trainer.strategy)
         if frozen == self._frozen and self.cached is not None:
-            self.cached.suspect(is_thorough=True)
+            self.cached.suspect()
             return
         self._close(deletes=not self.keep)
         self._frozen = frozen

@@ -10,6 +10,7 @@ from lighter_freezers.engine.actions import ActionResult, Actions, StepContext
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs
+from lighter_freezers.engine.effects.frozen_dtype import FrozenDtype
 from lighter_freezers.engine.effects.frozen_modes import FrozenModes
 from lighter_freezers.engine.effects.learning_rates import KeptRate
 from lighter_freezers.engine.effects.norm_layers import FrozenNorms
@@ -52,6 +53,7 @@ class Followers:
         self._norms = FrozenNorms(nn.Module(), [])
         self._modes = FrozenModes(nn.Module())
         self._boundary = GradientBoundary(nn.Module())
+        self._dtype = FrozenDtype(nn.Module(), self._boundary)
         self._graphs = CompiledGraphs(nn.Module())
         self.optimizers = OptimizerFollower([], [])
         self.announcer = Announcer(nn.Module(), [])
@@ -74,6 +76,8 @@ class Followers:
         self._norms, self._modes = FrozenNorms(context.model, freezable), FrozenModes(context.model)
         if self._active_rules or len(self._actions):
             self._boundary = GradientBoundary(context.model, is_silent=not context.trainer.is_global_zero)
+        is_silent = not context.trainer.is_global_zero
+        self._dtype = FrozenDtype(context.model, self._boundary, is_silent=is_silent)
         if context.trainer.is_global_zero:
             idle_schedules.warn_of_user_frozen(self._active_rules, context.model)
             self._graphs = CompiledGraphs(context.model)
@@ -169,6 +173,7 @@ class Followers:
             moved = None
         self._norms.follow(moved)
         self._modes.follow(is_asked_for=is_asked_for)
+        self._dtype.follow(is_asked_for=any(hold.terms.frozen_dtype for hold in self._held))
 
     def _active_holds(self) -> list[Hold]:
         holds = [active.hold for active in self._active_rules]
@@ -179,6 +184,7 @@ class Followers:
         """Restore norm layers and optimizers when the fit has ended."""
         self._modes.resume()
         self._norms.resume()
+        self._dtype.follow(is_asked_for=False)
         self._boundary.remove()
         self.optimizers.release()
 

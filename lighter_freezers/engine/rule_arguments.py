@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
-from lighter_freezers.engine.terms import CutGradient, FrozenMode, NormMode, OptimizerState, Terms
+from lighter_freezers.engine.terms import (
+    CutGradient,
+    FrozenDtype,
+    FrozenMode,
+    NormMode,
+    OptimizerState,
+    Terms,
+)
 from lighter_freezers.engine.triggers import MetricTrigger, Schedule
 from lighter_freezers.selection.name_summary import first_few
 from lighter_freezers.selection.select import ParameterSelector
 
 __all__ = ["parse_learning_rate", "parse_schedule", "refuse_two_rates", "rule_title"]
+
+_FROZEN_DTYPES: tuple[FrozenDtype, ...] = ("bf16",)
 
 
 def parse_schedule(
@@ -100,6 +109,7 @@ def parse_terms(
     cut_gradient: CutGradient,
     frozen_norms: NormMode = "eval",
     frozen_mode: FrozenMode = "train",
+    frozen_dtype: FrozenDtype | None = None,
 ) -> Terms:
     """Check what is asked for while something is held.
 
@@ -111,6 +121,7 @@ def parse_terms(
         arguments.choice("frozen_norms", frozen_norms, ("eval", "stats", "train")),
         arguments.choice("cut_gradient", cut_gradient, ("auto", "never")),
         arguments.choice("frozen_mode", frozen_mode, ("train", "eval")),
+        None if frozen_dtype is None else arguments.choice("frozen_dtype", frozen_dtype, _FROZEN_DTYPES),
     )
 
 

@@ -4,11 +4,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["CutGradient", "FrozenMode", "NormMode", "OptimizerState", "Terms", "strictest_norms"]
+__all__ = [
+    "CutGradient",
+    "FrozenDtype",
+    "FrozenMode",
+    "NormMode",
+    "OptimizerState",
+    "Terms",
+    "strictest_norms",
+]
 
 OptimizerState: TypeAlias = Literal["keep", "reset", "free"]
 NormMode: TypeAlias = Literal["eval", "stats", "train"]
 FrozenMode: TypeAlias = Literal["train", "eval"]
+FrozenDtype: TypeAlias = Literal["bf16"]
 CutGradient: TypeAlias = Literal["auto", "never"]
 
 
@@ -25,12 +34,14 @@ class Terms:
             `auto`.
         frozen_mode: Whether modules of which all parameters are held stay in training mode, or are in
             inference mode as a whole: `eval` before `train`.
+        frozen_dtype: In what the blocks of a frozen prefix compute; None for that of the run.
     """
 
     optimizer_state: OptimizerState = "keep"
     frozen_norms: NormMode = "eval"
     cut_gradient: CutGradient = "auto"
     frozen_mode: FrozenMode = "train"
+    frozen_dtype: FrozenDtype | None = None
 
 
 def strictest_norms(terms: Iterable[Terms]) -> NormMode:

@@ -22,6 +22,7 @@ _COUNTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # field -> its labe
     "stored_bytes": ("stored by PrefixCache", num_bytes),
     "peak_bytes": ("peak on device", num_bytes),
 }
+_TIMES = {"relative_time": "time of a step", "served_time": "time of a served step / of another"}
 _WAY_OUT = (
     "Add lighter_freezers.PhaseRecorder to trainer::callbacks and run again, or give the folder of a run "
     "that had it."
@@ -36,7 +37,9 @@ class Line:
     Attributes:
         phase: When the phase began in the run.
         what: The number: `flops`, `gradient_bytes`, `optimizer_bytes`, `activation_bytes`,
-            `skipped_flops`, `stored_bytes`, `peak_bytes`, or `relative_time`.
+            `skipped_flops`, `stored_bytes`, `peak_bytes`, `relative_time`, or `served_time`: that of a step
+            whose prefix `PrefixCache` has read, relative to one that it has not. The plan says its share of
+            the operations.
         planned: Its value in the plan.
         measured: Its value in the run.
     """
@@ -125,6 +128,9 @@ def compare(plan: Plan, records: Sequence[PhaseRecord]) -> Comparison:
         counts = [Line(name, what, getattr(phase, what), getattr(record, what)) for what in _COUNTS]
         lines += [line for line in counts if line.planned is not None or line.measured is not None]
         lines.append(Line(name, "relative_time", planned, measured))
+        if phase.skipped_flops and phase.flops and record.served_seconds is not None:
+            took = _ratio(record.served_seconds, record.step_seconds)
+            lines.append(Line(name, "served_time", 1 - phase.skipped_flops / phase.flops, took))
     notes = tuple(f"step {record.optimizer_step}: {note}" for record in records for note in record.notes)
     return Comparison(tuple(lines), tuple(missing), notes)
 
@@ -148,7 +154,7 @@ def _ratio(one: float | None, base: float | None) -> float | None:
 
 
 def _row(line: Line) -> tuple[str, ...]:
-    name, shown = _COUNTS.get(line.what, ("time of a step", _decimal))
+    name, shown = _COUNTS.get(line.what, (_TIMES.get(line.what, ""), _decimal))
     off = "-" if line.off is None else f"{line.off:+.1%}"
     return line.phase, name, shown(line.planned), shown(line.measured), off
 

@@ -51,6 +51,7 @@ class PhaseRecord:
         step_seconds: Median over the timed steps, from the start of a batch to its end: GPU time, or without
             a GPU the CPU time of the process.
         num_timed: The number of timed steps.
+        served_seconds: As `step_seconds`, over steps whose prefix `PrefixCache` has read from its store.
         notes: What began with it other than freezing and thawing, such as a stage and the weights it has.
     """
 
@@ -68,6 +69,7 @@ class PhaseRecord:
     peak_bytes: int | None = None
     step_seconds: float | None = None
     num_timed: int = 0
+    served_seconds: float | None = None
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
@@ -93,10 +95,14 @@ class PhaseMeter:
         num_timed: Steps to time in a phase, at most.
         measures_equal_once: Whether a phase in which the same parameters train, under the same holders, as in
             an earlier one takes one step, for the optimizer's state, and the rest from that phase.
+        waits_for_served: Whether to time as many steps that `PrefixCache` has served.
     """
 
-    def __init__(self, num_timed: int, *, measures_equal_once: bool = False) -> None:
+    def __init__(
+        self, num_timed: int, *, measures_equal_once: bool = False, waits_for_served: bool = False
+    ) -> None:
         self._num_timed = num_timed
+        self._waits_for_served = waits_for_served
         self._measures_equal_once = measures_equal_once
         self._measured: dict[tuple[str, tuple[str, ...]], PhaseRecord] = {}
         self._kind: tuple[str, tuple[str, ...]] = ("", ())  # what trains in the current phase, under whom
@@ -108,7 +114,11 @@ class PhaseMeter:
         """Whether this phase needs no further step."""
         if self._open is None:
             return True
-        return self._open.num_steps >= (1 if self._open.like else _UNTIMED + self._num_timed)
+        if self._open.like:
+            return self._open.num_steps > 0
+        is_served = self._waits_for_served and self._open.may_be_served and self._num_timed
+        has_served = not is_served or len(self._open.served) >= self._num_timed
+        return self._open.num_steps >= _UNTIMED + self._num_timed and has_served
 
     def begin(self, model: nn.Module, transition: Transition) -> None:
         """Start a phase, and end the previous one."""
@@ -121,7 +131,8 @@ class PhaseMeter:
             notes=transition.notes,
         )
         self._kind = record.trains, tuple(sorted(transition.holders))
-        self._open = _OpenPhase(record, self._measured.get(self._kind) if self._measures_equal_once else None)
+        like = self._measured.get(self._kind) if self._measures_equal_once else None
+        self._open = _OpenPhase(record, like, self._num_timed)
 
     def end(self) -> None:
         """End the current phase; one without a step is dropped."""
@@ -158,8 +169,9 @@ class PhaseMeter:
 class _OpenPhase:
     """The current phase and its measurements."""
 
-    def __init__(self, record: PhaseRecord, like: PhaseRecord | None) -> None:
+    def __init__(self, record: PhaseRecord, like: PhaseRecord | None, num_timed: int) -> None:
         self._record = record
+        self._num_timed = num_timed
         self.like = like  # an earlier phase in which the same trained
         self.num_steps = 0
         self.gradient_bytes: int | None = None
@@ -169,9 +181,10 @@ class _OpenPhase:
         self._cached: CachedBlocks | None = None
         self._prefix = PrefixCost()
         self._flops = self._forward_flops = self._activation_bytes = 0
-        self._marks: list[
-            list[_Reading]
-        ] = []  # of each timed step, clock readings: start, end, start, end, ...
+        self._marks: list[_Reading] = []  # clock readings of the current step: start, end, start, end, ...
+        self._timed: list[list[_Reading]] = []
+        self.served: list[list[_Reading]] = []  # of the steps whose prefix was read
+        self.may_be_served = self._is_served = False
         self._is_running = False  # a batch of a whole window
 
     @property
@@ -197,9 +210,11 @@ class _OpenPhase:
         elif self.num_steps == 1 and device.type == "cuda" and is_first:
             torch.cuda.reset_peak_memory_stats(device)
         elif self.num_steps >= _UNTIMED:
+            self._cached = _cached_blocks(trainer)
+            self.may_be_served = self._cached is not None and not self._cached.why
             if is_first:
-                self._marks = [*self._marks[: self.num_steps - _UNTIMED], []]
-            self._marks[-1].append(_reading(device))
+                self._marks, self._is_served = [], self.may_be_served
+            self._marks.append(_reading(device))
 
     def end_batch(self, trainer: TrainerLike, *, is_last: bool) -> None:
         if not self._is_running:
@@ -212,7 +227,8 @@ class _OpenPhase:
             self._activation_bytes = max(self._activation_bytes, cost.saved_bytes)
             self.untrace()
         elif self.num_steps >= _UNTIMED:
-            self._marks[-1].append(_reading(device))
+            self._marks.append(_reading(device))
+            self._is_served = self._is_served and self._cached is not None and self._cached.is_served
         if is_last:
             self._end_step(trainer, device)
 
@@ -223,6 +239,10 @@ class _OpenPhase:
             )
         elif self.num_steps == 1 and device.type == "cuda":
             self._peak_bytes = torch.cuda.max_memory_allocated(device)
+        elif self.num_steps >= _UNTIMED:
+            timed = self.served if self._is_served else self._timed
+            if len(timed) < self._num_timed:
+                timed.append(self._marks)
         self.num_steps += 1
         self._is_running = False
 
@@ -238,7 +258,7 @@ class _OpenPhase:
         if self.like is not None:
             step, epoch = self._record.optimizer_step, self._record.epoch
             return replace(self.like, optimizer_step=step, epoch=epoch, optimizer_bytes=self._optimizer_bytes)
-        seconds = [_seconds(marks) for marks in self._marks[: max(0, self.num_steps - _UNTIMED)]]
+        seconds, served = [[_seconds(marks) for marks in each] for each in (self._timed, self.served)]
         return replace(
             self._record,
             flops=self._flops,
@@ -251,6 +271,7 @@ class _OpenPhase:
             peak_bytes=self._peak_bytes,
             step_seconds=statistics.median(seconds) if seconds else None,
             num_timed=len(seconds),
+            served_seconds=statistics.median(served) if served else None,
         )
 
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.call_detour import Call, CallDetour
-from lighter_freezers.prefix.frozen_blocks import FrozenBlocks, skipped_hook
+from lighter_freezers.prefix.frozen_blocks import FrozenBlocks, HookWatch
 from lighter_freezers.prefix.passes import (
     Before,
     BlockCall,
@@ -93,6 +93,7 @@ class CachedBlocks:
         self.counts = Counts()
         self.cost: PrefixCost | None = None  # to add to; while it is there, no batch is served
         self.why = ""  # it is off
+        self.is_served = False  # the blocks were skipped for the last batch
         self._options = options
         self._names = frozen.phrase
         self._ends = frozen.ends
@@ -104,7 +105,7 @@ class CachedBlocks:
         self._format = torch.contiguous_format
         self._store: RowStore | None = None
         self._digest = ""
-        self._staleness = 2  # 1: the marks of the weights have to be checked; 2: their content
+        self._is_suspect = True  # the content of the weights has to be read
         self._use(list(frozen.blocks))
         numbered = enumerate(frozen.blocks)
         self._detours = [CallDetour(block, self._caller(number)) for number, block in numbered]
@@ -121,9 +122,9 @@ class CachedBlocks:
         """The size of the store, of all processes of this node."""
         return 0 if self._store is None else self._store.num_bytes
 
-    def suspect(self, *, is_thorough: bool) -> None:
-        """Check the weights at the next batch: their marks, or their content."""
-        self._staleness = max(self._staleness, 2 if is_thorough else 1)
+    def suspect(self) -> None:
+        """Read the content of the weights at the next batch; their marks are compared at each batch."""
+        self._is_suspect = True
 
     def close(self, *, deletes: bool) -> None:
         """Let the blocks run again.
@@ -143,7 +144,8 @@ class CachedBlocks:
         self._forms: list[BlockForm | None] = [None] * len(blocks)
         self._is_probed = self._is_proven = False  # whether all of its output leaves by its last block
         self._weights = WeightWatch(blocks, (len(blocks), str(self._options.dtype)))
-        self._staleness = 2
+        self._hooks = HookWatch(blocks)
+        self._is_suspect = True
 
     def _caller(self, number: int) -> Callable[[Call, tuple[object, ...], dict[str, object]], object]:
         return lambda own, arguments, keywords: self._call(number, own, BlockCall(arguments, keywords))
@@ -168,10 +170,11 @@ class CachedBlocks:
 
     def _begin(self, call: BlockCall) -> Pass | None:
         """Decide what happens to this batch; None if it just runs."""
+        self.is_served = False
         try:
-            if self._staleness:
+            if self._is_suspect or self._weights.has_moved:
                 self._verify()
-            if hook := skipped_hook(self._blocks):
+            if hook := self._hooks.found():
                 raise Refusal(hook)
             refuse_gradient(call.hidden, self._names)
             if self.why or (call.has_history and not torch.is_grad_enabled()):
@@ -197,6 +200,7 @@ class CachedBlocks:
         if is_checked or not self._is_proven:
             self._read_differences()
             return Pass(keys, rows, Before(self._blocks, call.hidden), is_probe)
+        self.is_served = True
         return Pass(keys, rows, None, is_probe)
 
     def _run(self, current: Pass, number: int, own: Call, call: BlockCall) -> object:
@@ -297,8 +301,7 @@ class CachedBlocks:
     def _verify(self) -> None:
         """Open the store of the current weights; drop the one of earlier weights."""
         self._read_differences()
-        digest = self._weights.digest(is_thorough=self._staleness == 2)
-        self._staleness = 0
+        digest, self._is_suspect = self._weights.digest(), False
         if digest == self._digest:
             return
         if self._store is not None:

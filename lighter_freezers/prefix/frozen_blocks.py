@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine.effects.compiled_graphs import is_compiled
 from lighter_freezers.engine.effects.module_hooks import ModuleHook
@@ -14,7 +15,7 @@ from lighter_freezers.selection.anatomy.block_modules import block_modules
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["FrozenBlocks", "frozen_blocks", "skipped_hook"]
+__all__ = ["FrozenBlocks", "HookWatch", "frozen_blocks"]
 
 _HARMLESS = ("peft", "torch")  # hooks that prepare what a module computes with
 
@@ -80,17 +81,31 @@ def _objection(model: nn.Module, blocks: list[nn.Module], num_frozen: int, strat
             "the model is compiled as a whole. Compile its blocks instead: "
             "lighter_freezers.compile_blocks(model)"
         )
-    return skipped_hook(module for block in blocks[:num_frozen] for module in block.modules())
+    return HookWatch(blocks[:num_frozen]).found()
 
 
-def skipped_hook(modules: Iterable[nn.Module]) -> str:
-    """Which hook of some modules would not run while they are skipped; "" if none."""
-    for module in modules:
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            if not _is_harmless(hook):
-                name = getattr(hook, "__name__", type(hook).__name__)
-                return f"the hook {name} on its {type(module).__name__} would not run"
-    return ""
+class HookWatch:
+    """Finds hooks that would not run while some blocks are skipped.
+
+    Args:
+        blocks: The modules.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        self._blocks = tuple(blocks)
+        self._next_id = -1
+
+    def found(self) -> str:
+        """Which hook would not run; "" if none. It looks only when torch has counted a new hook somewhere."""
+        if self._next_id == RemovableHandle.next_id:
+            return ""
+        for module in (module for block in self._blocks for module in block.modules()):
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+                if not _is_harmless(hook):
+                    name = getattr(hook, "__name__", type(hook).__name__)
+                    return f"the hook {name} on its {type(module).__name__} would not run"
+        self._next_id = RemovableHandle.next_id
+        return ""
 
 
 def _is_harmless(hook: object) -> bool:

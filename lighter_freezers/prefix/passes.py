@@ -4,17 +4,21 @@ The blocks stay where they are. While every row of a batch is stored, each block
 got, and the last returns the stored rows.
 """
 
+import pickle
+import random
 import weakref
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
+from lighter_freezers.engine.effects.frozen_dtype import computes_in_bfloat16
 from lighter_freezers.engine.effects.gradient_leaves import gradient_leaves
 from lighter_freezers.prefix.keys import row_keys
 from lighter_freezers.prefix.store import StoredRow
@@ -161,7 +165,12 @@ def mode_of(block: nn.Module, hidden: Tensor) -> tuple[object, ...]:
     """What an output depends on besides weights and inputs: mode and autocast."""
     kind = hidden.device.type
     is_cast = torch.is_autocast_enabled(kind)
-    return block.training, is_cast, str(torch.get_autocast_dtype(kind)) if is_cast else ""
+    return (
+        block.training,
+        computes_in_bfloat16(block),
+        is_cast,
+        str(torch.get_autocast_dtype(kind)) if is_cast else "",
+    )
 
 
 @dataclass
@@ -222,6 +231,7 @@ class Before:
         self._versions = self._current()
         self._device = hidden.device
         self._numbers = _random_states(self._device)
+        self._others = _other_random_states()
 
     def _current(self) -> list[int]:
         return [0 if buffer.is_inference() else buffer._version for buffer in self._buffers]
@@ -229,7 +239,7 @@ class Before:
     def check(self) -> None:
         """Refuse a prefix whose output does not depend on its input alone."""
         numbers = zip(self._numbers, _random_states(self._device), strict=True)
-        if not all(torch.equal(one, other) for one, other in numbers):
+        if self._others != _other_random_states() or not all(torch.equal(*pair) for pair in numbers):
             raise Refusal("it draws random numbers: dropout or stochastic depth is active in it")
         if self._versions != self._current():
             raise Refusal("its buffers change when it runs: a batch or spectral norm in it trains")
@@ -243,6 +253,11 @@ def _random_states(device: torch.device) -> list[Tensor]:
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return states
+
+
+def _other_random_states() -> tuple[object, ...]:
+    """Of Python and NumPy, from which some models draw the layers that they skip."""
+    return random.getstate(), pickle.dumps(np.random.get_state())
 
 
 def refuse_gradient(hidden: Tensor, names: Callable[[set[int]], str]) -> None:

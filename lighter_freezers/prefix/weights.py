@@ -1,6 +1,6 @@
 """Notices any change of the weights of some modules, also one that leaves torch's version counters alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -12,8 +12,8 @@ __all__ = ["WeightWatch"]
 class WeightWatch:
     """The parameters and buffers of a prefix.
 
-    Version counters and storage pointers are free to compare, but `p.data += x` and PEFT's `merge_adapter`
-    change neither: only the content tells then.
+    Version counters, storage pointers, and which adapters PEFT has merged are free to compare. `p.data += x`
+    moves none of them: only the content tells then.
 
     Args:
         blocks: The modules.
@@ -23,26 +23,41 @@ class WeightWatch:
     def __init__(self, blocks: Sequence[nn.Module], plain: object) -> None:
         self._blocks = blocks
         self._plain = plain
-        self._marks: list[tuple[int, int]] = []
-        self._digest = ""
+        self._tensors: list[Mapping[str, Tensor | None]] = []  # those that modules hold, by their names there
+        self._children: list[dict[str, nn.Module | None]] = []
+        self._merged: list[list[str]] = []
+        self._has_versions = True
+        self._marks: list[object] = []
 
-    def digest(self, *, is_thorough: bool) -> str:
-        """A name for the content of the weights.
-
-        Args:
-            is_thorough: Read the content even if no counter or pointer has moved.
-        """
-        tensors = self._tensors()
-        marks = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors]
-        if is_thorough or marks != self._marks:
-            self._marks = marks
-            classes = [type(module).__qualname__ for block in self._blocks for module in block.modules()]
-            self._digest = digest_of(tensors, (classes, self._plain))
-        return self._digest
-
-    def _tensors(self) -> list[Tensor]:
-        # found anew each time: a merge or a load may have replaced modules and parameters
+    def digest(self) -> str:
+        """A name for the content of the weights, which is read."""
+        # found anew each time: a merge or a load may have replaced modules
+        modules = [module for block in self._blocks for module in block.modules()]
+        owned = (own for module in modules for own in (module._parameters, module._buffers))
+        self._tensors = [own for own in owned if own]
+        self._children = [module._modules for module in modules if module._modules]
+        self._merged = [
+            vars(module)["merged_adapters"] for module in modules if "merged_adapters" in vars(module)
+        ]
         found: list[Tensor] = []
         for block in self._blocks:
             found += [*block.parameters(), *block.buffers()]
-        return found
+        self._has_versions = not any(tensor.is_inference() for tensor in found)
+        self._marks = self._current()
+        return digest_of(found, ([type(module).__qualname__ for module in modules], self._plain))
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether a mark is another one than when the content was read."""
+        return self._current() != self._marks
+
+    def _current(self) -> list[object]:
+        tensors = [tensor for own in self._tensors for tensor in own.values() if tensor is not None]
+        marks: list[object] = [tensor.data_ptr() for tensor in tensors]
+        if self._has_versions:
+            marks += [tensor._version for tensor in tensors]
+        for children in self._children:
+            marks += map(id, children.values())
+        for merged in self._merged:
+            marks += merged
+        return marks

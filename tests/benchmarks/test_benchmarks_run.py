@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from benchmarks import (
+    code_versions,
+    frozen_dtype,
     grad_norms,
+    growth,
     hooks,
     host_reads,
     imports,
@@ -24,6 +27,7 @@ from benchmarks import (
     stages,
     switch,
 )
+from benchmarks.__main__ import main as run_all
 from benchmarks.measure import Report, Row, Samples, interleave
 
 pytestmark = pytest.mark.wide  # a benchmark from its command to its page
@@ -32,6 +36,7 @@ TINY_LORA = ["--large", "128", "256", "--layers", "1", "--width", "64"]
 TINY_LORA += ["--rounds", "2", "--steps", "2", "--learn", "3", "--seeds", "1"]
 TINY_PREFIX = ["--layers", "3", "--width", "12", "--time", "8", "--batch", "2", "--batches", "2"]
 TINY_PREFIX += ["--rounds", "1", "--epochs", "2"]
+TINY_HALF = ["--layers", "3", "--width", "12", "--time", "8", "--steps", "2", "--rounds", "1"]
 TINY: list[tuple[ModuleType, str, list[str]]] = [
     (hooks, "B1", ["--params", "150", "300", "--calls", "20", "--rounds", "2"]),
     (loop, "B2", ["--steps", "2", "--rounds", "2", "--fits", "1"]),
@@ -41,6 +46,8 @@ TINY: list[tuple[ModuleType, str, list[str]]] = [
     (lora, "B11", TINY_LORA),
     (host_reads, "B12", ["--steps", "30", "--average-over", "4", "--calls", "20", "--rounds", "2"]),
     (imports, "B13", ["--rounds", "1", "--light"]),
+    (frozen_dtype, "B19", TINY_HALF),
+    (growth, "B18", ["--scale", "0.01"]),
     (logging_cost, "B14", ["--params", "150", "--periods", "1", "--rounds", "2"]),
     (stages, "B17", ["--width", "8", "--layers", "2", "--rows", "32", "--rounds", "1"]),
 ]
@@ -130,3 +137,19 @@ def test_a_page_without_a_place_is_an_error() -> None:
 def test_modules_have_a_command_line() -> None:
     """Each says what it measures."""
     assert all(isinstance(module.parser(), ArgumentParser) and module.__doc__ for module, _, _ in TINY)
+
+
+def test_one_command_runs_the_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each in a process; results get the code that they measured."""
+    assert run_all(["host_reads", "--json", str(tmp_path)]) == 0
+
+    assert "B12: " in capsys.readouterr().out
+    written = json.loads((tmp_path / "host_reads.json").read_text())
+    assert written["code"] == code_versions.current("host_reads")
+
+
+def test_what_has_changed_since_is_said_below_a_table() -> None:
+    """In the page, by file."""
+    assert "Changed since, and not measured again: `prefix`." in render.table(
+        {**result([Row("ours", 3.0, "x")]), "changed": ["prefix"]}
+    )

@@ -64,6 +64,24 @@ def test_a_run_measures_what_was_planned(tmp_path: Path) -> None:
     assert "skipped by PrefixCache" in str(compared)
 
 
+def test_a_report_compares_the_time_of_served_steps(tmp_path: Path) -> None:
+    """Steps of the first epoch run the prefix, those of the later ones read it."""
+    recorder = PhaseRecorder(num_timed=2)
+    options: dict[str, Any] = {"logger": True, "default_root_dir": tmp_path, "max_epochs": 4}
+    trainer("pytorch_lightning", callbacks=[*callbacks(tmp_path / "rows"), recorder], **options).fit(
+        regression("pytorch_lightning", Blocks), batches(), batches()
+    )
+    records = read_report(next(tmp_path.rglob("freeze_report.json")).parent)
+    compared = compare(made(tmp_path / "other"), records)
+
+    assert [record.num_timed for record in records] == [2, 2]
+    assert [record.served_seconds is not None for record in records] == [False, True]
+    (line,) = [line for line in compared.lines if line.what == "served_time"]
+    assert line.planned == pytest.approx(1 - 2 / 7, abs=0.1)
+    assert line.measured is not None
+    assert "time of a served step / of another" in str(compared)
+
+
 def test_a_refusal_is_a_warning_of_the_plan(tmp_path: Path) -> None:
     class Dropping(Blocks):
         def __init__(self) -> None:

@@ -99,6 +99,36 @@ def test_an_edit_of_the_weights_drops_the_store(
     assert "PrefixCache drops 10 rows: the weights of h.0-1 changed" in caplog.text
 
 
+def merge(block: nn.Module) -> None:
+    """PEFT's own merge adds to `weight.data`."""
+    block.mlp.c_fc.merge()  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize("edit", [replace, copy_into, merge])
+def test_an_edit_that_leaves_a_mark_is_seen_at_the_next_batch(
+    edit: Callable[[nn.Module], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counters, pointers and merged adapters are compared at each batch, so no row of before is served."""
+    caplog.set_level(logging.INFO)
+
+    def adapt(module: Fitted) -> None:
+        torch.manual_seed(1)
+        parts = {"target_modules": ["c_fc"], "layers_to_transform": [0], "init_lora_weights": False}
+        module.network = apply_lora(module.network, {"r": 2, **parts})
+        module.network.transformer.h[2].requires_grad_(True)
+
+    def once(trainer: Any, module: Any) -> None:
+        if trainer.global_step == 4:
+            edit(module.network.transformer.h[0])
+
+    def run(folder: Path | None) -> Fitted:
+        edits = [recorder("pytorch_lightning", once, "on_train_batch_start")]
+        return fit("ours", folder, epochs=4, callbacks=edits, change=adapt)
+
+    assert equal(run(None), run(tmp_path))
+    assert served(caplog) == [0, 33, 33, 100]
+
+
 def test_an_edit_in_mid_epoch_is_found_by_computing_rows_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,10 +1,12 @@
 """Where stored rows would be wrong, `PrefixCache` says why and training runs as without it."""
 
 import logging
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -52,6 +54,17 @@ class Shared(Blocks):
         self.blocks = nn.ModuleList([self.blocks[0]] * 4)
 
 
+class Skipped(nn.Module):
+    """Stochastic depth that draws as `draw` does."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 0 if self.training and self.draw() < 0.5 else x
+
+
 def reads_inside(*_: object) -> None:
     """A hook that the cache would not run."""
 
@@ -82,6 +95,12 @@ def losses_of(network: Callable[[], nn.Module], cache: list[PrefixCache], **free
 EVERYTHING = {"name_starts_with": ["stem", "blocks"]}
 REFUSALS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "dropout": (lambda: Blocks(nn.Dropout), {}, "it draws random numbers: dropout or stochastic depth"),
+    "depth by Python": (
+        lambda: Blocks(lambda: Skipped(random.random)),
+        {},
+        "it draws random numbers",
+    ),
+    "depth by NumPy": (lambda: Blocks(lambda: Skipped(np.random.random)), {}, "it draws random numbers"),
     "batch norm": (
         lambda: Blocks(batch_norm),
         {"frozen_norms": "train"},
@@ -101,8 +120,11 @@ def test_what_would_be_wrong_is_refused_and_training_goes_on(
     case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     network, freezer, why = REFUSALS[case]
+    states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         plain = losses_of(network, [], **freezer)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
     cached = losses_of(network, [PrefixCache(str(tmp_path))], **freezer)
 
     assert plain == cached
@@ -144,6 +166,24 @@ def test_hidden_states_that_are_asked_for_later(tmp_path: Path, caplog: pytest.L
     plain, cached = fit("gpt2", None, change=ask), fit("gpt2", tmp_path, change=ask)
     assert torch.equal(torch.stack(plain.losses), torch.stack(cached.losses))
     assert "the hook output_capturing_hook on its GPT2Block would not run" in caplog.text
+
+
+def test_a_hook_that_is_registered_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Inside a block, in the middle of an epoch in which rows are served."""
+    seen: list[int] = []
+
+    def run(folder: Path | None) -> Fitted:
+        def register(trainer: Any, module: Any) -> None:
+            if trainer.global_step == 4:
+                module.network.transformer.h[1].mlp.register_forward_hook(lambda *_: seen.append(1))
+
+        return fit("ours", folder, callbacks=[recorder("pytorch_lightning", register)])
+
+    run(None)
+    num_seen = len(seen)
+    run(tmp_path)
+    assert len(seen) == 2 * num_seen
+    assert "on its MLP would not run" in caplog.text
 
 
 def test_a_model_compiled_as_a_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-__all__ = ["CallDetour", "compiled_call"]
+__all__ = ["Call", "CallDetour", "compiled_call", "detours_of"]
 
 Call: TypeAlias = Callable[..., object]  # of a module: whatever it takes and returns
 
@@ -36,7 +36,7 @@ class CallDetour:
 
     def remove(self) -> None:
         """Let the module's own call run again."""
-        around = _detours_of(self._module)
+        around = detours_of(self._module)
         place = around.index(self)
         if place:
             around[place - 1].inner = self.inner
@@ -46,12 +46,12 @@ class CallDetour:
 
 def compiled_call(module: nn.Module) -> Call | None:
     """The compiled call of a module, below its detours; None where `torch.compile` did not get it."""
-    detours = _detours_of(module)
+    detours = detours_of(module)
     return detours[-1].inner if detours else module._compiled_call_impl
 
 
-def _detours_of(module: nn.Module) -> list[CallDetour]:
-    """From the outside in."""
+def detours_of(module: nn.Module) -> list[CallDetour]:
+    """The detours of a module, from the outside in."""
     found, call = [], module._compiled_call_impl
     while isinstance(call, CallDetour):
         found.append(call)

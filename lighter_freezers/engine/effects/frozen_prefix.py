@@ -7,7 +7,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.compiled_graphs import is_compiled
-from lighter_freezers.engine.effects.lost_gain import WeightUses, frozen_from, lost_share
+from lighter_freezers.engine.effects.lost_gain import WeightUses, frozen_from, frozen_prefix, lost_share
 from lighter_freezers.selection.anatomy import Stack, anatomy_of
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
@@ -46,6 +46,10 @@ class Surroundings:
         above.update(self.anatomy.heads, *(each.final_norms for each in later))
         trainable = (name for name, parameter in self.parameters.items() if parameter.requires_grad)
         return {id(self.parameters[name]) for name in trainable if name not in above}
+
+    def num_frozen(self, stack: Stack) -> int:
+        """The number of leading blocks of a stack in which nothing trains."""
+        return frozen_prefix(stack, self.parameters)
 
     def tell_of_cut(self, stack: Stack) -> None:
         """Log once that a tied weight learns through the head alone."""

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-__all__ = ["gradient_leaves"]
+__all__ = ["HIDES_ITS_GRAPH", "gradient_leaves"]
 
-_HIDES_ITS_GRAPH = (
+HIDES_ITS_GRAPH = (
     "CheckpointFunctionBackward",
 )  # re-entrant checkpointing: the graph does not show its parameters
 
@@ -29,7 +29,7 @@ def gradient_leaves(tensor: Tensor) -> Iterator[Tensor | None]:
         leaf = getattr(node, "variable", None)
         if leaf is not None:
             yield leaf
-        elif node.name() in _HIDES_ITS_GRAPH:
+        elif node.name() in HIDES_ITS_GRAPH:
             yield None
         following = {fn for fn, _ in node.next_functions if fn is not None} - seen
         seen |= following

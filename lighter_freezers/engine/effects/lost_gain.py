@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 from lighter_freezers.engine.effects.module_hooks import ModuleHook
 from lighter_freezers.selection.anatomy import Anatomy, Stack
 
-__all__ = ["WeightUses", "frozen_from", "lost_share"]
+__all__ = ["WeightUses", "frozen_from", "frozen_prefix", "lost_share"]
 
 
-def _frozen_prefix(stack: Stack, parameters: Mapping[str, Parameter]) -> int:
+def frozen_prefix(stack: Stack, parameters: Mapping[str, Parameter]) -> int:
     """The number of leading blocks of a stack in which nothing trains.
 
     Args:
@@ -114,7 +114,7 @@ def frozen_from(anatomy: Anatomy, stack: Stack, parameters: Mapping[str, Paramet
     found: list[tuple[str, ...]] = []
     behind = anatomy.stacks[anatomy.stacks.index(stack) :]
     for each in (other for other in behind if other.tower == stack.tower):
-        num_frozen = _frozen_prefix(each, parameters)
+        num_frozen = frozen_prefix(each, parameters)
         found += each.blocks[:num_frozen]
         if num_frozen < len(each.blocks):
             break

@@ -1,11 +1,13 @@
 """The end of the backward pass in models of other kinds: own checkpointing, encoder and decoder, our GPT."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -13,7 +15,21 @@ from lighter_freezers import GPT
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 from lighter_freezers.planning.costs.step_cost import measure_step
-from tests.engine.effects.test_backward_cut import HOLDER, B, C, N, T, V, X, hold, prefix
+from tests.engine.effects.test_backward_cut import (
+    HOLDER,
+    B,
+    C,
+    N,
+    T,
+    V,
+    X,
+    forward_of_block,
+    gpt2,
+    hold,
+    limit,
+    prefix,
+    step,
+)
 
 
 class OwnCheckpointing(nn.Module):
@@ -51,19 +67,60 @@ def make_inputs_require_grad(module: nn.Module, arguments: Any, output: torch.Te
 def test_checkpointing_from_outside_computes_the_same_again(
     is_reentrant: bool, is_one: bool, is_marked: bool
 ) -> None:
-    """Not re-entrant: cut in both passes. Re-entrant: in none, so what trains goes on training."""
+    """Cut in both passes; a re-entrant segment with frozen and other blocks is left as it is."""
     model, plain = OwnCheckpointing(is_reentrant, is_one), OwnCheckpointing(is_reentrant, is_one)
     for each in (model, plain):
         if is_marked:
             each.table.register_forward_hook(make_inputs_require_grad)
         hold(each, "blocks.0", "blocks.1")
     GradientBoundary(model).follow()
-    costs = [measure_step(lambda each=each: each(X).backward(), each).flops for each in (model, plain)]
+    is_left = is_reentrant and is_one
+    for _ in range(2):  # re-entrant segments are known from the second step on
+        model.zero_grad()
+        plain.zero_grad()
+        costs = [measure_step(lambda each=each: each(X).backward(), each).flops for each in (model, plain)]
+        for one, other in zip(model.blocks.parameters(), plain.blocks.parameters(), strict=True):
+            assert one.grad is other.grad is None or torch.equal(one.grad, other.grad)
+        assert torch.equal(model.table.weight.grad, plain.table.weight.grad) == is_left
 
-    for one, other in zip(model.blocks.parameters(), plain.blocks.parameters(), strict=True):
-        assert one.grad is other.grad is None or torch.equal(one.grad, other.grad)
-    assert (costs[0] < costs[1]) == (not is_reentrant)
-    assert torch.equal(model.table.weight.grad, plain.table.weight.grad) == is_reentrant
+    assert (costs[0] < costs[1]) != is_left
+
+
+def reentrant_gpt2(how: str) -> nn.Module:
+    """A GPT-2 whose blocks are re-entrant segments: by transformers, by hand, by torch's wrapper."""
+    model: Any = gpt2()
+    if how == "transformers":
+        model.activation_checkpointing_enable({"use_reentrant": True})
+    for number, block in enumerate(model.transformer.h):
+        if how == "by hand":
+            block.forward = partial(by_hand, block.forward)
+        if how == "wrapper":
+            model.transformer.h[number] = checkpoint_wrapper(block, checkpoint_impl=CheckpointImpl.REENTRANT)
+    model.enable_input_require_grads()
+    return model
+
+
+def by_hand(forward: Any, hidden: torch.Tensor, *others: Any, **named: Any) -> Any:
+    return checkpoint(partial(forward, **named), hidden, *others, use_reentrant=True)
+
+
+@pytest.mark.parametrize("num_frozen", [2, N])
+@pytest.mark.parametrize("how", ["transformers", "by hand", "wrapper"])
+def test_a_frozen_prefix_of_reentrant_segments_costs_its_forward_pass(how: str, num_frozen: int) -> None:
+    """From the third step on at the latest; what trains learns as without the cut."""
+    model, plain = reentrant_gpt2(how), reentrant_gpt2(how)
+    for each in (model, plain):
+        hold(each, "wpe", *prefix(num_frozen))
+    GradientBoundary(model).follow()
+    for _ in range(3):
+        for each in (model, plain):
+            each.zero_grad()
+        costs = [measure_step(step(each), each).flops for each in (model, plain)]
+        for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+            assert one.grad is other.grad is None or "wte" in name or torch.equal(one.grad, other.grad)
+
+    again = (N - num_frozen) * forward_of_block()
+    assert costs[0] == limit(num_frozen) + again < costs[1]
 
 
 def test_encoder_and_decoder_are_told_apart() -> None:
