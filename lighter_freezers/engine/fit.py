@@ -95,7 +95,7 @@ class Fit:
 
     def resume(self, context: StepContext) -> None:
         """Hold what was held when the state of this fit was saved, or what this moment requires."""
-        idle_schedules.refuse_replaced(self.active_rules, self._found, context.model)
+        idle_schedules.refuse_replaced(self.active_rules, self._found, context.model, context.moment)
         self.shares.begin(context.trainer, context.model)
         for action in self.actions:
             action.resolve(self.shares)
@@ -121,7 +121,7 @@ class Fit:
         if not self._has_begun and trainer.is_global_zero:  # a rehearsal has no end to warn of
             idle_schedules.warn_of_short_run(self.active_rules, list(self.actions), trainer, model)
         self._has_begun = True
-        idle_schedules.refuse_replaced(self.active_rules, self._found, model)
+        idle_schedules.refuse_replaced(self.active_rules, self._found, model, trainer_clock.moment(trainer))
         self.followers.optimizers.keep_up()
 
     def advance(self, context: StepContext) -> bool:

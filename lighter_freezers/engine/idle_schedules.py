@@ -69,13 +69,17 @@ def refuse_replaced(
     active_rules: Sequence[ActiveRule],
     found: Iterable[tuple[str, Mapping[str, nn.Parameter]]],
     model: nn.Module,
+    moment: Moment,
 ) -> None:
     """Raise where the model no longer has the layers that rules and actions found at set-up.
+
+    What a rule has released for good may be replaced.
 
     Args:
         active_rules: The rules.
         found: `found_by` the actions, at set-up.
         model: As it is now.
+        moment: The current one.
 
     Raises:
         RuntimeError: A layer was replaced; the message names it.
@@ -85,6 +89,7 @@ def refuse_replaced(
     of_rules = [
         (active.title, {name: each for name, each in active.selected.items() if id(each) in own})
         for active, own in zip(active_rules, held, strict=True)
+        if not (active.rule.schedule.has_ended(moment) or active.history.has_fired)
     ]
     for title, parameters in (*of_rules, *found):
         names = [name for name, parameter in parameters.items() if id(parameter) not in ids]

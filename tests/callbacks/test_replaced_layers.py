@@ -27,6 +27,28 @@ def test_a_replaced_layer_is_named(namespace: str, hook: str, when: dict[str, An
         )
 
 
+@pytest.mark.parametrize(
+    "when",
+    [
+        {"until_epoch": 1},
+        {"until_step": 4},
+        {"windows": [[0, 2]]},
+        {"until_metric": {"monitor": "val/loss", "below": 100.0}},
+    ],
+)
+def test_what_is_released_for_good_may_be_replaced(when: dict[str, Any]) -> None:
+    """The Freezer has nothing to hold there any more."""
+    module = regression(NAMESPACES[0])
+
+    def replace() -> None:
+        module.network.layer1 = nn.Linear(WIDTH, WIDTH)
+
+    module.on_train_epoch_end = replace
+    run = trainer(NAMESPACES[0], callbacks=[Freezer(name_starts_with="layer1.", **when)], max_epochs=3)
+    run.fit(module, batches(), batches())
+    assert run.global_step == 12
+
+
 OTHERS: dict[str, Any] = {
     "gradual": lambda: GradualUnfreezing(every_n_steps=3),
     "stages": lambda: GradualUnfreezing(stages=[{"thaw": "head", "until_step": 9}, {"thaw": "*"}]),

@@ -110,6 +110,9 @@ def fit_with_hook(kind: str) -> dict[str, Any]:
             if kind != "the user's own":
                 self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)
 
+    class WithPlan(powerSGD_hook.PowerSGDState):  # what is known by step and not by bucket
+        __slots__ = ("plan",)
+
     num_calls, num_wrappers = [0], [0]
 
     def counted(hook: Any) -> Any:
@@ -121,7 +124,7 @@ def fit_with_hook(kind: str) -> dict[str, Any]:
 
     state, hook = {
         "PowerSGD": lambda: (
-            powerSGD_hook.PowerSGDState(None, start_powerSGD_iter=2),
+            WithPlan(None, start_powerSGD_iter=2),
             powerSGD_hook.powerSGD_hook,
         ),
         "PostLocalSGD": lambda: (
@@ -132,6 +135,8 @@ def fit_with_hook(kind: str) -> dict[str, Any]:
         "the user's own": lambda: (None, default_hooks.allreduce_hook),
     }[kind]()
     hook = counted(hook)
+    if kind == "PowerSGD":
+        state.plan = {0: 1.0, 6: 0.5}
 
     def read(trainer: Any, _: Any) -> tuple[int, list[int], int]:
         errors = getattr(state, "error_dict", {})
@@ -164,6 +169,7 @@ def fit_with_hook(kind: str) -> dict[str, Any]:
         "seen": seen.seen,
         "frozen": {},
         "num_wrappers": num_wrappers[0],
+        "plan": getattr(state, "plan", None),
     }
 
 
@@ -225,5 +231,6 @@ def test_communication_hooks_outlive_a_rebuild(two_ranks: Any, kind: str) -> Non
         assert list(steps) == [1, 2, 3, 4] * 3
         # all 225 weights but for a layer of 72, all of them, all but for another; no errors in two steps each
         assert [sum(each) for each in errors] == [0, 0, 153, 153, 0, 0, 225, 225, 0, 0, 153, 153]
+        assert first["plan"] == {0: 1.0, 6: 0.5}
     elif kind == "PostLocalSGD":
         assert list(steps) == list(range(1, 13))

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["put_on", "rebuild", "take_off"]
@@ -79,12 +80,16 @@ def _forget_buckets(state: object) -> None:
     """Empty what the state of a communication hook keeps for each bucket: new ones hold other gradients.
 
     PowerSGD keeps errors and factors by the number of the bucket, and counts from 0 again: in the first steps
-    of a wrapper DDP may still form other buckets. A state without such records goes on as it is.
+    of a wrapper DDP may still form other buckets. A state without such records goes on as it is, and so does
+    what a state knows by other numbers, such as a ratio for each step.
     """
     slots = [name for each in type(state).__mro__ for name in getattr(each, "__slots__", ())]
     values = [getattr(state, name, None) for name in (*slots, *getattr(state, "__dict__", ()))]
     records = [
-        each for each in values if isinstance(each, dict) and all(isinstance(key, int) for key in each)
+        each
+        for each in values
+        if isinstance(each, dict)
+        and all(isinstance(key, int) and isinstance(value, Tensor) for key, value in each.items())
     ]
     for record in records:
         record.clear()
