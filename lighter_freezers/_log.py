@@ -25,7 +25,8 @@ class Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print(self.format(record), file=sys.stderr)
+            # At once: in a notebook Rich prints half a line by flushing, which prints it, and so on.
+            print(f"{self.format(record)}\n", end="", file=sys.stderr)
         except Exception:  # as every handler of `logging` does
             self.handleError(record)
 

@@ -101,6 +101,22 @@ def test_lines_go_to_the_stream_of_the_moment(monkeypatch: pytest.MonkeyPatch) -
     assert "step 2: thawed layer1" in now.getvalue()
 
 
+def test_lines_of_one_message_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich in a notebook flushes what stands in its buffer while it prints it, without an end."""
+    monkeypatch.setattr(_log.log, "handlers", [_log.Terminal()])
+    monkeypatch.setattr(_log.log, "propagate", False)
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            assert text.endswith("\n") or not text
+            return super().write(text)
+
+    with contextlib.redirect_stderr(Stream()) as shown:
+        _log.log.info("one\ntwo")
+
+    assert shown.getvalue() == "one\ntwo\n"
+
+
 def _place(screen: str, line: str) -> int:
     """Where a line stands on a screen that breaks lines anywhere; it stands there once."""
     anywhere = r"\s*".join(map(re.escape, line.replace(" ", "")))
