@@ -157,13 +157,11 @@ def _stages(arguments: argparse.Namespace, output: str, source: Source) -> str:
         (callback,) = strategy_callbacks("stages", source.model, _options(arguments, source))
         present = {key: value for key, value in callback.items() if key != "_target_"}
     if arguments.merge and Path(output).exists():
-        text, left_out = merged_stages(
-            Path(output).read_text(encoding="utf-8"), stage_entries(present, source.model)
-        )
+        text, left_out = merged_stages(Path(output), stage_entries(present, source.model))
         for words in left_out:
             log.warning(
-                "the stage that thaws %s is left out of %s: no stage now thaws the same",
-                words or "nothing",
+                "no stage thaws the same as the one of %s now: it stands at the end of %s as comments",
+                words,
                 output,
             )
         return text

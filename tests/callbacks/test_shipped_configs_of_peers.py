@@ -228,6 +228,41 @@ def test_both_thaw_the_same(name: str, tmp_path: Path) -> None:
     assert trainable(build, scheduler, ours, default_root_dir=tmp_path / "ours", **run) == expected
 
 
+SCHEDULES = {
+    "RteBoolqModule_ft_schedule_deberta_base.yaml": deberta,
+    "RteBoolqModule_ft_schedule_deberta_base_fsdp.yaml": deberta,
+    "explicit_reinit_lr.yaml": deberta,
+    "explicit_reinit_optim_lr.yaml": deberta,
+    "llama_ft_schedule.yaml": llama,
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_their_schedules_become_stages_by_their_names(name: str, tmp_path: Path) -> None:
+    """As the guide does it: a name that is a regular expression gets `re:`."""
+    from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    path, stages = schedule_of(name), []
+    for phase in yaml.safe_load(path.read_text()).values():
+        words = [f"re:{each}" if set(each) & set("*[({\\") else each for each in phase["params"]]
+        end = {"until_epoch": phase["max_transition_epoch"]} if "max_transition_epoch" in phase else {}
+        stages.append({"thaw": words, **ENDS, **end})
+    stages[-1] = {"thaw": words}
+    theirs = [
+        FinetuningScheduler(ft_schedule=str(path), restore_best=False),
+        FTSCheckpoint(monitor="val_loss"),
+    ]
+    theirs += [FTSEarlyStopping(**NEVER_BETTER, patience=2)]
+    ours = [GradualUnfreezing(stages=stages), EarlyStopping(**NEVER_BETTER, patience=2)]
+    first = {"class_path": "torch.optim.lr_scheduler.LinearLR", "init_args": {"total_iters": 4}}
+    run = {"max_epochs": 30, "default_root_dir": tmp_path}
+
+    expected = trainable(SCHEDULES[name], first, theirs, **run)
+    assert len(set(map(frozenset, expected))) == len(stages)
+    assert trainable(SCHEDULES[name], first, ours, **run) == expected
+
+
 def test_no_config_is_left_out() -> None:
     """Each that they ship with a FinetuningScheduler, and the one that they compare with."""
     shipped = {

@@ -50,7 +50,7 @@ def test_the_same_stages_keep_their_text(capsys: pytest.CaptureFixture[str]) -> 
 
     assert main([*COMMAND, "--merge"]) == 0
     assert STAGES.read_text() == edited.replace("(9 parameters, 99%)", "(72 parameters, 18.7%)")
-    assert "left out" not in capsys.readouterr().err
+    assert "as comments" not in capsys.readouterr().err
 
 
 def test_new_stages_stand_at_their_places(caplog: pytest.LogCaptureFixture) -> None:
@@ -62,7 +62,12 @@ def test_new_stages_stand_at_their_places(caplog: pytest.LogCaptureFixture) -> N
     thaws = [stage["thaw"] for stage in yaml.safe_load(text)["stages"]]
     assert thaws == [["norm", "head"], ["blocks.3", "blocks.2"], ["blocks.1", "blocks.0", "stem"]]
     assert "# for the second paper\nstages: # five\n  # thaws norm, head (25" in text
-    assert "the stage that thaws blocks.3 is left out of stages.yaml" in caplog.text
+    assert (
+        "the same as the one of blocks.3 now: it stands at the end of stages.yaml as comments" in caplog.text
+    )
+    assert "\n  # - thaw: [blocks.3] # alone\n  #   until_epoch: 7 # later\n  #   unfreeze_lr: 0.5\n" in text
+    assert main([*COMMAND, "--merge", "--epochs", "3"]) == 0
+    assert STAGES.read_text() == text
 
 
 def test_a_model_that_has_grown(folder: Path) -> None:
@@ -95,6 +100,7 @@ def deeper() -> object:
     ("text", "words", "message"),
     [
         ("stages: [{thaw: head}, {thaw: '*'}]\n", ["--merge"], "behind a dash on a line of its own"),
+        ("stages:\n  - thaw: [a\n", ["--merge"], "stages.yaml"),
         ("other: 1\n", ["--merge"], "--merge needs a file with stages:"),
         ("", ["--merge", "--force"], "not allowed with"),
     ],

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from lighter_freezers import (
     CausalLMModule,
     Freezer,
+    GradualUnfreezing,
     LoraPhases,
     LoraRankScheduler,
     apply_lora,
@@ -25,7 +26,7 @@ from tests.experiments.training.causal_lms import (
     training_batch,
     training_loader,
 )
-from tests.lab import NAMESPACES, trainer
+from tests.lab import NAMESPACES, recorder, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
@@ -154,6 +155,29 @@ def test_the_final_model_is_right_whatever_the_factors_began_as(init: str, tmp_p
 
     assert not torch.equal(logits(model.network), logits(causal_lm()))
     torch.testing.assert_close(logits(loaded), logits(model.network), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_the_final_model_is_the_best_of_all_stages(tmp_path: Path) -> None:
+    """Where `restore_best` asks for it at the end: not the adapter of the last step."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    path = saved_model(tmp_path / "model")
+    model = module(LONE, path, lora=BOTH, learning_rate=0.05, save_final_model=True)
+    stages = [{"thaw": "*", "until_epoch": 1}, {"desc": "the same again"}]
+    best = {"monitor": "score", "mode": "max", "at_end": True}
+
+    def score(fit: Any, trained: Any) -> None:
+        trained.log("score", torch.tensor(-float(fit.current_epoch)), on_step=False, on_epoch=True)
+
+    at_ends = recorder(LONE, lambda _, trained: logits(trained.network).clone(), "on_train_epoch_end")
+    callbacks = [GradualUnfreezing(stages=stages, restore_best=best), recorder(LONE, score), at_ends]
+    trainer(LONE, callbacks=callbacks, max_epochs=3, default_root_dir=tmp_path).fit(model, training_loader())
+
+    final = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), tmp_path / "final_model")
+    assert torch.equal(logits(final), at_ends.seen[0])
+    assert not torch.equal(at_ends.seen[2], at_ends.seen[0])
 
 
 def test_the_final_model_without_lora_is_a_whole_one(tmp_path: Path) -> None:
