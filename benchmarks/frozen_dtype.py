@@ -60,9 +60,10 @@ def fit(options: argparse.Namespace, num_frozen: int, losses: list[float], **hal
 
 def run(options: argparse.Namespace) -> Report:
     """Measure."""
+    instructions = torch.backends.cpu.get_cpu_capability()
     method = (
         f"GPT of {options.layers} x {options.width}, T={options.time}, {options.batch} rows a batch, "
-        f"{options.steps} steps, {torch.backends.cpu.get_cpu_capability()}; CPU time, one thread, paired ratios"
+        f"{options.steps} steps, {instructions}; CPU time, one thread, paired ratios"
     )
     report = Report("B19", "A frozen prefix in bfloat16", method)
     for num_frozen in (options.layers // 2, options.layers - 1):
