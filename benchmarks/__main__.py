@@ -32,7 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin, failed = time.monotonic(), 0
     with ThreadPoolExecutor(min(2, cpu_count() or 1)) as pool:
         results = pool.map(lambda name: _run(name, options.json), names)
-        results = pool.map(lambda name: _run(name, options.json), names)
         for name, (status, text, seconds) in zip(names, results, strict=True):
             print(f"{text}\n{name}: {seconds:.0f} s\n", flush=True)
             failed = status or failed
