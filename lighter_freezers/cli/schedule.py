@@ -157,13 +157,9 @@ def _stages(arguments: argparse.Namespace, output: str, source: Source) -> str:
         (callback,) = strategy_callbacks("stages", source.model, _options(arguments, source))
         present = {key: value for key, value in callback.items() if key != "_target_"}
     if arguments.merge and Path(output).exists():
-        text, left_out = merged_stages(Path(output), stage_entries(present, source.model))
-        for words in left_out:
-            log.warning(
-                "no stage thaws the same as the one of %s now: it stands at the end of %s as comments",
-                words,
-                output,
-            )
+        text, warnings = merged_stages(Path(output), stage_entries(present, source.model))
+        for warning in warnings:
+            log.warning("%s: %s", output, warning)
         return text
     written = f"# Written by: {_command(arguments)}\n"
     return written + stage_file(present, source.model, "FILE" if output == "-" else output)
