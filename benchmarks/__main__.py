@@ -17,10 +17,6 @@ from benchmarks.code_versions import MEASURES
 
 __all__ = ["main"]
 
-SHORTER = {  # what would take most of the time with the settings of the page
-    "stages": ["--rows", "32", "--rounds", "3"],
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run them; the exit status is that of the last one that failed."""
@@ -41,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, folder: Path | None) -> tuple[int, str, float]:
     written = [] if folder is None else ["--json", str(folder / f"{name}.json")]
-    command = [sys.executable, "-m", f"benchmarks.{name}", *SHORTER.get(name, []), *written]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *written]
     begin = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
     text = done.stdout if not done.returncode else f"{done.stdout}{done.stderr}{name} failed"

@@ -15,7 +15,7 @@ from lighter_freezers.experiments.training.generation_data import GenerationData
 from lighter_freezers.experiments.training.gpt_training import GPTTraining
 from lighter_freezers.experiments.training.labelled_data import SequenceScoreData, TokenLabelData
 from lighter_freezers.experiments.training.text_data import TextData
-from lighter_freezers.reports.loggers import in_order
+from lighter_freezers.reports.loggers import with_late_epoch
 
 if TYPE_CHECKING:
     from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
@@ -81,7 +81,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write numbers."""
-        super().log_metrics(in_order(metrics), step)
+        super().log_metrics(with_late_epoch(metrics), step)
 
 
 def __getattr__(name: str) -> object:

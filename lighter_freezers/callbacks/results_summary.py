@@ -197,13 +197,17 @@ class ResultsSummary(Callback):
         """Log the last lines of the run."""
         first, last = losses["first_train_loss"], losses["final_train_loss"]
         num_last = min(NUM_LAST, self._num_batches)
-        said = f"from {first:.4g} (first batch) to {last:.4g} (last {num_last})"
+        said = (
+            []
+            if first is None
+            else [("loss", f"from {first:.4g} (first batch) to {last:.4g} (last {num_last})")]
+        )
         figures = [(name, f"{value:.4g}") for name, value in _logged(trainer).items() if name[:3] == "val"]
         has_picture = callbacks_of_kind(callbacks_of(trainer), "FreezeStateLogger")
         folders = tensorboard_folders(trainer.loggers) if has_picture else []
         lines = closing_lines(
             folder,
-            [("loss", said)] * (first is not None) + figures[:1],
+            [*said, *figures[:1]],
             self._changes,
             [f"tensorboard --logdir {each}" for each in folders],
             self._sizes["parameters"],

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class RowHold(Action):
         self._selector, self._rows, self._schedule = selector, rows, schedule
         self._held: dict[Parameter, Tensor] = {}  # parameter -> numbers of the rows that are held
         self._values: dict[Parameter, Tensor] = {}  # of these rows, while they are held
-        self._hooks: dict[Optimizer, RemovableHandle] = {}
+        self._hooks: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
 
     @property
     def wants_gradients(self) -> bool:
@@ -127,7 +128,8 @@ class RowHold(Action):
         super().leave()
         for hook in self._hooks.values():
             hook.remove()
-        self._values, self._hooks = {}, {}
+        self._values = {}
+        self._hooks.clear()
 
     @torch.no_grad()
     def _take(self) -> None:

@@ -136,10 +136,8 @@ class BestOfStage:
         if stage is None or self._run is None:
             return None
         trainer, model = self._run
-        note, file = (
-            self.restore(StepContext(trainer, model, moment(trainer)), stage),
-            self._folder / "best.ckpt",
-        )
+        note = self.restore(StepContext(trainer, model, moment(trainer)), stage)
+        file = self._folder / "best.ckpt"
         trainer.save_checkpoint(str(file), weights_only=True)
         return f"{note}, and in {file}"
 

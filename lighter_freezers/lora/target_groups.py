@@ -20,7 +20,7 @@ _QUERY_VALUE = frozenset(
         *("query_proj", "value_proj", "q_b_proj", "kv_b_proj", "receptance"),  # DeBERTa, DeepSeek, RWKV
         *("q_proj", "v_proj", "query", "value", "q", "v", "q_lin", "v_lin"),
         *("c_attn", "qkv", "qkv_proj", "query_key_value", "Wqkv", "in_proj", "att_proj"),
-        *("linear_q", "linear_v", "value_proj", "Wq", "Wv"),  # conformers, deformable DETR, CTRL
+        *("linear_q", "linear_v", "Wq", "Wv"),  # conformers, CTRL
     ]
 )
 # What a part of a block is, cross-attention included, by how its name begins or by what is in it.
@@ -133,11 +133,13 @@ def _attention_or_mlp(part: str) -> str:
 
 
 def _experts(network: nn.Module, homes: Mapping[str, str], within: Container[str]) -> list[str]:
-    """Names of the weights in these parts that hold a matrix for each expert."""
+    """Names of the weights in these parts that hold a matrix for each expert; no kernels of convolutions."""
+    kernels = {id(each.weight) for each in network.modules() if isinstance(each, nn.Conv1d)}
     return [
         name
         for name, parameter in canonical_parameters(network).items()
         if parameter.ndim == 3 and min(parameter.shape) > 1 and homes.get(name) in within
+        if id(parameter) not in kernels
     ]
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "in_order",
+    "with_late_epoch",
     "tensorboard_folders",
     "tensorboards",
     "write_image",
@@ -50,7 +50,7 @@ def tensorboards(loggers: Loggers) -> "list[_TensorBoardLike]":
     return [logger for logger in loggers if _is_tensorboard(logger)]
 
 
-def in_order(metrics: Mapping[str, float]) -> dict[str, float]:
+def with_late_epoch(metrics: Mapping[str, float]) -> dict[str, float]:
     """The same numbers, so that cards in the order of their names begin with what matters.
 
     `epoch`, which Lightning adds to all it logs, gets a name that sorts late; the -1 that it logs as

@@ -85,6 +85,27 @@ def test_the_last_loss_is_the_mean_of_ten_batches(tmp_path: Path) -> None:
     assert len(summary._losses) <= 1000
 
 
+@pytest.mark.parametrize("namespace", lab.NAMESPACES)
+def test_a_run_without_a_loss_is_closed(namespace: str, tmp_path: Path, caplog: Any) -> None:
+    """Under manual optimization `training_step` may return nothing."""
+    made = lab.regression(namespace)
+
+    class Manual(type(made)):  # type: ignore[misc]
+        automatic_optimization = False
+
+        def training_step(self, batch: Any, index: int) -> None:
+            self.optimizers().step()
+
+    made.__class__ = Manual
+    made.automatic_optimization = False
+    trainer = lab.trainer(namespace, callbacks=[ResultsSummary()], default_root_dir=tmp_path)
+    with caplog.at_level("INFO", "lighter_freezers"):
+        trainer.fit(made, lab.batches(), lab.batches(8))
+
+    assert "The run: 4 optimizer steps" in caplog.text
+    assert "first batch" not in caplog.text
+
+
 def test_the_figures_of_a_test_are_added(tmp_path: Path) -> None:
     """To the file of the fit, of which nothing else changes; also by a later process that tests there."""
     summary = ResultsSummary()

@@ -232,6 +232,20 @@ def test_a_router_in_a_module_of_its_own_gets_no_lora() -> None:
     assert target_modules_of(network, "mlp_only") == ["shared"]
 
 
+def test_a_convolution_holds_no_experts(caplog: pytest.LogCaptureFixture) -> None:
+    """Its kernel has three dimensions too, and a layer with as many outputs is no router."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.ffn = nn.ModuleDict({"q_proj": nn.Linear(4, 8)}), nn.Conv1d(4, 8, 3)
+            self.mlp = nn.Linear(4, 8)
+
+    network = nn.Sequential(nn.ModuleList(Block() for _ in range(2)))
+    assert target_modules_of(network, "both") == ["q_proj", "mlp"]
+    assert "experts" not in caplog.text
+
+
 def test_a_router_gets_no_lora() -> None:
     """A linear layer beside the experts chooses among them; a `gate` that is part of an MLP is meant."""
 

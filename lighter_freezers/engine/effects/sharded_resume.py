@@ -65,7 +65,8 @@ class ShardedResume:
             RuntimeError: The groups are others than in the checkpoint.
         """
         path = Path(self._trainer.strategy.broadcast(checkpoint_path))
-        saved = _members_in(path, is_safe=bool(options.get("weights_only")))
+        is_safe = options.get("weights_only")  # None is what torch takes
+        saved = _members_in(path, None if is_safe is None else bool(is_safe))
         if saved not in (None, self._members):
             raise RuntimeError(
                 f"In the checkpoint the groups of the optimizers have other members. {_WAY_OUT}"
@@ -134,12 +135,12 @@ def _num_empty(optimizer: Optimizer) -> int:
     return sum(not group["params"] for group in optimizer.param_groups)
 
 
-def _members_in(path: Path, *, is_safe: bool) -> object:
+def _members_in(path: Path, weights_only: bool | None) -> object:
     """Names of the parameters in each group of each optimizer, where a callback of ours stored them."""
     file = path / "meta.pt" if path.is_dir() else path
     if not file.is_file():
         return None  # the strategy says that it is no checkpoint
-    checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=is_safe)
+    checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=weights_only)
     saved = checkpoint.get("callbacks", {}).get(STATE_KEY, {})
     return saved.get("groups", {}).get("members")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pytorch_lightning import loggers
 
-from lighter_freezers.reports.loggers import in_order
+from lighter_freezers.reports.loggers import with_late_epoch
 
 __all__ = ["TensorBoardLogger"]
 
@@ -30,4 +30,4 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write numbers."""
-        super().log_metrics(in_order(metrics), step)
+        super().log_metrics(with_late_epoch(metrics), step)
