@@ -12,6 +12,7 @@ _NAMES = {  # module -> its public names
     "engine.engine": "Engine EngineCallback",
     "engine.ledger": "Hold",
     "engine.rules": "FreezeRule",
+    "engine.run_shares": "RunShares",
     "engine.step_context": "ActionResult StepContext",
     "engine.terms": "Terms",
     "engine.transition": "Transition",

@@ -7,6 +7,7 @@ from lighter_freezers.engine.effects.learning_rates import (
 from lighter_freezers.engine.engine import Engine as Engine, EngineCallback as EngineCallback
 from lighter_freezers.engine.ledger import Hold as Hold
 from lighter_freezers.engine.rules import FreezeRule as FreezeRule
+from lighter_freezers.engine.run_shares import RunShares as RunShares
 from lighter_freezers.engine.step_context import ActionResult as ActionResult, StepContext as StepContext
 from lighter_freezers.engine.terms import Terms as Terms
 from lighter_freezers.engine.transition import Transition as Transition

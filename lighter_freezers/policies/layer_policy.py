@@ -17,11 +17,11 @@ from lighter_freezers.engine import (
     Hold,
     Moment,
     RateFactor,
+    RunShares,
     StepContext,
     Terms,
     parameters_of_blocks,
 )
-from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.policies.unit_statistic import Statistic, UnitStatistic
 from lighter_freezers.policies.untrained import warn_of_untrained
 from lighter_freezers.selection.name_summary import first_few
