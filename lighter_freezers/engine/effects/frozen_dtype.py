@@ -82,8 +82,8 @@ class FrozenDtype:
         if kind == "cpu" and not _has_instructions():
             self._warn(
                 "slow",
-                "frozen_dtype: this CPU has no instructions for bfloat16, so that frozen blocks take several "
-                "times as long as in float32. It is for GPUs, AVX-512 BF16 and AMX: remove it here.",
+                "frozen_dtype: this CPU has no instructions for bfloat16, so that frozen blocks take up to "
+                "several times as long as in float32. It is for GPUs, AVX-512 BF16 and AMX: remove it here.",
             )
         with torch.autocast(kind, torch.bfloat16):
             output = own(*arguments, **keywords)
