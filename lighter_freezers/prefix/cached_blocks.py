@@ -179,7 +179,7 @@ class CachedBlocks:
             refuse_gradient(call.hidden, self._names)
             if self.why or (call.has_history and not torch.is_grad_enabled()):
                 return None
-            keys = call.keys(mode_of(self._blocks[0], call.hidden))
+            keys = call.keys(mode_of(self._blocks, call.hidden))
         except Refusal as refusal:
             self._turn_off(str(refusal))
             return None

@@ -161,13 +161,12 @@ def hidden_of(output: object) -> Tensor:
     return hidden
 
 
-def mode_of(block: nn.Module, hidden: Tensor) -> tuple[object, ...]:
-    """What an output depends on besides weights and inputs: mode and autocast."""
+def mode_of(blocks: Sequence[nn.Module], hidden: Tensor) -> tuple[object, ...]:
+    """What an output of blocks depends on besides weights and inputs: mode and autocast."""
     kind = hidden.device.type
     is_cast = torch.is_autocast_enabled(kind)
     return (
-        block.training,
-        computes_in_bfloat16(block),
+        tuple((block.training, computes_in_bfloat16(block)) for block in blocks),
         is_cast,
         str(torch.get_autocast_dtype(kind)) if is_cast else "",
     )

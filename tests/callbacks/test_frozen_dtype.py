@@ -81,6 +81,38 @@ def test_a_cache_knows_in_what_its_rows_were_computed(
     assert "epoch 1: PrefixCache served 100 %" in caplog.text
 
 
+def test_a_cache_knows_which_blocks_computed_its_rows_in_bfloat16(tmp_path: Path) -> None:
+    """Rows whose first two of three blocks did are not served where all three do."""
+    keep = {"keep": True}
+    fit(
+        "ours",
+        tmp_path,
+        cache=keep,
+        freezer=HALF,
+        callbacks=[Freezer(name_starts_with="network.transformer.h.2.")],
+    )
+    cached = fit("ours", tmp_path, cache=keep, freezer=HALF, num_blocks=None)
+
+    assert torch.equal(losses(cached), losses(fit("ours", None, freezer=HALF, num_blocks=None)))
+
+
+@pytest.mark.parametrize("name", ["ours", "resnet"])  # a residual stream in float32; all in bfloat16
+def test_a_cache_goes_on_when_blocks_that_are_held_begin_to_compute_in_bfloat16(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing freezes or thaws then: the rows are computed again, and served for all of its blocks."""
+    caplog.set_level(logging.INFO)
+
+    def run(folder: Path | None) -> Fitted:
+        half = Freezer(prefix_of(Fitted(name), 2), from_epoch=1, **HALF)
+        return fit(name, folder, epochs=4, callbacks=[half])
+
+    assert torch.equal(losses(run(tmp_path)), losses(run(None)))
+    shares = [100 if f"epoch {epoch}: PrefixCache served 100 %" in caplog.text else 0 for epoch in range(4)]
+    assert shares == [0, 0, 100, 100]
+    assert "one after another" not in caplog.text
+
+
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match="frozen_dtype"):
         Freezer(names="a", frozen_dtype="float16")  # type: ignore[arg-type]

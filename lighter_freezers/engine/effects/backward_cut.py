@@ -17,9 +17,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.call_detour import CallDetour, compiled_call
-from lighter_freezers.engine.effects.checkpointed_prefix import CheckpointedPrefix, segments_of
+from lighter_freezers.engine.effects.checkpointed_prefix import CheckpointedPrefix, gradient_end, segments_of
 from lighter_freezers.engine.effects.frozen_prefix import Surroundings
-from lighter_freezers.engine.effects.gradient_leaves import gradient_leaves
+from lighter_freezers.engine.effects.gradient_leaves import gradient_leaves, hides_on_the_way
 from lighter_freezers.engine.effects.module_hooks import ModuleHook
 from lighter_freezers.selection.anatomy import Stack
 from lighter_freezers.selection.anatomy.block_modules import block_modules
@@ -95,6 +95,7 @@ class _Gate:
         self._handle: RemovableHandle | None = None
         self._after: RemovableHandle | None = None  # behind the first block
         self._behind: RemovableHandle | None = None  # where the prefix ends
+        self._prefix: list[nn.Module] = []  # the frozen blocks when that was found out
         self._leaf: Tensor | None = None
         self._is_known = self._is_wrapped = False  # whether a segment is inside the call of the first block
         self._segments = CheckpointedPrefix()
@@ -151,13 +152,14 @@ class _Gate:
         made = [each for each in tree_leaves(output) if isinstance(each, Tensor) and each.requires_grad]
         if leaf is None or not made:
             return output
-        self._is_known, self._is_wrapped = True, any(segments_of(each) for each in made)
+        self._is_known, self._is_wrapped = True, any(hides_on_the_way(each, leaf) for each in made)
         is_alone = all(below is leaf for each in made for below in gradient_leaves(each))
         return output if not is_alone else tree_map_only(Tensor, Tensor.detach, output)
 
     def _watch_end(self) -> None:
         """Look at the hidden states behind the last frozen block, for re-entrant segments below them."""
         num_frozen = self._around.num_frozen(self._stack)
+        self._prefix = self._blocks[:num_frozen]
         if num_frozen < len(self._blocks):
             behind, hook = self._blocks[num_frozen], ModuleHook(self._look_behind)
             self._behind = behind.register_forward_pre_hook(hook, with_kwargs=True)
@@ -180,6 +182,10 @@ class _Gate:
             return
         segments = segments_of(hidden)
         if not segments:
+            self._explain_segments(hidden)
+            return
+        if any(parameter.requires_grad for block in self._prefix for parameter in block.parameters()):
+            self._segments = CheckpointedPrefix()  # other code has thawed it: no transition comes
             return
         if self._may_cut(hidden, len(segments)):
             self._segments.end_gradient(segments)
@@ -187,6 +193,19 @@ class _Gate:
         if self._segments.learns or hides:
             why = "gradient checkpointing is re-entrant"
             self._around.warn_of_loss(self._stack, self._block, why, _NOT_REENTRANT, hidden)
+
+    def _explain_segments(self, hidden: Tensor) -> None:
+        """Warn if a gradient crosses the prefix only because segments that do not show here may need it."""
+        if not hidden.requires_grad or self._around.has_told_of_loss:
+            return
+        learning = self._around.trainable_below(self._stack)
+        if learning & self._around.in_blocks:  # the user's choice
+            return
+        if any(leaf is not None and self._learns(leaf) for leaf in gradient_leaves(hidden)):
+            self._explain(hidden)
+            return
+        why = "gradient checkpointing is re-entrant"
+        self._around.warn_of_loss(self._stack, self._block, why, _NOT_REENTRANT, hidden)
 
     def _close(self) -> None:
         if compiled_call(self._block) is None:
@@ -210,7 +229,8 @@ class _Gate:
             return None
         hidden = hidden.detach()
         if self._is_probe:
-            hidden = self._leaf = Parameter(hidden)  # a leaf that requires a gradient
+            self._leaf = Parameter(hidden.new_empty(0))
+            hidden = gradient_end(self._leaf, hidden)
         return (
             ((hidden, *arguments[1:]), keywords) if arguments else (arguments, {**keywords, str(key): hidden})
         )
@@ -238,15 +258,20 @@ class _Gate:
             if leaf is None and num_segments:
                 num_segments -= 1
                 continue
-            if id(leaf) in self._around.tied and self._is_held:
-                is_tied = True
-            elif not (self._around.marks_inputs and leaf is not None and not isinstance(leaf, Parameter)):
+            is_tied = is_tied or id(leaf) in self._around.tied
+            if self._learns(leaf):
                 if not self._around.has_told_of_loss:  # else its text is built at every step
                     self._explain(hidden)
                 return False
         if is_tied:
             self._around.tell_of_cut(self._stack)
         return True
+
+    def _learns(self, leaf: Tensor | None) -> bool:
+        """Whether something below needs a gradient that this leaf gets through the prefix."""
+        if id(leaf) in self._around.tied and self._is_held:
+            return False
+        return not self._around.marks_inputs or leaf is None or isinstance(leaf, Parameter)
 
     def _explain(self, hidden: Tensor) -> None:
         """Warn if embeddings and the like learn below; trainable blocks below are the user's choice."""

@@ -19,15 +19,24 @@ class CallDetour:
     Args:
         module: What is called.
         run: Gets the module's own call, its arguments and its keywords; returns the output.
+        is_innermost: Run inside the detours that are there, not around them.
     """
 
     def __init__(
-        self, module: nn.Module, run: Callable[[Call, tuple[object, ...], dict[str, object]], object]
+        self,
+        module: nn.Module,
+        run: Callable[[Call, tuple[object, ...], dict[str, object]], object],
+        *,
+        is_innermost: bool = False,
     ) -> None:
         self._module = module
         self._run = run
-        self.inner: Call | None = module._compiled_call_impl
-        module._compiled_call_impl = self
+        self.inner: Call | None = compiled_call(module) if is_innermost else module._compiled_call_impl
+        around = detours_of(module) if is_innermost else []
+        if around:
+            around[-1].inner = self
+        else:
+            module._compiled_call_impl = self
 
     def __call__(self, *arguments: object, **keywords: object) -> object:
         """Run the function."""

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lighter_freezers.engine.effects.gradient_leaves import HIDES_ITS_GRAPH, gradient_leaves
 
-__all__ = ["CheckpointedPrefix", "segments_of"]
+__all__ = ["CheckpointedPrefix", "gradient_end", "segments_of"]
 
 _Run: TypeAlias = Callable[..., object]
 
@@ -99,3 +99,24 @@ class _End(torch.autograd.Function):
     def backward(ctx: object, gradient: Tensor) -> Tensor:
         """Zeros."""
         return torch.zeros_like(gradient)
+
+
+def gradient_end(leaf: Tensor, hidden: Tensor) -> Tensor:
+    """Hidden states in the same memory that require a gradient, of which nothing arrives at the leaf."""
+    ended = _OnlyLeaf.apply(leaf, hidden)
+    assert isinstance(ended, Tensor)
+    return ended
+
+
+class _OnlyLeaf(torch.autograd.Function):
+    """Puts a leaf below hidden states; unlike a leaf itself, they may be changed in place."""
+
+    @staticmethod
+    def forward(ctx: object, leaf: Tensor, hidden: Tensor) -> Tensor:
+        """The same values."""
+        return hidden.detach()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[None, None]:
+        """Nothing."""
+        return None, None

@@ -18,6 +18,7 @@ from lighter_freezers.selection.names import canonical_parameters
 __all__ = ["FrozenDtype", "computes_in_bfloat16"]
 
 _FEW_INSTRUCTIONS = ("DEFAULT", "NO AVX", "AVX2")
+_ASKS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of a CPU with AVX-512
 
 
 class _HalfCall(CallDetour):
@@ -60,7 +61,8 @@ class FrozenDtype:
             self._calls.pop(block).remove()
         for block in wanted:
             if block not in self._calls:
-                self._calls[block] = _HalfCall(block, partial(self._call, block))
+                # inside the detours of a cache, which recognises what it handed on
+                self._calls[block] = _HalfCall(block, partial(self._call, block), is_innermost=True)
         self._learns = False
 
     def _call(
@@ -77,11 +79,11 @@ class FrozenDtype:
             why = "something below learns through them, or re-entrant checkpointing asks for a gradient"
             self._warn("learns", f"frozen_dtype has no effect, and frozen blocks compute in float32: {why}.")
             return own(*arguments, **keywords)
-        if kind == "cpu" and torch.backends.cpu.get_cpu_capability() in _FEW_INSTRUCTIONS:
+        if kind == "cpu" and not _has_instructions():
             self._warn(
                 "slow",
-                "frozen_dtype: this CPU has no instructions for bfloat16, so that frozen blocks take several "
-                "times as long as in float32. It is for GPUs, AVX-512 BF16 and AMX: remove it here.",
+                "frozen_dtype: this CPU has no instructions for bfloat16, so that frozen blocks take up to "
+                "several times as long as in float32. It is for GPUs, AVX-512 BF16 and AMX: remove it here.",
             )
         with torch.autocast(kind, torch.bfloat16):
             output = own(*arguments, **keywords)
@@ -91,6 +93,15 @@ class FrozenDtype:
         if what not in self._said:
             self._said.add(what)
             log.warning(text)
+
+
+def _has_instructions() -> bool:
+    """Whether this CPU multiplies in bfloat16, as far as torch tells."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability != "AVX512":
+        return capability not in _FEW_INSTRUCTIONS
+    asks = [getattr(torch.cpu, name, None) for name in _ASKS]
+    return None in asks or any(ask() for ask in asks if ask is not None)
 
 
 def _widened(made: Tensor) -> Tensor:
