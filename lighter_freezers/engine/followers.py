@@ -74,11 +74,11 @@ class Followers:
         freezable = [each for active in self._active_rules for each in active.hold.parameters]
         freezable += [each for action in self._actions for each in action.freezable(context.model)]
         self._norms, self._modes = FrozenNorms(context.model, freezable), FrozenModes(context.model)
-        if self._active_rules or len(self._actions):
-            self._boundary = GradientBoundary(context.model, is_silent=not context.trainer.is_global_zero)
         is_silent = not context.trainer.is_global_zero
+        if self._active_rules or len(self._actions):
+            self._boundary = GradientBoundary(context.model, is_silent=is_silent)
         self._dtype = FrozenDtype(context.model, self._boundary, is_silent=is_silent)
-        if context.trainer.is_global_zero:
+        if not is_silent:
             idle_schedules.warn_of_user_frozen(self._active_rules, context.model)
             self._graphs = CompiledGraphs(context.model)
             self._graphs.warn_of_schedule(num_transitions([active.rule for active in self._active_rules]))

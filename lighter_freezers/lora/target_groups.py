@@ -54,15 +54,16 @@ def target_modules_of(network: nn.Module, group: str) -> list[str]:
         raise ValueError(
             f"Unknown LoRA target {group!r}. Closest: '{close}'. All: {', '.join(TARGET_GROUPS)}."
         )
-    linear = _linear_layers(network)
+    homes = _homes(network)
+    linear = _linear_layers(network, homes)
     inside = {part: [path for path, home in linear.items() if home == part] for part in ("attn", "mlp")}
     attention, mlp = inside["attn"], inside["mlp"]
     if group == "attention_only":
         attention = [path for path in attention if path.rpartition(".")[2] in _QUERY_VALUE]
     chosen = {"attention_only": attention, "mlp_only": mlp}.get(group, [*attention, *mlp])
     if not chosen or (group in ("both", "all") and not (attention and mlp)):
-        raise ValueError(_nothing(network, group, [*inside["attn"], *inside["mlp"]]))
-    experts = [] if group == "attention_only" else _experts(network, _homes(network), ("mlp",))
+        raise ValueError(_nothing(network, group, linear))
+    experts = [] if group == "attention_only" else _experts(network, homes, ("mlp",))
     if experts:
         log.warning(
             "target: %s leaves %d tensors of experts without LoRA, such as '%s': they are no linear layers. "
@@ -97,13 +98,12 @@ def with_target_modules(network: nn.Module, config: Mapping[str, object]) -> dic
     return {**written_out, "target_modules": ends}
 
 
-def _linear_layers(network: nn.Module) -> dict[str, str]:
+def _linear_layers(network: nn.Module, homes: Mapping[str, str]) -> dict[str, str]:
     """Path of each layer with a matrix of weights, in a block -> `attn`, `mlp` or what else it is part of.
 
     Not of a router, which chooses among the experts beside it.
     """
-    homes, modules = _homes(network), dict(walk(network))
-    named = canonical_parameters(network)
+    modules, named = dict(walk(network)), canonical_parameters(network)
     stacked = _experts(network, homes, ("attn", "mlp"))
     num_experts = {name.rsplit(".", 2)[0]: len(named[name]) for name in stacked}
     for path, module in modules.items():
@@ -159,9 +159,10 @@ def _shortest_end(path: str, others: Iterable[str]) -> str:
     return next(end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others))
 
 
-def _nothing(network: nn.Module, group: str, there: list[str]) -> str:
+def _nothing(network: nn.Module, group: str, linear: Mapping[str, str]) -> str:
+    there = [path for part in ("attn", "mlp") for path, home in linear.items() if home == part]
     shown = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in there)) or "none"
-    homes = {*_linear_layers(network).values(), *(("mlp",) if group == "attention_only" else ())}
+    homes = {*linear.values(), *(("mlp",) if group == "attention_only" else ())}
     missing = [name for name, part in (("attention", "attn"), ("MLPs", "mlp")) if part not in homes]
     found = f"no {' and no '.join(missing)} with linear layers" if there and missing else "nothing"
     return (

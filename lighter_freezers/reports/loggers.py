@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "with_late_epoch",
     "tensorboard_folders",
     "tensorboards",
+    "with_late_epoch",
     "write_image",
     "write_layout",
     "write_metrics",

@@ -4,7 +4,7 @@ TensorBoard smooths curves at 0.6 as it opens, over points and not over steps, a
 step. So it gets a point at each of the `NUM_POINTS` optimizer steps from a change on, after which 0.6**11, or
 0.4 %, of the jump is left; the other loggers get one. Nothing is written in a steady state after that. At the
 start it gets as many, because it leaves values that few points have out of its charts ("ignore outliers").
-A curve that a scheduler moves gets `NUM_MOVING` points over the run: the smoothed one lags 0.5 % of it.
+A curve that a scheduler moves gets at least `NUM_MOVING` points over the run: smoothed, it lags 0.5 % of it.
 """
 
 import math
