@@ -1,16 +1,23 @@
 """Small networks, modules and recorders that the tests share. Real Trainers run them; nothing is mocked."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
 NUM_SAMPLES, BATCH_SIZE, WIDTH = 32, 8, 8  # four batches an epoch
+
+
+def first_now(cases: Iterable[Any]) -> list[Any]:
+    """Parameters of a test: the first stays with the core tests, the others are wide."""
+    first, *others = cases
+    return [first, *(pytest.param(case, marks=pytest.mark.wide) for case in others)]
 
 
 class TinyNet(nn.Module):

@@ -17,6 +17,7 @@ from tests.lab import (
     ResumableLoader,
     adamw,
     batches,
+    first_now,
     frozen_layers,
     recorder,
     regression,
@@ -135,7 +136,7 @@ def test_schedules_resume_exactly_from_the_end_of_an_epoch_too(tmp_path: Path) -
         assert same(resumed["optimizer"], whole["optimizer"])
 
 
-@pytest.mark.parametrize("kill_at", [2, 9])
+@pytest.mark.parametrize("kill_at", first_now([9, 2]))
 def test_a_killed_process_resumes_from_its_last_checkpoint(kill_at: int, tmp_path: Path) -> None:
     """SIGKILL between the backward pass and the optimizer step, in a process of its own."""
     call = f"run(Path({str(tmp_path / 'cut')!r}), kill_at={kill_at})"

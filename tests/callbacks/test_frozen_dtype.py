@@ -96,6 +96,7 @@ def test_a_cache_knows_which_blocks_computed_its_rows_in_bfloat16(tmp_path: Path
     assert torch.equal(losses(cached), losses(fit("ours", None, freezer=HALF, num_blocks=None)))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["ours", "resnet"])  # a residual stream in float32; all in bfloat16
 def test_a_cache_goes_on_when_blocks_that_are_held_begin_to_compute_in_bfloat16(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

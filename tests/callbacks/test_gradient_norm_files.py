@@ -48,6 +48,7 @@ def half_and_resumed(first: Path, second: Path) -> None:
     fit(second, callbacks, max_epochs=2, ckpt_path=checkpoint)
 
 
+@pytest.mark.wide
 def test_a_killed_process_loses_no_row(tmp_path: Path) -> None:
     """Every step before the signal is in the file, and every row is whole."""
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)]
@@ -203,6 +204,7 @@ def test_a_change_of_rank_is_followed(tmp_path: Path) -> None:
     assert [row["step"] for row in noted if row["notes"]] == ["2", "4"]
 
 
+@pytest.mark.wide
 def test_the_config_measures_and_draws(tmp_path: Path) -> None:
     """By its own command: rows, phases, pictures, and norms in TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

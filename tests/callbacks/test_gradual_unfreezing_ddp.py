@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from lighter_freezers import GradualUnfreezing
@@ -52,6 +53,7 @@ def fit_all() -> list[dict[str, Any]]:
     return [fit(pace, 2) for pace in PACES]
 
 
+@pytest.mark.wide
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     """What is frozen at each step, and the weights at the end."""
     for pace, one, other in zip(PACES, *run_ranks(fit_all, tmp_path, 2), strict=True):

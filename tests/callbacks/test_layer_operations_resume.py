@@ -155,6 +155,7 @@ def test_operations_that_wait_for_validation_resume_too(step: int, tmp_path: Pat
     assert [key for key in KEYS if not same(resumed[key], first[key])] == []
 
 
+@pytest.mark.wide
 def test_another_process_gives_the_same_run(whole: Any, tmp_path: Path) -> None:
     """Right after a growth, whose new components wait for a gradient, and in the middle."""
     folder, expected = whole

@@ -127,6 +127,7 @@ def test_every_variant_resumes_exactly(variant: str, tmp_path: Path) -> None:
         compare(whole, resumed, step)
 
 
+@pytest.mark.wide
 def test_a_new_process_goes_on(tmp_path: Path) -> None:
     """Nothing that matters lives in the process that saved the checkpoint."""
     whole = run(tmp_path / "whole")

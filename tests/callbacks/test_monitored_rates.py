@@ -9,7 +9,7 @@ import torch
 from torch.optim import lr_scheduler as lrs
 
 from lighter_freezers import Freezer
-from tests.lab import NAMESPACES, batches, recorder, regression, trainer
+from tests.lab import NAMESPACES, batches, first_now, recorder, regression, trainer
 
 RATES: dict[str, dict[str, Any]] = {
     "factor": {"unfreeze_lr_factor": 0.1},
@@ -70,7 +70,7 @@ def logged(namespace: str, interval: str) -> tuple[Any, list[dict[str, float]], 
     return Rows(), rows, import_module(f"{namespace}.callbacks").LearningRateMonitor(interval)
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("namespace", first_now(NAMESPACES))
 @pytest.mark.parametrize("order", ["ours first", "theirs first"])
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -60,8 +60,12 @@ def ranks() -> list[Any]:
 
 @pytest.mark.parametrize(
     ("network", "callbacks"),
-    [(NormNet, freezers), (BlockNet, freezers), (NormNet, operations), (mixed, ranks)],
-    ids=["norms", "blocks", "operations", "ranks"],
+    [
+        pytest.param(NormNet, freezers, id="norms"),
+        pytest.param(BlockNet, freezers, id="blocks", marks=pytest.mark.wide),
+        pytest.param(NormNet, operations, id="operations", marks=pytest.mark.wide),
+        pytest.param(mixed, ranks, id="ranks", marks=pytest.mark.wide),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.* match no parameter", "ignore:One rule matches no parameter")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")

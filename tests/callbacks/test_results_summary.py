@@ -166,6 +166,7 @@ def minutes_left_on_ranks(folder: Path) -> float:
     return float(run.progress_bar_metrics["minutes_left"])
 
 
+@pytest.mark.wide
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_show_the_same_minutes_left(tmp_path: Path) -> None:
     assert run_ranks(minutes_left_on_ranks, tmp_path, 2, tmp_path) == [0.0, 0.0]

@@ -165,6 +165,7 @@ def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
     assert (said, running.returncode) == ("", 0)
 
 
+@pytest.mark.wide
 def test_the_plan_of_a_config_by_its_own_command(folder: Path, tmp_path: Path) -> None:
     """A fresh process: JSON alone on stdout, a picture, and no other file."""
     words = [

@@ -210,6 +210,7 @@ def test_mistakes_are_told_in_one_line(
     assert not list(folder.glob("wrong_*"))
 
 
+@pytest.mark.wide
 def test_by_its_own_command(folder: Path) -> None:
     """In a fresh process; a strategy that does not exist is refused with the names of all."""
     command = [sys.executable, "-m", "lighter_freezers", "schedule", "small.yaml", "--strategy", "upwards"]

@@ -14,7 +14,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.lab import frozen_components, recorder
+from tests.lab import first_now, frozen_components, recorder
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -144,7 +144,7 @@ def test_a_config_on_data_of_the_hub_drops_bad_rows() -> None:
         assert all("data::bad_rows=drop" in command for command in commands), path.name
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", first_now(RECIPES))
 def test_a_recipe_freezes_what_it_says(name: str, tmp_path: Path, cache: Path, monkeypatch: Any) -> None:
     """At every step of every epoch, built by lighter from the file."""
     from lighter.engine.runner import ConfigLoader
@@ -266,6 +266,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return folder
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_is_learnt_from_the_pretrained_checkpoint(mode: str, pretrained: Path, cache: Path) -> None:
     """By the command that it names: the trunk is frozen, thaws, and the figures of the mode are logged."""

@@ -84,6 +84,7 @@ def test_lora_is_where_the_name_says(name: str, folder: str, cache: str) -> None
     assert {path.split(".lora_")[0].rpartition(".")[2] for path in trained} == TARGETS[name]
 
 
+@pytest.mark.wide
 def test_the_override_for_a_machine_without_a_network(
     folder: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ def test_the_override_for_a_machine_without_a_network(
     assert summary == trained
 
 
+@pytest.mark.wide
 def test_no_run_overwrites_another(
     folder: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +125,7 @@ def test_no_run_overwrites_another(
     assert all((run / "results_summary.json").exists() for run in runs)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["smollm2_phases", "dynamic_lora"])
 def test_the_phases_are_overrides(
     name: str, folder: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +146,7 @@ def test_the_phases_are_overrides(
     ]
 
 
+@pytest.mark.wide
 def test_the_ranks_grow(folder: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From 4 over 8 to 12, whatever the model."""
     monkeypatch.chdir(tmp_path)

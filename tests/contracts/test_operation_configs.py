@@ -108,6 +108,7 @@ def _mappings(node: Any) -> Iterator[dict[str, Any]]:
         yield from _mappings(child)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", [*OPERATIONS, *LINES_OF_PHASES])
 def test_the_log_says_what_was_done(
     name: str, tmp_path: Path, cache: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
@@ -127,6 +128,7 @@ def test_the_log_says_what_was_done(
     assert [line for line in said if re.search("operation [0-9]|LoRA phase", line)] == wanted
 
 
+@pytest.mark.wide
 def test_the_complete_example_by_its_own_command(tmp_path: Path, cache: Path) -> None:
     """`lighter fit` in a fresh process: the log, and the record in TensorBoard."""
     lighter = str(Path(sys.executable).parent / "lighter")

@@ -35,6 +35,7 @@ def load(name: str, *overrides: str) -> Any:
     return ConfigLoader.load([str(ROOT / f"configs/tasks/{name}.yaml"), *overrides])
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_task_is_learnt_and_tested(
     name: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -56,6 +57,7 @@ def test_a_task_is_learnt_and_tested(
     assert results["scores"]["perplexity"] > 1
 
 
+@pytest.mark.wide
 def test_the_test_command_finds_the_checkpoint_of_a_run(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]
     return folder, run_ranks(work, folder, 2, folder)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_answer_each_prompt_once(two_ranks: Any, case: str, tmp_path: Path) -> None:
     """Torch's sampler gives one of five rows twice. In order, the same figures on both ranks, one file."""

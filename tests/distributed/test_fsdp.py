@@ -112,6 +112,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, tuple[dict[
     return dict(zip(CELLS, zip(*ranks, strict=True), strict=True))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
 def test_two_sharded_ranks_equal_one_process(two_ranks: Any, cell: tuple[str, str]) -> None:
     """Flags of sharded parameters are changed as they are, and the log counts whole parameters."""

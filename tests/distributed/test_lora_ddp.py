@@ -107,6 +107,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return fit("plain", 1, tmp_path_factory.mktemp("alone"))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("options", OPTIONS)
 def test_two_ranks_equal_one_process(two_ranks: Any, alone: dict[str, Any], options: str) -> None:
     """Weights, moments and ranks, bit for bit, with whatever flags DDP has; parameters stay themselves."""

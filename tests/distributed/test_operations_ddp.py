@@ -61,6 +61,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[
     return dict(zip(MONITORS, zip(*ranks, strict=True), strict=True))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("monitor", MONITORS)
 def test_two_ranks_equal_one_process(two_ranks: Any, monitor: str) -> None:
     """The loss is the mean over ranks; ranks bit-equal, rounding apart from the single process."""

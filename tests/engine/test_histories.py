@@ -190,7 +190,7 @@ STILL = (  # a norm in inference mode by two Freezers, one after the other
 )
 
 
-@settings(max_examples=550, **QUICK)
+@settings(max_examples=150, **QUICK)
 @given(histories | manual, cuts)
 @example(History((MET,), num_epochs=3), ("batch", 6))  # at the last batch of the epoch that meets it
 @example(History((MET,), num_epochs=3), ("batch", 7))  # after that
@@ -206,7 +206,7 @@ def test_a_history_is_what_the_documents_say(history: History, cut: tuple[str, i
 
 
 @pytest.mark.wide
-@settings(max_examples=1200, **QUICK)
+@settings(max_examples=1600, **QUICK)
 @given(histories | manual, cuts)
 def test_a_long_run_of_histories(history: History, cut: tuple[str, int]) -> None:
     """More of the same."""

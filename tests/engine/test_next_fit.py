@@ -81,6 +81,7 @@ def test_anything_else_starts_anew(other: str) -> None:
     assert runs[0].seen[0] == runs[1].seen[0] == ["layer2"]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("how", ["finder", "tuner", "batch size"])
 def test_searching_a_rate_or_a_batch_size_leaves_no_trace(how: str, tmp_path: Any) -> None:
     class Module(pl.LightningModule):

@@ -87,6 +87,7 @@ def test_a_plan_shows_them() -> None:
     assert "never thaws" not in text
 
 
+@pytest.mark.wide
 def test_they_run_from_yaml(tmp_path: Path) -> None:
     """`lighter fit` in a fresh process, with the policies in a module of the user's."""
     pytest.importorskip("lighter")

@@ -19,7 +19,7 @@ from lighter_freezers.engine.effects.backward_cut import GradientBoundary
 from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs, is_compiled
 from tests.architectures import ARCHITECTURES, BERT, LLAMA, T5, VIT
 from tests.engine.effects.test_gradient_cut import LONE, language_model, tokens
-from tests.lab import trainer
+from tests.lab import first_now, trainer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor"
@@ -146,6 +146,7 @@ def test_a_whole_model_under_a_schedule_is_told_of_blocks(warnings: Any) -> None
     assert "lighter_freezers.compile_blocks" in warning
 
 
+@pytest.mark.wide
 def test_a_policy_recompiles_a_whole_model_and_shares_the_graphs_of_blocks(warnings: Any) -> None:
     """Draws are in no schedule: one warning at the fifth mask; compiled by blocks, four graphs do for all."""
     fit(torch.compile(gpt(6), backend=CompileCounter()), [Lisa(2, every_n_steps=1)], 7)
@@ -158,7 +159,7 @@ def test_a_policy_recompiles_a_whole_model_and_shares_the_graphs_of_blocks(warni
     assert len([text for text in warnings() if "compiled" in text]) == 1
 
 
-@pytest.mark.parametrize("how", ["whole", "modules", "blocks"])
+@pytest.mark.parametrize("how", first_now(["blocks", "whole", "modules"]))
 def test_the_backward_pass_ends_in_compiled_models_too(how: str) -> None:
     """However it is compiled, gradients are those of eager while a prefix is frozen, and after the thaw."""
     gradients: list[list[torch.Tensor]] = []
@@ -257,6 +258,7 @@ def test_the_number_of_graphs_does_not_depend_on_the_depth(name: str, most: int)
     assert counters[0] == counters[1] <= most
 
 
+@pytest.mark.wide
 def test_a_history_that_is_not_empty_is_used() -> None:
     """Generation and prefix tuning pass one."""
     model = ARCHITECTURES["gpt2"]().eval()

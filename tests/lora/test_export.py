@@ -12,6 +12,7 @@ from torch import nn
 
 from lighter_freezers import GPT, apply_lora, resize_lora_layer, save_adapter, set_layer_lora_rank
 from lighter_freezers.lora.sites import find_lora_sites
+from tests.lab import first_now
 from tests.lora.lora_lab import VARIANTS
 
 RANKS = (0, 1, 3, 4, 7, 12)
@@ -96,7 +97,7 @@ def output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("kind", first_now(TARGETS))
 def test_stock_peft_has_the_same_logits(kind: str, tmp_path: Path) -> None:
     """Plain, rsLoRA and DoRA; every rank, 0 included; one way to wrap and the other; other defaults."""
     from peft import LoraConfig, get_peft_model

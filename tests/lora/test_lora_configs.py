@@ -45,6 +45,7 @@ def run(name: str, folder: Path, *options: str, trigger_loss: float = 0.0) -> di
     return found
 
 
+@pytest.mark.wide
 def test_rank_schedule(tmp_path: Path) -> None:
     """Growth, rank 0, shrinking at an epoch, and back from 0."""
     every = [f"{part}.{n}" for n in range(4) for part in ("attn", "mlp")]
@@ -59,6 +60,7 @@ def test_rank_schedule(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("bound", "steps"), [(float("inf"), []), (0.0, [40, 100, 140])])
 def test_rank_by_loss(bound: float, steps: list[int], tmp_path: Path) -> None:
     """In their order: at once if any loss will do, and after the wait if none comes."""

@@ -165,6 +165,7 @@ def test_a_rate_that_moves_is_sampled_after_epochs_and_drawn_at_a_thaw(tmp_path:
         assert value == pytest.approx(0.05 * (1 - step / 50), abs=0.05 * 0.05)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("num_steps", "log_every_n_steps"), [(40, 50), (700, 0)])
 def test_a_rate_that_moves_is_drawn_right_all_along(
     num_steps: int, log_every_n_steps: int, tmp_path: Path

@@ -118,6 +118,7 @@ def test_the_functions_are_kept(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == contents
 
 
+@pytest.mark.wide
 def test_the_real_library_has_thousands_of_functions(tmp_path: Path) -> None:
     """Each parses, has no docstring left, and its summary is one line of three words or more."""
     files = split_files(DOCSTRINGS, "standard_library", tmp_path)

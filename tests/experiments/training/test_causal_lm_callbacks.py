@@ -9,7 +9,7 @@ import pytest
 from lighter_freezers import Freezer, FreezeStateLogger, LayerOperations, LoraPhases, LoraRankScheduler
 from lighter_freezers.lora.sites import find_lora_sites
 from tests.experiments.training.causal_lms import ARCHITECTURES, causal_lm, module, training_loader
-from tests.lab import NAMESPACES, recorder, trainer
+from tests.lab import NAMESPACES, first_now, recorder, trainer
 
 
 def state(_: Any, model: Any) -> tuple[dict[str, int], set[str]]:
@@ -22,7 +22,7 @@ def state(_: Any, model: Any) -> tuple[dict[str, int], set[str]]:
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", first_now(ARCHITECTURES))
 def test_all_callbacks_work_together(namespace: str, architecture: str, tmp_path: Path) -> None:
     """Ranks, phases, operations and freezers on one module, with checkpointed activations."""
     seen = recorder(namespace, state)

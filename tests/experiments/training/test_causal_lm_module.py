@@ -314,6 +314,7 @@ def test_data_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
         check_tokens_fit(causal_lm(), path, Data(96, other))
 
 
+@pytest.mark.wide
 def test_without_transformers_the_extra_is_named(tmp_path: Path) -> None:
     """A fresh interpreter that has none."""
     code = (

@@ -360,6 +360,7 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     assert torch.allclose(ranks[0]["weights"], weights, atol=1e-5)
 
 
+@pytest.mark.wide
 def test_it_imports_one_namespace_only() -> None:
     """In a fresh interpreter; `lighter_freezers.lightning` is looked at with the TextDataModule."""
     code = "from lighter_freezers import GPTModule; import sys; sys.exit('lightning' in sys.modules)"

@@ -267,6 +267,7 @@ def test_the_tokenizer_is_there_after_setup(tmp_path: Path) -> None:
         _ = text_data("pytorch_lightning", tmp_path).vocab_size
 
 
+@pytest.mark.wide
 def test_one_namespace_does_not_import_the_other() -> None:
     """In fresh interpreters."""
     runs = []

@@ -361,6 +361,7 @@ def _pickled(gpt: GPT, folder: Path) -> Path:
     return folder / "gpt.pt"
 
 
+@pytest.mark.wide
 def test_a_thaw_is_what_imports_the_callbacks() -> None:
     """A module without one stays in its own namespace."""
     code = (

@@ -27,6 +27,7 @@ from lighter_freezers.reports.plots import (
 from lighter_freezers.reports.plots.canvas import smoothed
 from lighter_freezers.reports.plots.groups import largest
 from lighter_freezers.reports.plots.runs import Mark, StepTable
+from tests.lab import first_now
 
 ROOT = Path(__file__).parents[2]
 BLUE, GREY = (0x00, 0x72, 0xB2), (0xD0, 0xD0, 0xD0)  # attention; no gradient
@@ -101,7 +102,7 @@ def test_a_mean_does_not_cross_a_mark_or_a_gap() -> None:
     assert means[4] == 5.0
 
 
-@pytest.mark.parametrize("num_runs", [1, 2])
+@pytest.mark.parametrize("num_runs", first_now([1, 2]))
 def test_everything_is_drawn(num_runs: int, tmp_path: Path) -> None:
     """Of one run, and of several against each other: pictures that are not empty."""
     for number in range(num_runs):
