@@ -1,11 +1,22 @@
-"""The cache folder for tokenizers and labels, and atomic writes to it."""
+"""The cache folder for tokenizers, encoded texts and labels, and atomic writes to it."""
 
+import io
 import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
+from lighter_freezers._log import log
 from lighter_freezers.reports.whole_files import write_whole
 
-__all__ = ["cache_folder", "keep"]
+__all__ = ["Arrays", "Ids", "cache_folder", "joined", "keep", "kept_arrays", "split_at_ends"]
+
+Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]  # of any type
+Ids: TypeAlias = npt.NDArray[np.int32]
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
@@ -29,3 +40,57 @@ def keep(file: Path, content: bytes) -> None:
             f"{file.name} cannot be kept in {file.parent}: {error}. Give a folder that can be written: "
             "`cache_dir:`, or the environment variable XDG_CACHE_HOME."
         ) from error
+
+
+def kept_arrays(file: Path, build: Callable[[], Arrays]) -> Arrays:
+    """Arrays by name: from a file of the cache, or built and kept in it.
+
+    Several processes may build the same file at once. A cache that cannot be written costs one warning, and
+    the arrays are built at each start.
+
+    Args:
+        file: An `.npz` file; its name must say all that the arrays depend on.
+        build: Makes them.
+    """
+    try:
+        return _read(file)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except Exception as error:  # numpy raises many types, whatever is wrong with the file
+        log.warning("%s is damaged and is made again: %s.", file, error)
+    arrays, content = build(), io.BytesIO()
+    np.savez(content, **arrays)
+    try:
+        write_whole(file, content.getvalue())
+    except OSError as error:
+        _say_not_kept(file.parent, error.strerror)
+    return arrays
+
+
+def _read(file: Path) -> Arrays:
+    with file.open("rb") as opened:  # and closed: no memory map stays open
+        return dict(np.load(opened, allow_pickle=False))
+
+
+@cache  # one line for a folder
+def _say_not_kept(folder: Path, reason: str) -> None:
+    log.warning(
+        "Encoded text cannot be kept in %s (%s), so each start encodes it again. Give a folder that can be "
+        "written: `cache_dir:`, or the environment variable XDG_CACHE_HOME.",
+        folder,
+        reason,
+    )
+
+
+def joined(rows: Sequence[Sequence[int] | Ids]) -> Arrays:
+    """The token ids of all rows in one array, and where each row ends in it; `split_at_ends` undoes it."""
+    return {
+        "ids": np.concatenate([np.empty(0, np.int32), *(np.asarray(row, np.int32) for row in rows)]),
+        "ends": np.cumsum([len(row) for row in rows], dtype=np.int64),
+    }
+
+
+def split_at_ends(arrays: Arrays) -> list[Ids]:
+    """The rows that `joined` joined."""
+    begins = [0, *arrays["ends"]][:-1]
+    return [arrays["ids"][begin:end] for begin, end in zip(begins, arrays["ends"], strict=True)]

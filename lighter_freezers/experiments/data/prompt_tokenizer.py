@@ -1,7 +1,9 @@
 """One interface for the two kinds of tokenizers that encode prompts: our own BPE and transformers'."""
 
+import hashlib
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +34,10 @@ class PromptTokenizer(Protocol):
     def source(self) -> object:
         """The tokenizer behind this face."""
 
+    @property
+    def fingerprint(self) -> str | None:
+        """A digest of all that the ids of a text depend on; None where that is not known."""
+
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, with nothing added; the characters `</s>` in a text are plain text."""
 
@@ -47,6 +53,10 @@ class _OwnTokenizer:
         self.eos_id = tokenizer.eos_id
         self.begins_with: tuple[int, ...] = (tokenizer.eos_id,)
         self.vocab_size = tokenizer.vocab_size
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.source.fingerprint
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         return self.source.encode_all(texts)
@@ -65,6 +75,14 @@ class _TransformersTokenizer:
         has_begin = tokenizer.bos_token_id is not None and alone[:1] == [tokenizer.bos_token_id]
         self.begins_with: tuple[int, ...] = (int(tokenizer.bos_token_id),) if has_begin else ()
         self.vocab_size = len(tokenizer)
+
+    @property
+    def fingerprint(self) -> str | None:
+        kind, rust = type(self.source), getattr(self.source, "backend_tokenizer", None)
+        if rust is None or not kind.__module__.startswith("transformers."):  # ids may depend on its code
+            return None
+        said = f"{kind.__qualname__} {version('transformers')} {version('tokenizers')} {rust.to_str()}"
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self.source(

@@ -62,7 +62,7 @@ class GenerationDataModule(GenerationData, LightningDataModule):
         bad_rows: `error` raises at the first row with a missing field, an invalid value, or an answer that
             does not fit into max_length. `drop` leaves such rows out, and logs how many.
         seed: Of the order of training.
-        cache_dir: The cache for tokenizers, docstrings and downloads. None means
+        cache_dir: The cache for tokenizers, encoded rows, docstrings and archives. None means
             `$XDG_CACHE_HOME/lighter_freezers` or `~/.cache/lighter_freezers`.
         num_workers: Processes that make batches; 0 makes them in the main process.
 
