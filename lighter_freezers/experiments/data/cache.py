@@ -1,9 +1,11 @@
 """The cache folder for tokenizers, encoded texts and labels, and atomic writes to it."""
 
+import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,7 +15,7 @@ import numpy.typing as npt
 from lighter_freezers._log import log
 from lighter_freezers.reports.whole_files import write_whole
 
-__all__ = ["Arrays", "Ids", "cache_folder", "joined", "keep", "kept_arrays", "split_at_ends"]
+__all__ = ["Arrays", "Ids", "cache_folder", "cannot_keep", "encoded_once", "keep", "kept_arrays"]
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]  # of any type
 Ids: TypeAlias = npt.NDArray[np.int32]
@@ -36,10 +38,15 @@ def keep(file: Path, content: bytes) -> None:
     try:
         write_whole(file, content)
     except OSError as error:
-        raise RuntimeError(
-            f"{file.name} cannot be kept in {file.parent}: {error}. Give a folder that can be written: "
-            "`cache_dir:`, or the environment variable XDG_CACHE_HOME."
-        ) from error
+        raise cannot_keep(file.name, file.parent, error) from error
+
+
+def cannot_keep(what: str, folder: Path, error: OSError) -> RuntimeError:
+    """The error for what cannot be written to a cache folder."""
+    return RuntimeError(
+        f"{what} cannot be kept in {folder}: {error}. Give a folder that can be written: `cache_dir:`, or "
+        "the environment variable XDG_CACHE_HOME."
+    )
 
 
 def kept_arrays(file: Path, build: Callable[[], Arrays]) -> Arrays:
@@ -82,15 +89,28 @@ def _say_not_kept(folder: Path, reason: str) -> None:
     )
 
 
-def joined(rows: Sequence[Sequence[int] | Ids]) -> Arrays:
-    """The token ids of all rows in one array, and where each row ends in it; `split_at_ends` undoes it."""
+def encoded_once(
+    texts: Sequence[str], fingerprint: str, encode: Callable[[Sequence[str]], list[list[int]]], folder: Path
+) -> list[Ids]:
+    """The token ids of each text: encoded now, or read from the folder, where they are kept.
+
+    Args:
+        texts: The texts.
+        fingerprint: A digest of all else that the ids depend on: the tokenizer.
+        encode: Encodes texts.
+        folder: The cache folder.
+    """
+    sha = hashlib.sha256(fingerprint.encode())
+    for text in texts:
+        sha.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    kept = kept_arrays(folder / f"ids-{sha.hexdigest()[:32]}.npz", lambda: _joined(encode(texts)))
+    begins = [0, *kept["ends"]][:-1]
+    return [kept["ids"][begin:end] for begin, end in zip(begins, kept["ends"], strict=True)]
+
+
+def _joined(rows: Sequence[Sequence[int]]) -> Arrays:
+    """All rows in one array, and where each ends."""
     return {
-        "ids": np.concatenate([np.empty(0, np.int32), *(np.asarray(row, np.int32) for row in rows)]),
+        "ids": np.fromiter(chain.from_iterable(rows), np.int32),
         "ends": np.cumsum([len(row) for row in rows], dtype=np.int64),
     }
-
-
-def split_at_ends(arrays: Arrays) -> list[Ids]:
-    """The rows that `joined` joined."""
-    begins = [0, *arrays["ends"]][:-1]
-    return [arrays["ids"][begin:end] for begin, end in zip(begins, arrays["ends"], strict=True)]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,12 +10,15 @@ from lighter_freezers.experiments.data.batches import IGNORE_INDEX, Batch, Seque
 from lighter_freezers.experiments.data.prompt_encoding import (
     EncodedPrompt,
     NoRoom,
-    encode_once,
+    encode_answers,
+    encode_prompts,
 )
 from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer
 from lighter_freezers.experiments.data.prompts import PromptedRow
 
 __all__ = ["AnswerSequences", "PromptSequences", "Room"]
+
+CHUNK = 8192  # rows to encode at a time: token ids as Python integers need much memory
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,13 @@ class AnswerSequences(Sequences):
         tokenizer: Encodes them.
         room: Their length limits.
         remark: How else they were changed, for the log line; empty if they were not.
-        folder: Where their tokens are kept for the next start; None keeps nothing.
 
     Raises:
         ValueError: A row is too long even without its context, or all were left out.
     """
 
     def __init__(
-        self,
-        rows: Sequence[PromptedRow],
-        tokenizer: PromptTokenizer,
-        room: Room,
-        remark: str = "",
-        folder: Path | None = None,
+        self, rows: Sequence[PromptedRow], tokenizer: PromptTokenizer, room: Room, remark: str = ""
     ) -> None:
         self._remark = remark
         self._pad_id = tokenizer.eos_id
@@ -66,8 +62,7 @@ class AnswerSequences(Sequences):
         self._ids: list[Tensor] = []
         self._num_answer: list[int] = []
         self.numbers: list[int] = []  # of the rows that were kept
-        encoded = encode_once(rows, tokenizer, room.max_length, folder=folder)
-        for number, one in self._tally.those_with_room(rows, encoded):
+        for number, one in self._tally.those_with_room(rows, _in_chunks(rows, tokenizer, room.max_length)):
             self.numbers.append(number)
             self._ids.append(torch.tensor(one.ids, dtype=torch.int32))
             self._num_answer.append(one.num_answer)
@@ -105,7 +100,6 @@ class PromptSequences(Sequences):
         tokenizer: Encodes them.
         room: Their length limits. A prompt leaves room for the generated tokens.
         remark: How else they were changed, for the log line; empty if they were not.
-        folder: Where their tokens are kept for the next start; None keeps nothing.
 
     Raises:
         ValueError: A prompt is too long even without its context, or all were left out.
@@ -117,22 +111,18 @@ class PromptSequences(Sequences):
         tokenizer: PromptTokenizer,
         room: Room,
         remark: str = "",
-        folder: Path | None = None,
     ) -> None:
         self._remark = remark
         self._pad_id = tokenizer.eos_id
         self._tally = _Tally(room)
-        self._scored = AnswerSequences(
-            [row for group in groups for row in group], tokenizer, room, folder=folder
-        )
+        self._scored = AnswerSequences([row for group in groups for row in group], tokenizer, room)
         scored = _those_of_each(groups, self._scored.numbers)
         self._prompts: list[str] = []
         self._references: list[tuple[str, ...]] = []
         self._ids: list[Tensor] = []
         self._answers: list[list[int]] = []  # the rows of each question in `answers`
         rows = [group[0] for group in groups]
-        max_length = room.max_length - room.max_new_tokens
-        encoded = encode_once(rows, tokenizer, max_length, alone=True, folder=folder)
+        encoded = _in_chunks(rows, tokenizer, room.max_length - room.max_new_tokens, alone=True)
         for number, one in self._tally.those_with_room(rows, encoded):
             if scored[number]:
                 self._prompts.append(one.prompt)
@@ -160,6 +150,18 @@ class PromptSequences(Sequences):
         return f"{len(self):,} prompts of {_range_of(map(len, self._ids))} tokens, {references}; {done}"
 
 
+Encoded = Iterator[tuple[int, EncodedPrompt | NoRoom]]
+
+
+def _in_chunks(
+    rows: Sequence[PromptedRow], tokenizer: PromptTokenizer, max_length: int, alone: bool = False
+) -> Encoded:
+    """Encode all rows in chunks; yields each with its index."""
+    encode = encode_prompts if alone else encode_answers
+    for first in range(0, len(rows), CHUNK):
+        yield from enumerate(encode(rows[first : first + CHUNK], tokenizer, max_length), start=first)
+
+
 class _Tally:
     """Counts rows that are cut and rows that do not fit; refuses the latter unless they may be dropped."""
 
@@ -169,10 +171,10 @@ class _Tally:
         self._num_left_out = 0
 
     def those_with_room(
-        self, rows: Sequence[PromptedRow], encoded: Iterable[EncodedPrompt | NoRoom]
+        self, rows: Sequence[PromptedRow], encoded: Encoded
     ) -> Iterator[tuple[int, EncodedPrompt]]:
         """The encoded rows, without those that are too long."""
-        for number, one in enumerate(encoded):
+        for number, one in encoded:
             if isinstance(one, EncodedPrompt):
                 self._num_cut += one.is_cut
                 yield number, one

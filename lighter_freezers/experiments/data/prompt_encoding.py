@@ -1,22 +1,12 @@
 """Encodes prompts and answers; a row that is too long loses part of its context, never of its answer."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 
-import numpy as np
-
-from lighter_freezers.experiments.data.cache import Arrays, joined, kept_arrays, split_at_ends
 from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer
 from lighter_freezers.experiments.data.prompts import PromptedRow
 
-__all__ = ["EncodedPrompt", "NoRoom", "encode_answers", "encode_once", "encode_prompts"]
-
-VERSION = 1  # of the kept files: raise it when the same rows are encoded otherwise
-CHUNK = 1024  # rows to encode at a time: token ids as Python integers need much memory
-WHOLE = -1  # characters of a context that is not cut
+__all__ = ["EncodedPrompt", "NoRoom", "encode_answers", "encode_prompts"]
 
 SPARE = 2  # tokens that may stay unused after a cut: filling the last ones doubles the tries
 MAX_GUESSES = 6  # then it bisects, which ends after log2(characters) tries for any text
@@ -87,61 +77,6 @@ def encode_prompts(
         ]
 
     return _cut_to(max_length, rows, encode)
-
-
-def encode_once(
-    rows: Sequence[PromptedRow],
-    tokenizer: PromptTokenizer,
-    max_length: int,
-    *,
-    alone: bool = False,
-    folder: Path | None = None,
-) -> Iterator[EncodedPrompt | NoRoom]:
-    """What `encode_answers`, or `encode_prompts` if `alone`, gives for each row, in chunks.
-
-    Args:
-        rows: The rows to encode.
-        tokenizer: The tokenizer.
-        max_length: The most tokens of a row.
-        alone: Encode prompts without answers.
-        folder: Where the tokens are kept, so that they are read at the next start. None keeps nothing, and
-            nothing is kept of a tokenizer without a fingerprint.
-    """
-    encode = encode_prompts if alone else encode_answers
-    chunks = (rows[first : first + CHUNK] for first in range(0, len(rows), CHUNK))
-    encoded = chain.from_iterable(encode(chunk, tokenizer, max_length) for chunk in chunks)
-    if folder is None or tokenizer.fingerprint is None:
-        return encoded
-    options = (VERSION, alone, max_length, tokenizer.begins_with, tokenizer.eos_id, tokenizer.fingerprint)
-    sha = hashlib.sha256(repr(options).encode())
-    for row in rows:
-        sha.update(hashlib.sha256(repr((row.prompt, row.target, row.context)).encode()).digest())
-    file = folder / f"prompts-{sha.hexdigest()[:32]}.npz"
-    return _of_arrays(rows, kept_arrays(file, lambda: _as_arrays(rows, encoded)))
-
-
-def _as_arrays(rows: Sequence[PromptedRow], encoded: Iterable[EncodedPrompt | NoRoom]) -> Arrays:
-    ids, numbers = [], []
-    for row, one in zip(rows, encoded, strict=True):
-        if isinstance(one, NoRoom):
-            ids.append(np.empty(0, np.int32))
-            numbers.append((0, 0, one.num_needed))
-        else:
-            num_context = len(one.prompt) - len(row.with_context(0)) if one.is_cut else WHOLE
-            ids.append(np.array(one.ids, np.int32))
-            numbers.append((one.num_answer, num_context, 0))
-    return {**joined(ids), "numbers": np.array(numbers)}
-
-
-def _of_arrays(rows: Sequence[PromptedRow], kept: Arrays) -> Iterator[EncodedPrompt | NoRoom]:
-    for row, ids, numbers in zip(rows, split_at_ends(kept), kept["numbers"].tolist(), strict=True):
-        num_answer, num_context, num_needed = numbers
-        if num_needed:
-            yield NoRoom(num_needed)
-        else:
-            is_cut = num_context != WHOLE
-            prompt = row.with_context(num_context) if is_cut else row.prompt
-            yield EncodedPrompt(prompt, tuple(ids.tolist()), num_answer, is_cut)
 
 
 def _taught(

@@ -3,16 +3,19 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 from lighter_freezers.experiments.causal_models import Tokenizer, load_tokenizer
+from lighter_freezers.experiments.data.cache import encoded_once
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer, tokenizer_of_file
 
 __all__ = [
     "PromptTokenizer",
     "check_tokenizer",
+    "kept_tokenizer",
     "own_tokenizer",
     "prompt_tokenizer",
     "transformers_tokenizer",
@@ -96,6 +99,30 @@ class _TransformersTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.source.decode(list(ids), skip_special_tokens=True))
+
+
+class _KeptTokenizer:
+    """A tokenizer that encodes the same texts once, and reads their ids from a folder from then on."""
+
+    def __init__(self, tokenizer: PromptTokenizer, fingerprint: str, folder: Path) -> None:
+        self.source = tokenizer.source
+        self.begins_with = tokenizer.begins_with
+        self.eos_id = tokenizer.eos_id
+        self.vocab_size = tokenizer.vocab_size
+        self.decode = tokenizer.decode
+        self.fingerprint: str | None = fingerprint
+        self._kept = partial(
+            encoded_once, fingerprint=fingerprint, encode=tokenizer.encode_all, folder=folder
+        )
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids.tolist() for ids in self._kept(texts)]
+
+
+def kept_tokenizer(tokenizer: PromptTokenizer, folder: Path) -> PromptTokenizer:
+    """The same, with the ids of all texts kept in a folder; unchanged if it has no fingerprint."""
+    fingerprint = tokenizer.fingerprint
+    return tokenizer if fingerprint is None else _KeptTokenizer(tokenizer, fingerprint, folder)
 
 
 def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:

@@ -10,14 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lighter_freezers._log import log
-from lighter_freezers.experiments.data.cache import (
-    Ids,
-    cache_folder,
-    joined,
-    keep,
-    kept_arrays,
-    split_at_ends,
-)
+from lighter_freezers.experiments.data.cache import Ids, cache_folder, encoded_once, keep
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.reports.whole_files import write_whole
 
@@ -66,11 +59,7 @@ class TextTokenizer:
 
     def encode_once(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text, encoded once and kept in the cache."""
-        sha = hashlib.sha256(self.fingerprint.encode())
-        for text in texts:
-            sha.update(hashlib.sha256(text.encode()).digest())
-        file = cache_folder(self.cache_dir) / f"ids-{sha.hexdigest()[:32]}.npz"
-        return split_at_ends(kept_arrays(file, lambda: joined(self.encode_all(texts))))
+        return encoded_once(texts, self.fingerprint, self.encode_all, cache_folder(self.cache_dir))
 
     def stream(self, texts: Sequence[str]) -> Ids:
         """The ids of all texts as `<eos> text <eos> text <eos>`, encoded once and kept in the cache."""

@@ -9,7 +9,7 @@ from lighter_freezers.experiments.data.batches import Sequences, evenly_spread
 from lighter_freezers.experiments.data.cache import cache_folder
 from lighter_freezers.experiments.data.corpus import SPLITS, Corpus
 from lighter_freezers.experiments.data.prompt_batches import AnswerSequences, PromptSequences, Room
-from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer
+from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer, kept_tokenizer
 from lighter_freezers.experiments.data.prompts import (
     LoadedRows,
     PromptedRow,
@@ -71,13 +71,13 @@ class PromptedSplits:
         """
         rows, remark = self._rows(split)
         room = Room(block_size, self.max_new_tokens, self.drop_bad)
-        folder = cache_folder(self.cache_dir)
+        tokenizer = kept_tokenizer(tokenizer, cache_folder(self.cache_dir))
         if split == "test":
             groups = questions(rows)
             kept = [groups[index] for index in evenly_spread(len(groups), limit).tolist()]
-            return PromptSequences(kept, tokenizer, room, remark, folder)
+            return PromptSequences(kept, tokenizer, room, remark)
         chosen = [rows[index] for index in evenly_spread(len(rows), limit).tolist()]
-        return AnswerSequences(chosen, tokenizer, room, remark, folder)
+        return AnswerSequences(chosen, tokenizer, room, remark)
 
     def _rows(self, split: str) -> tuple[tuple[PromptedRow, ...], str]:
         """The rows of a split, and a remark about them."""

@@ -18,6 +18,7 @@ class GenerationDataModule(GenerationData, LightningDataModule):
     | `wikisql` | `question` and a table -> SQL | fixtures |
     | `multi_nli` | `premise`, `hypothesis` -> `label` | fixtures |
     | `squad` | paragraph and question -> answer, the JSON of SQuAD 1.1 | fixtures |
+    | `sst2` | `sentence` -> `label`, columns between tabs | fixtures |
     | `my_tasks.NEWS` | a `PromptedTask` of your own, imported from there; or the object | none |
 
     Fixtures are 20 to 50 rows in the format of the data set, written for this package; scores on them mean
