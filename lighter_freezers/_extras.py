@@ -14,6 +14,7 @@ _EXTRAS = {  # package as it is imported -> its extra
     "sparkwheel": "lighter",
     "peft": "lora",
     "matplotlib": "plots",
+    "datasets": "experiments",
     "huggingface_hub": "experiments",
     "nltk": "experiments",
     "pyarrow": "experiments",

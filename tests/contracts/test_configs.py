@@ -61,7 +61,7 @@ ELSEWHERE = {
     # test_experiment_configs.py
     *("e2e_attention", "e2e_mlp", "samsum_attention", "samsum_mlp", "dynamic_lora"),
     *("smollm2_static", "smollm2_phases", "smollm2_ranks"),
-    *("docstrings", "e2e_nlg", "samsum", "wikisql", "multi_nli", "squad"),  # test_task_configs.py
+    *("docstrings", "e2e_nlg", "samsum", "wikisql", "multi_nli", "squad", "sst2"),  # test_task_configs.py
 }
 
 

@@ -18,6 +18,7 @@ FIGURES = {
     "wikisql": {"exact_match", "sql_match"},
     "multi_nli": {"accuracy"},
     "squad": {"exact_match", "rouge_l"},
+    "sst2": {"accuracy"},
 }
 SHORT = ["trainer::max_steps=20", "trainer::val_check_interval=10"]
 FEW = ["data::num_train_sequences=40", "data::num_val_sequences=8", "data::num_test_sequences=4"]

@@ -18,7 +18,7 @@ from lighter_freezers.experiments.data.prompts import PromptedRow
 
 __all__ = ["AnswerSequences", "PromptSequences", "Room"]
 
-CHUNK = 1024  # rows to encode at a time: token ids as Python integers need much memory
+CHUNK = 8192  # rows to encode at a time: token ids as Python integers need much memory
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,21 @@
 """One interface for the two kinds of tokenizers that encode prompts: our own BPE and transformers'."""
 
+import hashlib
 import os
 from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 from lighter_freezers.experiments.causal_models import Tokenizer, load_tokenizer
+from lighter_freezers.experiments.data.cache import encoded_once
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer, tokenizer_of_file
 
 __all__ = [
     "PromptTokenizer",
     "check_tokenizer",
+    "kept_tokenizer",
     "own_tokenizer",
     "prompt_tokenizer",
     "transformers_tokenizer",
@@ -32,6 +37,10 @@ class PromptTokenizer(Protocol):
     def source(self) -> object:
         """The tokenizer behind this face."""
 
+    @property
+    def fingerprint(self) -> str | None:
+        """A digest of all that the ids of a text depend on; None where that is not known."""
+
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, with nothing added; the characters `</s>` in a text are plain text."""
 
@@ -47,6 +56,10 @@ class _OwnTokenizer:
         self.eos_id = tokenizer.eos_id
         self.begins_with: tuple[int, ...] = (tokenizer.eos_id,)
         self.vocab_size = tokenizer.vocab_size
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.source.fingerprint
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         return self.source.encode_all(texts)
@@ -66,6 +79,14 @@ class _TransformersTokenizer:
         self.begins_with: tuple[int, ...] = (int(tokenizer.bos_token_id),) if has_begin else ()
         self.vocab_size = len(tokenizer)
 
+    @property
+    def fingerprint(self) -> str | None:
+        kind, rust = type(self.source), getattr(self.source, "backend_tokenizer", None)
+        if rust is None or not kind.__module__.startswith("transformers."):  # ids may depend on its code
+            return None
+        said = f"{kind.__qualname__} {version('transformers')} {version('tokenizers')} {rust.to_str()}"
+        return hashlib.sha256(said.encode()).hexdigest()
+
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self.source(
             list(texts),
@@ -78,6 +99,30 @@ class _TransformersTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.source.decode(list(ids), skip_special_tokens=True))
+
+
+class _KeptTokenizer:
+    """A tokenizer that encodes the same texts once, and reads their ids from a folder from then on."""
+
+    def __init__(self, tokenizer: PromptTokenizer, fingerprint: str, folder: Path) -> None:
+        self.source = tokenizer.source
+        self.begins_with = tokenizer.begins_with
+        self.eos_id = tokenizer.eos_id
+        self.vocab_size = tokenizer.vocab_size
+        self.decode = tokenizer.decode
+        self.fingerprint: str | None = fingerprint
+        self._kept = partial(
+            encoded_once, fingerprint=fingerprint, encode=tokenizer.encode_all, folder=folder
+        )
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids.tolist() for ids in self._kept(texts)]
+
+
+def kept_tokenizer(tokenizer: PromptTokenizer, folder: Path) -> PromptTokenizer:
+    """The same, with the ids of all texts kept in a folder; unchanged if it has no fingerprint."""
+    fingerprint = tokenizer.fingerprint
+    return tokenizer if fingerprint is None else _KeptTokenizer(tokenizer, fingerprint, folder)
 
 
 def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lighter_freezers.experiments.data.rows import SUFFIXES, Row, each_row
+from lighter_freezers.experiments.data.rows import OF_THE_HUB, SUFFIXES, Row, each_row
 
 __all__ = [
     "LoadedRows",
@@ -15,6 +15,7 @@ __all__ = [
     "held_out",
     "load_rows",
     "prompt_with",
+    "prompted",
     "questions",
 ]
 
@@ -51,6 +52,7 @@ class PromptedRow:
 
 RowReader = Callable[[Row], PromptedRow | None]
 FileReader = Callable[[Path], Iterator[Row]]
+PATTERNS = {"train": ("train*",), "val": ("val*", "dev*"), "test": ("test*",)}
 
 
 @dataclass(frozen=True)
@@ -61,32 +63,55 @@ class PromptedTask:
         name: As in `task:`.
         metrics: Names in `lighter_freezers.experiments.evaluation.metrics.METRICS`.
         max_new_tokens: Tokens to generate at most, including the end token.
-        patterns: For each split, globs for the names of its files in a folder or on the hub; the first glob
-            with a match is used.
-        reader_of: Returns, for a file, the function that turns its rows into prompts and answers. A row
-            without an answer by the convention of the data set becomes None.
+        patterns: For each split, globs for the names of its files in a folder, or of the hub's splits; the
+            first glob with a match is used.
+        reader_of: Returns the function that reads the rows of a file, where that depends on files beside it;
+            instead of `read`.
         left_out: A description of these rows, for a log line.
         hub: Where `source: hub` finds the files: `https://` URLs, or the name of a data set on the hub. Empty
             if it is not on the hub.
         labels: All answers there are, for accuracy; empty where answers are free text.
         formats: Suffix, such as `.xml` -> the function that yields the rows of such a file, for formats other
-            than JSONL, CSV and Parquet.
+            than JSONL, CSV, Parquet and Arrow.
+        read: Turns a row into a prompt and an answer; `prompted` helps. A row without an answer by the
+            convention of the data set becomes None.
+        on_this_machine: For a data set that every machine has: collects it in the cache folder that it is
+            given, and returns the folder of its files and a description. Its source is `standard_library`.
+
+    Raises:
+        ValueError: It has no way to read a row, or two.
     """
 
     name: str
     metrics: tuple[str, ...]
     max_new_tokens: int
-    patterns: Mapping[str, Sequence[str]]
-    reader_of: Callable[[Path], RowReader]
+    patterns: Mapping[str, Sequence[str]] = field(default_factory=lambda: dict(PATTERNS))
+    reader_of: Callable[[Path], RowReader] | None = None
     left_out: str = ""
     hub: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     formats: Mapping[str, FileReader] = field(default_factory=dict)
+    read: RowReader | None = None
+    on_this_machine: Callable[[Path | None], tuple[Path, str]] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.read is None) == (self.reader_of is None):
+            raise ValueError(
+                f"The task {self.name} needs either `read`, a function of a row, or `reader_of`, which "
+                "returns one for a file."
+            )
 
     @property
     def suffixes(self) -> tuple[str, ...]:
         """Of the files that can be read."""
-        return (*self.formats, *SUFFIXES)
+        return (*self.formats, *SUFFIXES, OF_THE_HUB)
+
+    def reader(self, file: Path) -> RowReader:
+        """The function that reads the rows of a file."""
+        if self.reader_of is not None:
+            return self.reader_of(file)
+        assert self.read is not None
+        return self.read
 
     def rows(self, file: Path) -> Iterator[Row]:
         """The rows of a file, by its suffix.
@@ -119,6 +144,35 @@ def prompt_with(
             span = (len(text), len(text) + len(content))
         text += f"{content}\n\n"
     return f"{text}### {answer}:\n", span
+
+
+def prompted(
+    row: Row,
+    instruction: str,
+    parts: Mapping[str, str],
+    title: str,
+    answer: str,
+    *,
+    cut: str,
+    origin: str = "",
+    group: str = "",
+) -> PromptedRow:
+    """A row as a prompt in the form of `prompt_with`, with its answer.
+
+    Args:
+        row: The row, for errors.
+        instruction: The instruction, one sentence.
+        parts: Texts by their titles.
+        title: The title of the answer.
+        answer: The answer to learn.
+        cut: The title of the part that may be cut where the row is too long.
+        origin: Rows of one origin stay together when validation rows are held out. Empty: those with the same
+            text in the part that may be cut.
+        group: Rows of one group are one question with several correct answers. Empty: it has no other.
+    """
+    prompt, context = prompt_with(instruction, parts, title, cut)
+    together = origin or parts[cut]
+    return PromptedRow(prompt, answer, (answer,), group or row.where, together, row.where, context)
 
 
 SHARE_HELD_OUT = 0.1  # of the origins, where there is no validation file
@@ -167,7 +221,7 @@ def load_rows(task: PromptedTask, files: Sequence[Path], drop_bad: bool = False)
 
 
 def _read(task: PromptedTask, file: Path, drop_bad: bool) -> Iterator[PromptedRow | None | ValueError]:
-    read = task.reader_of(file)
+    read = task.reader(file)
     for row in task.rows(file):
         try:
             yield read(row)

@@ -1,9 +1,13 @@
-"""Reads the rows of a JSONL, CSV or Parquet file, with file and line of each, whatever the fields mean.
+"""Reads the rows of a JSONL, CSV, Parquet or Arrow file, with the place of each, whatever the fields mean.
 
 Reading is strict: what cannot be read is an error that names file, line and field; no row is skipped.
+`datasets` reads Parquet and Arrow. JSONL and CSV are read here, because there it knows no lines and changes
+values silently: it fills up a short row, renames a column that is there twice, takes `NA` for a missing
+value, turns 1 into 1.0 because of another row, and does not tell a missing field from a null.
 """
 
 import csv
+import glob
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -12,9 +16,11 @@ from pathlib import Path
 
 from lighter_freezers._extras import require
 
-__all__ = ["Row", "SUFFIXES", "each_row", "parquet_rows", "read_rows", "shown"]
+__all__ = ["OF_THE_HUB", "Row", "SUFFIXES", "each_row", "read_rows", "shown"]
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+OF_THE_HUB = ".arrow"  # what `datasets` keeps of its data sets
+ROWS_AT_A_TIME = 1000
 MAX_SHOWN = 60  # characters of a value in an error
 BOM = "\ufeff"
 
@@ -54,17 +60,17 @@ def shown(value: object) -> str:
 
 
 def read_rows(file: Path, fields: Sequence[str]) -> list[Row]:
-    """Read all rows of a .jsonl, .csv or .parquet file. Blank lines are skipped, other fields kept.
+    """Read all rows of a .jsonl, .csv, .parquet or .arrow file. Blank lines are skipped, other fields kept.
 
     Args:
         file: A JSONL file, one JSON object a line; a CSV file with the names of its columns first, both in
-            UTF-8; or a Parquet file, which needs pyarrow.
+            UTF-8; or a Parquet or Arrow file, which needs `datasets`.
         fields: Names that every row must have.
 
     Raises:
         ValueError: There is no such file, it is not UTF-8 or not Parquet, it has no rows, or a row is not a
             JSON object, has more or fewer columns than the header or lacks a field.
-        RuntimeError: It is a Parquet file and pyarrow is not installed.
+        ImportError: It is a Parquet or Arrow file and `datasets` is not installed.
     """
     rows = list(each_row(file, fields))
     if not rows:
@@ -77,9 +83,9 @@ def each_row(file: Path, fields: Sequence[str]) -> Iterator[Row]:
     """Yield the rows that `read_rows` reads, one at a time, to save memory; possibly none."""
     if not file.is_file():
         raise ValueError(f"The file {file} does not exist (working directory: {Path.cwd()}).")
-    if _suffix(file) not in SUFFIXES:
+    if _suffix(file) not in (*SUFFIXES, OF_THE_HUB):
         raise ValueError(f"{file}: expected the suffix {_or(SUFFIXES)}, got {file.suffix or 'none'!r}.")
-    yield from {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[_suffix(file)](file, fields)
+    yield from {".jsonl": _jsonl, ".csv": _csv}.get(_suffix(file), _typed)(file, fields)
 
 
 def _suffix(file: Path) -> str:
@@ -90,11 +96,23 @@ def _or(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _parquet(file: Path, fields: Sequence[str]) -> Iterator[Row]:
-    for number, values in enumerate(parquet_rows(file), start=1):
-        row = Row(file, number, values, is_text=False)
-        _check_fields(row, fields)
-        yield row
+def _typed(file: Path, fields: Sequence[str]) -> Iterator[Row]:
+    """The rows of a Parquet or Arrow file; lists and nested fields are Python's lists and dicts."""
+    kind = _suffix(file).removeprefix(".")
+    require(f"The {kind} file {file}", "datasets")
+    from datasets import load_dataset
+    from pyarrow import ArrowException
+
+    options = {"batch_size": ROWS_AT_A_TIME} if kind == "parquet" else {}  # without it no empty file is read
+    try:  # streamed: nothing is copied to a cache, so nothing in one can be out of date
+        rows = load_dataset(kind, data_files=glob.escape(str(file)), split="train", streaming=True, **options)
+        tables = rows.with_format("arrow").iter(ROWS_AT_A_TIME)
+        for number, values in enumerate((row for table in tables for row in table.to_pylist()), start=1):
+            row = Row(file, number, values, is_text=False)
+            _check_fields(row, fields)
+            yield row
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read as {kind.capitalize()}: {error}.") from error
 
 
 def _decoded(file: Path) -> str:
@@ -201,22 +219,3 @@ def _listed(names: Sequence[str]) -> str:
 
 def _example(fields: Sequence[str]) -> str:
     return "{" + ", ".join(f'"{field}": ...' for field in fields) + "}"
-
-
-def parquet_rows(file: Path) -> Iterator[dict[str, object]]:
-    """The rows of a Parquet file, a block at a time: lists and nested fields as Python's lists and dicts.
-
-    Raises:
-        ImportError: pyarrow is not installed.
-        ValueError: It is not a Parquet file.
-    """
-    require(f"The Parquet file {file}", "pyarrow")
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(file) as opened:
-            for batch in opened.iter_batches():
-                yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
-        raise ValueError(f"{file} cannot be read as Parquet: {error}.") from error

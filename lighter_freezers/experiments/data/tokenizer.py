@@ -1,19 +1,16 @@
 """A byte-level BPE, trained on the corpus in this process; it and what it encodes are kept in a cache."""
 
 import hashlib
-import io
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lighter_freezers._log import log
-from lighter_freezers.experiments.data.cache import cache_folder, keep
+from lighter_freezers.experiments.data.cache import Ids, cache_folder, encoded_once, keep
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.reports.whole_files import write_whole
 
@@ -43,13 +40,13 @@ class TextTokenizer:
         bpe.encode_special_tokens = True  # encode the characters "<eos>" as plain text
         self._bpe = bpe
         self._end_of_text = end_of_text
-        self._cache_dir = cache_dir
+        self.cache_dir = cache_dir
         self.vocab_size = bpe.get_vocab_size()
         self.eos_id = bpe.get_vocab()[end_of_text]
 
     def __reduce__(self) -> tuple[type["TextTokenizer"], tuple[tokenizers.Tokenizer, str, Path | None]]:
         # pickling loses what __init__ sets on the BPE
-        return TextTokenizer, (self._bpe, self._end_of_text, self._cache_dir)
+        return TextTokenizer, (self._bpe, self._end_of_text, self.cache_dir)
 
     def encode(self, text: str) -> list[int]:
         """The ids of the tokens of a text."""
@@ -60,22 +57,19 @@ class TextTokenizer:
         encodings = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def stream(self, texts: Sequence[str]) -> npt.NDArray[np.int32]:
+    def encode_once(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text, encoded once and kept in the cache."""
+        return encoded_once(texts, self.fingerprint, self.encode_all, cache_folder(self.cache_dir))
+
+    def stream(self, texts: Sequence[str]) -> Ids:
         """The ids of all texts as `<eos> text <eos> text <eos>`, encoded once and kept in the cache."""
-        sha = hashlib.sha256(self._bpe.to_str().encode())
-        for text in texts:
-            sha.update(hashlib.sha256(text.encode()).digest())
-        file = cache_folder(self._cache_dir) / f"ids-{sha.hexdigest()[:16]}.npy"
-        with suppress(OSError, ValueError):  # not there, or damaged
-            return np.asarray(np.load(file, allow_pickle=False), dtype=np.int32)
-        ids = [self.eos_id]
-        for encoded in self.encode_all(texts):
-            ids += [*encoded, self.eos_id]
-        found, content = np.array(ids, dtype=np.int32), io.BytesIO()
-        np.save(content, found)
-        with suppress(RuntimeError):  # a folder that cannot be written: encoded anew each time
-            keep(file, content.getvalue())
-        return found
+        end = np.array([self.eos_id], dtype=np.int32)
+        return np.concatenate([end, *(part for ids in self.encode_once(texts) for part in (ids, end))])
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that the ids of a text depend on."""
+        return hashlib.sha256(f"{tokenizers.__version__} {self._bpe.to_str()}".encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; `<eos>` has none."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from lighter_freezers.experiments.data.cache import cache_folder, keep
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.fields import clean_text
-from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, prompt_with
+from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, prompted
 from lighter_freezers.experiments.data.rows import Row
 from lighter_freezers.experiments.data.standard_library import library_modules, standard_library
 
@@ -31,11 +31,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def _read(row: Row) -> PromptedRow:
     name, source, summary = clean_text(row, "name"), clean_text(row, "source"), clean_text(row, "summary")
-    prompt, context = prompt_with(INSTRUCTION, {"Function": source}, answer="Summary", context="Function")
     module = name.partition(":")[0]
-    return PromptedRow(
-        prompt, summary, (summary,), group=row.where, origin=module, where=row.where, context=context
-    )
+    return prompted(row, INSTRUCTION, {"Function": source}, "Summary", summary, cut="Function", origin=module)
 
 
 def library_docstrings(cache_dir: Path | None = None, root: Path | None = None) -> tuple[Path, str]:
@@ -123,6 +120,6 @@ DOCSTRINGS = PromptedTask(
     name="docstrings",
     metrics=("rouge", "bleu", "exact_match"),
     max_new_tokens=48,
-    patterns={"train": ("train*",), "val": ("val*", "dev*"), "test": ("test*",)},
-    reader_of=lambda file: _read,
+    read=_read,
+    on_this_machine=library_docstrings,
 )

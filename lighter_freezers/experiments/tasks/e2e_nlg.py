@@ -5,7 +5,7 @@ Rows have `mr`, the attributes, and `ref`, a description; on the hub these are `
 """
 
 from lighter_freezers.experiments.data.fields import clean_text
-from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, prompt_with
+from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, prompted
 from lighter_freezers.experiments.data.rows import Row
 
 __all__ = ["E2E_NLG"]
@@ -17,16 +17,8 @@ RAW_FILES = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/"
 def _read(row: Row) -> PromptedRow:
     attributes = clean_text(row, "mr", "meaning_representation")
     description = clean_text(row, "ref", "human_reference")
-    prompt, context = prompt_with(INSTRUCTION, {"Input": attributes}, answer="Output", context="Input")
-    return PromptedRow(
-        prompt,
-        description,
-        (description,),
-        group=attributes,
-        origin=attributes,
-        where=row.where,
-        context=context,
-    )
+    parts = {"Input": attributes}
+    return prompted(row, INSTRUCTION, parts, "Output", description, cut="Input", group=attributes)
 
 
 E2E_NLG = PromptedTask(
@@ -38,6 +30,6 @@ E2E_NLG = PromptedTask(
         "val": ("devset.*", "dev*", "val*"),
         "test": ("testset_w_refs.*", "test*"),
     },
-    reader_of=lambda file: _read,
+    read=_read,
     hub=tuple(f"{RAW_FILES}{name}.csv" for name in ("trainset", "devset", "testset_w_refs")),
 )

@@ -1,20 +1,22 @@
-"""The generation tasks by name, and those of other packages by their path."""
+"""The generation tasks by name, and those of other packages by their path.
+
+A data set is one file of this folder with a `PromptedTask`; it is found by that.
+"""
 
 from collections.abc import Mapping
-from pkgutil import resolve_name
+from importlib import import_module
+from pkgutil import iter_modules, resolve_name
 
+from lighter_freezers.experiments import tasks
 from lighter_freezers.experiments.data.prompts import PromptedTask
-from lighter_freezers.experiments.tasks.docstrings import DOCSTRINGS
-from lighter_freezers.experiments.tasks.e2e_nlg import E2E_NLG
-from lighter_freezers.experiments.tasks.multi_nli import MULTI_NLI
-from lighter_freezers.experiments.tasks.samsum import SAMSUM
-from lighter_freezers.experiments.tasks.squad import SQUAD
-from lighter_freezers.experiments.tasks.wikisql import WIKISQL
 
 __all__ = ["TASKS", "task_named"]
 
 TASKS: Mapping[str, PromptedTask] = {
-    task.name: task for task in (DOCSTRINGS, E2E_NLG, SAMSUM, WIKISQL, MULTI_NLI, SQUAD)
+    found.name: found
+    for module in iter_modules(tasks.__path__, f"{tasks.__name__}.")
+    for found in vars(import_module(module.name)).values()
+    if isinstance(found, PromptedTask)
 }
 
 

@@ -4,23 +4,21 @@
 """
 
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lighter_freezers._log import log
 from lighter_freezers.experiments.data.batches import token_labels
-from lighter_freezers.experiments.data.cache import cache_folder, keep
-from lighter_freezers.experiments.data.corpus import SPLITS, Corpus
+from lighter_freezers.experiments.data.cache import Arrays, cache_folder, kept_arrays
+from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
 from lighter_freezers.experiments.tasks.code_labels import CodeClasses, character_classes, is_documentation
 
-__all__ = ["LabelledCode", "cache_all_classes", "cached_classes"]
+__all__ = ["LabelledCode", "cached_classes"]
 
-VERSION = 1  # of the cached classes: raise it when `character_classes` changes
+VERSION = 2  # of the cached classes: raise it when `character_classes` changes
 
 
 class LabelledCode:
@@ -80,17 +78,6 @@ class LabelledCode:
         return torch.from_numpy(shares).float()
 
 
-def cache_all_classes(corpus: Corpus, cache_dir: Path | None = None) -> None:
-    """Label all modules of all splits, which takes seconds, unless they are cached.
-
-    Args:
-        corpus: The modules.
-        cache_dir: As for `cached_classes`.
-    """
-    for split in SPLITS:
-        cached_classes(corpus, split, cache_dir)
-
-
 def cached_classes(corpus: Corpus, split: str, cache_dir: Path | None = None) -> CodeClasses:
     """The classes of all characters of a split, module by module: from the cache, or computed and cached.
 
@@ -102,31 +89,12 @@ def cached_classes(corpus: Corpus, split: str, cache_dir: Path | None = None) ->
         cache_dir: The cache folder. None means that of the tokenizers.
 
     Raises:
-        RuntimeError: The folder is not writable.
         SyntaxError: A module is not valid Python.
     """
-    file = cache_folder(cache_dir) / _file_name(corpus, split)
-    classes = _load(file, corpus.num_bytes(split))
-    if classes is None:
-        classes = np.concatenate([character_classes(module) for module in corpus.split(split)])
-        keep(file, zlib.compress(classes.tobytes()))
-    return classes
-
-
-def _file_name(corpus: Corpus, split: str) -> str:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return f"classes-{corpus.digest[:16]}-{split}-python{python}-v{VERSION}.zlib"
+    name = f"classes-{corpus.digest[:16]}-{split}-python{python}-v{VERSION}.npz"
 
+    def build() -> Arrays:
+        return {"classes": np.concatenate([character_classes(module) for module in corpus.split(split)])}
 
-def _load(file: Path, num_characters: int) -> CodeClasses | None:
-    """Load classes; None where the file is missing or damaged."""
-    if not file.exists():
-        return None
-    try:
-        content = zlib.decompress(file.read_bytes())
-    except zlib.error:
-        content = b""
-    if len(content) != num_characters:
-        log.warning("The cached classes %s are damaged; they are computed again.", file)
-        return None
-    return np.frombuffer(content, np.uint8)
+    return kept_arrays(cache_folder(cache_dir) / name, build)["classes"]

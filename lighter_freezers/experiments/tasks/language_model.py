@@ -34,9 +34,6 @@ class CorpusTask:
         """A text with source, sizes and digest."""
         return self.corpus.describe()
 
-    def prepare(self) -> None:
-        """Do nothing: there is nothing to cache."""
-
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
     ) -> Sequences:
@@ -69,17 +66,14 @@ class RowTextsTask:
         """A text with source, sizes and digest."""
         return self.corpus.describe()
 
-    def prepare(self) -> None:
-        """Do nothing: there is nothing to cache."""
-
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
     ) -> Sequences:
         """The rows of a split, in pieces of at most `block_size` tokens, with the tokens that follow."""
         num_bytes = torch.tensor(tokenizer.bytes_per_token())
         streams = [
-            torch.tensor([tokenizer.eos_id, *ids, tokenizer.eos_id])
-            for ids in tokenizer.encode_all(self._texts(split))
+            torch.tensor([tokenizer.eos_id, *ids.tolist(), tokenizer.eos_id])
+            for ids in tokenizer.encode_once(self._texts(split))
         ]
         rows = [
             EncodedRow(pair[0], pair[1], int(num_bytes[pair[1]].sum()))

@@ -6,7 +6,7 @@ agree: they have no answer.
 """
 
 from lighter_freezers.experiments.data.fields import clean_text, field_among
-from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, prompt_with
+from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, prompted
 from lighter_freezers.experiments.data.rows import Row, shown
 
 __all__ = ["LABELS", "MULTI_NLI"]
@@ -23,10 +23,7 @@ def _read(row: Row) -> PromptedRow | None:
     if label is None:
         return None
     parts = {"Premise": premise, "Hypothesis": hypothesis}
-    prompt, context = prompt_with(INSTRUCTION, parts, answer="Classification", context="Premise")
-    return PromptedRow(
-        prompt, label, (label,), group=row.where, origin=premise, where=row.where, context=context
-    )
+    return prompted(row, INSTRUCTION, parts, "Classification", label, cut="Premise")
 
 
 def _label(row: Row) -> str | None:
@@ -53,7 +50,7 @@ MULTI_NLI = PromptedTask(
         "val": ("validation.*", "val.*", "dev.*"),
         "test": ("*validation_matched*", "*dev_matched*", "test*"),
     },
-    reader_of=lambda file: _read,
+    read=_read,
     left_out="the annotators did not agree (-1)",
     hub=("nyu-mll/multi_nli",),
     labels=LABELS,

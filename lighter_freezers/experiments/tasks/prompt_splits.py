@@ -3,11 +3,13 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from lighter_freezers.experiments.data.batches import Sequences, evenly_spread
+from lighter_freezers.experiments.data.cache import cache_folder
 from lighter_freezers.experiments.data.corpus import SPLITS, Corpus
 from lighter_freezers.experiments.data.prompt_batches import AnswerSequences, PromptSequences, Room
-from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer
+from lighter_freezers.experiments.data.prompt_tokenizer import PromptTokenizer, kept_tokenizer
 from lighter_freezers.experiments.data.prompts import (
     LoadedRows,
     PromptedRow,
@@ -30,12 +32,14 @@ class PromptedSplits:
         files: The files of each split.
         max_new_tokens: Tokens reserved after a prompt for its generated answer.
         drop_bad: Leave out invalid rows and rows that do not fit, instead of raising an error for the first.
+        cache_dir: The cache folder for encoded rows. None means that of this package.
     """
 
     task: PromptedTask
     files: SplitFiles
     max_new_tokens: int
     drop_bad: bool = False
+    cache_dir: Path | None = None
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -50,9 +54,6 @@ class PromptedSplits:
             for file in self.files.of(split):
                 sha.update(file.read_bytes())
         return f"{self.task.name}, {self.files.source}; digest {sha.hexdigest()[:16]}"
-
-    def prepare(self) -> None:
-        """Do nothing: the files were found or downloaded before."""
 
     def sequences(
         self, split: str, tokenizer: PromptTokenizer, block_size: int, limit: int | None
@@ -70,6 +71,7 @@ class PromptedSplits:
         """
         rows, remark = self._rows(split)
         room = Room(block_size, self.max_new_tokens, self.drop_bad)
+        tokenizer = kept_tokenizer(tokenizer, cache_folder(self.cache_dir))
         if split == "test":
             groups = questions(rows)
             kept = [groups[index] for index in evenly_spread(len(groups), limit).tolist()]

@@ -20,7 +20,7 @@ from lighter_freezers.experiments.data.fields import score_of, text_of
 from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
 from lighter_freezers.experiments.data.rows import Row
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
-from lighter_freezers.experiments.tasks.labelled_code import LabelledCode, cache_all_classes
+from lighter_freezers.experiments.tasks.labelled_code import LabelledCode
 
 __all__ = ["DocumentationTask", "ScoredTextsTask", "cls_token"]
 
@@ -47,10 +47,6 @@ class DocumentationTask:
     def describe(self) -> str:
         """A text with source, sizes and digest."""
         return self.corpus.describe()
-
-    def prepare(self) -> None:
-        """Label all modules, which takes seconds, unless they are cached."""
-        cache_all_classes(self.corpus, self.cache_dir)
 
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
@@ -100,19 +96,16 @@ class ScoredTextsTask:
         """A text with source, sizes and digest."""
         return self.corpus.describe()
 
-    def prepare(self) -> None:
-        """Do nothing: there is nothing to cache."""
-
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
     ) -> Sequences:
         """[CLS] and the rows of a split, each cut after `block_size` - 1 tokens."""
         read = self._read(split)
         scores = [score_of(row) for row in read]
-        encoded = tokenizer.encode_all([text_of(row) for row in read])
+        encoded = tokenizer.encode_once([text_of(row) for row in read])
         first = cls_token(tokenizer, self.cls_token_id)
         rows = [
-            EncodedRow(torch.tensor([first, *ids[: block_size - 1]]), torch.tensor(score))
+            EncodedRow(torch.tensor([first, *ids[: block_size - 1].tolist()]), torch.tensor(score))
             for ids, score in zip(encoded, scores, strict=True)
         ]
         num_long = sum(len(ids) > block_size - 1 for ids in encoded)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lighter_freezers.experiments.data.fields import clean_text
-from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, prompt_with
+from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, prompted
 from lighter_freezers.experiments.data.rows import Row
 
 __all__ = ["SQUAD"]
@@ -34,10 +34,8 @@ def _rows(file: Path) -> Iterator[Row]:
 
 def _read(row: Row) -> PromptedRow:
     context, question, answer = (clean_text(row, name) for name in ("context", "question", "answer"))
-    prompt, span = prompt_with(
-        INSTRUCTION, {"Text": context, "Question": question}, answer="Answer", context="Text"
-    )
-    return PromptedRow(prompt, answer, (answer,), group=prompt, origin=context, where=row.where, context=span)
+    parts = {"Text": context, "Question": question}
+    return prompted(row, INSTRUCTION, parts, "Answer", answer, cut="Text", group=f"{context}\n{question}")
 
 
 SQUAD = PromptedTask(
@@ -45,7 +43,7 @@ SQUAD = PromptedTask(
     metrics=("exact_match", "rouge"),
     max_new_tokens=32,
     patterns={"train": ("train*",), "val": ("val*",), "test": ("dev*", "test*")},
-    reader_of=lambda file: _read,
+    read=_read,
     hub=(f"{HOME}train-v1.1.json", f"{HOME}dev-v1.1.json"),
     formats={".json": _rows},
 )

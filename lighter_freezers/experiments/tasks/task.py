@@ -32,9 +32,6 @@ class Task(Protocol[Accepted]):
     def describe(self) -> str:
         """Its source and size, for a log line."""
 
-    def prepare(self) -> None:
-        """Compute and cache what takes seconds; one process per machine calls this."""
-
     def sequences(self, split: str, tokenizer: Accepted, block_size: int, limit: int | None) -> Sequences:
         """The sequences of `train`, `val` or `test`.
 

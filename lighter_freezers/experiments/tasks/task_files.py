@@ -5,19 +5,24 @@ Downloaded and unpacked files are kept in the cache folder.
 
 import hashlib
 import http.client
+import os
+import secrets
+import shutil
 import tarfile
 import urllib.request
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from lighter_freezers._extras import require
 from lighter_freezers._log import log
-from lighter_freezers.experiments.data.cache import cache_folder, keep
+from lighter_freezers.experiments.data.cache import cache_folder, cannot_keep, keep
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.prompts import PromptedTask
-from lighter_freezers.experiments.tasks.docstrings import DOCSTRINGS, library_docstrings
+from lighter_freezers.experiments.data.rows import OF_THE_HUB
 
 __all__ = [
     "FIXTURES",
@@ -25,13 +30,13 @@ __all__ = [
     "default_source",
     "fetched",
     "files_by_split",
-    "hub_folder",
+    "hub_files",
     "split_files",
 ]
 
 FIXTURES = Path(__file__).parent / "fixtures"
-ARCHIVES = (".tar.bz2", ".tar.gz", ".tgz", ".tar")
-WHOLE = ".whole"  # marks a completely unpacked archive
+ARCHIVES = (".tar.bz2", ".tar.gz", ".tar.xz", ".tgz", ".tar", ".zip")
+TIMEOUT = 60.0  # of a download, in seconds
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,11 @@ def default_source(task: PromptedTask) -> str:
     Raises:
         ValueError: It has neither.
     """
-    if task is DOCSTRINGS:
+    if task.on_this_machine is not None:
         return "standard_library"
     if not (FIXTURES / task.name).is_dir():
         others = "`hub`, a folder" if task.hub else "A folder"
-        raise ValueError(f"{task.name} needs `source:`: {others} or a tar archive; or give `train_file:`.")
+        raise ValueError(f"{task.name} needs `source:`: {others} or an archive; or give `train_file:`.")
     return "fixture"
 
 
@@ -75,32 +80,41 @@ def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) 
     Args:
         task: Has the patterns of their names.
         source: `fixture`, `standard_library` (for the docstrings), `hub`, `hub:OWNER/NAME` or
-            `hub:OWNER/NAME@REVISION`; or the path of a folder or of a tar archive.
+            `hub:OWNER/NAME@REVISION`; or the path of a folder or of an archive.
         cache_dir: The cache folder for downloads and created files. None means that of this package.
 
     Raises:
         ValueError: There is no such source, or it has no file for any split.
         RuntimeError: Files cannot be downloaded or created.
     """
-    if source == "standard_library" and task is DOCSTRINGS:
-        folder, words = library_docstrings(cache_dir)
+    if task.on_this_machine is not None and source == "standard_library":
+        folder, words = task.on_this_machine(cache_dir)
     elif source == "fixture" and (FIXTURES / task.name).is_dir():
         folder, words = FIXTURES / task.name, f"fixtures of {task.name}, for trying out only"
     elif source == "hub" or source.startswith("hub:"):
-        folder = hub_folder(task, source.partition(":")[2], cache_dir)
-        words = f"{task.name} from {source}"
+        asked = source.partition(":")[2] or _on_the_hub(task)
+        if not asked.startswith("https://"):
+            return _chosen(task, hub_files(task, asked), source, f"{task.name} from {source}")
+        folder, words = _fetched_folder(task, cache_dir), f"{task.name} from {source}"
     else:
-        folder, words = _own_folder(task, source, cache_dir), source
+        folder, words = _own_folder(task, source), source
     if _is_archive(folder):
-        folder = _unpacked(task, folder, cache_dir)
-    found = files_by_split(task, [path.relative_to(folder).as_posix() for path in _files(folder)])
+        folder = _unpacked(folder, cache_dir)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name[:2] != "._")  # of macOS
+    known = {path.relative_to(folder).as_posix(): (path,) for path in files}
+    return _chosen(task, known, source, words)
+
+
+def _chosen(task: PromptedTask, known: Mapping[str, Sequence[Path]], where: str, words: str) -> SplitFiles:
+    """The files of each split, given those of each name."""
+    found = files_by_split(task, known)
     if not any(found.values()):
         raise ValueError(
-            f"{source} has no files for {task.name}: expected names such as {_examples(task)} with a suffix "
-            f"among {', '.join(task.suffixes)} in {folder}. Name them so, or give train_file, val_file and "
-            "test_file."
+            f"{where} has no files for {task.name}: expected names such as {_examples(task)} with a suffix "
+            f"among {', '.join(task.suffixes)}, got {', '.join(sorted(known)[:4]) or 'none'}. Name them so, "
+            "or give train_file, val_file and test_file."
         )
-    paths = {split: tuple(folder / name for name in names) for split, names in found.items()}
+    paths = {split: tuple(path for name in names for path in known[name]) for split, names in found.items()}
     return SplitFiles(paths["train"], paths["val"], paths["test"], words)
 
 
@@ -138,24 +152,19 @@ def _telling_name(task: PromptedTask, name: PurePosixPath) -> str:
     return next(telling, name.name)
 
 
-def _files(folder: Path) -> Sequence[Path]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return [path for path in found if path.name[:2] != "._"]  # what macOS writes beside each file
-
-
-def _own_folder(task: PromptedTask, source: str, cache_dir: Path | None) -> Path:
+def _own_folder(task: PromptedTask, source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir() or (path.is_file() and _is_archive(path)):
         return path
     if path.is_file():
         raise ValueError(
             f"source={source!r} is one file. Give it as train_file, with val_file and test_file if there "
-            "are, or give a folder or a tar archive with a file for each split."
+            "are, or give a folder or an archive with a file for each split."
         )
     fetched = "'hub' or 'hub:OWNER/NAME'" if task.hub else "'hub:OWNER/NAME'"
     raise ValueError(
-        f"source={source!r} is neither a folder nor a tar archive (working directory: {Path.cwd()}). "
-        f"{task.name} knows '{default_source(task)}', {fetched}, and the path of a folder or a tar archive."
+        f"source={source!r} is neither a folder nor an archive (working directory: {Path.cwd()}). "
+        f"{task.name} knows '{default_source(task)}', {fetched}, and the path of a folder or an archive."
     )
 
 
@@ -163,59 +172,44 @@ def _is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES) and path.is_file()
 
 
-def _unpacked(task: PromptedTask, archive: Path, cache_dir: Path | None) -> Path:
-    """Unpack the files of rows in an archive into the cache, unless they are there; returns the folder."""
+def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
+    """Unpack an archive into the cache, unless it is there; returns the folder."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    folder = cache_folder(cache_dir) / f"archive-{digest[:16]}"
-    if (folder / WHOLE).exists():
+    folder = cache_folder(cache_dir) / f"unpacked-{digest[:16]}"
+    if folder.is_dir():
         return folder
+    part = folder.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with tarfile.open(archive) as opened:
-            for member in opened:
-                is_rows = not member.isdir() and Path(member.name).suffix in task.suffixes
-                content = opened.extractfile(member) if is_rows else None  # a link is the file it names
-                if content is not None:
-                    keep(folder / _below(member.name), content.read())
-    except (tarfile.TarError, EOFError, OSError, KeyError) as error:  # KeyError: a link to nothing
+        if archive.suffix.lower() == ".zip":
+            shutil.unpack_archive(archive, part)
+        else:
+            shutil.unpack_archive(archive, part, filter="data")  # refuses what would be outside of the folder
+        if dead := [path.name for path in part.rglob("*") if not path.exists()]:
+            raise KeyError(f"{dead[0]} is a link to nothing")
+        with suppress(OSError):  # another process was faster
+            os.rename(part, folder)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, KeyError) as error:  # a link to nothing
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the archive
+            raise cannot_keep(f"What is in {archive}", folder.parent, error) from error
         reason = str(error).split("\n")[0].rstrip(":")
-        raise ValueError(f"{archive} cannot be read as a tar archive: {reason}. Fetch it again.") from error
-    keep(folder / WHOLE, b"")
+        raise ValueError(f"{archive} cannot be read as an archive: {reason}. Fetch it again.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return folder
-
-
-def _below(name: str) -> PurePosixPath:
-    """The path of a member below the folder it is unpacked to, whatever it tries, and its alone."""
-    path = PurePosixPath(name)
-    parts = path.parts[1:] if path.root else path.parts  # the root may be two slashes
-    return PurePosixPath(*("__" if part == ".." else part for part in parts))
 
 
 def _examples(task: PromptedTask) -> str:
     return ", ".join(task.patterns[split][0] for split in SPLITS)
 
 
-TIMEOUT = 60.0  # timeout in seconds
-
-
-def hub_folder(task: PromptedTask, dataset: str, cache_dir: Path | None = None) -> Path:
-    """The folder or the archive with the files of a task, downloaded unless it is cached.
-
-    Args:
-        task: Has the URLs of its files, or the name of its data set on the hub.
-        dataset: Another data set on the hub, as `OWNER/NAME` or `OWNER/NAME@REVISION`. Empty for the task's.
-        cache_dir: The cache for files from URLs. None means the cache folder of this package. Files from the
-            hub go to its own cache, `$HF_HOME`.
-
-    Raises:
-        ValueError: The task has no data on the hub.
-        RuntimeError: They cannot be downloaded.
-    """
-    if dataset:
-        return _hub_snapshot(task, dataset)
+def _on_the_hub(task: PromptedTask) -> str:
     if not task.hub:
         raise ValueError(f"{task.name} has no data on the hub. Leave `source:` out, or give a folder.")
-    if not task.hub[0].startswith("https://"):
-        return _hub_snapshot(task, task.hub[0])
+    return task.hub[0]
+
+
+def _fetched_folder(task: PromptedTask, cache_dir: Path | None) -> Path:
+    """The folder with the files that a task has at URLs, or its archive, downloaded unless it is there."""
     folder = cache_folder(cache_dir) / f"fetched-{task.name}"
     files = [fetched(address, folder, task.name) for address in task.hub]
     return files[0] if len(files) == 1 else folder
@@ -240,20 +234,35 @@ def fetched(address: str, folder: Path, task_name: str) -> Path:
     return file
 
 
-def _hub_snapshot(task: PromptedTask, dataset: str) -> Path:
-    require(f"The hub's data set {dataset}", "huggingface_hub")
-    from huggingface_hub import snapshot_download
+def hub_files(task: PromptedTask, dataset: str) -> dict[str, list[Path]]:
+    """The splits of a data set on the hub, as files in the cache of `datasets`, `$HF_HOME`.
+
+    Args:
+        task: For the error.
+        dataset: `OWNER/NAME`, with `/CONFIG` if it has several configs and `@REVISION` for another than the
+            newest; or a folder in the hub's layout.
+
+    Raises:
+        RuntimeError: It cannot be fetched, or read.
+    """
+    require(f"The hub's data set {dataset}", "datasets")
+    import datasets
 
     name, _, revision = dataset.partition("@")
-    stems = {pattern.removesuffix(".*").strip("*") for split in SPLITS for pattern in task.patterns[split]}
-    patterns = [f"*{stem}*{suffix}" for stem in sorted(stems) for suffix in task.suffixes]
+    parts = [name] if Path(name).is_dir() else name.split("/")
+    has_bars = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
     try:
-        folder = snapshot_download(
-            name, repo_type="dataset", revision=revision or None, allow_patterns=patterns
-        )
-    except Exception as error:  # OSError, or one of the hub's HTTP client, by version
+        loaded = datasets.load_dataset("/".join(parts[:2]), *parts[2:], revision=revision or None)
+    except Exception as error:  # by version: OSError, ValueError, or one of the hub's HTTP client
         raise _unreachable(task.name, f"the data set {name} of the hub", error) from error
-    return Path(folder)
+    finally:
+        if has_bars:
+            datasets.enable_progress_bars()
+    return {
+        f"{split}{OF_THE_HUB}": [Path(file["filename"]) for file in rows.cache_files]
+        for split, rows in loaded.items()
+    }
 
 
 def _unreachable(task_name: str, what: str, error: Exception) -> RuntimeError:

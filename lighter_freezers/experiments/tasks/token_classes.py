@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lighter_freezers.experiments.data.batches import (
@@ -16,13 +18,14 @@ from lighter_freezers.experiments.data.batches import (
     about_long_rows,
     first_token_labels,
 )
+from lighter_freezers.experiments.data.cache import Ids
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import classes_of_rows, label_numbers, labels_of, words_of
 from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
 from lighter_freezers.experiments.data.rows import Row
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
 from lighter_freezers.experiments.tasks.code_labels import CLASS_NAMES
-from lighter_freezers.experiments.tasks.labelled_code import LabelledCode, cache_all_classes
+from lighter_freezers.experiments.tasks.labelled_code import LabelledCode
 
 __all__ = ["CodeClassesTask", "LabelledWordsTask"]
 
@@ -47,10 +50,6 @@ class CodeClassesTask:
     def describe(self) -> str:
         """A text with source, sizes and digest."""
         return self.corpus.describe()
-
-    def prepare(self) -> None:
-        """Label all modules, which takes seconds, unless they are cached."""
-        cache_all_classes(self.corpus, self.cache_dir)
 
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
@@ -103,27 +102,25 @@ class LabelledWordsTask:
         """A text with source, sizes, digest and classes."""
         return f"{self.corpus.describe()}; classes {', '.join(self.class_names)}"
 
-    def prepare(self) -> None:
-        """Do nothing: there is nothing to cache."""
-
     def sequences(
         self, split: str, tokenizer: TextTokenizer, block_size: int, limit: int | None
     ) -> Sequences:
         """The rows of a split, each cut after `block_size` tokens."""
         read = self._train_rows if split == "train" else self._read(split)
-        rows = [self._encoded(row, tokenizer) for row in read]
+        words = [words_of(row) for row in read]
+        labels = [self._labels(row, len(found)) for row, found in zip(read, words, strict=True)]
+        pieces = iter(
+            tokenizer.encode_once([piece for row in words for piece in (row[0], *(f" {w}" for w in row[1:]))])
+        )
+        rows = [_encoded(found, list(islice(pieces, len(found)))) for found in labels]
         num_long = sum(len(row.input_ids) > block_size for row in rows)
         cut = [EncodedRow(row.input_ids[:block_size], row.targets[:block_size]) for row in rows]
         remark = about_long_rows(num_long, len(rows), f"{block_size=}", "cut")
         return PaddedRows(cut, remark, limit, pad_id=tokenizer.eos_id)
 
-    def _encoded(self, row: Row, tokenizer: TextTokenizer) -> EncodedRow:
-        words = words_of(row)
+    def _labels(self, row: Row, num_words: int) -> list[int]:
         where_from = f"of {self.files.train}" if self.given_names is None else "of class_names"
-        labels = label_numbers(row, labels_of(row, len(words)), self.class_names, where_from)
-        pieces = tokenizer.encode_all([words[0], *(f" {word}" for word in words[1:])])
-        targets = first_token_labels(labels, [len(piece) for piece in pieces])
-        return EncodedRow(torch.tensor([index for piece in pieces for index in piece]), torch.tensor(targets))
+        return label_numbers(row, labels_of(row, num_words), self.class_names, where_from)
 
     @cached_property
     def _train_rows(self) -> list[Row]:
@@ -131,3 +128,9 @@ class LabelledWordsTask:
 
     def _read(self, split: str) -> list[Row]:
         return self.files.read(split, ["tokens", "labels"])
+
+
+def _encoded(labels: Sequence[int], pieces: Sequence[Ids]) -> EncodedRow:
+    """A row of words, given the label and the token ids of each."""
+    targets = first_token_labels(labels, [len(piece) for piece in pieces])
+    return EncodedRow(torch.from_numpy(np.concatenate(pieces)).long(), torch.tensor(targets))

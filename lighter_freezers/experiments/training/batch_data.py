@@ -136,10 +136,14 @@ class BatchData(ABC, Generic[AnyTokenizer]):
         return self.tokenizer.decode(ids.tolist() if isinstance(ids, Tensor) else ids)
 
     def prepare_data(self) -> None:
-        """Train the tokenizer, or find it in the cache; one process per machine does this."""
-        task = self._task()
-        self._load_tokenizer(task)
-        task.prepare()
+        """Train the tokenizer and encode the text, or find both in the cache, in one process per machine.
+
+        Without a Trainer, which knows what will run, only the tokenizer.
+        """
+        if self.trainer is not None:
+            self.setup(self.trainer.state.fn)
+        else:
+            self._load_tokenizer(self._task())
 
     def setup(self, stage: str | None = None) -> None:
         """Read the text, load the tokenizer and make the sequences for the stage."""

@@ -103,7 +103,11 @@ class GenerationData(BatchData[PromptTokenizer]):
 
     def _task(self) -> PromptedSplits:
         return PromptedSplits(
-            self._generation_task, self._files_of_splits(), self._max_new_tokens, self._drops_bad
+            self._generation_task,
+            self._files_of_splits(),
+            self._max_new_tokens,
+            self._drops_bad,
+            self._options.cache_dir,
         )
 
     def _files_of_splits(self) -> SplitFiles:

@@ -18,6 +18,7 @@ class GenerationDataModule(GenerationData, LightningDataModule):
     | `wikisql` | `question` and a table -> SQL | fixtures |
     | `multi_nli` | `premise`, `hypothesis` -> `label` | fixtures |
     | `squad` | paragraph and question -> answer, the JSON of SQuAD 1.1 | fixtures |
+    | `sst2` | `sentence` -> `label`, columns between tabs | fixtures |
     | `my_tasks.NEWS` | a `PromptedTask` of your own, imported from there; or the object | none |
 
     Fixtures are 20 to 50 rows in the format of the data set, written for this package; scores on them mean
@@ -62,7 +63,7 @@ class GenerationDataModule(GenerationData, LightningDataModule):
         bad_rows: `error` raises at the first row with a missing field, an invalid value, or an answer that
             does not fit into max_length. `drop` leaves such rows out, and logs how many.
         seed: Of the order of training.
-        cache_dir: The cache for tokenizers, docstrings and downloads. None means
+        cache_dir: The cache for tokenizers, encoded rows, docstrings and archives. None means
             `$XDG_CACHE_HOME/lighter_freezers` or `~/.cache/lighter_freezers`.
         num_workers: Processes that make batches; 0 makes them in the main process.
 

@@ -47,8 +47,8 @@ class TextDataModule(TextData, LightningDataModule):
         tokenizer: `standard_library` for the tokenizer of a model pretrained on that, or a .json file written
             by `data.tokenizer.save(...)` or the package tokenizers. None trains one on the training split.
         seed: Of the order of training.
-        cache_dir: The cache for the tokenizer. None means `$XDG_CACHE_HOME/lighter_freezers` or
-            `~/.cache/lighter_freezers`.
+        cache_dir: The cache for the tokenizer and the encoded text. None means
+            `$XDG_CACHE_HOME/lighter_freezers` or `~/.cache/lighter_freezers`.
         num_workers: Processes that make batches; 0 makes them in the main process.
 
     Raises:

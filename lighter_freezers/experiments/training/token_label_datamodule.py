@@ -44,8 +44,8 @@ class TokenLabelDataModule(TokenLabelData, LightningDataModule):
         num_val_sequences: The same for validation.
         num_test_sequences: The same for the test.
         seed: Of the order of training.
-        cache_dir: The cache for tokenizer and labels. None means `$XDG_CACHE_HOME/lighter_freezers` or
-            `~/.cache/lighter_freezers`.
+        cache_dir: The cache for tokenizer, encoded text and labels. None means
+            `$XDG_CACHE_HOME/lighter_freezers` or `~/.cache/lighter_freezers`.
         num_workers: Processes that make batches; 0 makes them in the main process.
 
     Raises:

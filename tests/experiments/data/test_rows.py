@@ -139,6 +139,26 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
         read_rows(tmp_path / "rows.parquet", ["text"])
 
 
+@pytest.mark.parametrize("name", ["a[1].parquet", "b*.parquet", "é #%20?.PARQUET", ".hidden/.c.parquet"])
+def test_a_parquet_file_may_have_any_name(name: str, tmp_path: Path) -> None:
+    """It is a name and no pattern; whole numbers stay exact, and nothing is copied to a cache."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    rows = [{"text": name, "number": 2**62 + 1, "nested": {"conds": [{"value": None}]}}]
+    assert [row.values for row in read_rows(write_parquet(tmp_path / name, rows), ["text"])] == rows
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+
+
+def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
+    """As any other file without rows."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"rows\.parquet has no rows"):
+        read_rows(tmp_path / "rows.parquet", ["text"])
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

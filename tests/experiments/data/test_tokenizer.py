@@ -214,7 +214,7 @@ def test_a_second_start_encodes_nothing(
     cached_tokenizer(corpus, VOCAB_SIZE, tmp_path).stream(["one text another"])
     cached_tokenizer(corpus, VOCAB_SIZE - 10, tmp_path).stream(texts)
     assert calls == [2, 1, 2]
-    for file in tmp_path.glob("ids-*.npy"):
+    for file in tmp_path.glob("ids-*.npz"):
         file.write_bytes(file.read_bytes()[:40])
     assert cached_tokenizer(corpus, VOCAB_SIZE, tmp_path).stream(texts).tolist() == first.tolist()
     assert calls == [2, 1, 2, 2]

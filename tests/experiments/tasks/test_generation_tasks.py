@@ -264,7 +264,7 @@ def test_fixtures_show_what_is_particular_to_each_data_set() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("e2e", "no task 'e2e'. Known: docstrings, e2e_nlg, samsum, wikisql, multi_nli, squad"),
+        ("e2e", "no task 'e2e'. Known: docstrings, e2e_nlg, multi_nli, samsum, squad, sst2, wikisql"),
         ("no_such_module.NEWS", r"task='no_such_module\.NEWS' cannot be imported: No module named"),
         ("json.dumps", "task='json.dumps' is a function, not a PromptedTask"),
         (3, "no task 3"),
@@ -325,7 +325,7 @@ def test_a_task_of_ones_own_is_one_file(tmp_path: Path, monkeypatch: pytest.Monk
     again.prepare_data()
     again.setup("fit")
     assert len(list(again.train_dataloader())) == 8  # one is held out
-    with pytest.raises(ValueError, match="news needs `source:`: A folder or a tar archive; or give"):
+    with pytest.raises(ValueError, match="news needs `source:`: A folder or an archive; or give"):
         GenerationDataModule("own_news_task.NEWS")
 
 

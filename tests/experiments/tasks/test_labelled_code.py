@@ -1,7 +1,6 @@
 """Labels of the tokens of Python source: decoded, and against what the source says; the cache."""
 
 import re
-import zlib
 from pathlib import Path
 
 import pytest
@@ -119,11 +118,9 @@ def test_cls_is_a_token_of_its_own(tokenizer: TextTokenizer, tmp_path: Path) -> 
 
 
 def test_the_classes_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepared for all splits, then read from the cache."""
-    task = CodeClassesTask(CORPUS, tmp_path)
-    task.prepare()
-    assert len(list(tmp_path.glob("classes-*.zlib"))) == 3
+    """For each split, then read from the cache."""
     before = {split: cached_classes(CORPUS, split, tmp_path) for split in SPLITS}
+    assert len(list(tmp_path.glob("classes-*.npz"))) == 3
     monkeypatch.delattr("lighter_freezers.experiments.tasks.labelled_code.character_classes")
 
     for split in SPLITS:
@@ -131,13 +128,13 @@ def test_the_classes_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert len(before[split]) == CORPUS.num_bytes(split)
 
 
-@pytest.mark.parametrize("damage", [b"", b"no zlib", zlib.compress(b"too short")])
+@pytest.mark.parametrize("damage", [b"", b"no archive", b"PK\x03\x04 cut"])
 def test_damaged_classes_are_made_again(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With a warning: an empty file, another one, and one of another length."""
+    """With a warning: an empty file, another one, and one that is cut."""
     before = cached_classes(CORPUS, "val", tmp_path)
-    (file,) = tmp_path.glob("classes-*.zlib")
+    (file,) = tmp_path.glob("classes-*.npz")
     file.write_bytes(damage)
     with caplog.at_level("WARNING", logger="lighter_freezers"):
         again = cached_classes(CORPUS, "val", tmp_path)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import socket
 import tarfile
 import threading
@@ -11,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import datasets
 import huggingface_hub.constants
 import pytest
 
@@ -21,9 +24,10 @@ from lighter_freezers.experiments.tasks.task_files import (
     default_source,
     fetched,
     files_by_split,
-    hub_folder,
+    hub_files,
     split_files,
 )
+from tests.texts import write_parquet
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,7 @@ def test_half_an_archive_is_an_error(tmp_path: Path) -> None:
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
 
-    with pytest.raises(ValueError, match=r"data\.tar\.bz2 cannot be read as a tar archive.*Fetch it again"):
+    with pytest.raises(ValueError, match=r"data\.tar\.bz2 cannot be read as an archive.*Fetch it again"):
         split_files(TASKS["wikisql"], str(archive), tmp_path / "cache")
 
 
@@ -126,7 +130,7 @@ def test_half_an_archive_is_an_error(tmp_path: Path) -> None:
             "fixtur",
             r"'fixtur' is neither a folder nor .*samsum knows 'fixture', 'hub'",
         ),
-        ("samsum", "standard_library", "neither a folder nor a tar archive"),
+        ("samsum", "standard_library", "neither a folder nor an archive"),
         ("docstrings", "fixture", "docstrings knows 'standard_library', 'hub:OWNER/NAME', and the path"),
         ("docstrings", "hub", "docstrings has no data on the hub"),
         ("samsum", "empty", r"empty has no files for samsum: expected names such as train\*, val\*, test\*"),
@@ -149,7 +153,7 @@ def test_only_the_docstrings_have_real_data_by_themselves() -> None:
     """The others say that they are fixtures."""
     assert {name: default_source(task) for name, task in TASKS.items()} == {
         "docstrings": "standard_library",
-        **dict.fromkeys(["e2e_nlg", "samsum", "wikisql", "multi_nli", "squad"], "fixture"),
+        **dict.fromkeys(["e2e_nlg", "samsum", "wikisql", "multi_nli", "squad", "sst2"], "fixture"),
     }
     assert split_files(TASKS["samsum"], "fixture").source == "fixtures of samsum, for trying out only"
 
@@ -194,29 +198,76 @@ def test_what_cannot_be_fetched_names_the_way_out(site: str, tmp_path: Path) -> 
 
 @pytest.fixture
 def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's own cache, with one snapshot of a data set in it, and no network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    folder = tmp_path / "hub" / "datasets--knkarthick--samsum"
+    """The cache of `datasets` with what a run fetched before, and no network."""
     commit = "0" * 40
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text(commit)
-    snapshot = folder / "snapshots" / commit
-    snapshot.mkdir(parents=True)
+    folder = tmp_path / "kept" / "knkarthick___samsum" / "default" / "0.0.0" / commit
     for split in ("train", "validation", "test"):
-        row = {"id": split, "dialogue": f"A: {split}?", "summary": "They talk."}
-        (snapshot / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
-    return snapshot
+        rows = [{"id": split, "dialogue": f"A: {split}?", "summary": "They talk."}]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    builder = datasets.load_dataset_builder(
+        "json",
+        data_files={split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")},
+        cache_dir=str(tmp_path / "made"),
+    )
+    builder.download_and_prepare()
+    shutil.copytree(builder.cache_dir, folder)
+    for file in folder.glob("json-*.arrow"):
+        file.rename(folder / file.name.replace("json-", "samsum-"))
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info |= {"builder_name": "parquet", "dataset_name": "samsum", "config_name": "default"}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return folder
 
 
-@pytest.mark.parametrize("source", ["hub", "hub:knkarthick/samsum", "hub:knkarthick/samsum@main"])
+@pytest.mark.parametrize("source", ["hub", "hub:knkarthick/samsum"])
 def test_what_the_hub_gave_before_is_found_without_a_network(source: str, offline_hub: Path) -> None:
-    """In the hub's own cache."""
+    """In the cache of `datasets`, split by split."""
     files = split_files(TASKS["samsum"], source)
 
-    assert files.train == (offline_hub / "train.jsonl",)
-    assert load_rows(TASKS["samsum"], files.test).rows[0].target == "They talk."
+    assert files.train == (offline_hub / "samsum-train.arrow",)
+    (row,) = load_rows(TASKS["samsum"], files.val).rows
+    assert (row.target, row.where) == ("They talk.", f"{offline_hub / 'samsum-validation.arrow'}, row 1")
     assert files.source == f"samsum from {source}"
+
+
+def test_a_folder_in_the_layout_of_the_hub_is_read_like_one_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its README names the splits; several files for one of them, nulls and other types are read; no bars."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "kept"))
+    folder = tmp_path / "OWNER" / "NAME"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        "  - {split: train, path: data/learn-*.parquet}\n  - {split: test, path: data/ask.parquet}\n---\n"
+    )
+    rows = {"premise": "It rains.", "hypothesis": "It is wet."}
+    for name, label in {"learn-0": 0, "learn-1": -1, "ask": 2}.items():
+        write_parquet(folder / "data" / f"{name}.parquet", [{**rows, "label": label, "genre": None}])
+    files = split_files(TASKS["multi_nli"], f"hub:{folder}")
+    train, test = (load_rows(TASKS["multi_nli"], files.of(split)) for split in ("train", "test"))
+
+    assert ([row.target for row in train.rows], train.num_without_answer) == (["entailment"], 1)
+    assert [row.target for row in test.rows] == ["contradiction"]
+    assert files.val == ()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_data_set_without_the_splits_of_a_task_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the splits that it has."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "kept"))
+    (tmp_path / "NAME").mkdir()
+    (tmp_path / "NAME" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: notes, path: rows.parquet}\n---\n"
+    )
+    write_parquet(tmp_path / "NAME" / "rows.parquet", [{"a": 1}])
+    with pytest.raises(ValueError, match=r"has no files for samsum: expected names such as train.*got notes"):
+        split_files(TASKS["samsum"], f"hub:{tmp_path / 'NAME'}")
 
 
 @pytest.mark.usefixtures("offline_hub")
@@ -224,20 +275,28 @@ def test_a_data_set_that_the_hub_does_not_give_names_the_way_out() -> None:
     """The hub's reason is in the error."""
     message = "multi_nli: the data set nyu-mll/multi_nli of the hub cannot be fetched .*source: fixture"
     with pytest.raises(RuntimeError, match=message):
-        hub_folder(TASKS["multi_nli"], "")
+        hub_files(TASKS["multi_nli"], "nyu-mll/multi_nli")
 
 
-@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tgz"])
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tgz", "tar.xz", "zip"])
 @pytest.mark.parametrize("folders", ["{split}/{name}", "data/{split}/{name}", "data/{split}/part/of/{name}"])
 def test_an_archive_keeps_files_of_equal_names(suffix: str, folders: str, tmp_path: Path) -> None:
     """The split is that of the nearest folder; no file replaces another."""
-    kinds = {"tar": "w", "tar.gz": "w:gz", "tgz": "w:gz", "tar.bz2": "w:bz2"}
-    with tarfile.open(tmp_path / f"rows.{suffix}", kinds[suffix]) as opened:
-        for split in ("train", "val", "test"):
-            for name in ("0000.jsonl", "0001.jsonl"):
-                row = {"mr": f"name[{split}]", "ref": name}
-                (tmp_path / "row").write_text(json.dumps(row))
-                opened.add(tmp_path / "row", arcname=folders.format(split=split, name=name))
+    kinds = {
+        "tar": "tar",
+        "tar.gz": "gztar",
+        "tgz": "gztar",
+        "tar.bz2": "bztar",
+        "tar.xz": "xztar",
+        "zip": "zip",
+    }
+    for split in ("train", "val", "test"):
+        for name in ("0000.jsonl", "0001.jsonl"):
+            file = tmp_path / "rows" / folders.format(split=split, name=name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"mr": f"name[{split}]", "ref": name}))
+    made = shutil.make_archive(str(tmp_path / "made"), kinds[suffix], tmp_path / "rows")
+    Path(made).rename(tmp_path / f"rows.{suffix}")
     task = TASKS["e2e_nlg"]
     found = split_files(task, str(tmp_path / f"rows.{suffix}"), tmp_path / "cache")
     for split in ("train", "val", "test"):
@@ -245,19 +304,46 @@ def test_an_archive_keeps_files_of_equal_names(suffix: str, folders: str, tmp_pa
         assert rows == [{"mr": f"name[{split}]", "ref": name} for name in ("0000.jsonl", "0001.jsonl")]
 
 
-@pytest.mark.parametrize("name", ["../../train.jsonl", "../a/train.jsonl", "/{0}/train.jsonl"])
-def test_a_member_stays_below_the_cache(name: str, tmp_path: Path) -> None:
-    """Above it, or at a root of two slashes; a member of that name without them is another."""
-    with tarfile.open(tmp_path / "rows.tar", "w") as opened:
-        for number, arcname in enumerate((name.format(tmp_path), "a/train.jsonl")):
-            row = (json.dumps({"mr": "a", "ref": str(number)}) + "\n").encode()
+def tar_of(folder: Path, **contents: bytes) -> Path:
+    """A tar archive with these members."""
+    with tarfile.open(folder / "rows.tar", "w") as opened:
+        for arcname, content in contents.items():
             member = tarfile.TarInfo(arcname)
-            member.size = len(row)
-            opened.addfile(member, io.BytesIO(row))
-    found = split_files(TASKS["e2e_nlg"], str(tmp_path / "rows.tar"), tmp_path / "deep" / "cache")
+            member.size = len(content)
+            opened.addfile(member, io.BytesIO(content))
+    return folder / "rows.tar"
+
+
+def test_a_member_of_an_archive_stays_below_the_cache(tmp_path: Path) -> None:
+    """One above it is refused with the whole archive; one at the root is below the folder."""
+    row = json.dumps({"mr": "a", "ref": "b"}).encode()
+    archive = str(tar_of(tmp_path, **{"../../train.jsonl": row}))
+    with pytest.raises(ValueError, match="cannot be read as an archive: .*outside the destination"):
+        split_files(TASKS["e2e_nlg"], archive, tmp_path / "deep" / "cache")
+    assert not list(tmp_path.rglob("train.jsonl"))
+
+    archive = str(tar_of(tmp_path, **{f"/{tmp_path}/train.jsonl": row, "a/train.jsonl": row}))
+    found = split_files(TASKS["e2e_nlg"], archive, tmp_path / "deep" / "cache")
     assert len(found.train) == 2
     assert all(file.is_relative_to(tmp_path / "deep" / "cache") for file in found.train)
     assert not (tmp_path / "train.jsonl").exists()
+
+
+def test_a_changed_archive_is_unpacked_again(tmp_path: Path) -> None:
+    """At the same path; the content counts."""
+    for text in (b"first", b"other"):
+        archive = tar_of(tmp_path, **{"train.csv": b"mr,ref\na," + text})
+        os.utime(archive, (1, 1))
+        (file,) = split_files(TASKS["e2e_nlg"], str(archive), tmp_path / "cache").train
+        assert file.read_bytes().endswith(text)
+
+
+def test_a_cache_that_cannot_take_an_archive_is_named(tmp_path: Path) -> None:
+    """It is no fault of the archive."""
+    (tmp_path / "file").touch()
+    archive = str(tar_of(tmp_path, **{"train.csv": b"mr,ref\na,b"}))
+    with pytest.raises(RuntimeError, match=r"rows\.tar cannot be kept in .*file: .*`cache_dir:`"):
+        split_files(TASKS["e2e_nlg"], archive, tmp_path / "file")
 
 
 def test_what_macos_writes_beside_each_file_is_no_data(tmp_path: Path) -> None:
@@ -285,5 +371,5 @@ def test_a_link_in_an_archive_is_the_file_it_names(link: bytes, tmp_path: Path) 
 
     with tarfile.open(tmp_path / "half.tar", "w") as archive:
         archive.addfile(member)
-    with pytest.raises(ValueError, match="cannot be read as a tar archive: .*trainset.csv"):
+    with pytest.raises(ValueError, match="cannot be read as an archive: .*csv"):
         split_files(TASKS["e2e_nlg"], source=str(tmp_path / "half.tar"), cache_dir=tmp_path)

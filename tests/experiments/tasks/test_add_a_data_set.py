@@ -1,0 +1,80 @@
+"""The guide to a data set of one's own, followed step by step in an empty folder."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lighter_freezers.experiments.data.prompts import PromptedTask, load_rows
+from lighter_freezers.experiments.tasks.generation_tasks import TASKS
+
+ROOT = Path(__file__).parents[3]
+GUIDE = (ROOT / "docs" / "guides" / "add_a_data_set.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.M | re.S)
+
+
+def shell(command: str, folder: Path) -> str:
+    """What a command prints, run as a user would."""
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(folder)}
+    environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "400"}
+    command = command.replace("PYTHONPATH=.", f"PYTHONPATH=.:{ROOT}")  # this checkout, installed or not
+    done = subprocess.run(
+        ["bash", "-euc", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_the_guide_leads_to_a_run(tmp_path: Path) -> None:
+    """Its file, its data, its config and its commands; the file is outside the package."""
+    task, data = blocks("python")
+    (tmp_path / "news.py").write_text(task)
+    (tmp_path / "data.py").write_text(data)
+    shell("python data.py", tmp_path)
+    init, fit, _ = blocks("bash")[0].splitlines()
+    shell(init, tmp_path)
+    assert "news, headlines; digest" in shell(f"{fit} trainer::max_steps=2", tmp_path)
+
+    config = tmp_path / "configs" / "tasks" / "samsum.yaml"
+    edited = {**yaml.safe_load(config.read_text()), **yaml.safe_load(blocks("yaml")[0])}
+    (tmp_path / "news.yaml").write_text(yaml.safe_dump(edited))
+    said = shell("PYTHONPATH=. lighter fit news.yaml trainer::max_steps=2", tmp_path)
+    assert "Text, train: 24 rows" in said
+    assert "Text, val: 6 rows" in said
+
+
+def test_a_task_reads_rows_in_one_way() -> None:
+    """A function of a row, or one of a file, and not both."""
+    for readers in ({}, {"read": lambda row: None, "reader_of": lambda file: lambda row: None}):
+        with pytest.raises(ValueError, match="The task news needs either `read`, .* or `reader_of`"):
+            PromptedTask("news", ("rouge",), 8, **readers)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sentence\tlabel\na\t1\nb", r"train\.tsv, row 2, field 'label': expected in every row"),
+        ("sentence\tlabel\na\t2\n", r"train\.tsv, row 1, field 'label': expected 0 or 1, got '2'"),
+        ("sentence\tlabel\n", r"None of the 0 rows of .*train\.tsv can be used for sst2"),
+        (b"sentence\tlabel\ncaf\xe9\t1\n", r"train\.tsv is not a file of SST-2 in UTF-8"),
+    ],
+)
+def test_a_broken_row_of_sst2_is_named(tmp_path: Path, content: str | bytes, message: str) -> None:
+    """With the file, the row and the field; a quote in a sentence is a character."""
+    file = tmp_path / "train.tsv"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        load_rows(TASKS["sst2"], [file])
+
+    file.write_text('sentence\tlabel\n"a , b\t0\n')
+    (row,) = load_rows(TASKS["sst2"], [file]).rows
+    assert '### Sentence:\n"a , b\n' in row.prompt
+    assert row.target == "negative"
