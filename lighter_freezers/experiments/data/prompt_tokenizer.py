@@ -1,4 +1,4 @@
-"""One interface for the two kinds of tokenizers that encode prompts: our own BPE and transformers'."""
+"""One interface for all tokenizers that encode prompts: our own BPE, and any of transformers."""
 
 import os
 from collections.abc import Sequence
@@ -39,22 +39,6 @@ class PromptTokenizer(Protocol):
         """The text of token ids, without special tokens."""
 
 
-class _OwnTokenizer:
-    """A byte-level BPE of ours; a text begins and ends with `<eos>`, as in `TextDataModule`."""
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self.source = tokenizer
-        self.eos_id = tokenizer.eos_id
-        self.begins_with: tuple[int, ...] = (tokenizer.eos_id,)
-        self.vocab_size = tokenizer.vocab_size
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.source.encode_all(texts)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.source.decode(ids)
-
-
 class _TransformersTokenizer:
     """A tokenizer of transformers. It adds its own start of a prompt, but no end."""
 
@@ -81,8 +65,8 @@ class _TransformersTokenizer:
 
 
 def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:
-    """Wrap a byte-level BPE of ours."""
-    return _OwnTokenizer(tokenizer)
+    """Wrap a byte-level BPE of ours; a text begins and ends with `<eos>`, as in `TextDataModule`."""
+    return _TransformersTokenizer(tokenizer.for_transformers())
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
