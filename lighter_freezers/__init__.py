@@ -50,7 +50,8 @@ _NAMES = {  # module -> its public names
     "gpt.model": "GPT",
     "gpt.pretrained": "config_from_checkpoint load_pretrained",
     "experiments.evaluate": (
-        "EvaluationResult evaluate_e2e evaluate_multi_nli evaluate_samsum evaluate_wikisql"
+        "EvaluationResult TaskScores evaluate evaluate_e2e evaluate_multi_nli evaluate_samsum "
+        "evaluate_wikisql"
     ),
     "experiments.training.causal_lm_module": "CausalLMModule",
     "experiments.training.generation_datamodule": "GenerationDataModule",

@@ -12,6 +12,8 @@ from lighter_freezers.callbacks.prefix_cache import PrefixCache as PrefixCache
 from lighter_freezers.callbacks.results_summary import ResultsSummary as ResultsSummary
 from lighter_freezers.experiments.evaluate import (
     EvaluationResult as EvaluationResult,
+    TaskScores as TaskScores,
+    evaluate as evaluate,
     evaluate_e2e as evaluate_e2e,
     evaluate_multi_nli as evaluate_multi_nli,
     evaluate_samsum as evaluate_samsum,

@@ -255,7 +255,10 @@ def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
     @wraps(function)
     def call(*given: Given.args, **named: Given.kwargs) -> Result:
-        bound = signature.bind(*given, **named)
+        try:
+            bound = signature.bind(*given, **named)
+        except TypeError:
+            return function(*given, **named)  # raises Python's own message, which names the function
         for name, value in bound.arguments.items():
             parameter = signature.parameters[name]
             is_own = name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
@@ -339,11 +342,7 @@ def _words(wanted: object) -> str:
     if origin in (Sequence, Iterable):
         inner = {str: "of texts", int: "of whole numbers"}.get((*get_args(wanted), object)[0], "")
         return f"a list {inner}".rstrip()
-    words: dict[object, str] = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-    }
+    words: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+    words |= {str: "a text", Mapping: "a mapping"}
     kind = origin or wanted
-    return words.get(kind, "a mapping" if kind is Mapping else f"a {getattr(kind, '__name__', kind)}")
+    return words.get(kind, f"a {getattr(kind, '__name__', kind)}")

@@ -1,79 +1,30 @@
-"""Classes with a Lightning base class, for the Trainer of `lightning.pytorch`.
+"""Everything public for the Trainer of `lightning.pytorch`: the same names, arguments and behaviour.
 
-`from lighter_freezers.lightning import GPTModule, TextDataModule` does not import `pytorch_lightning`.
-The callbacks work in both Trainers; this module exports them too, so that one import is enough.
+Callbacks and functions are those of `lighter_freezers` and work in both Trainers. What derives from a class
+of Lightning derives from that of `lightning.pytorch` here. It is built when it is first used, so a plain
+install has the callbacks, and `from lighter_freezers.lightning import GPTModule` no `pytorch_lightning`.
+Type checkers and editors read the names in `lightning.pyi`.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from importlib import import_module
 
 from lightning.pytorch import LightningDataModule, LightningModule, loggers
 
 import lighter_freezers
-from lighter_freezers.experiments.training.causal_lm_training import CausalLMTraining
-from lighter_freezers.experiments.training.generation_data import GenerationData
-from lighter_freezers.experiments.training.gpt_training import GPTTraining
-from lighter_freezers.experiments.training.labelled_data import SequenceScoreData, TokenLabelData
-from lighter_freezers.experiments.training.text_data import TextData
+from lighter_freezers._extras import missing_package
 from lighter_freezers.reports.loggers import with_late_epoch
 
-if TYPE_CHECKING:
-    from lighter_freezers.callbacks.freeze_state_logger import FreezeStateLogger
-    from lighter_freezers.callbacks.freezer import Freezer
-    from lighter_freezers.callbacks.gradient_norm_monitor import GradientNormMonitor
-    from lighter_freezers.callbacks.gradual_unfreezing import GradualUnfreezing
-    from lighter_freezers.callbacks.layer_operations import LayerOperations
-    from lighter_freezers.callbacks.lora_phases import LoraPhases
-    from lighter_freezers.callbacks.lora_rank_scheduler import LoraRankScheduler
-    from lighter_freezers.callbacks.phase_recorder import PhaseRecorder
-    from lighter_freezers.callbacks.plots_at_end import PlotsAtEnd
-    from lighter_freezers.callbacks.results_summary import ResultsSummary
-    from lighter_freezers.policies.fine_tune import fine_tune
+__all__ = lighter_freezers.__all__
 
-__all__ = [
-    "CausalLMModule",
-    "FreezeStateLogger",
-    "Freezer",
-    "GPTModule",
-    "GenerationDataModule",
-    "GradientNormMonitor",
-    "GradualUnfreezing",
-    "LayerOperations",
-    "LoraPhases",
-    "LoraRankScheduler",
-    "PhaseRecorder",
-    "PlotsAtEnd",
-    "ResultsSummary",
-    "SequenceScoreDataModule",
-    "TensorBoardLogger",
-    "TextDataModule",
-    "TokenLabelDataModule",
-    "fine_tune",
-]
-
-
-class CausalLMModule(CausalLMTraining, LightningModule):
-    """`lighter_freezers.CausalLMModule`, with the same arguments, for the Trainer of `lightning.pytorch`."""
-
-
-class GPTModule(GPTTraining, LightningModule):
-    """`lighter_freezers.GPTModule`, with the same arguments, for the Trainer of `lightning.pytorch`."""
-
-
-class TextDataModule(TextData, LightningDataModule):
-    """`lighter_freezers.TextDataModule`, with the same arguments, for the Trainer of `lightning.pytorch`."""
-
-
-class GenerationDataModule(GenerationData, LightningDataModule):
-    """`lighter_freezers.GenerationDataModule`, with the same arguments, for `lightning.pytorch`."""
-
-
-class TokenLabelDataModule(TokenLabelData, LightningDataModule):
-    """`lighter_freezers.TokenLabelDataModule`, with the same arguments, for `lightning.pytorch`."""
-
-
-class SequenceScoreDataModule(SequenceScoreData, LightningDataModule):
-    """`lighter_freezers.SequenceScoreDataModule`, with the same arguments, for `lightning.pytorch`."""
+_PARTS = {  # class -> (what it adds to Lightning's, Lightning's)
+    "CausalLMModule": ("causal_lm_training.CausalLMTraining", LightningModule),
+    "GPTModule": ("gpt_training.GPTTraining", LightningModule),
+    "GenerationDataModule": ("generation_data.GenerationData", LightningDataModule),
+    "SequenceScoreDataModule": ("labelled_data.SequenceScoreData", LightningDataModule),
+    "TextDataModule": ("text_data.TextData", LightningDataModule),
+    "TokenLabelDataModule": ("labelled_data.TokenLabelData", LightningDataModule),
+}
 
 
 class TensorBoardLogger(loggers.TensorBoardLogger):
@@ -84,14 +35,26 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         super().log_metrics(with_late_epoch(metrics), step)
 
 
+def _of_lightning(name: str) -> type:
+    """One of the classes, from its parts."""
+    place, base = _PARTS[name]
+    home, _, part = place.partition(".")
+    doc = f"`lighter_freezers.{name}`, with the same arguments, for the Trainer of `lightning.pytorch`."
+    try:
+        module = import_module(f"lighter_freezers.experiments.training.{home}")
+    except ModuleNotFoundError as error:
+        raise missing_package(error, f"lighter_freezers.lightning.{name}") from error
+    return type(name, (getattr(module, part), base), {"__module__": __name__, "__doc__": doc})
+
+
 def __getattr__(name: str) -> object:
-    """Import a callback, and with it both namespaces, when it is first used."""
+    """Find a public name when it is first used."""
     if name not in __all__:
         raise AttributeError(
             f"module 'lighter_freezers.lightning' has no attribute {name!r}. "
             f"Public names: {', '.join(__all__)}"
         )
-    value: object = getattr(lighter_freezers, name)
+    value = _of_lightning(name) if name in _PARTS else getattr(lighter_freezers, name)
     globals()[name] = value
     return value
 

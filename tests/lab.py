@@ -1,5 +1,6 @@
 """Small networks, modules and recorders that the tests share. Real Trainers run them; nothing is mocked."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from inspect import signature
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows, either ends a process at once
 NUM_SAMPLES, BATCH_SIZE, WIDTH = 32, 8, 8  # four batches an epoch
 
 

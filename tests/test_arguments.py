@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lighter_freezers import arguments
+from lighter_freezers import GradientNormMonitor, arguments
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,11 @@ def test_a_whole_number_of_a_checked_call_fits_into_64_bits(value: int) -> None:
     assert call(value - 1 if value > 0 else value + 1)
     with pytest.raises(ValueError, match="n is at most 9223372036854775807. Got"):
         call(value)
+
+
+def test_an_unknown_argument_is_named_with_its_class() -> None:
+    """As Python does where no types are checked."""
+    with pytest.raises(
+        TypeError, match=r"GradientNormMonitor.__init__\(\) got .* argument 'log_every_n_steps'"
+    ):
+        GradientNormMonitor(log_every_n_steps=1)  # type: ignore[call-arg]

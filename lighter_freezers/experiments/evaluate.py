@@ -12,6 +12,7 @@ from torch import nn
 from lighter_freezers.arguments import at_least, checked
 from lighter_freezers.experiments.causal_models import Tokenizer, check_causal, load_evaluated
 from lighter_freezers.experiments.data.prompt_tokenizer import check_tokenizer
+from lighter_freezers.experiments.data.prompts import PromptedTask
 from lighter_freezers.experiments.evaluation.answers import GenerationSettings, answers_to
 from lighter_freezers.experiments.evaluation.metrics import check_metric_packages
 from lighter_freezers.experiments.evaluation.perplexity import perplexity
@@ -106,7 +107,7 @@ class TaskScores:
 
 @checked
 def evaluate(
-    task: str,
+    task: str | PromptedTask,
     /,
     model_path: ModelOrPath,
     base_model_id: str | None = None,
@@ -122,7 +123,7 @@ def evaluate(
     """Evaluate a model on a task: it answers each test prompt once, scored against all references.
 
     Args:
-        task: As for `GenerationDataModule`.
+        task: Its name or a task of your own, as for `GenerationDataModule`.
         model_path: The folder of an adapter of PEFT, such as a run's `final_model`, or of a whole model, or
             its id on the hub; or a model of transformers that is in memory.
         base_model_id: Path or id of the base model of an adapter. None: the one named in the adapter.
@@ -166,7 +167,7 @@ def evaluate(
 
 
 def _of_one_task(
-    general: Callable[Concatenate[str, P], TaskScores],
+    general: Callable[Concatenate[str | PromptedTask, P], TaskScores],
 ) -> Callable[[Callable[..., Result]], Callable[P, Result]]:
     """Give a function the signature of `evaluate` without the task, for `help`, editors and type checkers."""
 
@@ -226,7 +227,7 @@ def _model_and_tokenizer(
     return network, saved_tokenizer if tokenizer is None else tokenizer
 
 
-def _test_data(task: str, source: str | None, **options: Given) -> "GenerationDataModule":
+def _test_data(task: str | PromptedTask, source: str | None, **options: Given) -> "GenerationDataModule":
     """The test data of a task, encoded for a model."""
     from lighter_freezers.experiments.training.generation_datamodule import (
         GenerationDataModule,  # imports Lightning

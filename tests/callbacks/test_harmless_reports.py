@@ -1,6 +1,5 @@
 """A callback that only reports never ends a run: a full or read-only disk is one warning each."""
 
-import resource
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +39,7 @@ def test_a_disk_that_cannot_be_written_is_one_warning(namespace: str) -> None:
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_a_disk_that_becomes_full_is_one_warning(namespace: str, tmp_path: Path) -> None:
     """In the second epoch no file may grow beyond 400 bytes."""
+    resource: Any = pytest.importorskip("resource")  # Windows has none
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(run: Any, _: Any) -> None:

@@ -186,12 +186,48 @@ def test_the_version_stands_in_every_place() -> None:
     assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
+IN_A_PLAIN_INSTALL = """
+import os
+from importlib import import_module
+import torch
+import lighter_freezers, lighter_freezers.lightning
+
+homes = {"pytorch_lightning": lighter_freezers, "lightning.pytorch": lighter_freezers.lightning}
+for namespace, ours in homes.items():
+    pl, frozen = import_module(namespace), []
+
+    class Net(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 1)
+
+        def training_step(self, batch, index):
+            frozen.append(not self.backbone.weight.requires_grad)
+            return self.head(self.backbone(batch)).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(torch.randn(16, 4), batch_size=4)
+
+    callbacks = [ours.Freezer(name_starts_with="backbone.", until_step=2), ours.FreezeStateLogger()]
+    callbacks += [ours.GradientNormMonitor(), ours.ResultsSummary(), ours.PhaseRecorder(), ours.PrefixCache()]
+    logger = ours.TensorBoardLogger(namespace)
+    pl.Trainer(max_steps=4, accelerator="cpu", logger=logger, callbacks=callbacks).fit(Net())
+    assert frozen == [True, True, False, False]
+    assert [name for _, _, names in os.walk(namespace) for name in names if "tfevents" in name]
+    try:
+        ours.TextDataModule
+    except ImportError as error:
+        print(error)
+"""
 WHEEL = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w"]
 
 
 @pytest.mark.wide
 def test_the_wheel_works_outside_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Built, installed with extras into a fresh environment: `init` and a short `lighter fit` run there."""
+    """In a fresh environment: callbacks in any Trainer; with extras `init` and a short `lighter fit`."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("GITHUB_REPOSITORY", "someone/lighter_freezers")
     run([*WHEEL, tmp_path, ROOT], tmp_path)
@@ -205,6 +241,8 @@ def test_the_wheel_works_outside_of_a_checkout(tmp_path: Path, monkeypatch: pyte
 
     run([sys.executable, "-m", "venv", "fresh"], tmp_path)
     bin_ = tmp_path / "fresh" / "bin"
+    run([bin_ / "python", "-m", "pip", "install", "-q", wheel], tmp_path)
+    assert "needs tokenizers, which" in run([bin_ / "python", "-c", IN_A_PLAIN_INSTALL], tmp_path)
     run([bin_ / "python", "-m", "pip", "install", "-q", f"{wheel}[lighter,experiments]"], tmp_path)
     listed = run([bin_ / "lighter-freezers", "init"], tmp_path)
     assert "quickstart" in listed

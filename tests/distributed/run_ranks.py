@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ import torch
 import torch.multiprocessing as mp
 
 # Ranks are forked from one process that has loaded these, and nothing more: each saves seconds of imports.
+# Windows has no fork, and spawns them.
 mp.set_forkserver_preload(["lightning.pytorch", "pytorch_lightning", "peft"])
+START = next(method for method in ("forkserver", "spawn") if method in mp.get_all_start_methods())
+LOOPBACK = {"linux": {"GLOO_SOCKET_IFNAME": "lo"}, "darwin": {"GLOO_SOCKET_IFNAME": "lo0"}}
 
 
 def run_ranks(work: Callable[..., Any], folder: Path, num_ranks: int, *arguments: Any) -> list[Any]:
@@ -23,7 +27,7 @@ def run_ranks(work: Callable[..., Any], folder: Path, num_ranks: int, *arguments
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = (num_ranks, port, folder, dict(os.environ), work, arguments)
-    mp.start_processes(_rank, shared, nprocs=num_ranks, start_method="forkserver")
+    mp.start_processes(_rank, shared, nprocs=num_ranks, start_method=START)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(num_ranks)]
 
 
@@ -45,7 +49,7 @@ def _rank(
         NODE_RANK="0",
         LOCAL_RANK=str(rank),
         RANK=str(rank),
-        GLOO_SOCKET_IFNAME="lo",
+        **LOOPBACK.get(sys.platform, {}),
     )
     try:
         torch.save(work(*arguments), folder / f"rank{rank}.pt")

@@ -22,6 +22,7 @@ from lighter_freezers import (
 )
 from lighter_freezers.experiments import evaluate
 from lighter_freezers.experiments.evaluation.text_metrics import exact_match
+from lighter_freezers.experiments.tasks.squad import SQUAD
 from lighter_freezers.reports.results_file import versions, write_results
 from lighter_freezers.reports.whole_files import unused_path
 from tests.experiments.training.causal_lms import causal_lm, tokenizer
@@ -82,6 +83,16 @@ def test_a_call_gives_what_a_test_of_the_module_logs(task: str, model: str, tmp_
     assert settings in (None, {**FEW, "temperature": 0.0, "top_p": None, "top_k": None, "seed": 0})
     renamed = {NAMES.get(name, {"meteor": "meteor_nltk"}.get(name, name)): v for name, v in fields.items()}
     assert {f"test/{name}": value for name, value in renamed.items()} == pytest.approx(logged, rel=1e-4)
+
+
+def test_a_task_of_ones_own_is_evaluated_too(model: str) -> None:
+    """By the task itself, as by the name of one that the package has; the others are short for this."""
+    options = {**SMALL, "num_samples": 2, "source": "fixture", "generation": FEW}
+    scores = evaluate.evaluate(SQUAD, model, **options)
+
+    assert scores == evaluate.evaluate("squad", model, **options)
+    assert scores.num_samples == 2
+    assert {"exact_match", "perplexity"} <= scores.scores.keys()
 
 
 @pytest.mark.parametrize("task", FUNCTIONS)

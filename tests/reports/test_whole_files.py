@@ -2,12 +2,12 @@
 
 import json
 import os
-import resource
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +102,7 @@ def test_on_a_full_disk_the_old_file_stays_and_nothing_else(tmp_path: Path, way:
     """The error names the file; what was written so far is removed."""
     file = tmp_path / "kept.json"
     file.write_text("old")
+    resource: Any = pytest.importorskip("resource")  # Windows has none
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # a write fails beyond it, after a part
     try:

@@ -1,4 +1,4 @@
-"""One interface for the two kinds of tokenizers that encode prompts: our own BPE and transformers'."""
+"""One interface for all tokenizers that encode prompts: our own BPE, and any of transformers."""
 
 import hashlib
 import os
@@ -46,26 +46,6 @@ class PromptTokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
-
-
-class _OwnTokenizer:
-    """A byte-level BPE of ours; a text begins and ends with `<eos>`, as in `TextDataModule`."""
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self.source = tokenizer
-        self.eos_id = tokenizer.eos_id
-        self.begins_with: tuple[int, ...] = (tokenizer.eos_id,)
-        self.vocab_size = tokenizer.vocab_size
-
-    @property
-    def fingerprint(self) -> str | None:
-        return self.source.fingerprint
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.source.encode_all(texts)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.source.decode(ids)
 
 
 class _TransformersTokenizer:
@@ -126,8 +106,8 @@ def kept_tokenizer(tokenizer: PromptTokenizer, folder: Path) -> PromptTokenizer:
 
 
 def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:
-    """Wrap a byte-level BPE of ours."""
-    return _OwnTokenizer(tokenizer)
+    """Wrap a byte-level BPE of ours; a text begins and ends with `<eos>`, as in `TextDataModule`."""
+    return _TransformersTokenizer(tokenizer.for_transformers())
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:

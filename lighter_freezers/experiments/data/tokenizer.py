@@ -4,15 +4,20 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from lighter_freezers._extras import require
 from lighter_freezers._log import log
 from lighter_freezers.experiments.data.cache import Ids, cache_folder, encoded_once, keep
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.reports.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["END_OF_TEXT", "MIN_VOCAB_SIZE", "TextTokenizer", "cached_tokenizer", "tokenizer_of_file"]
 
@@ -83,6 +88,21 @@ class TextTokenizer:
         for index, added in self._bpe.get_added_tokens_decoder().items():
             num_bytes[index] = 0 if added.special else len(added.content.encode())
         return num_bytes
+
+    def for_transformers(self) -> "PreTrainedTokenizerFast":
+        """A tokenizer of transformers that puts the end of a text before each, as `stream` does.
+
+        Raises:
+            ImportError: transformers is not installed.
+        """
+        require("A tokenizer of transformers", "transformers")
+        from transformers import PreTrainedTokenizerFast
+
+        bpe, mark = tokenizers.Tokenizer.from_str(self._bpe.to_str()), self._end_of_text
+        ends = [(mark, self.eos_id)]
+        bpe.post_processor = processors.TemplateProcessing(single=f"{mark} $A", special_tokens=ends)
+        special = {"bos_token": mark, "eos_token": mark}
+        return PreTrainedTokenizerFast(tokenizer_object=bpe, **special)  # type: ignore[no-untyped-call]
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write a `tokenizers` file, for the argument `tokenizer:` of another data module."""

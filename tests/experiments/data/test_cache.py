@@ -1,9 +1,9 @@
 """The cache folder, and atomic writes to it."""
 
 import os
-import resource
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +54,7 @@ def test_cached_files_keep_the_umask_of_the_user(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     """On a full disk the old file stays, and no part of the new one, which would be read as a cached file."""
     keep(tmp_path / "classes", b"old")
+    resource: Any = pytest.importorskip("resource")  # Windows has none
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # a write fails beyond it, after a part
     try:

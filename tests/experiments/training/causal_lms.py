@@ -16,7 +16,7 @@ LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "nu
 ARCHITECTURES = ("llama", "gpt2")
 
 
-def causal_lm(architecture: str = "llama", num_positions: int = 64) -> Any:
+def causal_lm(architecture: str = "llama", num_positions: int = 64, vocab_size: int = VOCAB) -> Any:
     """The same small model every time."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -24,10 +24,10 @@ def causal_lm(architecture: str = "llama", num_positions: int = 64) -> Any:
     special = {"bos_token_id": EOS, "eos_token_id": EOS, "initializer_range": 0.2}
     if architecture == "llama":
         sizes = {**LLAMA, "num_key_value_heads": 1, "max_position_embeddings": num_positions}
-        return LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, **sizes, **special))
+        return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **sizes, **special))
     sizes = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": num_positions}
     no_dropout = {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, **sizes, **special, **no_dropout))
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **sizes, **special, **no_dropout))
 
 
 def tokenizer() -> Any:

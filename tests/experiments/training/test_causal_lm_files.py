@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from lighter_freezers import (
     CausalLMModule,
     Freezer,
+    GenerationDataModule,
     GradualUnfreezing,
     LoraPhases,
     LoraRankScheduler,
@@ -17,6 +18,7 @@ from lighter_freezers import (
     set_layer_lora_rank,
 )
 from lighter_freezers.experiments.causal_models import load_evaluated
+from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer
 from tests.experiments.training.causal_lms import (
     ARCHITECTURES,
     causal_lm,
@@ -195,6 +197,20 @@ def test_the_final_model_without_lora_is_a_whole_one(tmp_path: Path) -> None:
     assert tokenizer("abc").input_ids == [66, 67, 68]
     with pytest.raises(ValueError, match="no adapter_config.json, so it is not a PEFT adapter"):
         load_evaluated(tmp_path / "final_model", "base")
+
+
+def test_the_final_model_has_the_tokenizer_that_was_trained_for_it(tmp_path: Path) -> None:
+    """A byte-level BPE of ours, as a tokenizer of transformers that gives the same ids."""
+    data = GenerationDataModule("samsum", "fixture", vocab_size=300, max_length=400, cache_dir=tmp_path)
+    data.setup("fit")
+    model = module(LONE, network=causal_lm(num_positions=400, vocab_size=300), save_final_model=True)
+    trainer(LONE, default_root_dir=tmp_path, max_epochs=-1, max_steps=1).fit(model, data)
+    saved = prompt_tokenizer(tmp_path / "final_model")
+
+    texts = ["", "<eos>", "tab\t cr\r\n nul\0", "é 漢 😀 \u2028 \ufeff", " leading , trailing  "]
+    assert saved.encode_all(texts) == data.tokenizer.encode_all(texts)
+    assert [saved.decode(ids) for ids in saved.encode_all(texts)] == texts
+    assert saved.begins_with == data.tokenizer.begins_with == (saved.eos_id,)
 
 
 def test_an_adapter_that_would_not_be_the_model_is_not_written(tmp_path: Path, caplog: Any) -> None:
