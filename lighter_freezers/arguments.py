@@ -284,8 +284,9 @@ def _resolved(annotation: object, function: Callable[..., object]) -> object:
 
 def _check(argument: str, value: object, wanted: object) -> None:
     if _fits(value, wanted):
-        if value == "" and isinstance(value, str):
-            raise ValueError(f"{argument} must not be empty.")
+        texts = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else ()
+        if any(isinstance(each, str) and not each for each in texts):
+            raise ValueError(f"{argument} must not be empty. Got {value!r}.")
         if isinstance(value, int) and int in _members(wanted) and abs(value) > _MOST:
             raise ValueError(f"{argument} is at most {_MOST}. Got {value}.")
         return

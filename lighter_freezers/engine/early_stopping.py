@@ -5,6 +5,7 @@ set, whatever the order of the callbacks, and non-finite values, divergence, a t
 other code stop the run as ever.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from lighter_freezers.engine.trainer_clock import steps_per_epoch, validations_per_epoch
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.triggers import Plateau
 
@@ -39,17 +41,23 @@ class _EarlyStoppingLike(Protocol):
     wait_count: int
     best_score: Tensor
     mode: str
+    _check_on_train_epoch_end: bool | None  # nothing public says it; None until its `setup`
 
 
-def early_end(trainer: TrainerLike, plateaus: Sequence[Plateau], longest_stage: int) -> str | None:
+def early_end(
+    trainer: TrainerLike, plateaus: Sequence[Plateau], longest_stage: tuple[int, int]
+) -> str | None:
     """Why an EarlyStopping may end the run before a stage is over; None if none may.
 
     Args:
         trainer: The Trainer.
         plateaus: Plateaus that alone end a stage. One loses to an EarlyStopping on the same metric that has
             no more patience.
-        longest_stage: Epochs of the longest stage that nothing but its epochs ends.
+        longest_stage: Epochs of the longest stage that nothing but its epochs ends, and steps of the longest
+            one that nothing but its steps ends.
     """
+    epochs, steps = longest_stage
+    shares = (epochs, steps / (steps_per_epoch(trainer) or math.inf))  # both in epochs
     for each in callbacks_of_kind(callbacks_of(trainer), "EarlyStopping"):
         stopping = cast("_EarlyStoppingLike", each)
         limit, margin = stopping.patience, abs(stopping.min_delta)
@@ -62,8 +70,11 @@ def early_end(trainer: TrainerLike, plateaus: Sequence[Plateau], longest_stage: 
             )
             if is_same and margin >= least and limit <= needed:
                 return f"{said}, and a stage ends after {needed}"
-        if limit * (trainer.check_val_every_n_epoch or 1) < longest_stage:
-            return f"{said}, and a stage has {longest_stage} epochs, which may bring none"
+        is_at_end = bool(stopping._check_on_train_epoch_end)  # also set by EarlyStopping's own `setup`
+        num_checks = [share if is_at_end else share * validations_per_epoch(trainer) for share in shares]
+        for number, unit, checks in zip(longest_stage, ("epochs", "steps"), num_checks, strict=True):
+            if limit < checks:
+                return f"{said}, and a stage has {number} {unit}, which may bring none"
     return None
 
 

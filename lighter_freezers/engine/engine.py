@@ -13,6 +13,7 @@ from lighter_freezers._lightning import Callback, LightningModule
 from lighter_freezers.engine import averaging, baselines, checkpoint_state, ledger, trainer_clock
 from lighter_freezers.engine.actions import Action, StepContext
 from lighter_freezers.engine.checkpoint_identity import STATE_KEY
+from lighter_freezers.engine.damaged_checkpoint import explain
 from lighter_freezers.engine.effects import ddp_wrapper
 from lighter_freezers.engine.effects.module_hooks import call_after, forget_calls, is_overridden
 from lighter_freezers.engine.effects.saved_groups import Checkpoint
@@ -250,8 +251,10 @@ class Engine(Callback):
         for action in self.actions:
             action.end(trainer)
 
-    def on_exception(self, trainer: TrainerLike, pl_module: LightningModule, exception: object) -> None:
-        """Restore the model when a run fails."""
+    def on_exception(self, trainer: TrainerLike, pl_module: object, exception: BaseException) -> None:
+        """Restore the model when a run fails; where its checkpoint could not be read, say why."""
+        if not self._has_begun:
+            explain(exception, trainer.ckpt_path)
         self._disband()
 
     def teardown(self, trainer: TrainerLike, pl_module: LightningModule, stage: str) -> None:
@@ -296,11 +299,7 @@ class Engine(Callback):
             self._wait = self._boundaries.num_batches_until(steps, moment.optimizer_step)
 
     def _arm(self) -> None:
-        """Install the per-step hooks that are needed now, and no others.
-
-        Lightning skips a hook that is not callable. None turns it off, profiler entry included; a method
-        that returns at once would still cost a call at every step.
-        """
+        """Install the per-step hooks needed now: a method that returns at once would cost a call per step."""
         acts = self._fit.step_loss is not None if self._is_driven else self._fit.acts_each_batch
         self.on_train_batch_end = self._end_batch if acts else None
         self.on_before_backward = self._fit.note_window if self._fit.listens_to_loss else None

@@ -206,7 +206,8 @@ def _family(name: str) -> str:
 
 
 def _unknown(watcher: Watcher, monitor: str, names: list[str], fact: str = "never logged") -> str:
-    closest = closest_names(monitor, names, 3)
+    of_loaders = [name for name in names if name.partition("/dataloader_idx_")[0] == monitor]
+    closest = sorted(of_loaders)[:3] or closest_names(monitor, names, 3)
     return (
         f"{watcher.title} waits for the metric '{monitor}', but it was {fact}. "
         f"Closest: {', '.join(closest) or 'none'}. Logged: {', '.join(sorted(names)) or 'nothing'}. "

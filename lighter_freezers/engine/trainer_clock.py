@@ -132,6 +132,15 @@ def steps_per_epoch(trainer: TrainerLike) -> int | None:
     return None if math.isinf(num_batches) else math.ceil(num_batches / window_length(trainer))
 
 
+def validations_per_epoch(trainer: TrainerLike) -> float:
+    """Validations of an epoch on average, once the data is loaded."""
+    every, num_epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    num_batches = trainer.num_training_batches
+    if not every or math.isinf(every) or math.isinf(num_batches):
+        return 1 / (num_epochs or 1)
+    return num_batches / every if num_epochs is None else num_batches // every / num_epochs
+
+
 def num_epochs(trainer: TrainerLike) -> int | None:
     """Epochs of the whole run; None where it is unknown."""
     if trainer.max_steps == -1:

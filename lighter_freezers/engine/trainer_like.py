@@ -1,6 +1,7 @@
 """The parts of Lightning that this package relies on, in either namespace. A Trainer with them works."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -228,6 +229,10 @@ class TrainerLike(Protocol):
 
     def save_checkpoint(self, filepath: str, weights_only: bool) -> None:
         """Write a checkpoint; a collective call."""
+
+    @property
+    def ckpt_path(self) -> str | PathLike[str] | None:
+        """What it reads or has read a checkpoint from; None before it begins to."""
 
     @property
     def log_dir(self) -> str | None:

@@ -148,10 +148,9 @@ def _first_bytes(path: Path, number: int) -> bytes:
 
 
 def _cut_short(path: Path) -> ValueError:
-    return ValueError(
-        f"'{path}' ({path.stat().st_size} bytes) is not a whole checkpoint of torch.save: it is cut short, "
-        "or another kind of file. Save or download it again."
-    )
+    from lighter_freezers.engine.damaged_checkpoint import is_not_whole
+
+    return ValueError(is_not_whole(path))
 
 
 def _objects_in(path: Path, is_archive: bool, message: str) -> list[str]:

@@ -52,17 +52,14 @@ class StagePlan:
         return any(stage.by_depth for stage in self.stages)
 
     @property
-    def longest_stage(self) -> int:
-        """Epochs of the longest stage that only its epochs end; 0 if there is none."""
-        longest = begin = 0
-        for end in (stage.end for stage in self.stages[:-1]):
-            epoch = end.schedule.until_epoch
-            if epoch is None or isinstance(epoch, Share):
-                return longest
-            if end.trigger is None and end.patience is None and end.schedule.until_step is None:
-                longest = max(longest, epoch - begin)
-            begin = epoch
-        return longest
+    def longest_stage(self) -> tuple[int, int]:
+        """Epochs of the longest stage that its epochs alone end, and steps of one that its steps do."""
+        ends = [stage.end for stage in self.stages[:-1]]
+        waits = [end.trigger is not None or end.patience is not None for end in ends]
+        bounds = [(end.schedule.until_epoch, end.schedule.until_step) for end in ends]
+        alone = [not wait and None in each for wait, each in zip(waits, bounds, strict=True)]
+        epochs, steps = ([each[unit] for each in bounds] for unit in (0, 1))
+        return _longest(epochs, alone), _longest(steps, alone)
 
     def clock(self) -> StageClock:
         """A new clock for one fit."""
@@ -154,3 +151,15 @@ def _rates(model: nn.Module, stage: Stage, thawed: set[str]) -> dict[str, Learni
             raise ValueError(f"{argument}: nothing of {word!r} thaws in this stage. Name what does.")
         rates |= dict.fromkeys(covered & thawed, rate)
     return rates
+
+
+def _longest(ends: Sequence[int | Share | None], alone: Sequence[bool]) -> int:
+    """The longest stage in one unit of time, of those that end by it alone."""
+    longest = begin = 0
+    for end, is_alone in zip(ends, alone, strict=True):
+        if end is None or isinstance(end, Share):
+            return longest
+        if is_alone:
+            longest = max(longest, end - begin)
+        begin = end
+    return longest

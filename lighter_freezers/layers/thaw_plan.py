@@ -73,10 +73,10 @@ class ThawPlan:
         return [] if self.pace.plateau is None else [self.pace.plateau]
 
     @property
-    def longest_stage(self) -> int:
-        """Epochs of the longest stage that nothing else ends; 0 where there is none."""
-        number = self.pace.every_n_epochs
-        return 0 if number is None or isinstance(number, arguments.Share) else number
+    def longest_stage(self) -> tuple[int, int]:
+        """Epochs, and steps, of a stage that nothing else ends; 0 where the pace counts in others."""
+        epochs, steps = self.pace.every_n_epochs, self.pace.every_n_steps
+        return epochs if isinstance(epochs, int) else 0, steps if isinstance(steps, int) else 0
 
     def rules(self, layers: Layers) -> list[FreezeRule]:
         """The rules that hold each stage until it starts: one per stage, or one per layer with `lr_decay`."""

@@ -79,6 +79,16 @@ def test_a_metric_that_nobody_logs_is_an_error_after_the_first_epoch() -> None:
     assert fit.current_epoch == 0
 
 
+def test_a_metric_of_one_of_several_loaders_is_the_closest() -> None:
+    """Lightning adds the number of the loader to the name."""
+    module = regression(LONE)
+    type(module).validation_step = lambda self, batch, _, dataloader_idx=0: self.log("loss", self.loss(batch))
+    freezer = Freezer(name_starts_with="layer2", until_metric={"monitor": "loss", "below": 1.0})
+
+    with pytest.raises(RuntimeError, match="Closest: loss/dataloader_idx_0, loss/dataloader_idx_1. Logged"):
+        trainer(LONE, callbacks=[freezer]).fit(module, batches(), [batches(), batches()])
+
+
 @pytest.mark.parametrize("namespace", lab.NAMESPACES)
 def test_a_metric_of_real_validations_only_is_no_error_in_the_sanity_check(
     namespace: str, caplog: pytest.LogCaptureFixture

@@ -136,6 +136,9 @@ ENDS = {"until_metric": {"monitor": "val/loss", "plateau": {"patience": 2}}}
         ({"every_n_epochs": 3}, 3, ""),
         ({"stages": [{"thaw": "head", "until_epoch": 3}, {"thaw": "*"}]}, 2, "and a stage has 3 epochs"),
         ({"stages": STAGES}, 1, ""),
+        ({"every_n_steps": 12}, 2, "and a stage has 12 steps"),
+        ({"every_n_steps": 12}, 3, ""),
+        ({"stages": [{"thaw": "head", "until_step": 12}, {"thaw": "*"}]}, 2, "and a stage has 12 steps"),
     ],
 )
 def test_what_would_end_the_run_first_is_told_before_the_first_step(
@@ -151,6 +154,28 @@ def test_what_would_end_the_run_first_is_told_before_the_first_step(
 
     assert ("EarlyStopping ends the run" in told[0]) == bool(said)
     assert said in told[0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "num_checks"),
+    [
+        ({"every_n_steps": 4}, {"val_check_interval": 2, "accumulate_grad_batches": 2}, 4),
+        ({"every_n_epochs": 2}, {"val_check_interval": 0.5}, 4),
+        ({"every_n_steps": 4}, {"val_check_interval": 2, "check_val_every_n_epoch": None}, 2),
+        ({"every_n_epochs": 4}, {"check_val_every_n_epoch": 2}, 2),
+    ],
+)
+def test_the_checks_of_a_stage_are_counted(
+    stage: Any, options: Any, num_checks: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By how often validation runs; as much patience as checks is silence."""
+    for patience in (num_checks - 1, num_checks):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="lighter_freezers"):
+            blocks_by_step(
+                [GradualUnfreezing(**stage), early_stopping(patience=patience)], max_epochs=1, **options
+            )
+        assert ("EarlyStopping ends the run" in caplog.text) == (patience < num_checks)
 
 
 def test_a_stage_that_waits_in_vain_is_an_error() -> None:

@@ -170,6 +170,9 @@ def test_patterns_that_say_nothing() -> None:
         freeze_by_name(model, "(")
     with pytest.raises(ValueError, match="patterns is empty"):
         unfreeze_by_name(model, [])
+    for nothing in ("", [""], ["lm_head", ""]):  # found in every name
+        with pytest.raises(ValueError, match="patterns must not be empty"):
+            freeze_by_name(model, nothing)
     with pytest.raises(TypeError, match="patterns must be a text or a list of texts. Got 3"):
         freeze_by_name(model, 3)
     with pytest.raises(TypeError, match="case_sensitive must be true or false"):

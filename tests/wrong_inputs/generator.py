@@ -23,6 +23,7 @@ KINDS: dict[str, Any] = {  # kind -> value; what an annotation allows gives no r
     "a list of numbers": [1.5],
     "a list of objects": [object()],
     "an empty list": [],
+    "a list of empty texts": [""],
     "a mapping": {"nonsens": 1},
     "a mapping of numbers": {3: 4},
     "an empty mapping": {},
@@ -45,7 +46,14 @@ _NUMBERS = {"NaN", "infinity", "minus infinity"}
 _RANGES = {"negative", "zero", "huge"}
 _COUNTS = _RANGES | {"a number for text"}
 _TEXTS = {"text for a number", "empty text", "a misspelt word"}
-_LISTS = {"a list", "a list of lists", "a list of numbers", "a list of objects", "an empty list"}
+_LISTS = {
+    "a list",
+    "a list of lists",
+    "a list of numbers",
+    "a list of objects",
+    "an empty list",
+    "a list of empty texts",
+}
 _MAPPINGS = {"a mapping", "a mapping of numbers", "an empty mapping"}
 
 

@@ -80,7 +80,9 @@ def check_metric_names(names: Iterable[str]) -> tuple[str, ...]:
     for name in chosen:
         if name not in METRICS:
             close = closest_names(str(name), METRICS, 1)[0]
-            raise ValueError(f"Unknown metric {name!r}. Closest: '{close}'. All: {', '.join(METRICS)}.")
+            raise ValueError(
+                f"metrics: unknown metric {name!r}. Closest: '{close}'. All: {', '.join(METRICS)}."
+            )
     return chosen
 
 

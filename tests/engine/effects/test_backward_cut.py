@@ -78,8 +78,14 @@ def enable(model: nn.Module) -> None:
     model.enable_input_require_grads()
 
 
+def checkpoint_blocks(model: Any, *, is_reentrant: bool = False) -> None:
+    """By the name that transformers 4 or 5 has for it."""
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    next(getattr(model, name) for name in names if hasattr(model, name))({"use_reentrant": is_reentrant})
+
+
 def checkpointed(model: nn.Module) -> None:
-    model.activation_checkpointing_enable()
+    checkpoint_blocks(model)
     model.enable_input_require_grads()
 
 
@@ -125,7 +131,7 @@ def test_lora_above_a_frozen_prefix(is_checkpointed: bool) -> None:
     model = get_peft_model(gpt2(), config)
     model.enable_input_require_grads()
     if is_checkpointed:
-        model.base_model.model.activation_checkpointing_enable()
+        checkpoint_blocks(model.base_model.model)
     without = measure_step(step(model), model)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -194,7 +200,7 @@ def test_a_choice_that_costs_the_gain_is_named(mode: str, caplog: pytest.LogCapt
     also = ["wpe"] if mode == "wte" else []
     for each in (model, ideal):
         if "checkpoint" in mode:
-            each.activation_checkpointing_enable()
+            checkpoint_blocks(each)
     hold(model, *prefix(2), *also)
     hold(ideal, *prefix(2), "wpe", *(["wte"] if mode == "wte" else []))
     boundaries = [GradientBoundary(each) for each in (model, ideal)]

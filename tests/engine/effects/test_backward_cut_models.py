@@ -23,6 +23,7 @@ from tests.engine.effects.test_backward_cut import (
     T,
     V,
     X,
+    checkpoint_blocks,
     forward_of_block,
     gpt2,
     hold,
@@ -90,7 +91,7 @@ def reentrant_gpt2(how: str) -> nn.Module:
     """A GPT-2 whose blocks are re-entrant segments: by transformers, by hand, by torch's wrapper."""
     model: Any = gpt2()
     if how == "transformers":
-        model.activation_checkpointing_enable({"use_reentrant": True})
+        checkpoint_blocks(model, is_reentrant=True)
     for number, block in enumerate(model.transformer.h):
         if how == "by hand":
             block.forward = partial(by_hand, block.forward)

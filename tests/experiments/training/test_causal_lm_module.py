@@ -244,7 +244,7 @@ def test_a_peft_model_as_it_is(tmp_path: Path) -> None:
         ({"lr_schedule": "cosinus"}, ValueError, "lr_schedule must be one of cosine, linear, constant"),
         ({"warmup_steps": 1.5}, TypeError, "warmup_steps must be a whole number"),
         ({"warmup_steps": None}, TypeError, "warmup_steps must be a whole number"),
-        ({"metrics": ["blue"]}, ValueError, "Unknown metric 'blue'. Closest: 'bleu'"),
+        ({"metrics": ["blue"]}, ValueError, "unknown metric 'blue'. Closest: 'bleu'"),
         ({"temperature": "hot"}, TypeError, "temperature must be a number"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1"),
         ({"gradient_checkpointing": "yes"}, TypeError, "gradient_checkpointing must be true or false"),
