@@ -13,13 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.call_detour import Call, CallDetour
 from lighter_freezers.prefix.frozen_blocks import FrozenBlocks, HookWatch
+from lighter_freezers.prefix.handed import Handed
 from lighter_freezers.prefix.passes import (
     Before,
     BlockCall,
     BlockForm,
     Pass,
-    Probe,
     Refusal,
+    autocast_of,
     hidden_of,
     mode_of,
     refuse_gradient,
@@ -96,7 +97,6 @@ class CachedBlocks:
         self.is_served = False  # the blocks were skipped for the last batch
         self._options = options
         self._names = frozen.phrase
-        self._ends = frozen.ends
         self._said = said
         self._is_silent = is_silent
         self._pass: Pass | None = None
@@ -109,8 +109,6 @@ class CachedBlocks:
         self._use(list(frozen.blocks))
         numbered = enumerate(frozen.blocks)
         self._detours = [CallDetour(block, self._caller(number)) for number, block in numbered]
-        if frozen.after is not None:
-            self._detours.append(CallDetour(frozen.after, self._call_after))
 
     @property
     def num_rows(self) -> int:
@@ -142,7 +140,6 @@ class CachedBlocks:
     def _use(self, blocks: list[nn.Module]) -> None:
         self._blocks = blocks
         self._forms: list[BlockForm | None] = [None] * len(blocks)
-        self._is_probed = self._is_proven = False  # whether all of its output leaves by its last block
         self._weights = WeightWatch(blocks, (len(blocks), str(self._options.dtype)))
         self._hooks = HookWatch(blocks)
         self._is_suspect = True
@@ -152,21 +149,28 @@ class CachedBlocks:
 
     def _call(self, number: int, own: Call, call: BlockCall) -> object:
         is_backward = torch._C._current_graph_task_id() != -1  # checkpointing runs a block again
-        if self.why or is_backward or number >= len(self._blocks):
-            return own(*call.arguments, **call.keywords)
+        is_cached = not (self.why or is_backward or number >= len(self._blocks))
+        current = self._pass_of(number, call) if is_cached else None
+        if current is None:
+            real = call.real
+            return own(*real.arguments, **real.keywords)
+        follow = self._skip if current.before is None else self._run
+        return follow(current, number, own, call)
+
+    def _pass_of(self, number: int, call: BlockCall) -> Pass | None:
+        """The batch that this call belongs to; None if the block just runs."""
         if number == 0:
             self._pass = self._begin(call)
-        if self._pass is None:
-            return own(*call.arguments, **call.keywords)
-        follow = self._skip if self._pass.before is None else self._run
-        return follow(self._pass, number, own, call)
-
-    def _call_after(self, own: Call, arguments: tuple[object, ...], keywords: dict[str, object]) -> object:
-        """The block behind the prefix: what was handed from block to block inside must be gone by now."""
-        if self._pass is not None and not self.why:
-            self._look_for_kept(self._pass, len(self._blocks) - 2)
-        self._pass = None
-        return own(*arguments, **keywords)
+            return self._pass
+        hidden = call.tensors[0] if call.tensors else None
+        if isinstance(hidden, Handed) and hidden.number == number - 1:
+            hidden.pass_on()
+            current = hidden.origin
+            return current if isinstance(current, Pass) and current.store is self._store else None
+        last = None if self._pass is None else self._pass.last
+        if last is not None and last.number == number - 1 and last.is_used:
+            self._shorten(number)  # something else ran between the two
+        return None
 
     def _begin(self, call: BlockCall) -> Pass | None:
         """Decide what happens to this batch; None if it just runs."""
@@ -179,43 +183,35 @@ class CachedBlocks:
             refuse_gradient(call.hidden, self._names)
             if self.why or (call.has_history and not torch.is_grad_enabled()):
                 return None
-            keys = call.keys(mode_of(self._blocks, call.hidden))
+            keys = call.keys((mode_of(self._blocks, call.hidden), self._weights.settings))
         except Refusal as refusal:
             self._turn_off(str(refusal))
             return None
         assert self._store is not None
-        has_gradient = torch.is_grad_enabled()
-        self._is_proven = self._is_proven or (self._is_probed and has_gradient)
-        self._is_probed = self._is_probed or has_gradient
-        is_probe = has_gradient and not self._is_proven
         rows = self._store.find(keys)
+        current = Pass(keys, rows, self._store, call.hidden.device, autocast_of(call.hidden))
         if rows is None:
             self.counts.num_run += 1
-            return Pass(keys, None, Before(self._blocks, call.hidden), is_probe)
+            current.before = Before(self._blocks, call.hidden)
+            return current
         self.counts.num_served += 1
         self._num_found += 1
-        is_checked = (
-            None in self._forms or self.cost is not None or self._num_found % self._options.check_every == 0
-        )
-        if is_checked or not self._is_proven:
+        is_due = self._num_found % self._options.check_every == 0
+        if is_due or None in self._forms or self.cost is not None:
             self._read_differences()
-            return Pass(keys, rows, Before(self._blocks, call.hidden), is_probe)
-        self.is_served = True
-        return Pass(keys, rows, None, is_probe)
+            current.before = Before(self._blocks, call.hidden)
+        self.is_served = current.before is None
+        return current
 
     def _run(self, current: Pass, number: int, own: Call, call: BlockCall) -> object:
         """Run a block, and learn from it; after the last one, store or compare the rows."""
-        is_next = not number or current.is_next(number, call)
-        inside = call if current.inner is None or not is_next else call.with_hidden(current.inner)
+        real = call.real
         with FlopCounterMode(display=False) if self.cost is not None else nullcontext() as counter:
-            output = own(*inside.arguments, **inside.keywords)
+            output = own(*real.arguments, **real.keywords)
         if self.cost is not None and counter is not None:
             self.cost.flops += int(counter.get_total_flops())
-        if not is_next:
-            self._shorten(number)
-            return output
         try:
-            form, hidden = BlockForm.of(inside, output, is_first=number == 0), hidden_of(output)
+            form, hidden = BlockForm.of(real, output, is_first=number == 0), hidden_of(output)
             if self._forms[number] not in (None, form):
                 raise Refusal("its layers return something else than in earlier batches")
             self._forms[number] = form
@@ -225,76 +221,66 @@ class CachedBlocks:
         except Refusal as refusal:
             self._turn_off(str(refusal))
             return output
-        if not current.is_probe:
-            current.handed(number, hidden)
-            return output
-        # a gradient that arrives here comes from something past the prefix that uses this output too
-        probed = Probe.apply(hidden, torch.empty(0, requires_grad=True), partial(self._leak, number))
-        assert isinstance(probed, Tensor)
-        current.handed(number, probed, inner=hidden)
-        return form.filled(probed, inside, output)
+        return form.filled(self._hand_on(current, number, hidden, lambda: hidden, form), real, output)
+
+    def _hand_on(
+        self, current: Pass, number: int, stand_in: Tensor, compute: Callable[[], Tensor], form: BlockForm
+    ) -> Handed:
+        tell = partial(self._leak, number)
+        current.last = Handed.of(number, current, stand_in, compute, tell, is_alike=form.is_alike)
+        return current.last
 
     def _finish(self, current: Pass, hidden: Tensor) -> None:
         """The last block has run: store its output, or compare it with stored rows."""
-        current.output = current.inner = None
         assert current.before is not None
         current.before.check()
-        self._look_for_kept(current, len(self._blocks) - 3)
-        if self.why:
-            return
         if len(hidden) != len(current.keys):
             raise Refusal("its output has not as many rows as its input")
         if torch.is_grad_enabled() and hidden.requires_grad:
             raise Refusal("a gradient flows through it")
-        assert self._store is not None
         is_last = hidden.ndim == 4 and not hidden.is_contiguous()
         self._format = torch.channels_last if is_last else torch.contiguous_format
         if self.cost is not None:
-            self.cost.stored_bytes += self._store.size_of(hidden)
+            self.cost.stored_bytes += current.store.size_of(hidden)
         if current.rows is None:
-            self._store.put(current.keys, hidden)
+            current.store.put(current.keys, hidden)
             return
-        hidden, stored = hidden.detach(), self._store.get(current.rows, hidden)
-        worst = (stored - hidden).abs().amax() / hidden.abs().amax()
+        hidden, stored = hidden.detach(), current.store.get(current.rows, hidden.device)
+        largest = hidden.abs().amax().clamp(min=torch.finfo(hidden.dtype).tiny)
+        # what is not finite, or 0 everywhere, is equal to itself
+        worst = torch.where(
+            stored.isclose(hidden, 0, 0, equal_nan=True), 0, (stored - hidden).abs() / largest
+        ).amax()
         is_exact = stored.device.type == "cpu" and current.rows[0].dtype == torch.float32
         self._differences.append((1e-5 if is_exact else _TOLERANCE[current.rows[0].dtype], worst))
 
     def _skip(self, current: Pass, number: int, own: Call, call: BlockCall) -> object:
         """Hand the input on, or after the last block return the stored rows."""
-        if number and not current.is_next(number, call):
-            raise RuntimeError(
-                f"PrefixCache: the layers of {self.title} no longer run one after another as they did when "
-                "their rows were stored. Remove the callback for this model."
-            )
         form = self._forms[number]
         assert form is not None
-        assert self._store is not None
         assert current.rows is not None
-        output = own(*call.arguments, **call.keywords) if form.runs else None
-        if number < len(self._blocks) - 1:
-            hidden = call.hidden.detach()
-            current.handed(number, hidden)
-        else:
-            current.output = None
-            self._look_for_kept(current, number - 2)
-            hidden = self._store.get(current.rows, call.hidden).contiguous(memory_format=self._format)
-        return form.filled(hidden, call, output)
 
-    def _look_for_kept(self, current: Pass, last: int) -> None:
-        number = current.still_kept(last, self._ends)
-        if number is not None:
-            self._turn_off(
-                f"the output of its layer {number} is kept, as output_hidden_states does"
-                + (", and what was kept in this batch is that layer's input" if current.rows else "")
-            )
+        def compute() -> Tensor:
+            real = call.real
+            with torch.no_grad(), current.autocast:
+                return hidden_of(own(*real.arguments, **real.keywords))
+
+        output = own(*call.arguments, **call.keywords) if form.runs else None
+        if number == len(self._blocks) - 1:
+            rows = current.store.get(current.rows, current.device)
+            return form.filled(rows.contiguous(memory_format=self._format), call, output)
+        if output is not None:
+            hidden = hidden_of(output)
+            return form.filled(self._hand_on(current, number, hidden, lambda: hidden, form), call, output)
+        return form.filled(self._hand_on(current, number, call.hidden, compute, form), call)
 
     def _leak(self, number: int) -> None:
-        if self._is_probed and not self.why:
+        if not self.why:
             self._turn_off(f"a skip connection takes the output of its layer {number} past it")
 
     def _shorten(self, num_blocks: int) -> None:
         """Only the first blocks run directly one after another."""
-        self._pass, self._is_probed = None, False
+        self._pass = None
         self.title = f"{self.title}, of which the first {num_blocks} layers run one after another"
         self._use(self._blocks[:num_blocks])
 

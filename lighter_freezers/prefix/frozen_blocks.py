@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine.effects.compiled_graphs import is_compiled
@@ -26,16 +26,12 @@ class FrozenBlocks:
 
     Attributes:
         blocks: Its modules, in forward order.
-        after: The block behind it, if any.
-        ends: Numbers of the blocks that are the last of their stack.
         title: What the log calls it.
         why: Why its output must not be cached.
         names: Parameter id -> canonical name, of the whole model.
     """
 
     blocks: tuple[nn.Module, ...] = ()
-    after: nn.Module | None = None
-    ends: frozenset[int] = frozenset()
     title: str = ""
     why: str = ""
     names: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
@@ -67,9 +63,7 @@ def frozen_blocks(model: nn.Module, strategy: object) -> FrozenBlocks:
     why = _objection(model, modules, num_frozen, strategy)
     if any(stack.num_passes > len(stack.blocks) for stack in first) or len(set(modules)) < len(modules):
         why = "the layers of the model share their weights"
-    after = modules[num_frozen] if num_frozen < len(modules) else None
-    ends = frozenset(count - 1 for count in accumulate(len(stack.blocks) for stack in first))
-    return FrozenBlocks(tuple(modules[:num_frozen]), after, ends, title, why, names)
+    return FrozenBlocks(tuple(modules[:num_frozen]), title, why, names)
 
 
 def _objection(model: nn.Module, blocks: list[nn.Module], num_frozen: int, strategy: object) -> str:
@@ -99,8 +93,9 @@ class HookWatch:
         """Which hook would not run; "" if none. It looks only when torch has counted a new hook somewhere."""
         if self._next_id == RemovableHandle.next_id:
             return ""
+        of_all = (*_global_forward_hooks.values(), *_global_forward_pre_hooks.values())
         for module in (module for block in self._blocks for module in block.modules()):
-            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            for hook in (*of_all, *module._forward_hooks.values(), *module._forward_pre_hooks.values()):
                 if not _is_harmless(hook):
                     name = getattr(hook, "__name__", type(hook).__name__)
                     return f"the hook {name} on its {type(module).__name__} would not run"

@@ -6,30 +6,29 @@ got, and the last returns the stored rows.
 
 import pickle
 import random
-import weakref
-from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lighter_freezers.engine.effects.frozen_dtype import computes_in_bfloat16
 from lighter_freezers.engine.effects.gradient_leaves import gradient_leaves
+from lighter_freezers.prefix.handed import Handed
 from lighter_freezers.prefix.keys import row_keys
-from lighter_freezers.prefix.store import StoredRow
+from lighter_freezers.prefix.store import RowStore, StoredRow
 
 __all__ = [
     "Before",
     "BlockCall",
     "BlockForm",
     "Pass",
-    "Probe",
     "Refusal",
+    "autocast_of",
     "hidden_of",
     "mode_of",
     "refuse_gradient",
@@ -71,12 +70,12 @@ class BlockCall:
             raise Refusal("its first layer gets no hidden states as its first tensor")
         return tensors[0]
 
-    def with_hidden(self, hidden: Tensor) -> "BlockCall":
-        """The same call with other hidden states."""
-        old = self.hidden
-        arguments = tuple(hidden if each is old else each for each in self.arguments)
-        keywords = {key: hidden if each is old else each for key, each in self.keywords.items()}
-        return BlockCall(arguments, keywords)
+    @property
+    def real(self) -> "BlockCall":
+        """The same call with what blocks return in place of what they handed on."""
+        both = self.arguments, self.keywords
+        is_handed = any(isinstance(tensor, Handed) for tensor in self.tensors)
+        return BlockCall(*tree_map_only(Handed, Handed.computed, both)) if is_handed else self
 
     @property
     def has_history(self) -> bool:
@@ -109,20 +108,25 @@ class BlockForm:
     Attributes:
         others: What follows in the tuple: a plain value, or which input tensor it is.
         is_alone: Whether it returns a tensor.
+        is_alike: Whether this has shape, dtype and device of the hidden states that the block gets.
         runs: Whether it has to run for what follows, as the first block of a T5 does for its position bias.
     """
 
     others: tuple[object, ...] = ()
     is_alone: bool = True
+    is_alike: bool = True
     runs: bool = False
 
     @classmethod
     def of(cls, call: BlockCall, output: object, *, is_first: bool) -> "BlockForm":
         """The form of an output."""
         if isinstance(output, Tensor):
-            return cls()
-        if not isinstance(output, (tuple, list)) or not output or not isinstance(output[0], Tensor):
+            return cls(is_alike=_looks(output) == _looks(call.hidden))
+        if not isinstance(output, (tuple, list)) or hasattr(output, "_fields"):
             raise Refusal(f"its layers return a {type(output).__name__}")
+        if not output or not isinstance(output[0], Tensor):
+            raise Refusal("its layers return no hidden states as their first value")
+        is_alike = _looks(output[0]) == _looks(call.hidden)
         inputs = call.tensors
         others: list[object] = []
         runs = False
@@ -136,7 +140,7 @@ class BlockForm:
                 runs = True
             else:
                 raise Refusal("its layers return more than hidden states, such as attention weights")
-        return cls(tuple(others), False, runs)
+        return cls(tuple(others), False, is_alike, runs)
 
     def filled(self, hidden: Tensor, call: BlockCall, output: object = None) -> object:
         """An output of this form.
@@ -154,6 +158,10 @@ class BlockForm:
         return (hidden, *(inputs[each.number] if isinstance(each, _Input) else each for each in self.others))
 
 
+def _looks(hidden: Tensor) -> tuple[object, ...]:
+    return hidden.shape, hidden.dtype, hidden.device
+
+
 def hidden_of(output: object) -> Tensor:
     """The hidden states that a block returned."""
     hidden = output[0] if isinstance(output, (tuple, list)) else output
@@ -161,12 +169,19 @@ def hidden_of(output: object) -> Tensor:
     return hidden
 
 
+def autocast_of(hidden: Tensor) -> torch.autocast:
+    """A context in which autocast is as it is now."""
+    kind = hidden.device.type
+    is_cast = torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=is_cast)
+
+
 def mode_of(blocks: Sequence[nn.Module], hidden: Tensor) -> tuple[object, ...]:
-    """What an output of blocks depends on besides weights and inputs: mode and autocast."""
+    """What an output of blocks depends on besides weights, settings of modules and inputs: autocast."""
     kind = hidden.device.type
     is_cast = torch.is_autocast_enabled(kind)
     return (
-        tuple((block.training, computes_in_bfloat16(block)) for block in blocks),
+        tuple(computes_in_bfloat16(block) for block in blocks),
         is_cast,
         str(torch.get_autocast_dtype(kind)) if is_cast else "",
     )
@@ -179,46 +194,20 @@ class Pass:
     Attributes:
         keys: Of the rows.
         rows: The stored rows, unless the blocks only run.
-        num_done: Blocks that were called.
+        store: Of the rows.
+        device: Of the hidden states.
+        autocast: As it was when the first block was called.
         before: The state before the blocks run; None if they are skipped.
-        is_probe: Whether to find out if anything but the last block leads past the prefix.
-        output: What the last block returned.
-        inner: The same for the next block, if it must not get a gradient.
-        kept: References to what was handed from block to block, by the number of the block.
+        last: What the last block that was called has handed on.
     """
 
     keys: list[bytes]
     rows: Sequence[StoredRow] | None
-    before: "Before | None"
-    is_probe: bool
-    num_done: int = 0
-    output: Tensor | None = None
-    inner: Tensor | None = None
-    kept: dict[int, "weakref.ref[Tensor]"] = field(default_factory=dict)
-
-    def handed(self, number: int, hidden: Tensor, inner: Tensor | None = None) -> None:
-        """Remember what a block returned."""
-        self.kept[number], self.output, self.num_done = weakref.ref(hidden), hidden, number + 1
-        self.inner = inner
-
-    def still_kept(self, last: int, ends: Container[int]) -> int | None:
-        """The number of the first block whose output still exists, of those up to `last`.
-
-        Args:
-            last: The last block that counts.
-            ends: Last blocks of their stacks, whose output the call of the next stack keeps.
-        """
-        alive = [number for number, reference in self.kept.items() if reference() is not None]
-        return next((number for number in alive if number <= last and number not in ends), None)
-
-    def is_next(self, number: int, call: BlockCall) -> bool:
-        """Whether this block gets what the one before returned."""
-        hidden, output = call.hidden, self.output
-        if number != self.num_done or output is None:
-            return False
-        return hidden is output or (
-            hidden.data_ptr() == output.data_ptr() and hidden.shape == output.shape and hidden.numel() > 0
-        )
+    store: RowStore
+    device: torch.device
+    autocast: torch.autocast
+    before: "Before | None" = None
+    last: Handed | None = None
 
 
 class Before:
@@ -267,27 +256,3 @@ def refuse_gradient(hidden: Tensor, names: Callable[[set[int]], str]) -> None:
     learning = {id(leaf) for leaf in leaves if isinstance(leaf, nn.Parameter)}
     if learning or None in leaves:
         raise Refusal(f"what is below it trains: {names(learning) or 'a checkpointed part'}")
-
-
-class Probe(torch.autograd.Function):
-    """Hands hidden states on, and tells when a gradient reaches them: something past the prefix uses them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # torch does not type it
-        hidden: Tensor,
-        _: Tensor,
-        tell: Callable[[], None],
-    ) -> Tensor:
-        """The same values; the second tensor requires a gradient, so that the output does."""
-        ctx.tell = tell
-        return hidden.view_as(hidden)
-
-    @staticmethod
-    def backward(
-        ctx: Any,  # torch does not type it
-        gradient: Tensor,
-    ) -> tuple[None, None, None]:
-        """End the gradient here, as it ends in the frozen prefix."""
-        ctx.tell()
-        return None, None, None

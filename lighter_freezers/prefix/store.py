@@ -78,15 +78,16 @@ class RowStore:
         is_whole = len(rows) == len(keys) and len({row[2:] for row in rows}) == 1
         return rows if is_whole else None
 
-    def get(self, rows: Sequence[StoredRow], like: Tensor) -> Tensor:
-        """Read rows that `find` found, as one tensor on the device of another."""
-        stored = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype, pin_memory=like.is_cuda)
+    def get(self, rows: Sequence[StoredRow], device: torch.device) -> Tensor:
+        """Read rows that `find` found, as one tensor on a device."""
+        is_pinned = device.type == "cuda"
+        stored = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype, pin_memory=is_pinned)
         target = stored.view(torch.uint8).reshape(-1).numpy().data
         num_bytes = rows[0].num_bytes
         for place, row in enumerate(rows):
             source = self._map(row.file, row.offset + num_bytes)
             target[place * num_bytes : (place + 1) * num_bytes] = source[row.offset : row.offset + num_bytes]
-        return stored.to(like.device, non_blocking=True).to(rows[0].computed)
+        return stored.to(device, non_blocking=True).to(rows[0].computed)
 
     def put(self, keys: Sequence[bytes], hidden: Tensor) -> None:
         """Add the rows that are new; a disk without room ends that with one warning."""

@@ -8,6 +8,8 @@ from lighter_freezers.prefix.keys import digest_of
 
 __all__ = ["WeightWatch"]
 
+_PLAIN = (bool, int, float, str)
+
 
 class WeightWatch:
     """The parameters and buffers of a prefix.
@@ -24,6 +26,8 @@ class WeightWatch:
         self._blocks = blocks
         self._plain = plain
         self._tensors: list[Mapping[str, Tensor | None]] = []  # those that modules hold, by their names there
+        self._attributes: list[dict[str, object]] = []  # of each module
+        self._settings: list[tuple[dict[str, object], str]] = []  # the plain ones of these
         self._children: list[dict[str, nn.Module | None]] = []
         self._merged: list[list[str]] = []
         self._has_versions = True
@@ -33,8 +37,13 @@ class WeightWatch:
         """A name for the content of the weights, which is read."""
         # found anew each time: a merge or a load may have replaced modules
         modules = [module for block in self._blocks for module in block.modules()]
+        loose = [_loose_tensors(module) for module in modules]
         owned = (own for module in modules for own in (module._parameters, module._buffers))
-        self._tensors = [own for own in owned if own]
+        self._tensors = [own for own in (*owned, *loose) if own]
+        self._attributes = [vars(module) for module in modules]
+        self._settings = [
+            (own, name) for own in self._attributes for name in own if isinstance(own[name], _PLAIN)
+        ]
         self._children = [module._modules for module in modules if module._modules]
         self._merged = [
             vars(module)["merged_adapters"] for module in modules if "merged_adapters" in vars(module)
@@ -42,9 +51,15 @@ class WeightWatch:
         found: list[Tensor] = []
         for block in self._blocks:
             found += [*block.parameters(), *block.buffers()]
+        found += [tensor for own in loose for tensor in own.values()]
         self._has_versions = not any(tensor.is_inference() for tensor in found)
         self._marks = self._current()
         return digest_of(found, ([type(module).__qualname__ for module in modules], self._plain))
+
+    @property
+    def settings(self) -> list[object]:
+        """The plain attributes of all modules, such as `training` or a scale that other code may set."""
+        return [own.get(name) for own, name in self._settings] + [len(own) for own in self._attributes]
 
     @property
     def has_moved(self) -> bool:
@@ -61,3 +76,8 @@ class WeightWatch:
         for merged in self._merged:
             marks += merged
         return marks
+
+
+def _loose_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that are neither parameters nor buffers of a module."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}

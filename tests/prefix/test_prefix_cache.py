@@ -99,6 +99,60 @@ def test_an_edit_of_the_weights_drops_the_store(
     assert "PrefixCache drops 10 rows: the weights of h.0-1 changed" in caplog.text
 
 
+def set_scale(block: nn.Module) -> None:
+    block.scale = 2.0  # type: ignore[assignment]
+
+
+def set_mode(block: nn.Module) -> None:
+    block.mlp.eval()  # type: ignore[union-attr, operator]
+
+
+def double_loose(block: nn.Module) -> None:
+    block.loose.mul_(2)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("edit", [set_scale, set_mode, double_loose])
+def test_attributes_of_modules_count(
+    edit: Callable[[nn.Module], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A number, the mode of an inner module, and a tensor that is no buffer."""
+    caplog.set_level(logging.INFO)
+
+    def change(module: Fitted) -> None:
+        block = module.network.transformer.h[0]
+        block.loose, own = torch.ones(()), block.forward
+        block.forward = lambda x, *rest: (
+            own(x, *rest) * getattr(block, "scale", 1.0) * block.loose * (1 + block.mlp.training)
+        )
+
+    def once(trainer: Any, module: Any) -> None:
+        if trainer.global_step == 4:
+            edit(module.network.transformer.h[0])
+
+    def run(folder: Path | None) -> Fitted:
+        edits = [recorder("pytorch_lightning", once, "on_train_batch_start")]
+        return fit("ours", folder, epochs=4, callbacks=edits, change=change)
+
+    assert equal(run(None), run(tmp_path))
+    assert served(caplog)[0:2] == [0, 33]
+
+
+@pytest.mark.parametrize("factor", [0.0, float("nan")])
+def test_rows_that_are_not_finite_or_zero_are_equal_to_themselves(
+    factor: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def change(module: Fitted) -> None:
+        block = module.network.transformer.h[1]
+        own = block.forward
+        block.forward = lambda x, *rest: own(x, *rest) * factor
+
+    fit("ours", tmp_path, change=change, cache={"check_every_n_batches": 1})
+    assert "PrefixCache is off" not in caplog.text
+    assert served(caplog) == [0, 100, 100]
+
+
 def merge(block: nn.Module) -> None:
     """PEFT's own merge adds to `weight.data`."""
     block.mlp.c_fc.merge()  # type: ignore[union-attr, operator]

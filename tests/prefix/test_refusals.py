@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from lighter_freezers import Freezer, PrefixCache
 from tests.lab import WIDTH, batches, recorder, regression, trainer
@@ -26,14 +27,37 @@ class Skipping(Blocks):
         return self.head(middle + fourth(middle))
 
 
-class Keeping(Blocks):
-    """All outputs are kept."""
+class Scaling(Blocks):
+    """A number from the first block goes to the end, without a gradient."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         states = [self.stem(x)]
         for block in self.blocks:
             states.append(block(states[-1]))
-        return self.head(states[-1])
+        return self.head(states[-1]) * states[1].detach().mean()
+
+
+class Keeping(Blocks):
+    """All outputs are kept, and from some call on one of them is used."""
+
+    def __init__(self, first_use: int) -> None:
+        super().__init__()
+        self.num_left = first_use
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states = [self.stem(x)]
+        for block in self.blocks:
+            states.append(block(states[-1]))
+        self.num_left -= 1
+        return self.head(states[-1] + states[2] if self.num_left < 0 else states[-1])
+
+
+class Looking(Blocks):
+    """The first block is called once more, for its output alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = self.blocks[0](self.stem(x))
+        return super().forward(x) * float(seen.mean())
 
 
 class Between(Blocks):
@@ -110,7 +134,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "stem": (Blocks, {"name_starts_with": "blocks.0."}, "what is below it trains: stem"),
     "hook": (hooked, {}, "the hook reads_inside on its Linear would not run"),
     "skip connection": (Skipping, EVERYTHING, "a skip connection takes the output of its layer 2 past it"),
-    "kept": (Keeping, {}, "the output of its layer 0 is kept"),
+    "number": (Scaling, {}, "a skip connection takes the output of its layer 0 past it"),
     "shared": (Shared, EVERYTHING, "share their weights"),
 }
 
@@ -131,6 +155,32 @@ def test_what_would_be_wrong_is_refused_and_training_goes_on(
     assert caplog.text.count("PrefixCache is off") == 1
     assert why in caplog.text
     assert not any(file.is_file() for file in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("network", [lambda: Keeping(99), Looking], ids=["kept", "looked at"])
+def test_outputs_inside_are_right_for_whoever_uses_them(
+    network: Callable[[], nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A block that was skipped runs when its output is needed."""
+    caplog.set_level(logging.INFO)
+    assert losses_of(network, []) == losses_of(network, [PrefixCache(str(tmp_path))])
+    assert caplog.text.count("PrefixCache served 100 %") == 2
+
+
+def test_a_skip_connection_that_opens_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the batch in which it is found, its output is what the layer returns."""
+    plain = losses_of(lambda: Keeping(6), [])
+    assert plain == losses_of(lambda: Keeping(6), [PrefixCache(str(tmp_path))])
+    assert caplog.text.count("a skip connection takes the output of its layer 1 past it") == 1
+
+
+def test_a_hook_on_all_modules(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    handle = register_module_forward_hook(reads_inside)
+    try:
+        losses_of(Blocks, [PrefixCache(str(tmp_path))])
+    finally:
+        handle.remove()
+    assert "the hook reads_inside on its Sequential would not run" in caplog.text
 
 
 def test_eval_mode_of_frozen_batch_norms_is_the_way_out(
