@@ -68,10 +68,11 @@ _NAMES = {  # module -> its public names
     "policies.block_cycling": "BlockCycling",
     "policies.fine_tune": "fine_tune",
     "policies.freeze_out": "FreezeOut",
-    "policies.layer_policy": "LayerPolicy Window",
+    "policies.layer_policy": "LayerPolicy",
     "policies.lisa": "Lisa",
     "policies.misa": "Misa",
     "policies.spectrum": "Spectrum",
+    "policies.window": "Window",
     "reports.gradients.norms": "measure_gradient_norms",
     "selection.anatomy.anatomy": "anatomy_of",
 }

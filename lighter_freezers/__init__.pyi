@@ -103,10 +103,11 @@ from lighter_freezers.policies.auto_rgn import AutoRgn as AutoRgn
 from lighter_freezers.policies.block_cycling import BlockCycling as BlockCycling
 from lighter_freezers.policies.fine_tune import fine_tune as fine_tune
 from lighter_freezers.policies.freeze_out import FreezeOut as FreezeOut
-from lighter_freezers.policies.layer_policy import LayerPolicy as LayerPolicy, Window as Window
+from lighter_freezers.policies.layer_policy import LayerPolicy as LayerPolicy
 from lighter_freezers.policies.lisa import Lisa as Lisa
 from lighter_freezers.policies.misa import Misa as Misa
 from lighter_freezers.policies.spectrum import Spectrum as Spectrum
+from lighter_freezers.policies.window import Window as Window
 from lighter_freezers.reports.gradients.norms import measure_gradient_norms as measure_gradient_norms
 from lighter_freezers.selection.anatomy.anatomy import anatomy_of as anatomy_of
 

@@ -96,6 +96,14 @@ class Action:
         """What it holds frozen, or may hold."""
         return self._holds_of_setup
 
+    def is_held_by_others(self, hold: Hold) -> bool:
+        """Whether nothing that one of its holds covers would train if this action held nothing."""
+        mine = {self.title}
+        return not any(
+            not ledger.is_user_frozen(each) and mine.issuperset(ledger.holders(each))
+            for each in hold.parameters
+        )
+
     @property
     def rate_factors(self) -> Sequence[RateFactor]:
         """What scales learning rates during this fit; the same whenever it is asked for."""

@@ -119,7 +119,8 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor | None:
     dense = [each.coalesce().values() if each.is_sparse else each for each in tensors if each.numel()]
     if not dense:
         return None
-    norms = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) for each in dense])
+    wide = torch.float64 if any(each.dtype == torch.float64 for each in dense) else torch.float32
+    norms = torch.stack([torch.linalg.vector_norm(each, dtype=wide) for each in dense])
     whole: Tensor = norms.full_tensor() if hasattr(norms, "full_tensor") else norms  # DTensors of FSDP2
     norm: Tensor = torch.linalg.vector_norm(whole)
     return norm

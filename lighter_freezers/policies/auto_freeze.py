@@ -8,9 +8,12 @@ from torch.nn import Parameter
 
 from lighter_freezers import arguments
 from lighter_freezers.policies.forward_units import forward_units
-from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
+from lighter_freezers.policies.layer_policy import LayerPolicy, Options
+from lighter_freezers.policies.window import Window
 
 __all__ = ["AutoFreeze"]
+
+_SMALLEST = 1.0e-12  # of what a change is divided by
 
 
 class AutoFreeze(LayerPolicy):
@@ -29,7 +32,7 @@ class AutoFreeze(LayerPolicy):
     Args:
         every_n_steps: Optimizer steps in an interval; the authors' code takes a tenth of the run, `10%`.
         percentile: From 0 (freezes little) to 100.
-        options: `rest`, `optimizer_state` and `cut_gradient`, as for `LayerPolicy`.
+        options: `rest`, `optimizer_state`, `cut_gradient` and `blocks`, as for `LayerPolicy`.
     """
 
     statistic = "gradient_norm"
@@ -42,19 +45,21 @@ class AutoFreeze(LayerPolicy):
 
     def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
         """The blocks; the embeddings are with the first."""
-        units = forward_units(model)
+        units = forward_units(model, self.blocks)
         embeddings = units.pop("embeddings", [])
         units.pop("head", None)
         first = next(iter(units))
         return {**units, first: [*embeddings, *units[first]]}
 
     def choose(self, window: Window) -> Iterable[str]:
-        """All from the first block on that still changes."""
+        """All but those below the first block that still changes; what had no gradient is not compared."""
         training = [unit for unit in window.units if unit in window.training]
         before, now = window.memory.get("before", {}), window.measured
         window.memory["before"] = dict(now)
-        if not all(before.get(unit) and unit in now for unit in training):
+        compared = [unit for unit in training if unit in now]
+        if not compared or not before.keys() >= {*compared}:
             return training
-        change = [abs(before[unit] - now[unit]) / before[unit] for unit in training]
+        change = [abs(before[unit] - now[unit]) / max(before[unit], _SMALLEST) for unit in compared]
         limit = float(torch.tensor(change, dtype=torch.float64).quantile(self.percentile / 100))
-        return training[next(i for i, value in enumerate(change) if value >= limit) :]
+        stable = compared[: next(i for i, value in enumerate(change) if value >= limit)]
+        return [unit for unit in training if unit not in stable]

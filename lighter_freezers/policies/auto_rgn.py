@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import Parameter
 
 from lighter_freezers.engine import Moment
-from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
+from lighter_freezers.policies.layer_policy import LayerPolicy, Options
+from lighter_freezers.policies.window import Window
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["AutoRgn"]
@@ -27,20 +28,24 @@ class AutoRgn(LayerPolicy):
         every_n_steps: Optimizer steps between two settings of the rates; the paper takes an epoch.
     """
 
-    statistic = "relative_gradient_norm"
+    statistic, freezes = "relative_gradient_norm", False
 
     def __init__(self, every_n_steps: int | str = 100, **options: Options) -> None:
         super().__init__(every_n_steps, **options)
+        if self.blocks is not None:
+            raise ValueError("AutoRgn scales each tensor and knows no blocks. Remove blocks.")
 
     def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
         """Each tensor."""
         return {name: [parameter] for name, parameter in canonical_parameters(model).items()}
 
     def choose(self, window: Window) -> Iterable[str]:
-        """All of them."""
+        """All of them; of what did not train in the window before, the last measurement goes on."""
+        norms = window.memory["norms"] = {**window.memory.get("norms", {}), **window.measured}
+        window.memory["largest"] = max(norms.values(), default=0.0)
         return window.units
 
     def rate(self, unit: str, moment: Moment, window: Window) -> float:
         """The share of the largest relative gradient norm; 1 where nothing was measured."""
-        largest = max(window.measured.values(), default=0.0)
-        return window.measured.get(unit, largest) / largest if largest else 1.0
+        norms, largest = window.memory.get("norms", {}), window.memory.get("largest", 0.0)
+        return norms.get(unit, largest) / largest if largest else 1.0

@@ -6,7 +6,8 @@ from typing import Literal
 
 from lighter_freezers import arguments
 from lighter_freezers.arguments import checked
-from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
+from lighter_freezers.policies.layer_policy import LayerPolicy, Options
+from lighter_freezers.policies.window import Window
 
 __all__ = ["BlockCycling"]
 
@@ -26,7 +27,7 @@ class BlockCycling(LayerPolicy):
     Args:
         every_n_steps: Optimizer steps for each block.
         order: `random`, `ascending`, `descending`, or titles of blocks.
-        options: `seed`, `rest`, `optimizer_state` and `cut_gradient`, as for `LayerPolicy`.
+        options: `seed`, `rest`, `optimizer_state`, `cut_gradient` and `blocks`, as for `LayerPolicy`.
     """
 
     rest = "freeze"
@@ -51,9 +52,12 @@ class BlockCycling(LayerPolicy):
             self.order = [str(title) for title in order]
 
     def choose(self, window: Window) -> Iterable[str]:
-        """The next block of this tour."""
+        """The next block of this tour that no other callback holds."""
         units = list(window.units) if isinstance(self.order, str) else self.order
         tour, place = divmod(window.index, len(units))
         if self.order == "random":
             random.Random(f"{self.seed}/tour {tour}").shuffle(units)  # one draw for a whole tour
-        return [units[-1 - place if self.order == "descending" else place]]
+        if self.order == "descending":
+            units.reverse()
+        turns = [*units[place:], *units[:place]]
+        return [next((unit for unit in turns if unit not in window.held), turns[0])]

@@ -10,7 +10,8 @@ from torch.nn import Parameter
 from lighter_freezers import arguments
 from lighter_freezers.engine import Moment
 from lighter_freezers.policies.forward_units import forward_units
-from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
+from lighter_freezers.policies.layer_policy import LayerPolicy, Options
+from lighter_freezers.policies.window import Window
 
 __all__ = ["FreezeOut"]
 
@@ -35,7 +36,7 @@ class FreezeOut(LayerPolicy):
         how: `linear`, `squared` or `cubic`: the power 1, 2 or 3.
         scales_rate: Whether what ends early learns faster, so that all move as far.
         every_n_steps: Optimizer steps between two looks at what has ended; its rate is 0 until then.
-        options: `optimizer_state` and `cut_gradient`, as for `LayerPolicy`.
+        options: `optimizer_state`, `cut_gradient` and `blocks`, as for `LayerPolicy`.
     """
 
     def __init__(
@@ -61,13 +62,13 @@ class FreezeOut(LayerPolicy):
 
     def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
         """Embeddings, blocks, head."""
-        return forward_units(model)
+        return forward_units(model, self.blocks)
 
     def choose(self, window: Window) -> Iterable[str]:
-        """What has not ended, and always the head."""
-        return [unit for unit in window.units if self._end(unit, window) > window.step / self.num_steps] or [
-            window.units[-1]
-        ]
+        """What has not ended, and always the last unit that can train, which is the head as a rule."""
+        share = window.step / self.num_steps
+        last = [*window.units[-1:], *window.free][-1:]
+        return [*(unit for unit in window.units if self._end(unit, window) > share), *last]
 
     def rate(self, unit: str, moment: Moment, window: Window) -> float:
         """Half a cosine down to 0."""

@@ -1,9 +1,8 @@
 """The base class of policies: once per window it is asked which units train; the engine does the rest."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from random import Random
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 from torch.nn import Parameter
@@ -13,6 +12,7 @@ from lighter_freezers import arguments
 from lighter_freezers.engine import (
     Action,
     ActionResult,
+    Engine,
     EngineCallback,
     Hold,
     Moment,
@@ -22,39 +22,16 @@ from lighter_freezers.engine import (
     Terms,
     parameters_of_blocks,
 )
+from lighter_freezers.policies.answers import checked_choice, checked_rate, checked_units
+from lighter_freezers.policies.composition import Share, refuse_together
 from lighter_freezers.policies.unit_statistic import Statistic, UnitStatistic
 from lighter_freezers.policies.untrained import warn_of_untrained
+from lighter_freezers.policies.window import Plain, Window
 from lighter_freezers.selection.name_summary import first_few
 
-__all__ = ["LayerPolicy", "Options", "Window"]
+__all__ = ["LayerPolicy", "Options"]
 
-Options: TypeAlias = Any  # of `LayerPolicy`, which checks them: seed, rest, optimizer_state, cut_gradient
-Plain: TypeAlias = Any  # plain data, of which only the policy that wrote it knows the type
-
-
-@dataclass(frozen=True)
-class Window:
-    """What a policy sees of one window: the same on all ranks and in a resumed run.
-
-    Attributes:
-        index: Windows before this one.
-        step: Its first optimizer step.
-        units: Titles of all units, in the order of `LayerPolicy.units`.
-        training: Those that trained until now; all of them in the first window.
-        random: A generator that depends on the policy's seed and on the index alone.
-        measured: `statistic` of what trained in the window before: its mean over the steps.
-        prepared: What `LayerPolicy.prepare` returned when the run began.
-        memory: What the policy keeps from window to window, in plain types; saved in checkpoints.
-    """
-
-    index: int
-    step: int
-    units: tuple[str, ...]
-    training: frozenset[str]
-    random: Random = field(default_factory=Random)
-    measured: Mapping[str, float] = field(default_factory=dict)
-    prepared: Plain = None
-    memory: dict[str, Plain] = field(default_factory=dict)
+Options: TypeAlias = Plain  # of `LayerPolicy`, which checks them: seed, rest, blocks and others
 
 
 class LayerPolicy(EngineCallback):
@@ -72,6 +49,8 @@ class LayerPolicy(EngineCallback):
         cut_gradient: `auto` or `never`, as for `Freezer`.
         rest: What is in no unit: `train` it as before, or `freeze` it for the whole run. None for the
             default of the class.
+        blocks: Paths of the modules that are the blocks, in order, or patterns such as `encoder.*`. None to
+            find them.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -87,6 +66,7 @@ class LayerPolicy(EngineCallback):
 
     rest: Literal["train", "freeze"] = "train"
     statistic: Statistic | None = None
+    freezes: bool = True  # whether it may leave units out; one that sets rates alone goes with any other
 
     def __init__(
         self,
@@ -96,6 +76,7 @@ class LayerPolicy(EngineCallback):
         optimizer_state: Literal["keep", "reset", "free"] = "reset",
         cut_gradient: Literal["auto", "never"] = "auto",
         rest: Literal["train", "freeze"] | None = None,
+        blocks: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self._bounds: dict[str, int | None] = {}
@@ -105,8 +86,10 @@ class LayerPolicy(EngineCallback):
             optimizer_state=arguments.choice("optimizer_state", optimizer_state, ("keep", "reset", "free")),
             cut_gradient=arguments.choice("cut_gradient", cut_gradient, ("auto", "never")),
         )
-        if rest is not None:
-            self.rest = arguments.choice("rest", rest, ("train", "freeze"))
+        self.rest = arguments.choice("rest", rest or self.rest, ("train", "freeze"))
+        self.blocks = blocks
+        if self.statistic is not None:
+            arguments.choice("statistic", self.statistic, get_args(Statistic))
 
     def steps_or_share(self, argument: str, value: int | str | None) -> int | None:
         """Check a number of steps, or a share of the run, for the attribute of the same name.
@@ -127,7 +110,7 @@ class LayerPolicy(EngineCallback):
 
     def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
         """Title -> parameters of each unit, in forward order: the blocks, unless a policy defines others."""
-        return parameters_of_blocks(model)
+        return parameters_of_blocks(model, self.blocks)
 
     def prepare(self, model: nn.Module) -> object:
         """Plain data about the model, computed when a run begins and saved; that of rank zero counts."""
@@ -139,7 +122,7 @@ class LayerPolicy(EngineCallback):
 
     def choose(self, window: Window) -> Iterable[str]:
         """The units that train in this window: from `window` alone, with no other source of chance."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `choose(self, window)`.")
 
     def rate(self, unit: str, moment: Moment, window: Window) -> float:
         """Factor of the unit's learning rate at a moment; define it, and each unit has groups of its own."""
@@ -182,7 +165,8 @@ class _PolicyAction(Action):
         """Find the units, without those that the user froze."""
         if stage != "fit":
             return
-        units = {title: self.new_hold(each) for title, each in self._policy.units(model).items()}
+        found = checked_units(self.title, self._policy.units(model))
+        units = {title: self.new_hold(each) for title, each in found.items()}
         later = {id(parameter) for parameter in self.trainable_later(model).values()}
         self._units = {
             title: hold for title, hold in units.items() if any(id(p) in later for p in hold.parameters)
@@ -199,6 +183,18 @@ class _PolicyAction(Action):
         """The units; what is in none of them is held for the whole run or not at all."""
         rest = {id(parameter) for parameter in self._rest.parameters}
         return {name: each for name, each in super().trainable_later(model).items() if id(each) not in rest}
+
+    def start(self, context: StepContext) -> None:
+        """Check what other policies of this run choose from."""
+        others = [each for each in Engine.of(context.trainer).actions if isinstance(each, _PolicyAction)]
+        for other in others[: others.index(self)]:
+            refuse_together(self._share, other._share)
+
+    @property
+    def _share(self) -> Share:
+        units = {id(each) for hold in self._units.values() for each in hold.parameters}
+        rest = {id(each) for each in self._rest.parameters} if self._policy.rest == "freeze" else set()
+        return Share(self.title, units, rest, freezes=self._policy.freezes)
 
     def resolve(self, shares: RunShares) -> None:
         """Put steps in place of shares of the run."""
@@ -227,8 +223,9 @@ class _PolicyAction(Action):
         return None if length is None else (self._policy.index_at(moment) + 1) * length
 
     def is_due(self, moment: Moment) -> bool:
-        """Whether a new window begins."""
-        return self._window is None or self._policy.index_at(moment) != self._window.index
+        """Whether a new window begins, or this one has to be decided again."""
+        window = self._window
+        return window is None or self._policy.index_at(moment) != window.index or self._is_idle(window)
 
     def before_optimizer_step(self, context: StepContext, optimizer: Optimizer) -> None:
         """Measure the units that train."""
@@ -243,7 +240,7 @@ class _PolicyAction(Action):
         before = self._window.training
         self._decide(context, self._statistic.take(context) if self._statistic else {})
         self._follow()
-        training = [unit for unit in self._units if unit in self._window.training]
+        training = [unit for unit in self._window.free if unit in self._window.training]
         if self._window.training == before:
             return ActionResult()
         words = (
@@ -256,9 +253,10 @@ class _PolicyAction(Action):
         window = self._window
         if window is None:
             return {"window": None}
-        kept = {"index": window.index, "training": sorted(window.training), "measured": dict(window.measured)}
+        kept = {"index": window.index, "training": sorted(window.training), "held": sorted(window.held)}
+        found = {"measured": dict(window.measured), "prepared": window.prepared, "memory": window.memory}
         return {
-            "window": {**kept, "prepared": window.prepared, "memory": window.memory},
+            "window": {**kept, **found},
             "statistic": self._statistic.state() if self._statistic else {},
         }
 
@@ -275,6 +273,7 @@ class _PolicyAction(Action):
             measured=saved["measured"],
             prepared=saved["prepared"],
             memory=dict(saved["memory"]),
+            held=frozenset(saved["held"]),
         )
         if self._statistic:
             self._statistic.remember(state["statistic"])
@@ -288,14 +287,22 @@ class _PolicyAction(Action):
             step=self._first_step(index),
             random=context.random(self._policy.seed, index),
             measured=measured,
+            held=self._held(),
         )
-        chosen = frozenset(self._policy.choose(window))
-        if unknown := sorted(chosen - self._units.keys()):
-            raise ValueError(
-                f"{self.title}.choose returned {first_few(unknown)}, and the units are "
-                f"{first_few(list(self._units))}. Return titles of units that can train."
-            )
+        chosen = checked_choice(self.title, self._policy.choose(window), list(self._units))
         self._window = replace(window, training=chosen)
+
+    def _held(self) -> frozenset[str]:
+        """The units that other callbacks hold."""
+        return frozenset(title for title, hold in self._units.items() if self.is_held_by_others(hold))
+
+    def _is_idle(self, window: Window) -> bool:
+        """Whether others have come to hold all that it chose, and some other unit could train."""
+        chosen = (each for title in window.training for each in self._units[title].parameters)
+        if any(each.requires_grad for each in chosen):
+            return False
+        held = self._held()
+        return held != window.held and len(held) < len(self._units)
 
     def _first_step(self, index: int) -> int:
         return index * (self._policy.every_n_steps or 0)
@@ -310,4 +317,9 @@ class _PolicyAction(Action):
                 hold.let_go()
 
     def _rate_of(self, unit: str) -> Callable[[Moment], float]:
-        return lambda moment: self._policy.rate(unit, moment, self._window) if self._window else 1.0
+        def rate(moment: Moment) -> float:
+            if self._window is None:
+                return 1.0
+            return checked_rate(self.title, unit, self._policy.rate(unit, moment, self._window))
+
+        return rate

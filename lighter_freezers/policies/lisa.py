@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from lighter_freezers import arguments
-from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
+from lighter_freezers.policies.layer_policy import LayerPolicy, Options
+from lighter_freezers.policies.window import Window
 
 __all__ = ["Lisa"]
 
@@ -22,7 +23,7 @@ class Lisa(LayerPolicy):
     Args:
         num_blocks: Blocks that train at a time.
         every_n_steps: Optimizer steps between two draws.
-        options: `seed`, `rest`, `optimizer_state` and `cut_gradient`, as for `LayerPolicy`.
+        options: `seed`, `rest`, `optimizer_state`, `cut_gradient` and `blocks`, as for `LayerPolicy`.
 
     Raises:
         ValueError: At the start of a run, the model has fewer blocks.
@@ -33,7 +34,7 @@ class Lisa(LayerPolicy):
         self.num_blocks = arguments.at_least("num_blocks", num_blocks, 1)
 
     def choose(self, window: Window) -> Iterable[str]:
-        """Draw uniformly, without replacement."""
+        """Draw uniformly, without replacement, from the blocks that no other callback holds."""
         if self.num_blocks > len(window.units):
             raise ValueError(f"num_blocks={self.num_blocks}, and {len(window.units)} blocks can train.")
-        return window.random.sample(window.units, self.num_blocks)
+        return window.random.sample(window.free, min(self.num_blocks, len(window.free)))

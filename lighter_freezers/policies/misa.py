@@ -9,7 +9,8 @@ from torch.nn import Parameter
 from lighter_freezers import arguments
 from lighter_freezers.arguments import checked
 from lighter_freezers.policies.forward_units import matrix_units
-from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
+from lighter_freezers.policies.layer_policy import LayerPolicy, Options
+from lighter_freezers.policies.window import Window
 from lighter_freezers.selection.element_counts import num_elements, num_trainable
 
 __all__ = ["Misa"]
@@ -36,7 +37,7 @@ class Misa(LayerPolicy):
         every_n_steps: Optimizer steps between two draws.
         smoothing: Weight of the past in the moving average, from 0 to below 1.
         sharpness: 0 draws uniformly; the larger, the more the importance counts.
-        options: `seed`, `rest`, `optimizer_state` and `cut_gradient`, as for `LayerPolicy`.
+        options: `seed`, `rest`, `optimizer_state`, `cut_gradient` and `blocks`, as for `LayerPolicy`.
     """
 
     rest, statistic = "freeze", "gradient_norm"
@@ -64,7 +65,7 @@ class Misa(LayerPolicy):
 
     def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
         """The layers in the blocks that have a matrix."""
-        return matrix_units(model)
+        return matrix_units(model, self.blocks)
 
     def prepare(self, model: nn.Module) -> dict[str, int]:
         """The number of elements of each layer, of an adapted one those that train."""
@@ -79,7 +80,7 @@ class Misa(LayerPolicy):
             averages[unit] = [average, num_windows + 1]
         weights = {unit: self._weight(*averages.get(unit, (0.0, 0))) for unit in window.units}
         sizes = {unit: window.prepared[unit] for unit in window.units}
-        left, chosen, budget = list(window.units), list[str](), self.share * sum(sizes.values())
+        left, chosen, budget = window.free, list[str](), self.share * sum(sizes.values())
         while left:
             unit = window.random.choices(left, [weights[each] for each in left])[0]
             left.remove(unit)

@@ -9,7 +9,8 @@ from torch.nn import Parameter
 
 from lighter_freezers import arguments
 from lighter_freezers.policies.forward_units import matrix_units
-from lighter_freezers.policies.layer_policy import LayerPolicy, Options, Window
+from lighter_freezers.policies.layer_policy import LayerPolicy, Options
+from lighter_freezers.policies.window import Window
 
 __all__ = ["Spectrum", "best_of_each_kind", "ranked_kinds", "signal_to_noise"]
 
@@ -28,7 +29,7 @@ class Spectrum(LayerPolicy):
 
     Args:
         top_percent: Share of each kind that trains, above 0 and at most 100; at least one matrix.
-        options: `rest`, `optimizer_state` and `cut_gradient`, as for `LayerPolicy`.
+        options: `rest`, `optimizer_state`, `cut_gradient` and `blocks`, as for `LayerPolicy`.
     """
 
     def __init__(self, top_percent: float = 50.0, **options: Options) -> None:
@@ -39,7 +40,7 @@ class Spectrum(LayerPolicy):
 
     def units(self, model: nn.Module) -> Mapping[str, Sequence[Parameter]]:
         """The layers in the blocks that have a matrix."""
-        return matrix_units(model)
+        return matrix_units(model, self.blocks)
 
     def prepare(self, model: nn.Module) -> dict[str, float]:
         """The score of each layer."""

@@ -18,7 +18,8 @@ Statistic = Literal["gradient_norm", "relative_gradient_norm"]
 class UnitStatistic:
     """The mean of a statistic of each unit over the optimizer steps of one window.
 
-    Steps without a finite gradient, as under a loss scaler, do not count.
+    Steps without a finite value do not count: those whose gradient overflows under a loss scaler, and of the
+    relative norm those in which the weights are 0.
 
     Args:
         kind: `gradient_norm`, or `relative_gradient_norm`: the same divided by the norm of the weights.
@@ -38,7 +39,7 @@ class UnitStatistic:
                 continue
             if self._kind == "relative_gradient_norm":
                 weights = context.weight_norm(parameters)
-                value = value if weights is None else value / weights.clamp_min(1e-12)
+                value = value if weights is None else value / weights
             entry = torch.stack([value, torch.ones_like(value)])
             entry = torch.where(value.isfinite(), entry, torch.zeros_like(entry))
             before = self._sums.get(unit)

@@ -163,9 +163,12 @@ def test_auto_rgn_gives_the_largest_relative_norm_the_full_rate() -> None:
     policy = AutoRgn(3)
     moment = Moment(7, 0)
     assert policy.rate("0", moment, window(0)) == 1.0
-    measured = {"0": 0.5, "1": 2.0}
-    rates = [policy.rate(unit, moment, window(1, measured=measured)) for unit in ("0", "1", "2")]
-    assert rates == [0.25, 1.0, 1.0]
+    first = window(1, measured={"0": 0.5, "1": 2.0})
+    assert policy.choose(first) == UNITS
+    assert [policy.rate(unit, moment, first) for unit in ("0", "1", "2")] == [0.25, 1.0, 1.0]
+    later = window(2, measured={"1": 1.0, "2": 0.1}, memory=first.memory)  # where 0 did not train
+    assert policy.choose(later) == UNITS
+    assert [policy.rate(unit, moment, later) for unit in ("0", "1", "2")] == [0.5, 1.0, 0.1]
 
 
 class Odd(LayerPolicy):
