@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from lighter_freezers.reports.whole_files import write_whole
 
 __all__ = ["Arrays", "Ids", "cache_folder", "cannot_keep", "encoded_once", "keep", "kept_arrays"]
 
-Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]  # of any type
+Arrays: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
 Ids: TypeAlias = npt.NDArray[np.int32]
 
 
@@ -104,8 +104,8 @@ def encoded_once(
     for text in texts:
         sha.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
     kept = kept_arrays(folder / f"ids-{sha.hexdigest()[:32]}.npz", lambda: _joined(encode(texts)))
-    begins = [0, *kept["ends"]][:-1]
-    return [kept["ids"][begin:end] for begin, end in zip(begins, kept["ends"], strict=True)]
+    ids, ends = kept["ids"].astype(np.int32, copy=False), kept["ends"].tolist()
+    return [ids[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def _joined(rows: Sequence[Sequence[int]]) -> Arrays:

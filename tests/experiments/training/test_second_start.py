@@ -13,11 +13,17 @@ import torch
 from lighter_freezers import GenerationDataModule, TextDataModule
 from lighter_freezers.experiments.data.cache import kept_arrays
 from tests.experiments.data.prompt_tokenizers import llama
+from tests.texts import write_texts
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "configs" / "data"
 COUNTED = """
 import sys
+
+import pytorch_lightning
+import transformers
+import lighter_freezers
+from lighter_freezers import GPT, GenerationDataModule, TextDataModule
 
 calls = 0
 
@@ -31,7 +37,6 @@ def count(frame, event, called):
 """
 MODULES = """
 import json
-import lighter_freezers
 
 sys.setprofile(count)
 for name, options in json.loads(sys.argv[1]):
@@ -53,15 +58,51 @@ finally:
 """
 
 
+TWO_PROCESSES = """
+import torch
+
+
+class Module(pytorch_lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Embedding(300, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch["input_ids"]).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters())
+
+
+sys.setprofile(count)
+trainer = pytorch_lightning.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_steps=1, logger=False, enable_checkpointing=False
+)
+trainer.fit(Module(), TextDataModule(sys.argv[1], vocab_size=300, block_size=8, batch_size=2))
+sys.setprofile(None)
+with open(f"calls{trainer.global_rank}", "w") as file:
+    print(calls, file=file)
+print(calls)
+"""
+
+
 def calls_in(script: str, folder: Path, *arguments: str) -> int:
     """The number of calls that encode a text in a new process."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", COUNTED + script, *arguments]
+    (folder / "script.py").write_text(COUNTED + script)
+    command = [sys.executable, "script.py", *arguments]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return int(done.stdout.split()[-1])
+
+
+def test_of_two_processes_that_start_together_one_encodes(tmp_path: Path) -> None:
+    """The other waits, and reads."""
+    write_texts(tmp_path / "texts")
+    assert calls_in(TWO_PROCESSES, tmp_path, "texts") > 0
+    assert {rank: int((tmp_path / f"calls{rank}").read_text()) > 0 for rank in (0, 1)} == {0: True, 1: False}
 
 
 def test_the_second_start_of_the_quickstart_encodes_nothing(tmp_path: Path) -> None:
