@@ -108,7 +108,6 @@ class TaskScores:
 @checked
 def evaluate(
     task: str | PromptedTask,
-    /,
     model_path: ModelOrPath,
     base_model_id: str | None = None,
     num_samples: int | None = None,
