@@ -133,15 +133,17 @@ def index_or_name(argument: str, value: object) -> int | str | None:
     return value if isinstance(value, str) else count(argument, value)
 
 
-def at_least(argument: str, value: object, minimum: int) -> int:
+def at_least(argument: str, value: object, minimum: int = 0) -> int:
     """Check a whole number from YAML against a minimum.
 
     Raises:
         TypeError: It is not a whole number.
-        ValueError: It is None or too small.
+        ValueError: It is too small.
     """
     checked = count(argument, value)
-    if checked is None or checked < minimum:
+    if checked is None:
+        raise TypeError(f"{argument} must be a whole number. Got None.")
+    if checked < minimum:
         raise ValueError(f"{argument} must be at least {minimum}. Got {value}.")
     return checked
 

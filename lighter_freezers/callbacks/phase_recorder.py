@@ -62,11 +62,8 @@ class PhaseRecorder(Callback):
     """
 
     def __init__(self, num_timed: int = 50) -> None:
-        number = arguments.count("num_timed", num_timed)
-        if number is None:
-            raise TypeError("num_timed must be a whole number such as 50, or 0 for no times. Got None.")
-        self._num_timed = number
-        self._meter = PhaseMeter(number)
+        self._num_timed = arguments.at_least("num_timed", num_timed)
+        self._meter = PhaseMeter(self._num_timed)
         self._file: Path | None = None
         self._harmless = Harmless("PhaseRecorder")
 

@@ -108,7 +108,6 @@ class TaskScores:
 @checked
 def evaluate(
     task: str | PromptedTask,
-    /,
     model_path: ModelOrPath,
     base_model_id: str | None = None,
     num_samples: int | None = None,
@@ -167,7 +166,7 @@ def evaluate(
 
 
 def _of_one_task(
-    general: Callable[Concatenate[str | PromptedTask, P], TaskScores],
+    general: Callable[Concatenate[str, P], TaskScores],
 ) -> Callable[[Callable[..., Result]], Callable[P, Result]]:
     """Give a function the signature of `evaluate` without the task, for `help`, editors and type checkers."""
 
@@ -180,19 +179,19 @@ def _of_one_task(
     return showing
 
 
-@_of_one_task(evaluate)
+@_of_one_task(evaluate)  # type: ignore[arg-type] # the task may also be named
 def evaluate_e2e(*args: Given, **named: Given) -> EvaluationResult:
     """Evaluate a model on E2E: it describes restaurants. The arguments are those of `evaluate`."""
     return evaluate("e2e_nlg", *args, **named).as_text()
 
 
-@_of_one_task(evaluate)
+@_of_one_task(evaluate)  # type: ignore[arg-type] # the task may also be named
 def evaluate_samsum(*args: Given, **named: Given) -> EvaluationResult:
     """Evaluate a model on SAMSum, summaries of dialogues. The arguments are those of `evaluate`."""
     return evaluate("samsum", *args, **named).as_text()
 
 
-@_of_one_task(evaluate)
+@_of_one_task(evaluate)  # type: ignore[arg-type] # the task may also be named
 def evaluate_wikisql(*args: Given, **named: Given) -> dict[str, float | int]:
     """Evaluate a model on WikiSQL, SQL for questions about tables. The arguments are those of `evaluate`.
 
@@ -204,7 +203,7 @@ def evaluate_wikisql(*args: Given, **named: Given) -> dict[str, float | int]:
     return evaluate("wikisql", *args, **named).as_shares()
 
 
-@_of_one_task(evaluate)
+@_of_one_task(evaluate)  # type: ignore[arg-type] # the task may also be named
 def evaluate_multi_nli(*args: Given, **named: Given) -> dict[str, float | int]:
     """Evaluate a model on MultiNLI, the relation of two sentences. The arguments are those of `evaluate`.
 

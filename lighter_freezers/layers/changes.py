@@ -8,7 +8,7 @@ from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import count
+from lighter_freezers.arguments import at_least
 from lighter_freezers.engine import ledger
 from lighter_freezers.selection.adapters import adapters_in
 from lighter_freezers.selection.element_counts import num_elements
@@ -112,9 +112,7 @@ def checked_count(n: object, num_layers: int, deed: str) -> int:
         TypeError: It is not a whole number.
         ValueError: It is negative.
     """
-    checked = count("n", n)
-    if checked is None:
-        raise TypeError("n must be a whole number. Got None.")
+    checked = at_least("n", n)
     if checked > num_layers:
         log.warning("%s: the model has %d layers, not %d; all are taken.", deed, num_layers, checked)
     return min(checked, num_layers)

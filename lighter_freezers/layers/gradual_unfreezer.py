@@ -127,8 +127,7 @@ class GradualUnfreezer:
         Returns:
             The number of elements that train from now on.
         """
-        if count("epoch", epoch) is None:
-            raise TypeError("epoch must be a whole number. Got None.")
+        at_least("epoch", epoch)
         named = canonical_parameters(self._model)
         training = self._trained & self._names_of_epoch(epoch)
         frozen = ledger.freeze([named[name] for name in self._trained - training], is_left=True)

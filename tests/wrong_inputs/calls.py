@@ -9,7 +9,10 @@ from lighter_freezers import GPT, GPTConfig
 from tests.lab import TinyNet, batches, regression, trainer
 
 # Made by the package, not by users, or with Lightning's arguments: nothing checks them.
-VALUES_OF_THE_PACKAGE = ("EvaluationResult", "Window", "ModelMode", "ResultsSummary", "TensorBoardLogger")
+VALUES_OF_THE_PACKAGE = (
+    *("EvaluationResult", "TaskScores", "Window"),
+    *("ModelMode", "ResultsSummary", "TensorBoardLogger"),
+)
 MISSING = "/proc/nowhere/model"  # what comes to load this has accepted everything else
 
 
@@ -75,6 +78,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "compile_blocks": _MODEL,
     "config_from_checkpoint": {"source": MISSING},
     "create_loss_modifier_pipeline": {"config": {"loss_modifiers": {}}},
+    "evaluate": {"task": "e2e_nlg", **_EVALUATION},
     "evaluate_e2e": _EVALUATION,
     "evaluate_multi_nli": _EVALUATION,
     "evaluate_samsum": _EVALUATION,

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lighter_freezers.arguments import at_least, count
+from lighter_freezers.arguments import at_least
 from lighter_freezers.experiments.causal_models import CausalModel, Tokenizer, base_of
 from lighter_freezers.experiments.data.batches import Batch, padded_inputs
 from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer
@@ -52,8 +52,7 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         at_least("max_new_tokens", self.max_new_tokens, 1)
         Sampling(self.temperature, self.top_k, self.top_p)
-        if count("seed", self.seed) is None:
-            raise TypeError("seed must be a whole number. Got None.")
+        at_least("seed", self.seed)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "GenerationSettings":  # `__post_init__` checks each

@@ -86,9 +86,9 @@ def batch_options(
             split: None if limit is None else at_least(f"num_{split}_sequences", limit, 1)
             for split, limit in zip(SPLITS, limits, strict=True)
         },
-        at_least("seed", seed, 0),
+        at_least("seed", seed),
         path_or_none("cache_dir", cache_dir),
-        at_least("num_workers", num_workers, 0),
+        at_least("num_workers", num_workers),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lighter_freezers.arguments import choice, count, positive
+from lighter_freezers.arguments import at_least, choice, positive
 from lighter_freezers.engine import ledger
 from lighter_freezers.experiments.training.optimization import decayed_groups, not_negative
 from lighter_freezers.gpt.lr_schedules.warmup_decay import SHAPES, WarmupDecay
@@ -40,8 +40,7 @@ class FineTuning:
         positive("learning_rate", self.learning_rate)
         not_negative("weight_decay", self.weight_decay)
         choice("lr_schedule", self.lr_schedule, SHAPES)
-        if count("warmup_steps", self.warmup_steps) is None:
-            raise TypeError("warmup_steps must be a whole number. Got None.")
+        at_least("warmup_steps", self.warmup_steps)
 
     def optimizers(self, network: nn.Module, num_steps: float) -> dict[str, object]:
         """Lightning's dictionary of an optimizer and its scheduler.

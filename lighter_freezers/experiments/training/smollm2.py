@@ -35,7 +35,7 @@ def smollm2_folder(cache_dir: str | None = None) -> str:
             `~/.cache/lighter_freezers`.
 
     Returns:
-        The folder, for `CausalLMModule(path=...)` and `GenerationDataModule(tokenizer=...)`.
+        The folder, for `CausalLMModule(model=...)` and `GenerationDataModule(tokenizer=...)`.
 
     Raises:
         ImportError: A package is not installed; the message has the command.
@@ -45,7 +45,7 @@ def smollm2_folder(cache_dir: str | None = None) -> str:
         ```yaml
         model:
           _target_: lighter_freezers.CausalLMModule
-          path: {_target_: lighter_freezers.smollm2_folder}
+          model: {_target_: lighter_freezers.smollm2_folder}
         ```
     """
     folder = cache_folder(None if cache_dir is None else Path(cache_dir)) / NAME

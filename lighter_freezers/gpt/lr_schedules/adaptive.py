@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lighter_freezers.arguments import at_least, positive
-from lighter_freezers.gpt.lr_schedules.checks import iterations
 from lighter_freezers.gpt.lr_schedules.optional_optimizer import check_optimizer, warmed_up
 
 __all__ = ["AdaptiveScheduler"]
@@ -73,7 +72,7 @@ class AdaptiveScheduler(ReduceLROnPlateau):
         if self.factor >= 1:
             raise ValueError(f"factor must be below 1. Got {factor}.")
         self.min_lr = positive("min_lr", min_lr)
-        self.warmup_iters = iterations("warmup_iters", warmup_iters)
+        self.warmup_iters = at_least("warmup_iters", warmup_iters)
         self.best, self.num_bad_checks, self.num_reductions = math.inf, 0, 0
         self.num_optimizer_steps = 0
         self.base_lrs: list[float | Tensor] = []

@@ -5,7 +5,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["OptionalOptimizerLR", "check_optimizer", "share", "warmed_up"]
+from lighter_freezers.arguments import count
+
+__all__ = ["OptionalOptimizerLR", "check_optimizer", "last_iteration", "share", "warmed_up"]
 
 _PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
 
@@ -57,6 +59,22 @@ def check_optimizer(scheduler: str, optimizer: object) -> None:
             f"The first argument of {scheduler} is a torch optimizer, or None. Got {optimizer!r}. "
             "The others are given by their names."
         )
+
+
+def last_iteration(value: object, begin: int) -> int | None:
+    """Check `max_iters`, where a decay ends, against the iteration where it begins.
+
+    Raises:
+        TypeError: It is not a whole number.
+        ValueError: It leaves no iteration to decay in.
+    """
+    last = count("max_iters", value)
+    if last is not None and last <= begin:
+        raise ValueError(
+            f"The rates begin to decay at iteration {begin}, but max_iters={last} ends it. "
+            "Raise max_iters, or leave it out to keep the rates."
+        )
+    return last
 
 
 def warmed_up(iter_num: int, warmup_iters: int) -> float:

@@ -7,10 +7,14 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from lighter_freezers.arguments import fraction, positive
-from lighter_freezers.gpt.lr_schedules.checks import iterations, last_iteration
+from lighter_freezers.arguments import at_least, fraction, positive
 from lighter_freezers.gpt.lr_schedules.groups import HEAD, TRUNK, parts_of_groups
-from lighter_freezers.gpt.lr_schedules.optional_optimizer import OptionalOptimizerLR, share, warmed_up
+from lighter_freezers.gpt.lr_schedules.optional_optimizer import (
+    OptionalOptimizerLR,
+    last_iteration,
+    share,
+    warmed_up,
+)
 
 __all__ = ["TransferLearningScheduler"]
 
@@ -86,8 +90,8 @@ class TransferLearningScheduler(OptionalOptimizerLR):
     ) -> None:
         self.base_lr = positive("base_lr", base_lr)
         self.head_lr_multiplier = positive("head_lr_multiplier", head_lr_multiplier)
-        self.warmup_iters = iterations("warmup_iters", warmup_iters)
-        self.feature_extraction_iters = iterations("feature_extraction_iters", feature_extraction_iters)
+        self.warmup_iters = at_least("warmup_iters", warmup_iters)
+        self.feature_extraction_iters = at_least("feature_extraction_iters", feature_extraction_iters)
         self.unfreeze_lr_drop = positive("unfreeze_lr_drop", unfreeze_lr_drop)
         self._begin = max(self.feature_extraction_iters, self.warmup_iters)
         self.max_iters = last_iteration(max_iters, self._begin)

@@ -5,9 +5,13 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from lighter_freezers.arguments import count, fraction, positive
-from lighter_freezers.gpt.lr_schedules.checks import iterations, last_iteration
-from lighter_freezers.gpt.lr_schedules.optional_optimizer import OptionalOptimizerLR, share, warmed_up
+from lighter_freezers.arguments import at_least, count, fraction, positive
+from lighter_freezers.gpt.lr_schedules.optional_optimizer import (
+    OptionalOptimizerLR,
+    last_iteration,
+    share,
+    warmed_up,
+)
 
 __all__ = ["WarmupOnlyScheduler"]
 
@@ -68,7 +72,7 @@ class WarmupOnlyScheduler(OptionalOptimizerLR):
                 "Give max_iters, or leave hold_iters out."
             )
         self.learning_rate = None if learning_rate is None else positive("learning_rate", learning_rate)
-        self.warmup_iters = iterations("warmup_iters", warmup_iters)
+        self.warmup_iters = at_least("warmup_iters", warmup_iters)
         hold = count("hold_iters", hold_iters)
         self.hold_iters = self.warmup_iters if hold is None else hold
         self._begin = self.warmup_iters + self.hold_iters

@@ -230,7 +230,7 @@ def test_test_and_validate_cut_only_what_they_need(namespace: str, tmp_path: Pat
         ({"block_size": "128"}, TypeError, "block_size must be a whole number.*Remove the quotes"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"num_val_sequences": 0}, ValueError, "num_val_sequences must be at least 1"),
-        ({"seed": None}, ValueError, "seed must be at least 0. Got None"),
+        ({"seed": None}, TypeError, "seed must be a whole number. Got None"),
         ({"num_workers": -1}, ValueError, "num_workers counts from 0"),
         ({"text": 5}, TypeError, "text must be a path. Got 5"),
     ],
