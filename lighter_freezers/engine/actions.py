@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lighter_freezers.engine import ledger, trainer_clock
+from lighter_freezers.engine import ledger
 from lighter_freezers.engine.checkpoint_identity import (
     changed_entries,
     find_states,
@@ -242,18 +242,19 @@ class Actions:
         """Whether any action waits for the training loss."""
         return bool(self._losses)
 
-    def note_loss(self, trainer: TrainerLike, loss: Tensor | None, window: int) -> bool:
+    def note_loss(self, trainer: TrainerLike, loss: Tensor | None, step: int, window: int) -> bool:
         """Record the loss of one batch.
 
         Args:
             trainer: The Trainer.
             loss: The whole loss.
+            step: Optimizer steps done.
             window: Batches in the accumulation window.
 
         Returns:
             Whether an average is complete: it can be read one optimizer step later.
         """
-        is_complete, step = False, trainer_clock.moment(trainer).optimizer_step
+        is_complete = False
         for average in self._losses.values():
             if average.note(loss, step, window):
                 average.close(trainer, step)

@@ -225,8 +225,8 @@ class Engine(Callback):
         self, trainer: TrainerLike, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Count down to the next step at which something may change."""
-        self._wait -= 1
-        if self._wait <= 0 or trainer.accumulate_grad_batches != self._boundaries.window:
+        self._wait = wait = self._wait - 1
+        if wait <= 0 or trainer.accumulate_grad_batches != self._window:
             self._play(trainer, pl_module, batch_idx)
 
     def on_validation_start(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
@@ -287,13 +287,13 @@ class Engine(Callback):
             self._has_resumed = False
             self._fit.metrics.note_resumption(trainer, batch_idx)
         self._wait = self._boundaries.num_batches_before(trainer, batch_idx)
+        self._window = self._boundaries.window
         if self._wait:
             return
         moment = trainer_clock.moment(trainer)
         self.advance(moment)
-        steps = self._fit.next_steps(moment)
-        is_manual = not pl_module.automatic_optimization
-        if (steps and is_manual) or self._fit.followers.optimizers.moves_between_steps:
+        steps, rates = self._fit.next_steps(moment), self._fit.followers.optimizers
+        if (steps and not pl_module.automatic_optimization) or rates.moves_between_steps:
             self._wait = 1  # under manual optimization a batch may take any number of optimizer steps
         else:
             self._wait = self._boundaries.num_batches_until(steps, moment.optimizer_step)
@@ -308,7 +308,7 @@ class Engine(Callback):
     def _end_batch(self, trainer: TrainerLike, pl_module: object, outputs: object, *_: object) -> None:
         """Record the loss for the actions that wait for it, and set the learning rates again."""
         if self._is_driven:  # an action that waits for an average is passed one
-            self._fit.note_step_loss(trainer, outputs)
+            self._fit.note_step_loss(outputs)
             return
         if self._fit.note_loss(trainer, outputs):
             self._wait = min(self._wait, 1 + trainer_clock.window_length(trainer))

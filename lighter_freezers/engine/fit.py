@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lighter_freezers.engine import baselines, idle_schedules, ledger, trainer_clock
@@ -49,6 +49,7 @@ class Fit:
         self._found: list[tuple[str, dict[str, nn.Parameter]]] = []  # by actions, at set-up
         self.step_loss: StepLoss | None = None  # kept while an action wants it
         self.saved_loss: float | None = None  # the loss of the step before this fit goes on
+        self._num_steps: Callable[[], int] = lambda: 0  # optimizer steps done
         self._window = 1  # batches in an accumulation window, when the last loss was computed
 
     @property
@@ -107,6 +108,7 @@ class Fit:
         for active in self.active_rules:
             active.resolve(self.shares)
             active.resume(context.moment)
+        self._num_steps = trainer_clock.step_counter(context.trainer, context.model)
         if any(action.wants_loss for action in self.actions):
             device = context.trainer.strategy.root_device
             self.step_loss = StepLoss(context.moment.optimizer_step, self.saved_loss, device)
@@ -121,6 +123,7 @@ class Fit:
         if not self._has_begun and trainer.is_global_zero:  # a rehearsal has no end to warn of
             idle_schedules.warn_of_short_run(self.active_rules, list(self.actions), trainer, model)
         self._has_begun = True
+        self._num_steps = trainer_clock.step_counter(trainer, model)
         idle_schedules.refuse_replaced(self.active_rules, self._found, model, trainer_clock.moment(trainer))
         self.followers.optimizers.keep_up()
 
@@ -188,22 +191,25 @@ class Fit:
 
     def note_loss(self, trainer: TrainerLike, outputs: object) -> bool:
         """Record the loss of one batch; returns whether an average that an action waits for is complete."""
-        return self.actions.note_loss(trainer, self.note_step_loss(trainer, outputs), self._window)
-
-    def note_step_loss(self, trainer: TrainerLike, outputs: object) -> Tensor | None:
-        """Record the loss of one batch as part of its step's, and return it."""
-        loss = loss_of(outputs, self._window)
+        loss, step = loss_of(outputs, self._window), self._num_steps()
         if self.step_loss is not None:
-            self.step_loss.note(loss, trainer_clock.moment(trainer).optimizer_step)
-        return loss
+            self.step_loss.note(loss, step)
+        return self.actions.note_loss(trainer, loss, step, self._window)
+
+    def note_step_loss(self, outputs: object) -> None:
+        """Record the loss of one batch as part of its step's alone."""
+        if self.step_loss is not None:
+            self.step_loss.note(loss_of(outputs, self._window), self._num_steps())
 
     def end_batch(self, trainer: TrainerLike) -> bool:
-        """Set the learning rates again, and call what follows steps; returns whether that goes on."""
-        acts = self.followers.optimizers.acts_each_step
-        if acts:
-            self.followers.optimizers.keep_up()
+        """Set the learning rates again, and call what follows steps; returns whether any of it goes on."""
+        rates = self.followers.optimizers
+        if rates.acts_each_step:
+            rates.keep_up()
+        elif not self.each_batch:
+            return self.listens_to_loss
         self.each_batch = [call for call in self.each_batch if call(trainer)]
-        return acts
+        return self.acts_each_batch
 
     @property
     def wants_gradients(self) -> bool:

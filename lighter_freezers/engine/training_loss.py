@@ -19,7 +19,7 @@ def loss_of(outputs: object, window: int) -> torch.Tensor | None:
         outputs: What the hook after a batch gets.
         window: Batches in the accumulation window, by which Lightning has divided the loss.
     """
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    loss = outputs.get("loss") if isinstance(outputs, (dict, Mapping)) else outputs  # one is quick to tell
     if not isinstance(loss, torch.Tensor):
         return None
     loss = loss.detach() if loss.requires_grad else loss  # Lightning's is detached already
@@ -117,20 +117,23 @@ class TrainingLoss:
             RuntimeError: A whole block had no loss.
         """
         if loss is None:  # `training_step` may skip a batch
-            self._num_missing += 1
+            self._miss(window)
         else:
             self._losses.append(loss)
             self._num_missing, self._is_open = 0, True
+        if optimizer_step != self._step:
+            self._num_done += (optimizer_step - self._step) * self._is_open
+            self._step, self._is_open = optimizer_step, False
+        return self._num_done >= self._num_steps
+
+    def _miss(self, window: int) -> None:
+        self._num_missing += 1
         if self._num_missing >= self._num_steps * window:
             raise RuntimeError(
                 "An operation waits for training_loss, but training_step gave no loss in "
                 f"{self._num_missing} batches. Return it, or a dictionary with it under 'loss', or monitor a "
                 "metric that is logged."
             )
-        if optimizer_step != self._step:
-            self._num_done += (optimizer_step - self._step) * self._is_open
-            self._step, self._is_open = optimizer_step, False
-        return self._num_done >= self._num_steps
 
     def close(self, trainer: TrainerLike, optimizer_step: int) -> None:
         """Compute the mean of the block and start its copy to the host."""
