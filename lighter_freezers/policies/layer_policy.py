@@ -55,11 +55,12 @@ class LayerPolicy(EngineCallback):
     Raises:
         TypeError: A value has the wrong type.
         ValueError: A value is out of range; in `setup`, the model has no unit that can train.
+        RuntimeError: When a fit starts, another policy chooses among the same parameters.
 
     Runs on: `setup`; the Trainer's engine does everything else, at `on_train_batch_start` between two
     optimizer steps.
 
-    Saves: the window, what trains in it, what was measured so far, `memory` and `prepared`.
+    Saves: the window, what trains in it, what others held then, what was measured, `memory` and `prepared`.
 
     Logs: one line for each window in which something else trains.
     """

@@ -248,6 +248,40 @@ def test_the_quickstart_by_its_own_command(tmp_path: Path, cache: Path) -> None:
     assert re.search(" ".join(expected), printed)
 
 
+SHOWN: dict[str, tuple[list[str], str]] = {  # overrides, and what `lighter fit` shows of the choice
+    "lisa": (["vars::every_n_steps=2"], r"Lisa trains 2 of 4 units: \d, \d .* held by Lisa"),
+    "block_cycling": (
+        ["vars::every_n_steps=2"],
+        r"step 2: BlockCycling trains 1 of 4 units: \d .* held by BlockCycling",
+    ),
+    "auto_freeze": (["vars::every_n_steps=2"], r"AutoFreeze trains .* freezes wte, wpe, h\.0"),
+    "freeze_out": (["vars::num_steps=18"], r"step 10: FreezeOut trains 5 of 6 units: 0, 1, 2"),
+    "spectrum": (["vars::top_percent=25"], r"step 0: starts with frozen .*\.attn.* held by Spectrum"),
+    "misa": (["vars::every_n_steps=2"], r"step 2: Misa trains \d of 16 units: network\.transformer\.h\."),
+    "auto_rgn": (["vars::every_n_steps=2"], r"step 0: 0 % frozen .* starts with nothing frozen"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["lisa", *(pytest.param(each, marks=pytest.mark.wide) for each in sorted(POLICIES - {"lisa"}))]
+)
+def test_a_policy_by_its_own_command(name: str, tmp_path: Path, cache: Path) -> None:
+    """`lighter fit` in a fresh process: 18 steps, the log says what trains, and a TensorBoard run is left."""
+    overrides, expected = SHOWN[name]
+    small = ["trainer::max_epochs=3", *TINY, "data::num_train_sequences=12", f"data::cache_dir={cache}"]
+    printed = fit(tmp_path, f"configs/policies/{name}.yaml", *small, *overrides)
+
+    assert re.search(expected, printed)
+    assert re.search(r"The run: 18 optimizer steps .* loss from 6\.9\d* \(first batch\)", printed)
+    events = EventAccumulator(str(tmp_path / f"outputs/{name}/version_0"))
+    events.Reload()
+    frozen = [event.value for event in events.Scalars("freeze/frozen_share")]
+    assert (max(frozen) > 0.1) is (name != "auto_rgn")
+    if name in ("auto_rgn", "freeze_out"):
+        rates = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"] if tag[:3] == "lr-"}
+        assert len({*rates.values()}) > 4
+
+
 def fit(folder: Path, config: str, *overrides: str) -> str:
     """`lighter fit` in a fresh process; what it printed, in one line."""
     command = [str(Path(sys.executable).parent / "lighter"), "fit", str(ROOT / config), *overrides]

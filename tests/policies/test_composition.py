@@ -1,5 +1,6 @@
 """Policies beside Freezers, stages and each other: what composes, and what is refused at the start."""
 
+import os
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lighter_freezers import (
     plan,
 )
 from lighter_freezers.engine import Moment
+from tests.distributed.run_ranks import run_ranks
 from tests.lab import WIDTH, adamw, batches, regression, trainer
 from tests.policies.policy_lab import LONE, POLICIES, Run, Tower, parts
 
@@ -290,6 +292,29 @@ def test_rates_alone_are_a_policy() -> None:
         dict(zip(*seen, strict=True))[f"blocks.{min(parts(seen[0])[1:])}.up.weight"] for seen in run.seen[:4]
     ]
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+
+
+def beside_a_freezer_on_ranks() -> dict[str, Any]:
+    from pytorch_lightning.strategies import DDPStrategy
+
+    results = {}
+    for name, policy in POLICIES.items():
+        strategy, loader = DDPStrategy(process_group_backend="gloo"), batches(32, int(os.environ["RANK"]), 2)
+        run = Run([*FREEZERS["twice"](), policy()], loader=loader, devices=2, strategy=strategy)
+        results[name] = {"training": run.training, "weights": run.weights}
+    return results
+
+
+@pytest.mark.wide
+def test_two_ranks_choose_among_what_is_free_as_one_process(tmp_path: Path) -> None:
+    first, second = run_ranks(beside_a_freezer_on_ranks, tmp_path, 2)
+    for name, policy in POLICIES.items():
+        one = Run([*FREEZERS["twice"](), policy()], loader=batches())
+        assert first[name]["training"] == second[name]["training"] == one.training, name
+        for key, weight in first[name]["weights"].items():
+            assert torch.equal(weight, second[name]["weights"][key]), (name, key)
+            # the first steps of Adam turn the rounding of a gradient near 0 into a step
+            assert torch.allclose(weight, one.weights[key], atol=1e-4), (name, key)
 
 
 @pytest.fixture(autouse=True)
