@@ -51,12 +51,10 @@ class PromptTokenizer(Protocol):
 class _TransformersTokenizer:
     """A tokenizer of transformers. It adds its own start of a prompt, but no end."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, begins_with: tuple[int, ...]) -> None:
         self.source = tokenizer
         self.eos_id = int(tokenizer.eos_token_id)
-        alone = list(tokenizer("").input_ids)
-        has_begin = tokenizer.bos_token_id is not None and alone[:1] == [tokenizer.bos_token_id]
-        self.begins_with: tuple[int, ...] = (int(tokenizer.bos_token_id),) if has_begin else ()
+        self.begins_with = begins_with
         self.vocab_size = len(tokenizer)
 
     @property
@@ -107,7 +105,7 @@ def kept_tokenizer(tokenizer: PromptTokenizer, folder: Path) -> PromptTokenizer:
 
 def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:
     """Wrap a byte-level BPE of ours; a text begins and ends with `<eos>`, as in `TextDataModule`."""
-    return _TransformersTokenizer(tokenizer.for_transformers())
+    return _TransformersTokenizer(tokenizer.for_transformers(), (tokenizer.eos_id,))
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
@@ -127,7 +125,9 @@ def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
             f"The tokenizer {type(tokenizer).__name__} has no eos_token, so an answer could not end. "
             "Set it: tokenizer.eos_token = '</s>'."
         )
-    return _TransformersTokenizer(tokenizer)
+    alone = list(tokenizer("").input_ids)
+    has_begin = tokenizer.bos_token_id is not None and alone[:1] == [tokenizer.bos_token_id]
+    return _TransformersTokenizer(tokenizer, (int(tokenizer.bos_token_id),) if has_begin else ())
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:
