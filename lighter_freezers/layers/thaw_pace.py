@@ -29,7 +29,7 @@ class Pace:
     def num_blocks(self, num_blocks: int, layers_per_stage: int, begins_with_head: bool) -> list[int]:
         """How many blocks train in each stage, up to the one in which all do."""
         if self.total_epochs is not None:
-            least = 0 if begins_with_head and self.total_epochs > 1 else 1
+            least = 0 if begins_with_head else 1
             wanted = [
                 num_unfrozen_layers(epoch, num_blocks, self.total_epochs)
                 for epoch in range(self.total_epochs)

@@ -60,6 +60,5 @@ def _of_share(first: float, last: float, num_blocks: int, layer: str) -> list[in
         raise ValueError(f"'{layer}' is no share: write a % to b % from 0 to 100, the smaller first.")
     begin, end = (int(share * num_blocks / 100) for share in (first, last))
     if end == begin and last > first:  # never empty unless 0 %
-        begin = min(begin, num_blocks - 1)
         end = begin + 1
     return list(range(begin, end))

@@ -46,7 +46,21 @@ def copied(fit: Any, module: Any) -> dict[str, Any]:
     return {"weights": weights, "moments": state, "step": fit.global_step, "epoch": fit.current_epoch}
 
 
-def fit(folder: Path, resume_from: Path | None = None, **best: Any) -> dict[str, Any]:
+class Counting(BlockNet):
+    """Counts its passes in a buffer, as batch norm does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        return super().forward(x)
+
+
+def fit(
+    folder: Path, resume_from: Path | None = None, network: Any = BlockNet, **best: Any
+) -> dict[str, Any]:
     """Six epochs of four steps with a checkpoint after each; the state at each validation and first batch."""
     from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -54,7 +68,7 @@ def fit(folder: Path, resume_from: Path | None = None, **best: Any) -> dict[str,
     few = ModelCheckpoint(dirpath=folder / "few", monitor="val/loss", save_top_k=1)
     validated = recorder(LONE, copied, "on_validation_end")
     began = recorder(LONE, lambda t, m: None if t.global_step % 4 else copied(t, m), "on_after_backward")
-    module = regression(LONE, BlockNet, adamw)
+    module = regression(LONE, network, adamw)
     run = trainer(
         LONE,
         callbacks=[GradualUnfreezing(stages=STAGES, restore_best={**BEST, **best}), scorer(), few, saver]
@@ -97,12 +111,18 @@ def test_files_and_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert len(list((tmp_path / "few").iterdir())) == 1
 
 
-def test_the_best_of_all_at_the_end(tmp_path: Path) -> None:
-    """That of the second stage; the score of the last one is higher."""
-    done = fit(tmp_path, at_end=True)
+@pytest.mark.parametrize(("mode", "best", "other"), [("min", 4, 5), ("max", 5, 4)])
+def test_the_best_of_all_at_the_end(mode: str, best: int, other: int, tmp_path: Path) -> None:
+    """The lowest score is in the second stage, the highest in the last."""
+    done = fit(tmp_path, at_end=True, mode=mode)
 
-    assert same(done["weights"], done["validated"][4]["weights"])
-    assert not same(done["weights"], done["validated"][5]["weights"])
+    assert same(done["weights"], done["validated"][best]["weights"])
+    assert not same(done["weights"], done["validated"][other]["weights"])
+
+
+def test_buffers_are_those_of_the_best_weights(tmp_path: Path) -> None:
+    """Of two epochs of the first stage and two of the second, four steps each."""
+    assert fit(tmp_path, network=Counting, at_end=True)["weights"]["network.passes"] == 16
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lighter_freezers import LayerOperations
+from lighter_freezers.engine.training_loss import TrainingLoss
 from tests.lab import NAMESPACES, batches, frozen_layers, recorder, regression, trainer
 
 LONE = "pytorch_lightning"
@@ -116,3 +117,23 @@ def test_a_step_without_a_loss_is_passed_over() -> None:
         )
 
     assert seen.seen == [False] * 4 + [True] * 4
+
+
+def test_batches_without_a_loss_count_in_a_row() -> None:
+    """A loss between two of them begins anew."""
+    losses = TrainingLoss(2, optimizer_step=0)
+    for step, loss in enumerate((None, torch.ones(()), None, torch.ones(())), start=1):
+        is_full = losses.note(loss, step, window=1)
+
+    assert is_full
+    losses.note(None, 5, window=1)
+    with pytest.raises(RuntimeError, match="gave no loss in 2 batches"):
+        losses.note(None, 6, window=1)
+
+
+def test_losses_of_an_older_checkpoint_are_those_of_whole_batches() -> None:
+    """It has them as Lightning divided them, and the length of each one's window."""
+    losses = TrainingLoss(4, optimizer_step=0)
+    losses.remember({"windows": [2, 2, 2], "losses": [0.5, 1.0, 1.5], "averages": []})
+
+    assert losses.state() == {"losses": [1.0, 2.0, 3.0], "num_done": 1, "is_open": True, "averages": []}

@@ -131,6 +131,27 @@ def test_a_misspelt_metric_of_the_epoch_end_is_an_error_after_one_epoch(kind: st
         history(LONE, logs_at_epoch_end(LONE), waiting("train/acx")[kind], max_epochs=1)
 
 
+@pytest.mark.parametrize("kind", ["freezer", "gradual", "operations"])
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_a_metric_that_the_sanity_check_lacks_is_awaited(namespace: str, kind: str, log: Any) -> None:
+    """A module may log it in real validations only; one that is all but another name is an error there."""
+
+    def validation_step(self: Any, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.loss(batch))
+        if not self.trainer.sanity_checking:
+            self.log("val/acc", 0.9 if self.current_epoch else 0.1)
+
+    modules = [regression(namespace, Blocks) for _ in range(2)]
+    for module in modules:
+        type(module).validation_step = validation_step
+    seen = history(namespace, modules[0], waiting("val/acc")[kind], max_epochs=4, num_sanity_val_steps=1)
+
+    assert "not logged in the sanity check" in log.text
+    assert seen[0] != seen[-1]
+    with pytest.raises(RuntimeError, match=r"'val/los', but it was never logged. Closest: val/loss\. Logged"):
+        history(namespace, modules[1], waiting("val/los")[kind], num_sanity_val_steps=1)
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_checkpoint_of_the_epoch_end_knows_the_metric(tmp_path: Any) -> None:
     """`ModelCheckpoint` saves after the module's hook: the run that resumes goes on as the other did."""

@@ -264,7 +264,7 @@ def test_a_history_that_is_not_empty_is_used() -> None:
     model = ARCHITECTURES["gpt2"]().eval()
     ids = torch.randint(3, 32, (1, 8))
     plain = model.generate(ids, max_new_tokens=4, do_sample=False)
-    history = transformers.DynamicCache(config=model.config)
+    history = transformers.DynamicCache()
     is_new = "cache" in inspect.signature(type(model).forward).parameters  # what it is called since 5.24
     key = "cache" if is_new else "past_key_values"
     with torch.no_grad():

@@ -126,3 +126,13 @@ def test_stages_cover_all_layers_in_both_directions() -> None:
     assert titles("top-down", [0, 1, 1, 4], 3) == [["head"], ["3"], [], ["2", "1", "0", "embeddings"]]
     assert titles("bottom-up", [1, 3, 4], 0) == [["head", "0", "embeddings"], ["1", "2"], ["3"]]
     assert titles("top-down", [4], None) == [["head", "3", "2", "1", "0"]]
+
+
+def test_blocks_without_lora_are_no_blocks_frozen_by_hand() -> None:
+    """Adapters on the upper blocks alone: PEFT has frozen the lower ones."""
+    model = GPT({"n_layer": 3, "n_embd": 8, "n_head": 2, "vocab_size": 8, "block_size": 4})
+    some = {"r": 2, "target_modules": ["c_attn"], "layers_to_transform": [2], "layers_pattern": "h"}
+    layers = layers_of(apply_lora(model, some))
+
+    assert [layer.title for layer in layers.blocks] == ["block 2"]
+    assert layers.left_out == ()

@@ -8,6 +8,7 @@ from torch import nn
 
 from lighter_freezers import resize_lora_layer
 from lighter_freezers.engine import ledger
+from lighter_freezers.lora.rank_zero import shorten_forwards
 from tests.lora.lora_lab import KINDS, VARIANTS, adapted, delta, inputs, steps, trained
 
 CELLS = [(kind, variant) for kind in KINDS for variant in VARIANTS]
@@ -271,3 +272,15 @@ def test_the_same_generator_draws_the_same_components() -> None:
         rows.append(_factors(model.target)[0].detach())
 
     assert torch.equal(*rows)
+
+
+def test_a_forward_of_other_code_stays() -> None:
+    """As accelerate puts one on the layer itself."""
+    model, x = trained("Linear"), inputs("Linear")
+    usual = model.target.forward
+    model.target.forward = own = lambda *given, **named: usual(*given, **named)
+    resize_lora_layer(model.target, 0)
+    shorten_forwards(model)
+
+    assert model.target.forward is own
+    assert torch.equal(model.target(x), model.target.base_layer(x))
