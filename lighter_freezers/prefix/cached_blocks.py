@@ -221,13 +221,19 @@ class CachedBlocks:
         except Refusal as refusal:
             self._turn_off(str(refusal))
             return output
-        return form.filled(self._hand_on(current, number, hidden, lambda: hidden, form), real, output)
+        return form.filled(self._hand_on(current, number, hidden, lambda: hidden), real, output)
 
     def _hand_on(
-        self, current: Pass, number: int, stand_in: Tensor, compute: Callable[[], Tensor], form: BlockForm
+        self,
+        current: Pass,
+        number: int,
+        stand_in: Tensor,
+        compute: Callable[[], Tensor],
+        *,
+        is_alike: bool = True,
     ) -> Handed:
         tell = partial(self._leak, number)
-        current.last = Handed.of(number, current, stand_in, compute, tell, is_alike=form.is_alike)
+        current.last = Handed.of(number, current, stand_in, compute, tell, is_alike=is_alike)
         return current.last
 
     def _finish(self, current: Pass, hidden: Tensor) -> None:
@@ -237,7 +243,7 @@ class CachedBlocks:
         if len(hidden) != len(current.keys):
             raise Refusal("its output has not as many rows as its input")
         if torch.is_grad_enabled() and hidden.requires_grad:
-            raise Refusal("a gradient flows through it")
+            raise Refusal("a gradient flows through it, as re-entrant checkpointing asks for: use_reentrant=False")
         is_last = hidden.ndim == 4 and not hidden.is_contiguous()
         self._format = torch.channels_last if is_last else torch.contiguous_format
         if self.cost is not None:
@@ -271,8 +277,10 @@ class CachedBlocks:
             return form.filled(rows.contiguous(memory_format=self._format), call, output)
         if output is not None:
             hidden = hidden_of(output)
-            return form.filled(self._hand_on(current, number, hidden, lambda: hidden, form), call, output)
-        return form.filled(self._hand_on(current, number, call.hidden, compute, form), call)
+            return form.filled(self._hand_on(current, number, hidden, lambda: hidden), call, output)
+        before = current.last if number else None
+        is_alike = form.is_alike and (before is None or before.is_alike)
+        return form.filled(self._hand_on(current, number, call.hidden, compute, is_alike=is_alike), call)
 
     def _leak(self, number: int) -> None:
         if not self.why:

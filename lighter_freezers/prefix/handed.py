@@ -26,6 +26,7 @@ class Handed(Tensor):
     Attributes:
         number: Of the block that hands them on.
         origin: What belongs to the same batch.
+        is_alike: Whether their memory has the shape, dtype and device of what the block returns.
         is_used: Whether something else than the next block has used them.
     """
 
@@ -33,7 +34,7 @@ class Handed(Tensor):
     origin: object
     _compute: Callable[[], Tensor]
     _tell: Callable[[], None]
-    _is_alike: bool
+    is_alike: bool
     is_used: bool
     _is_taken: bool
     _found: Tensor | None
@@ -62,7 +63,7 @@ class Handed(Tensor):
         with DisableTorchFunctionSubclass():
             handed = stand_in.detach().as_subclass(cls)
         handed.number, handed.origin, handed._compute, handed._tell = number, origin, compute, tell
-        handed._is_alike, handed.is_used, handed._is_taken, handed._found = is_alike, False, False, None
+        handed.is_alike, handed.is_used, handed._is_taken, handed._found = is_alike, False, False, None
         return handed
 
     def pass_on(self) -> None:
@@ -95,7 +96,7 @@ class Handed(Tensor):
         """Run an operation of torch on the real ones."""
         kwargs = kwargs or {}
         first = args[0] if args else None
-        if isinstance(first, Handed) and first._is_alike and func in _HARMLESS:
+        if isinstance(first, Handed) and first.is_alike and func in _HARMLESS:
             with DisableTorchFunctionSubclass():
                 result = func(*args, **kwargs)
             if func in _DESCRIPTIONS or result is first:

@@ -1,6 +1,8 @@
 """Each benchmark runs, prints its table and writes what it measured with."""
 
 import json
+import subprocess
+import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +10,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import (
     code_versions,
     frozen_dtype,
+    gpu,
     grad_norms,
     growth,
     hooks,
@@ -44,6 +48,7 @@ TINY: list[tuple[ModuleType, str, list[str]]] = [
     (prefix_cache, "B5", TINY_PREFIX),
     (grad_norms, "B8", ["--shapes", "14x8", "--rounds", "2"]),
     (lora, "B11", TINY_LORA),
+    (gpu, "B10", ["--device", "cpu", "--steps", "6"]),
     (host_reads, "B12", ["--steps", "30", "--average-over", "4", "--calls", "20", "--rounds", "2"]),
     (imports, "B13", ["--rounds", "1", "--light"]),
     (frozen_dtype, "B19", TINY_HALF),
@@ -153,3 +158,11 @@ def test_what_has_changed_since_is_said_below_a_table() -> None:
     assert "Changed since, and not measured again: `prefix`." in render.table(
         {**result([Row("ours", 3.0, "x")]), "changed": ["prefix"]}
     )
+
+
+def test_without_a_card_the_gpu_benchmark_says_so() -> None:
+    if torch.cuda.is_available():
+        return
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("No CUDA card here, so nothing was measured")

@@ -1,9 +1,11 @@
 """Fits of small models whose first blocks are frozen, with and without a `PrefixCache`."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 import transformers
@@ -32,10 +34,16 @@ def _hf(config: str, model: str, **options: Any) -> Callable[[], nn.Module]:
     return lambda: getattr(transformers, model)(getattr(transformers, config)(**options))
 
 
-def _resnet() -> nn.Module:
-    from torchvision.models import resnet18
+def _large_images() -> torch.Tensor:
+    return torch.randn(NUM_ROWS, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
-    return resnet18(num_classes=2)
+
+def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: getattr(import_module("torchvision.models"), name)(num_classes=2, **options)
+
+
+def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: pytest.importorskip("timm").create_model(name, num_classes=2, **options)
 
 
 def _causal(network: nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -48,6 +56,10 @@ def _ours(network: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 def _states(network: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return network(ids).last_hidden_state.square().mean()
+
+
+def _pooled(network: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    return network(rows).pooler_output.square().mean()
 
 
 def _logits(network: nn.Module, rows: torch.Tensor) -> torch.Tensor:
@@ -67,8 +79,69 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[..., torch.Tensor], Ca
     "bert": (_hf("BertConfig", "BertForMaskedLM", **BERT, **_NO_DROPOUT), _causal, _tokens),
     "vit": (_hf("ViTConfig", "ViTForImageClassification", **VIT, **_NO_DROPOUT), _logits, _images),
     "t5-encoder": (_hf("T5Config", "T5EncoderModel", **_T5), _states, _tokens),
-    "resnet": (_resnet, _logits, _images),
+    "resnet": (_torchvision("resnet18"), _logits, _images),
 }
+_TINY = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+_SMALL = {**_TINY, "intermediate_size": 32, "max_position_embeddings": 32}
+_CALM = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+_OPT = {**_TINY, "word_embed_proj_dim": 16, "ffn_dim": 32, "dropout": 0.0, "attention_dropout": 0.0}
+_PHI = {**_SMALL, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attention_dropout": 0.0}
+_DEBERTA = {**_SMALL, **_NO_DROPOUT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+_DISTIL = {"vocab_size": 32, "dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32, "dropout": 0.0}
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+_LOCAL = {"global_attn_every_n_layers": 2, "local_attention": 4}
+_VISION = {**_SMALL, "image_size": 8, "patch_size": 4}
+_STAGES = {"image_size": 32, "depths": [2, 2]}
+_SWIN = {
+    **_STAGES,
+    **_NO_DROPOUT,
+    "embed_dim": 8,
+    "num_heads": [2, 2],
+    "window_size": 4,
+    "drop_path_rate": 0.0,
+}
+_CONVNEXT = {**_STAGES, "num_stages": 2, "hidden_sizes": [8, 16]}
+_TIMM_VIT = {"img_size": 32, "patch_size": 8, "depth": 4, "embed_dim": 24, "num_heads": 2}
+_GPTJ = {"vocab_size": 32, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 32, "rotary_dim": 4}
+_GEMMA = {**_LLAMA, "head_dim": 8, "sliding_window": 4}
+_MLM = {
+    "roberta": _hf("RobertaConfig", "RobertaForMaskedLM", **_SMALL, **_NO_DROPOUT),
+    "electra": _hf("ElectraConfig", "ElectraForMaskedLM", **_SMALL, **_NO_DROPOUT, embedding_size=16),
+    "deberta": _hf("DebertaV2Config", "DebertaV2ForMaskedLM", **_DEBERTA),
+    "distilbert": _hf("DistilBertConfig", "DistilBertForMaskedLM", **_DISTIL, attention_dropout=0.0),
+    "modernbert": _hf("ModernBertConfig", "ModernBertForMaskedLM", **_SMALL, **_IDS, **_LOCAL),
+    "mistral": _hf("MistralConfig", "MistralForCausalLM", **_LLAMA, sliding_window=4),
+    "gemma2": _hf("Gemma2Config", "Gemma2ForCausalLM", **_GEMMA),
+    "qwen3": _hf("Qwen3Config", "Qwen3ForCausalLM", **_LLAMA, head_dim=8),
+    "phi": _hf("PhiConfig", "PhiForCausalLM", **_PHI),
+    "opt": _hf("OPTConfig", "OPTForCausalLM", **_OPT, max_position_embeddings=32),
+    "gpt-neox": _hf("GPTNeoXConfig", "GPTNeoXForCausalLM", **_SMALL, **_CALM),
+    "gptj": _hf("GPTJConfig", "GPTJForCausalLM", **_GPTJ, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+    "falcon": _hf("FalconConfig", "FalconForCausalLM", **_TINY, **_CALM, alibi=False),
+    "falcon-alibi": _hf("FalconConfig", "FalconForCausalLM", **_TINY, **_CALM, alibi=True),
+}
+MODELS |= {name: (build, _causal, _tokens) for name, build in _MLM.items()}
+_IMAGES = {
+    "swin": _hf("SwinConfig", "SwinForImageClassification", **_SWIN),
+    "convnext": _hf("ConvNextConfig", "ConvNextForImageClassification", **_CONVNEXT),
+    "torchvision-efficientnet": _torchvision("efficientnet_b0", stochastic_depth_prob=0.0, dropout=0.0),
+    "torchvision-convnext": _torchvision("convnext_tiny", stochastic_depth_prob=0.0),
+    "timm-vit": _timm("vit_tiny_patch16_224", **_TIMM_VIT),
+    "timm-convnext": _timm("convnext_atto"),
+    "timm-resnet": _timm("resnet18"),
+}
+MODELS |= {name: (build, _logits, _large_images) for name, build in _IMAGES.items()}
+MODELS["clip-text"] = (_hf("CLIPTextConfig", "CLIPTextModel", **_SMALL, **_IDS), _states, _tokens)
+MODELS["clip-vision"] = (_hf("CLIPVisionConfig", "CLIPVisionModel", **_VISION), _pooled, _images)
+
+_ALBERT = {**_SMALL, **_NO_DROPOUT, "embedding_size": 8}
+_BLOOM = {"vocab_size": 32, "hidden_size": 16, "n_layer": 4, "n_head": 2, **_CALM}
+REFUSED = {  # name -> the reason
+    "albert": "share their weights",
+    "bloom": "return more than hidden states",
+}
+MODELS["albert"] = (_hf("AlbertConfig", "AlbertForMaskedLM", **_ALBERT), _causal, _tokens)
+MODELS["bloom"] = (_hf("BloomConfig", "BloomForCausalLM", **_BLOOM), _causal, _tokens)
 
 
 class Fitted(pl.LightningModule):

@@ -16,7 +16,7 @@ from torch import nn
 from lighter_freezers import Freezer, PrefixCache, apply_lora, compile_blocks
 from lighter_freezers.engine.effects.compiled_graphs import is_compiled
 from tests.lab import recorder
-from tests.prefix.cached_fits import MODELS, Fitted, fit
+from tests.prefix.cached_fits import MODELS, REFUSED, Fitted, fit
 
 
 def served(caplog: pytest.LogCaptureFixture) -> list[int]:
@@ -25,7 +25,9 @@ def served(caplog: pytest.LogCaptureFixture) -> list[int]:
     return [int(text.partition("served ")[2].partition(" %")[0]) for text in texts]
 
 
-WIDE = [pytest.param(name, marks=pytest.mark.wide) for name in MODELS if name not in ("ours", "gpt2")]
+WIDE = [
+    pytest.param(name, marks=pytest.mark.wide) for name in MODELS if name not in ("ours", "gpt2", *REFUSED)
+]
 
 
 @pytest.mark.parametrize("num_blocks", [2, None], ids=["part", "all"])
@@ -37,8 +39,19 @@ def test_losses_are_bitwise_those_of_plain_training(
     plain = fit(name, None, num_blocks=num_blocks)
     cached = fit(name, tmp_path / "rows", num_blocks=num_blocks)
 
-    assert torch.equal(torch.stack(plain.losses), torch.stack(cached.losses))
-    assert served(caplog) == [0, 100, 100]
+    assert equal(plain, cached)
+    # what runs between two stages ends the prefix in the first batch, whose rows come again in another one
+    assert served(caplog) in ([0, 100, 100], [0, 33, 100])
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_are_refused(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain, cached = fit(name, None), fit(name, tmp_path / "rows")
+
+    assert equal(plain, cached)
+    assert caplog.text.count("PrefixCache is off") == 1
+    assert REFUSED[name] in caplog.text
 
 
 def equal(one: Fitted, other: Fitted) -> bool:
