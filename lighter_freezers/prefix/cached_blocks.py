@@ -243,7 +243,9 @@ class CachedBlocks:
         if len(hidden) != len(current.keys):
             raise Refusal("its output has not as many rows as its input")
         if torch.is_grad_enabled() and hidden.requires_grad:
-            raise Refusal("a gradient flows through it, as re-entrant checkpointing asks for: use_reentrant=False")
+            raise Refusal(
+                "a gradient flows through it, as re-entrant checkpointing asks for: use_reentrant=False"
+            )
         is_last = hidden.ndim == 4 and not hidden.is_contiguous()
         self._format = torch.channels_last if is_last else torch.contiguous_format
         if self.cost is not None:
