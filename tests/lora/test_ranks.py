@@ -8,7 +8,7 @@ from torch import nn
 
 from lighter_freezers import resize_lora_layer
 from lighter_freezers.engine import ledger
-from lighter_freezers.lora.rank_zero import shorten_forwards
+from lighter_freezers.lora.rank_zero import shorten_forward
 from tests.lora.lora_lab import KINDS, VARIANTS, adapted, delta, inputs, steps, trained
 
 CELLS = [(kind, variant) for kind in KINDS for variant in VARIANTS]
@@ -280,7 +280,7 @@ def test_a_forward_of_other_code_stays() -> None:
     usual = model.target.forward
     model.target.forward = own = lambda *given, **named: usual(*given, **named)
     resize_lora_layer(model.target, 0)
-    shorten_forwards(model)
+    shorten_forward(model.target)
 
     assert model.target.forward is own
     assert torch.equal(model.target(x), model.target.base_layer(x))

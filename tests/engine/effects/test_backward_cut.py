@@ -209,10 +209,11 @@ def test_a_choice_that_costs_the_gain_is_named(mode: str, caplog: pytest.LogCapt
     with torch.no_grad():
         loss_of(model.eval())  # nothing is lost where there is no backward pass
     model.train()
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("lighter_freezers")]
     costs = [measure_step(step(each), each).flops for each in (model, model, ideal)]
 
-    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    ours = [record for record in caplog.records if record.name.startswith("lighter_freezers")]
+    (warning,) = [record for record in ours if record.levelname == "WARNING"]
     share = float(warning.message.partition(" %")[0].rpartition(" ")[2])
     assert share == pytest.approx(100 * (1 - costs[2] / costs[0]), abs=3)
     assert {"wte": "wte below trains"}.get(mode, "Freeze wpe too") in warning.message
