@@ -1,5 +1,6 @@
 """What Trainer says of a `ckpt_path` that is not a whole checkpoint: the sentence of our own readers."""
 
+import gzip
 import io
 import zipfile
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations
 from tests.lab import NAMESPACES, batches, recorder, regression, trainer
@@ -82,3 +84,40 @@ def test_a_whole_checkpoint_is_no_reason(kind: str, tmp_path: Path) -> None:
         with pytest.raises(kind_of_error) as told:
             run.fit(regression(NAMESPACES[0]), batches(), batches(), ckpt_path=given)
         assert "not a whole" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", ["own", "older"])
+def test_another_failure_beside_a_whole_checkpoint_is_left_as_it_is(kind: str, tmp_path: Path) -> None:
+    """Of a run that has read the file, in a format of its own or torch's older one."""
+
+    class Compressed(TorchCheckpointIO):
+        def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> Any:
+            return torch.load(io.BytesIO(gzip.decompress(Path(path).read_bytes())), weights_only=False)
+
+    def fail(*_: Any) -> None:
+        raise EOFError("of the data")
+
+    path = written(tmp_path, "new" if kind == "own" else "older")
+    if kind == "own":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    plugins = [Compressed()] if kind == "own" else []
+    for hook, method in (("on_load_checkpoint", "fit"), ("validation_step", "validate")):
+        module = regression(NAMESPACES[0])
+        setattr(module, hook, fail)
+        run = trainer(NAMESPACES[0], callbacks=[CALLBACKS["Freezer"]()], plugins=plugins)
+        with pytest.raises(EOFError) as told:
+            getattr(run, method)(module, *[batches()] * (2 if method == "fit" else 1), ckpt_path=path)
+        assert str(told.value) == "of the data"
+
+
+def test_a_broken_table_of_contents_keeps_nobody_from_cleaning_up(tmp_path: Path) -> None:
+    path = written(tmp_path, "new")
+    content = bytearray(path.read_bytes())
+    content[content.find(b"PK\x01\x02")] = 0  # its first entry
+    path.write_bytes(content)
+    errors = recorder(NAMESPACES[0], lambda *_: "told", when="on_exception")
+    run = trainer(NAMESPACES[0], callbacks=[CALLBACKS["Freezer"](), errors])
+
+    with pytest.raises(RuntimeError, match="not a whole checkpoint"):
+        run.fit(regression(NAMESPACES[0]), batches(), batches(), ckpt_path=path)
+    assert errors.seen == ["told"]
