@@ -99,7 +99,7 @@ class CachedBlocks:
         self._names = frozen.phrase
         self._said = said
         self._is_silent = is_silent
-        self._pass: Pass | None = None
+        self._last: Handed | None = None  # what was handed on last, until the last block has it
         self._num_found = 0
         self._differences: list[tuple[float, Tensor]] = []  # tolerance, and what a check found; read later
         self._format = torch.contiguous_format
@@ -133,7 +133,7 @@ class CachedBlocks:
         self._read_differences()
         for detour in self._detours:
             detour.remove()
-        self._detours, self._pass = [], None
+        self._detours, self._last = [], None
         if self._store is not None:
             self._store.delete() if deletes else self._store.close()
 
@@ -155,19 +155,22 @@ class CachedBlocks:
             real = call.real
             return own(*real.arguments, **real.keywords)
         follow = self._skip if current.before is None else self._run
-        return follow(current, number, own, call)
+        output = follow(current, number, own, call)
+        if number == len(self._blocks) - 1:
+            self._last = None
+        return output
 
     def _pass_of(self, number: int, call: BlockCall) -> Pass | None:
         """The batch that this call belongs to; None if the block just runs."""
         if number == 0:
-            self._pass = self._begin(call)
-            return self._pass
+            self._last = None
+            return self._begin(call)
         hidden = call.tensors[0] if call.tensors else None
         if isinstance(hidden, Handed) and hidden.number == number - 1:
             hidden.pass_on()
             current = hidden.origin
             return current if isinstance(current, Pass) and current.store is self._store else None
-        last = None if self._pass is None else self._pass.last
+        last = self._last
         if last is not None and last.number == number - 1 and last.is_used:
             self._shorten(number)  # something else ran between the two
         return None
@@ -233,8 +236,8 @@ class CachedBlocks:
         is_alike: bool = True,
     ) -> Handed:
         tell = partial(self._leak, number)
-        current.last = Handed.of(number, current, stand_in, compute, tell, is_alike=is_alike)
-        return current.last
+        self._last = handed = Handed.of(number, current, stand_in, compute, tell, is_alike=is_alike)
+        return handed
 
     def _finish(self, current: Pass, hidden: Tensor) -> None:
         """The last block has run: store its output, or compare it with stored rows."""
@@ -280,9 +283,9 @@ class CachedBlocks:
         if output is not None:
             hidden = hidden_of(output)
             return form.filled(self._hand_on(current, number, hidden, lambda: hidden), call, output)
-        before = current.last if number else None
-        is_alike = form.is_alike and (before is None or before.is_alike)
-        return form.filled(self._hand_on(current, number, call.hidden, compute, is_alike=is_alike), call)
+        hidden = call.hidden
+        is_alike = form.is_alike and (not isinstance(hidden, Handed) or hidden.is_alike)
+        return form.filled(self._hand_on(current, number, hidden, compute, is_alike=is_alike), call)
 
     def _leak(self, number: int) -> None:
         if not self.why:
@@ -290,7 +293,7 @@ class CachedBlocks:
 
     def _shorten(self, num_blocks: int) -> None:
         """Only the first blocks run directly one after another."""
-        self._pass = None
+        self._last = None
         self.title = f"{self.title}, of which the first {num_blocks} layers run one after another"
         self._use(self._blocks[:num_blocks])
 
@@ -321,7 +324,7 @@ class CachedBlocks:
                 )
 
     def _turn_off(self, why: str) -> None:
-        self.why, self._pass = why, None
+        self.why, self._last = why, None
         if why not in self._said and not self._is_silent:
             self._said.add(why)
             log.warning("PrefixCache is off, and %s runs as without it: %s.", self.title, why)

@@ -200,7 +200,6 @@ class Pass:
         device: Of the hidden states.
         autocast: As it was when the first block was called.
         before: The state before the blocks run; None if they are skipped.
-        last: What the last block that was called has handed on.
     """
 
     keys: list[bytes]
@@ -209,7 +208,6 @@ class Pass:
     device: torch.device
     autocast: torch.autocast
     before: "Before | None" = None
-    last: Handed | None = None
 
 
 class Before:

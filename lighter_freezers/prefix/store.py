@@ -26,6 +26,7 @@ __all__ = ["RowStore", "StoredRow"]
 
 _ENTRY = struct.Struct("<16sQBBB5xIIIIII")  # key, offset, dtype stored, dtype computed, dimensions, sizes
 _MOST_DIMENSIONS = 6
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would write each byte 10 as two
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -146,7 +147,7 @@ class RowStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         rows = self._folder / f"{name}.rows"
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | _BINARY
         file = os.open(rows, flags, 0o666)
         self._files[rows] = file
         self._own = file, os.open(rows.with_suffix(".index"), flags, 0o666)
@@ -167,7 +168,7 @@ class RowStore:
                 continue
             with suppress(FileNotFoundError):  # another process deletes a store that is no longer right
                 if rows not in self._files:
-                    self._files[rows] = os.open(rows, os.O_RDONLY)
+                    self._files[rows] = os.open(rows, os.O_RDONLY | _BINARY)
                 if index.stat().st_size >= self._read.get(index, 0) + _ENTRY.size:
                     self._read_entries(index, self._files[rows])
 

@@ -1,6 +1,7 @@
 """`PrefixCache` on real models: the same losses bit for bit, and the blocks do not run again."""
 
 import copy
+import gc
 import logging
 import os
 import pickle
@@ -15,6 +16,7 @@ from torch import nn
 
 from lighter_freezers import Freezer, PrefixCache, apply_lora, compile_blocks
 from lighter_freezers.engine.effects.compiled_graphs import is_compiled
+from lighter_freezers.prefix.handed import Handed
 from tests.lab import recorder
 from tests.prefix.cached_fits import MODELS, REFUSED, Fitted, fit
 
@@ -375,3 +377,19 @@ def test_copies_of_the_module_run_their_own_blocks(tmp_path: Path) -> None:
     assert all(block._compiled_call_impl is None for each in copies for block in each.transformer.h)
     assert all(block._compiled_call_impl is None for block in module.network.transformer.h)
     pickle.dumps(PrefixCache())
+
+
+def test_no_hidden_states_outlive_their_batch(tmp_path: Path) -> None:
+    """Without the garbage collector, too: it may run late, and knows nothing of the memory of a GPU."""
+    alive = recorder(
+        "pytorch_lightning",
+        lambda *_: sum(type(each) is Handed for each in gc.get_objects()),
+        when="on_train_batch_end",
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        fit("gpt2", tmp_path, callbacks=[alive])
+    finally:
+        gc.enable()
+    assert alive.seen == [0] * 9
