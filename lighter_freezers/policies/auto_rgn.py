@@ -47,5 +47,6 @@ class AutoRgn(LayerPolicy):
 
     def rate(self, unit: str, moment: Moment, window: Window) -> float:
         """The share of the largest relative gradient norm; 1 where nothing was measured."""
-        norms, largest = window.memory.get("norms", {}), window.memory.get("largest", 0.0)
+        norms = window.memory.get("norms", window.measured)  # checkpoints of before do not have it
+        largest = window.memory.get("largest") or max(norms.values(), default=0.0)
         return norms.get(unit, largest) / largest if largest else 1.0

@@ -274,7 +274,7 @@ class _PolicyAction(Action):
             measured=saved["measured"],
             prepared=saved["prepared"],
             memory=dict(saved["memory"]),
-            held=frozenset(saved["held"]),
+            held=frozenset(saved.get("held", ())),  # checkpoints of before do not have it
         )
         if self._statistic:
             self._statistic.remember(state["statistic"])

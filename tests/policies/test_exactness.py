@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lighter_freezers import Freezer, GradualUnfreezing, PrefixCache, apply_lora
+from lighter_freezers.engine.checkpoint_identity import STATE_KEY
 from tests.distributed.run_ranks import run_ranks
 from tests.lab import adamw, batches, regression
 from tests.policies.policy_lab import NUM_STEPS, POLICIES, Run, Tower, parts
@@ -32,6 +33,19 @@ def test_a_resumed_run_is_the_whole_run(name: str, tmp_path: Path) -> None:
     assert len(whole.seen) == NUM_STEPS
     for step, path in saved:
         assert Run([POLICIES[name]()], ckpt_path=path).equals(whole, step), step
+
+
+@pytest.mark.parametrize("name", ["Lisa", "AutoRgn"])
+def test_a_checkpoint_without_what_is_saved_since(name: str, tmp_path: Path) -> None:
+    """One from before windows had `held`, and `AutoRgn` a memory, is as good."""
+    path = tmp_path / "5.ckpt"
+    whole = Run([POLICIES[name]()], save=[(5, path)])
+    checkpoint = torch.load(path, weights_only=False)
+    (state,) = [each for key, each in checkpoint["callbacks"][STATE_KEY]["actions"].items() if name in key]
+    del state["window"]["held"]
+    state["window"]["memory"] = {}
+    torch.save(checkpoint, path)
+    assert Run([POLICIES[name]()], ckpt_path=path).equals(whole, 5)
 
 
 @pytest.mark.parametrize("name", POLICIES)
