@@ -53,10 +53,11 @@ def step_counter(trainer: TrainerLike, model: nn.Module) -> Callable[[], int]:
     """
     is_automatic = getattr(model, "automatic_optimization", True)
     try:  # where the loop counts: the property asks three objects for it, and takes ten times as long
+        is_lightnings = attrgetter("global_step.fget.__module__")(type(trainer)).endswith("trainer.trainer")
         counted = attrgetter(_AUTOMATIC if is_automatic else _MANUAL)(trainer.fit_loop.epoch_loop)
     except AttributeError:
-        return lambda: trainer.global_step
-    return partial(_COMPLETED, counted)
+        is_lightnings = False
+    return partial(_COMPLETED, counted) if is_lightnings else lambda: trainer.global_step
 
 
 def share_done(trainer: TrainerLike, epoch_share: float) -> float:
@@ -156,6 +157,8 @@ def steps_per_epoch(trainer: TrainerLike) -> int | None:
 
 def validations_per_epoch(trainer: TrainerLike) -> float:
     """Validations of an epoch on average, once the data is loaded."""
+    if not trainer.enable_validation:
+        return 0.0
     every, num_epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
     num_batches = trainer.num_training_batches
     if not every or math.isinf(every) or math.isinf(num_batches):

@@ -178,6 +178,17 @@ def test_the_checks_of_a_stage_are_counted(
         assert ("EarlyStopping ends the run" in caplog.text) == (patience < num_checks)
 
 
+def test_without_validation_nothing_is_checked_after_it(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="lighter_freezers"):
+        blocks_by_step(
+            [GradualUnfreezing(every_n_epochs=4), early_stopping(patience=1)],
+            max_epochs=1,
+            val_check_interval=0.5,
+            limit_val_batches=0,
+        )
+    assert "EarlyStopping ends the run" not in caplog.text
+
+
 def test_a_stage_that_waits_in_vain_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="which has none. Add EarlyStopping"):
         blocks_by_step([GradualUnfreezing(stages=STAGES)])
