@@ -248,6 +248,8 @@ def add_cache(bench: Bench) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     """Measure."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(NONE)
     name = torch.cuda.get_device_name() if options.device == "cuda" else "a CPU, tiny sizes: no figures"
     report = Report(
         "B10", "what no CPU shows", f"{name}; {options.steps} steps, bfloat16, wall time, medians"
@@ -268,6 +270,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    if "cpu" not in sys.argv and not torch.cuda.is_available():
-        sys.exit(NONE)
     main(run, parser())

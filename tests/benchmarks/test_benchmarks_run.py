@@ -163,6 +163,8 @@ def test_what_has_changed_since_is_said_below_a_table() -> None:
 def test_without_a_card_the_gpu_benchmark_says_so() -> None:
     without = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "benchmarks.gpu"]
+    told = subprocess.check_output([*command, "--help"], text=True, env=without)
+    assert "--device" in told
     done = subprocess.run(command, capture_output=True, text=True, env=without)
     assert done.returncode == 1
     assert done.stderr.startswith("No CUDA card here, so nothing was measured")
