@@ -347,5 +347,4 @@ def _words(wanted: object) -> str:
         return f"a list {inner}".rstrip()
     words: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false"}
     words |= {str: "a text", Mapping: "a mapping"}
-    kind = origin or wanted
-    return words.get(kind, f"a {getattr(kind, '__name__', kind)}")
+    return words.get(origin or wanted, f"a {getattr(origin or wanted, '__name__', wanted)}")

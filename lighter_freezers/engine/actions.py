@@ -98,11 +98,8 @@ class Action:
 
     def is_held_by_others(self, hold: Hold) -> bool:
         """Whether nothing that one of its holds covers would train if this action held nothing."""
-        mine = {self.title}
-        return not any(
-            not ledger.is_user_frozen(each) and mine.issuperset(ledger.holders(each))
-            for each in hold.parameters
-        )
+        could_train = (each for each in hold.parameters if not ledger.is_user_frozen(each))
+        return not any({self.title}.issuperset(ledger.holders(each)) for each in could_train)
 
     @property
     def rate_factors(self) -> Sequence[RateFactor]:
