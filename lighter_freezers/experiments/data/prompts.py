@@ -64,7 +64,7 @@ class PromptedTask:
         metrics: Names in `lighter_freezers.experiments.evaluation.metrics.METRICS`.
         max_new_tokens: Tokens to generate at most, including the end token.
         patterns: For each split, globs for the names of its files in a folder, or of the hub's splits; the
-            first glob with a match is used.
+            first glob with a match is used. A split that is left out has `train*`, `val*` or `dev*`, `test*`.
         reader_of: Returns the function that reads the rows of a file, where that depends on files beside it;
             instead of `read`.
         left_out: A description of these rows, for a log line.
@@ -79,13 +79,14 @@ class PromptedTask:
             given, and returns the folder of its files and a description. Its source is `standard_library`.
 
     Raises:
+        TypeError: `metrics` or `hub` is one text instead of a tuple.
         ValueError: It has no way to read a row, or two.
     """
 
     name: str
     metrics: tuple[str, ...]
     max_new_tokens: int
-    patterns: Mapping[str, Sequence[str]] = field(default_factory=lambda: dict(PATTERNS))
+    patterns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reader_of: Callable[[Path], RowReader] | None = None
     left_out: str = ""
     hub: tuple[str, ...] = ()
@@ -100,6 +101,10 @@ class PromptedTask:
                 f"The task {self.name} needs either `read`, a function of a row, or `reader_of`, which "
                 "returns one for a file."
             )
+        for name in ("metrics", "hub"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"The task {self.name} needs a tuple of texts as `{name}`, not one text.")
+        object.__setattr__(self, "patterns", {**PATTERNS, **self.patterns})
 
     @property
     def suffixes(self) -> tuple[str, ...]:
