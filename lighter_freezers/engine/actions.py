@@ -98,9 +98,8 @@ class Action:
 
     def is_held_by_others(self, hold: Hold) -> bool:
         """Whether nothing that one of its holds covers would train if this action held nothing."""
-        mine = {self.title}
         return not any(
-            not ledger.is_user_frozen(each) and mine.issuperset(ledger.holders(each))
+            not ledger.is_user_frozen(each) and {self.title}.issuperset(ledger.holders(each))
             for each in hold.parameters
         )
 
