@@ -209,6 +209,7 @@ def load_rows(task: PromptedTask, files: Sequence[Path], drop_bad: bool = False)
         drop_bad: Leave rows with an invalid field out, instead of raising an error for the first.
 
     Raises:
+        TypeError: The task reads a row as something else than a `PromptedRow` or None.
         ValueError: A file cannot be read, a row is invalid, or none is left.
     """
     found: list[PromptedRow | None | ValueError] = []
@@ -229,11 +230,16 @@ def _read(task: PromptedTask, file: Path, drop_bad: bool) -> Iterator[PromptedRo
     read = task.reader(file)
     for row in task.rows(file):
         try:
-            yield read(row)
+            found = read(row)
         except ValueError as error:
             if not drop_bad:
                 raise
             yield error
+            continue
+        if found is not None and not isinstance(found, PromptedRow):
+            kind = type(found).__name__
+            raise TypeError(f"{row.where}: {task.name} reads a row as PromptedRow or None, not as {kind}.")
+        yield found
 
 
 def _with_all_references(rows: Sequence[PromptedRow]) -> tuple[PromptedRow, ...]:

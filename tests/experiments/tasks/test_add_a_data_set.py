@@ -5,12 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from lighter_freezers import GenerationDataModule
-from lighter_freezers.experiments.data.prompts import PromptedTask, load_rows
+from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, load_rows
 from lighter_freezers.experiments.tasks.generation_tasks import TASKS
 from lighter_freezers.experiments.tasks.task_files import files_by_split
 
@@ -58,6 +59,15 @@ def test_a_task_reads_rows_in_one_way() -> None:
     for readers in ({}, {"read": lambda row: None, "reader_of": lambda file: lambda row: None}):
         with pytest.raises(ValueError, match="The task news needs either `read`, .* or `reader_of`"):
             PromptedTask("news", ("rouge",), 8, **readers)
+
+
+def test_what_is_no_row_is_refused(tmp_path: Path) -> None:
+    """It was left out without a word."""
+    (tmp_path / "train.jsonl").write_text('{"a": "1"}\n{"a": "2"}\n')
+    good = PromptedRow("a", "b", ("b",), group="a")
+    reader: Any = lambda row: good if row.line == 1 else "b"  # noqa: E731
+    with pytest.raises(TypeError, match=r"train\.jsonl, line 2: news reads a row as .*, not as str"):
+        load_rows(PromptedTask("news", ("rouge",), 8, read=reader), [tmp_path / "train.jsonl"], True)
 
 
 def test_a_mistake_in_a_task_is_named_at_once() -> None:
