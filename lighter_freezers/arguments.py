@@ -140,8 +140,7 @@ def at_least(argument: str, value: object, minimum: int = 0) -> int:
         TypeError: It is not a whole number.
         ValueError: It is too small.
     """
-    checked = count(argument, value)
-    if checked is None:
+    if (checked := count(argument, value)) is None:
         raise TypeError(f"{argument} must be a whole number. Got None.")
     if checked < minimum:
         raise ValueError(f"{argument} must be at least {minimum}. Got {value}.")

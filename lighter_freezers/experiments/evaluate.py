@@ -17,6 +17,7 @@ from lighter_freezers.experiments.evaluation.answers import GenerationSettings, 
 from lighter_freezers.experiments.evaluation.metrics import check_metric_packages
 from lighter_freezers.experiments.evaluation.perplexity import perplexity
 from lighter_freezers.experiments.evaluation.scored_answers import GenerationFigures
+from lighter_freezers.experiments.tasks.generation_tasks import task_named
 from lighter_freezers.reports.results_file import write_results
 
 if TYPE_CHECKING:
@@ -139,16 +140,18 @@ def evaluate(
     Raises:
         TypeError: A value has the wrong type, or an argument is unknown.
         ImportError: A package for the task's metrics is missing.
-        ValueError: A value is out of range, or a model in memory comes without a tokenizer.
+        ValueError: There is no such task, a value is out of range, or a model in memory comes without a
+            tokenizer.
         OSError: There is no such model.
     """
     at_least("batch_size", batch_size, 1)
     at_least("num_samples", 1 if num_samples is None else num_samples, 1)
     GenerationSettings.of({"max_new_tokens": 1, **(generation or {})})
     check_tokenizer(tokenizer)
+    chosen = task_named(task)
     network, known_tokenizer = _model_and_tokenizer(model_path, base_model_id, tokenizer)
     sizes = {"batch_size": batch_size, "num_test_sequences": num_samples}
-    prompts = _test_data(task, source, tokenizer=known_tokenizer, **sizes, **data)
+    prompts = _test_data(chosen, source, tokenizer=known_tokenizer, **sizes, **data)
     check_metric_packages(prompts.task.metrics)
     settings = GenerationSettings.of({"max_new_tokens": prompts.max_new_tokens, **(generation or {})})
     figures, loader = GenerationFigures(), prompts.test_dataloader()
@@ -226,7 +229,7 @@ def _model_and_tokenizer(
     return network, saved_tokenizer if tokenizer is None else tokenizer
 
 
-def _test_data(task: str | PromptedTask, source: str | None, **options: Given) -> "GenerationDataModule":
+def _test_data(task: PromptedTask, source: str | None, **options: Given) -> "GenerationDataModule":
     """The test data of a task, encoded for a model."""
     from lighter_freezers.experiments.training.generation_datamodule import (
         GenerationDataModule,  # imports Lightning

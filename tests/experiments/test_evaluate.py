@@ -95,6 +95,12 @@ def test_a_task_of_ones_own_is_evaluated_too(model: str) -> None:
     assert {"exact_match", "perplexity"} <= scores.scores.keys()
 
 
+def test_an_unknown_task_is_told_before_a_model_is_loaded() -> None:
+    """With the names that there are."""
+    with pytest.raises(ValueError, match="There is no task 'sqad'. Known: .*squad"):
+        evaluate.evaluate("sqad", "no/such/model")
+
+
 @pytest.mark.parametrize("task", FUNCTIONS)
 def test_each_shows_the_arguments_of_all(task: str) -> None:
     """In `help` and editors, with what it returns itself."""

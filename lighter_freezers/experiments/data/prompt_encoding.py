@@ -60,7 +60,16 @@ def encode_answers(
         alone = tokenizer.encode_all(prompts)
         targets = [row.target for row in chosen]
         joined = tokenizer.encode_all([p + target for p, target in zip(prompts, targets, strict=True)])
-        return [_taught(tokenizer, *parts) for parts in zip(prompts, targets, alone, joined, strict=True)]
+        answers = [both[len(ids) :] for ids, both in zip(alone, joined, strict=True)]
+        apart = [
+            number
+            for number, (ids, both) in enumerate(zip(alone, joined, strict=True))
+            if both[: len(ids)] != ids
+        ]
+        if apart:
+            for number, ids in zip(apart, tokenizer.encode_all([targets[n] for n in apart]), strict=True):
+                answers[number] = ids
+        return [_taught(tokenizer, *parts) for parts in zip(prompts, alone, answers, strict=True)]
 
     return _cut_to(max_length, rows, encode)
 
@@ -80,11 +89,10 @@ def encode_prompts(
 
 
 def _taught(
-    tokenizer: PromptTokenizer, prompt: str, target: str, alone: list[int], joined: list[int]
+    tokenizer: PromptTokenizer, prompt: str, ids: Sequence[int], answer: Sequence[int]
 ) -> EncodedPrompt:
-    is_exact = joined[: len(alone)] == alone
-    answer = (*(joined[len(alone) :] if is_exact else tokenizer.encode_all([target])[0]), tokenizer.eos_id)
-    return EncodedPrompt(prompt, (*tokenizer.begins_with, *alone, *answer), len(answer), is_cut=False)
+    whole = (*tokenizer.begins_with, *ids, *answer, tokenizer.eos_id)
+    return EncodedPrompt(prompt, whole, num_answer=len(answer) + 1, is_cut=False)
 
 
 Encode = Callable[[Sequence[str], Sequence[PromptedRow]], list[EncodedPrompt]]

@@ -64,7 +64,7 @@ class PromptedTask:
         metrics: Names in `lighter_freezers.experiments.evaluation.metrics.METRICS`.
         max_new_tokens: Tokens to generate at most, including the end token.
         patterns: For each split, globs for the names of its files in a folder, or of the hub's splits; the
-            first glob with a match is used.
+            first glob with a match is used. A split that is left out has `train*`, `val*` or `dev*`, `test*`.
         reader_of: Returns the function that reads the rows of a file, where that depends on files beside it;
             instead of `read`.
         left_out: A description of these rows, for a log line.
@@ -79,13 +79,14 @@ class PromptedTask:
             given, and returns the folder of its files and a description. Its source is `standard_library`.
 
     Raises:
+        TypeError: `metrics` or `hub` is one text instead of a tuple.
         ValueError: It has no way to read a row, or two.
     """
 
     name: str
     metrics: tuple[str, ...]
     max_new_tokens: int
-    patterns: Mapping[str, Sequence[str]] = field(default_factory=lambda: dict(PATTERNS))
+    patterns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reader_of: Callable[[Path], RowReader] | None = None
     left_out: str = ""
     hub: tuple[str, ...] = ()
@@ -100,6 +101,10 @@ class PromptedTask:
                 f"The task {self.name} needs either `read`, a function of a row, or `reader_of`, which "
                 "returns one for a file."
             )
+        for name in ("metrics", "hub"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"The task {self.name} needs a tuple of texts as `{name}`, not one text.")
+        object.__setattr__(self, "patterns", {**PATTERNS, **self.patterns})
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -204,6 +209,7 @@ def load_rows(task: PromptedTask, files: Sequence[Path], drop_bad: bool = False)
         drop_bad: Leave rows with an invalid field out, instead of raising an error for the first.
 
     Raises:
+        TypeError: The task reads a row as something else than a `PromptedRow` or None.
         ValueError: A file cannot be read, a row is invalid, or none is left.
     """
     found: list[PromptedRow | None | ValueError] = []
@@ -224,11 +230,16 @@ def _read(task: PromptedTask, file: Path, drop_bad: bool) -> Iterator[PromptedRo
     read = task.reader(file)
     for row in task.rows(file):
         try:
-            yield read(row)
+            found = read(row)
         except ValueError as error:
             if not drop_bad:
                 raise
             yield error
+            continue
+        if found is not None and not isinstance(found, PromptedRow):
+            kind = type(found).__name__
+            raise TypeError(f"{row.where}: {task.name} reads a row as PromptedRow or None, not as {kind}.")
+        yield found
 
 
 def _with_all_references(rows: Sequence[PromptedRow]) -> tuple[PromptedRow, ...]:

@@ -97,7 +97,15 @@ def _or(words: Sequence[str]) -> str:
 
 
 def _typed(file: Path, fields: Sequence[str]) -> Iterator[Row]:
-    """The rows of a Parquet or Arrow file; lists and nested fields are Python's lists and dicts."""
+    """The rows of a Parquet or Arrow file."""
+    for number, values in enumerate(_typed_values(file), start=1):
+        row = Row(file, number, values, is_text=False)
+        _check_fields(row, fields)
+        yield row
+
+
+def _typed_values(file: Path) -> Iterator[dict[str, object]]:
+    """The fields of each row; lists and nested fields are Python's lists and dicts."""
     kind = _suffix(file).removeprefix(".")
     require(f"The {kind} file {file}", "datasets")
     from datasets import load_dataset
@@ -107,11 +115,9 @@ def _typed(file: Path, fields: Sequence[str]) -> Iterator[Row]:
     try:  # streamed: nothing is copied to a cache, so nothing in one can be out of date
         rows = load_dataset(kind, data_files=glob.escape(str(file)), split="train", streaming=True, **options)
         tables = rows.with_format("arrow").iter(ROWS_AT_A_TIME)
-        for number, values in enumerate((row for table in tables for row in table.to_pylist()), start=1):
-            row = Row(file, number, values, is_text=False)
-            _check_fields(row, fields)
-            yield row
-    except (ArrowException, OSError) as error:
+        for table in tables:
+            yield from table.to_pylist()
+    except (ArrowException, OSError, ValueError) as error:  # ValueError: a type that `datasets` does not know
         raise ValueError(f"{file} cannot be read as {kind.capitalize()}: {error}.") from error
 
 

@@ -21,10 +21,13 @@ LABELS = ("negative", "positive")  # in the order of their numbers
 
 def _rows(file: Path) -> Iterator[Row]:
     with naming(file, "a file of SST-2 in UTF-8"):
-        header, *lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        header, *lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    names = header.split("\t")
     for number, line in enumerate(lines, start=1):
-        values = dict(zip(header.split("\t"), line.split("\t"), strict=False))
-        yield Row(file, number, dict(values), is_text=True)
+        values = line.split("\t")
+        if len(values) > len(names):
+            raise ValueError(f"{file}, row {number}: expected {len(names)} columns, got {len(values)}.")
+        yield Row(file, number, dict(zip(names, values, strict=False)), is_text=True)
 
 
 def _read(row: Row) -> PromptedRow:

@@ -5,17 +5,20 @@ Downloaded and unpacked files are kept in the cache folder.
 
 import hashlib
 import http.client
+import lzma
 import os
 import secrets
 import shutil
 import tarfile
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from lighter_freezers._extras import require
 from lighter_freezers._log import log
@@ -37,6 +40,11 @@ __all__ = [
 FIXTURES = Path(__file__).parent / "fixtures"
 ARCHIVES = (".tar.bz2", ".tar.gz", ".tar.xz", ".tgz", ".tar", ".zip")
 TIMEOUT = 60.0  # of a download, in seconds
+DAMAGE = (  # what the readers of archives raise
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error),
+    KeyError,  # a link to nothing
+    RuntimeError,  # encrypted, or a compression that Python lacks
+)
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,8 @@ def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) 
 
     Args:
         task: Has the patterns of their names.
-        source: `fixture`, `standard_library` (for the docstrings), `hub`, `hub:OWNER/NAME` or
-            `hub:OWNER/NAME@REVISION`; or the path of a folder or of an archive.
+        source: `fixture`, `standard_library` (for the docstrings), `hub`, or `hub:` with a URL or what
+            `hub_files` takes; or the path of a folder or of an archive.
         cache_dir: The cache folder for downloads and created files. None means that of this package.
 
     Raises:
@@ -92,10 +100,11 @@ def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) 
     elif source == "fixture" and (FIXTURES / task.name).is_dir():
         folder, words = FIXTURES / task.name, f"fixtures of {task.name}, for trying out only"
     elif source == "hub" or source.startswith("hub:"):
-        asked = source.partition(":")[2] or _on_the_hub(task)
-        if not asked.startswith("https://"):
-            return _chosen(task, hub_files(task, asked), source, f"{task.name} from {source}")
-        folder, words = _fetched_folder(task, cache_dir), f"{task.name} from {source}"
+        asked, words = source.partition(":")[2], f"{task.name} from {source}"
+        places = (asked,) if asked else _on_the_hub(task)
+        if not places[0].startswith("https://"):
+            return _chosen(task, hub_files(task, places[0]), source, words)
+        folder = _fetched_folder(task, places, cache_dir)
     else:
         folder, words = _own_folder(task, source), source
     if _is_archive(folder):
@@ -180,15 +189,12 @@ def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
         return folder
     part = folder.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        if archive.suffix.lower() == ".zip":
-            shutil.unpack_archive(archive, part)
-        else:
-            shutil.unpack_archive(archive, part, filter="data")  # refuses what would be outside of the folder
+        _unpack(archive, part)
         if dead := [path.name for path in part.rglob("*") if not path.exists()]:
             raise KeyError(f"{dead[0]} is a link to nothing")
         with suppress(OSError):  # another process was faster
             os.rename(part, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, KeyError) as error:  # a link to nothing
+    except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the archive
             raise cannot_keep(f"What is in {archive}", folder.parent, error) from error
         reason = str(error).split("\n")[0].rstrip(":")
@@ -198,21 +204,39 @@ def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
     return folder
 
 
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive; one with a member outside of the folder is refused."""
+    if archive.suffix.lower() != ".zip":
+        with tarfile.open(archive) as opened:
+            opened.extractall(folder, filter="data")
+        return
+    with zipfile.ZipFile(archive) as zipped:  # its extractall would move such a member into the folder
+        for name in zipped.namelist():
+            if ".." in PurePosixPath(name).parts:
+                raise KeyError(f"{name} is outside the destination")
+        zipped.extractall(folder)
+
+
 def _examples(task: PromptedTask) -> str:
     return ", ".join(task.patterns[split][0] for split in SPLITS)
 
 
-def _on_the_hub(task: PromptedTask) -> str:
+def _on_the_hub(task: PromptedTask) -> tuple[str, ...]:
     if not task.hub:
         raise ValueError(f"{task.name} has no data on the hub. Leave `source:` out, or give a folder.")
-    return task.hub[0]
+    return task.hub
 
 
-def _fetched_folder(task: PromptedTask, cache_dir: Path | None) -> Path:
-    """The folder with the files that a task has at URLs, or its archive, downloaded unless it is there."""
-    folder = cache_folder(cache_dir) / f"fetched-{task.name}"
-    files = [fetched(address, folder, task.name) for address in task.hub]
-    return files[0] if len(files) == 1 else folder
+def _fetched_folder(task: PromptedTask, addresses: Sequence[str], cache_dir: Path | None) -> Path:
+    """The folder with the files at these URLs, or the archive, downloaded unless it is there."""
+    digest = hashlib.sha256("\n".join(addresses).encode()).hexdigest()
+    folder = cache_folder(cache_dir) / f"fetched-{task.name}-{digest[:16]}"
+    paths = [PurePosixPath(urlsplit(address).path) for address in addresses]
+    files = [
+        fetched(address, folder / path.parent.name, task.name)  # files of equal names stay apart
+        for address, path in zip(addresses, paths, strict=True)
+    ]
+    return files[0] if len(files) == 1 and _is_archive(files[0]) else folder
 
 
 def fetched(address: str, folder: Path, task_name: str) -> Path:
@@ -221,7 +245,7 @@ def fetched(address: str, folder: Path, task_name: str) -> Path:
     Raises:
         RuntimeError: It cannot be downloaded.
     """
-    file = folder / PurePosixPath(address).name
+    file = folder / PurePosixPath(urlsplit(address).path).name
     if file.is_file():
         return file
     try:
@@ -248,12 +272,15 @@ def hub_files(task: PromptedTask, dataset: str) -> dict[str, list[Path]]:
     require(f"The hub's data set {dataset}", "datasets")
     import datasets
 
-    name, _, revision = dataset.partition("@")
-    parts = [name] if Path(name).is_dir() else name.split("/")
+    folder = Path(dataset).expanduser()
+    name, _, revision = (str(folder), "", "") if folder.is_dir() else dataset.partition("@")
+    parts = [name] if folder.is_dir() else name.split("/")
     has_bars = not datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset("/".join(parts[:2]), *parts[2:], revision=revision or None)
+        loaded = datasets.load_dataset(
+            "/".join(parts[:2]), *parts[2:], revision=revision or None, keep_in_memory=False
+        )
     except Exception as error:  # by version: OSError, ValueError, or one of the hub's HTTP client
         raise _unreachable(task.name, f"the data set {name} of the hub", error) from error
     finally:

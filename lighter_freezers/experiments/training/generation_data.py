@@ -16,6 +16,7 @@ from lighter_freezers.experiments.data.prompts import PromptedTask
 from lighter_freezers.experiments.data.standard_library import standard_library
 from lighter_freezers.experiments.data.tokenizer import cached_tokenizer
 from lighter_freezers.experiments.evaluation.answer_loss import lean_batch
+from lighter_freezers.experiments.evaluation.metrics import check_metric_names
 from lighter_freezers.experiments.tasks.generation_tasks import task_named
 from lighter_freezers.experiments.tasks.prompt_splits import PromptedSplits
 from lighter_freezers.experiments.tasks.task import Task
@@ -59,6 +60,7 @@ class GenerationData(BatchData[PromptTokenizer]):
         num_workers: int = 0,
     ) -> None:
         self._generation_task = task_named(task)
+        check_metric_names(self._generation_task.metrics)
         self._max_new_tokens = self._generation_task.max_new_tokens
         if max_new_tokens is not None:
             self._max_new_tokens = at_least("max_new_tokens", max_new_tokens, 1)

@@ -43,8 +43,8 @@ class GenerationDataModule(GenerationData, LightningDataModule):
 
     Args:
         task: The name of the task, the import path of a `PromptedTask`, or the object.
-        source: `fixture`, `standard_library`, `hub`, `hub:OWNER/NAME`, or the path of a folder or a tar
-            archive with a file for each split. None means the default of the task, or the files below.
+        source: `fixture`, `standard_library`, `hub`, `hub:OWNER/NAME`, or the path of a folder or an archive
+            with a file for each split. None means the default of the task, or the files below.
         train_file: A .jsonl, .csv or .parquet file of rows to train on, instead of a source.
         val_file: The same to validate on. Without one a tenth of the training rows is held out, by whole
             meaning representations, dialogues, tables, premises or modules.

@@ -11,7 +11,11 @@ from lighter_freezers.experiments.data.prompt_encoding import (
     encode_answers,
     encode_prompts,
 )
-from lighter_freezers.experiments.data.prompt_tokenizer import prompt_tokenizer, transformers_tokenizer
+from lighter_freezers.experiments.data.prompt_tokenizer import (
+    kept_tokenizer,
+    prompt_tokenizer,
+    transformers_tokenizer,
+)
 from lighter_freezers.experiments.data.prompts import PromptedRow, prompt_with
 from tests.experiments.data import prompt_tokenizers
 
@@ -84,6 +88,17 @@ def test_a_boundary_inside_a_token_leaves_the_prompt_as_it_is_asked() -> None:
 
     assert len(tokenizer.encode_all(["a:\nb"])[0]) < len(encoded(taught).ids) - 1  # it does join them
     assert encoded(taught).ids == (*encoded(asked).ids, *tokenizer.encode_all(["b"])[0], tokenizer.eos_id)
+
+
+def test_answers_that_are_encoded_by_themselves_are_one_call(tmp_path: Path) -> None:
+    """So the cache keeps three files for all rows, not one for each."""
+    rows = [PromptedRow("a:\n", f"b {number}", ("b",), group="") for number in range(20)]
+    kept = kept_tokenizer(KINDS["greedy"], tmp_path)
+
+    assert encode_answers(rows, kept, LONG) == [
+        encode_answers([row], KINDS["greedy"], LONG)[0] for row in rows
+    ]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @each_kind

@@ -148,6 +148,17 @@ def test_a_parquet_file_may_have_any_name(name: str, tmp_path: Path) -> None:
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
 
 
+def test_a_parquet_file_of_a_type_that_is_unknown_is_named(tmp_path: Path) -> None:
+    """`datasets` has no type for a map."""
+    import pyarrow
+    import pyarrow.parquet
+
+    maps = pyarrow.array([[("a", 1)]], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "tags": maps}), tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"rows\.parquet cannot be read as Parquet: Arrow type map"):
+        read_rows(tmp_path / "rows.parquet", ["text"])
+
+
 def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
     """As any other file without rows."""
     import pyarrow

@@ -5,12 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from lighter_freezers.experiments.data.prompts import PromptedTask, load_rows
+from lighter_freezers import GenerationDataModule
+from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, load_rows
 from lighter_freezers.experiments.tasks.generation_tasks import TASKS
+from lighter_freezers.experiments.tasks.task_files import files_by_split
 
 ROOT = Path(__file__).parents[3]
 GUIDE = (ROOT / "docs" / "guides" / "add_a_data_set.md").read_text()
@@ -58,11 +61,35 @@ def test_a_task_reads_rows_in_one_way() -> None:
             PromptedTask("news", ("rouge",), 8, **readers)
 
 
+def test_what_is_no_row_is_refused(tmp_path: Path) -> None:
+    """It was left out without a word."""
+    (tmp_path / "train.jsonl").write_text('{"a": "1"}\n{"a": "2"}\n')
+    good = PromptedRow("a", "b", ("b",), group="a")
+    reader: Any = lambda row: good if row.line == 1 else "b"  # noqa: E731
+    with pytest.raises(TypeError, match=r"train\.jsonl, line 2: news reads a row as .*, not as str"):
+        load_rows(PromptedTask("news", ("rouge",), 8, read=reader), [tmp_path / "train.jsonl"], True)
+
+
+def test_a_mistake_in_a_task_is_named_at_once() -> None:
+    """A text for a tuple, an unknown metric; a split without patterns has those of every task."""
+    for name, wrong in {"metrics": "rouge", "hub": "OWNER/NAME"}.items():
+        options = {"metrics": ("rouge",), name: wrong}
+        with pytest.raises(TypeError, match=f"The task news needs a tuple of texts as `{name}`"):
+            PromptedTask("news", max_new_tokens=8, read=lambda row: None, **options)
+
+    news = PromptedTask("news", ("rogue",), 8, {"train": ("learn*",)}, read=lambda row: None)
+    with pytest.raises(ValueError, match="unknown metric 'rogue'"):
+        GenerationDataModule(news, "folder")
+    found = files_by_split(news, ["learn.csv", "dev.csv", "train.csv"])
+    assert found == {"train": ["learn.csv"], "val": ["dev.csv"], "test": []}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("sentence\tlabel\na\t1\nb", r"train\.tsv, row 2, field 'label': expected in every row"),
         ("sentence\tlabel\na\t2\n", r"train\.tsv, row 1, field 'label': expected 0 or 1, got '2'"),
+        ("sentence\tlabel\na\t1\t0", r"train\.tsv, row 1: expected 2 columns, got 3"),
         ("sentence\tlabel\n", r"None of the 0 rows of .*train\.tsv can be used for sst2"),
         (b"sentence\tlabel\ncaf\xe9\t1\n", r"train\.tsv is not a file of SST-2 in UTF-8"),
     ],
@@ -74,7 +101,7 @@ def test_a_broken_row_of_sst2_is_named(tmp_path: Path, content: str | bytes, mes
     with pytest.raises(ValueError, match=message):
         load_rows(TASKS["sst2"], [file])
 
-    file.write_text('sentence\tlabel\n"a , b\t0\n')
+    file.write_text('\ufeffsentence\tlabel\n"a , b\t0\n')
     (row,) = load_rows(TASKS["sst2"], [file]).rows
     assert '### Sentence:\n"a , b\n' in row.prompt
     assert row.target == "negative"

@@ -2,12 +2,15 @@
 
 import io
 import json
+import lzma
 import os
 import shutil
 import socket
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -184,6 +187,18 @@ def test_a_file_is_fetched_once(site: str, tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["devset.csv"]
 
 
+def test_each_address_has_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that changes its addresses, files of one name at two of them, and an address of the user's."""
+    monkeypatch.setattr("urllib.request.urlopen", lambda address, timeout: io.BytesIO(address.encode()))
+    for version in ("v1", "v2"):
+        addresses = tuple(f"https://x/{version}/{split}/0.csv?download=1" for split in ("train", "test"))
+        files = split_files(replace(TASKS["samsum"], hub=addresses), "hub", tmp_path)
+        assert [file.read_text() for file in (*files.train, *files.test)] == list(addresses)
+
+    files = split_files(TASKS["samsum"], "hub:https://x/v3/train.csv", tmp_path)
+    assert [file.read_text() for file in files.train] == ["https://x/v3/train.csv"]
+
+
 def test_what_cannot_be_fetched_names_the_way_out(site: str, tmp_path: Path) -> None:
     """A page that is not there, and no network at all; nothing is left behind."""
     with socket.socket() as free:
@@ -254,6 +269,22 @@ def test_a_folder_in_the_layout_of_the_hub_is_read_like_one_on_it(
     assert [row.target for row in test.rows] == ["contradiction"]
     assert files.val == ()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("source", ["me@host", "~/me@host"])
+def test_a_folder_in_the_layout_of_the_hub_may_have_any_name(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An `@` before no revision, and the home folder; its rows are on disk, whatever `datasets` may keep."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 2**30)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me@host").mkdir()
+    write_parquet(tmp_path / "me@host" / "train.parquet", [{"dialogue": "A: b", "summary": "They talk."}])
+
+    (row,) = load_rows(TASKS["samsum"], split_files(TASKS["samsum"], f"hub:{source}").train).rows
+    assert row.target == "They talk."
 
 
 def test_a_data_set_without_the_splits_of_a_task_is_named(
@@ -327,6 +358,38 @@ def test_a_member_of_an_archive_stays_below_the_cache(tmp_path: Path) -> None:
     assert len(found.train) == 2
     assert all(file.is_relative_to(tmp_path / "deep" / "cache") for file in found.train)
     assert not (tmp_path / "train.jsonl").exists()
+
+
+def test_a_member_of_a_zip_archive_is_never_left_out(tmp_path: Path) -> None:
+    """One above the folder is refused; two dots in a name are a name, and the suffix may be in capitals."""
+    for name, member in {"above.zip": "../train.csv", "ROWS.ZIP": "train..v1.csv"}.items():
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("test.csv", "mr,ref\na,b")
+            archive.writestr(member, "mr,ref\na,b")
+    with pytest.raises(ValueError, match=r"above\.zip cannot be read .*\.\./train\.csv is outside"):
+        split_files(TASKS["e2e_nlg"], str(tmp_path / "above.zip"), tmp_path / "cache")
+    found = split_files(TASKS["e2e_nlg"], str(tmp_path / "ROWS.ZIP"), tmp_path / "cache")
+    assert [file.name for file in (*found.train, *found.test)] == ["train..v1.csv", "test.csv"]
+
+    tar_of(tmp_path, **{"train.csv": b"mr,ref\na,b"}).rename(tmp_path / "ROWS.TAR")
+    assert split_files(TASKS["e2e_nlg"], str(tmp_path / "ROWS.TAR"), tmp_path / "cache").train
+
+
+def test_an_archive_that_cannot_be_unpacked_is_named(tmp_path: Path) -> None:
+    """One with a password, and one with damage in the middle of what it packs."""
+    with zipfile.ZipFile(tmp_path / "locked.zip", "w") as archive:
+        archive.writestr("train.csv", "mr,ref\na,b")
+    content = bytearray((tmp_path / "locked.zip").read_bytes())
+    content[6] |= 1  # the flags of the member, there and in the directory of the archive
+    content[content.rfind(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "locked.zip").write_bytes(content)
+    damaged = bytearray(lzma.compress(tar_of(tmp_path, **{"train.csv": os.urandom(30_000)}).read_bytes()))
+    damaged[15_000:15_050] = bytes(50)
+    (tmp_path / "damaged.tar.xz").write_bytes(damaged)
+
+    for name, reason in {"locked.zip": ".*encrypted", "damaged.tar.xz": "Corrupt input data"}.items():
+        with pytest.raises(ValueError, match=rf"{name} cannot be read as an archive: {reason}"):
+            split_files(TASKS["e2e_nlg"], str(tmp_path / name), tmp_path / "cache")
 
 
 def test_a_changed_archive_is_unpacked_again(tmp_path: Path) -> None:
