@@ -13,10 +13,19 @@ from pytorch_lightning import LightningModule
 from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
-from lighter_freezers import GPT, Freezer, Lisa, compile_blocks, freeze_embeddings, freeze_first_n_layers
+from lighter_freezers import (
+    GPT,
+    Freezer,
+    Lisa,
+    compile_blocks,
+    freeze_by_name,
+    freeze_embeddings,
+    freeze_first_n_layers,
+    unfreeze_by_name,
+)
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.backward_cut import GradientBoundary
-from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs, is_compiled
+from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs, drop_stale_graphs, is_compiled
 from tests.architectures import ARCHITECTURES, BERT, LLAMA, T5, VIT
 from tests.engine.effects.test_gradient_cut import LONE, language_model, tokens
 from tests.lab import first_now, trainer
@@ -178,6 +187,7 @@ def test_the_backward_pass_ends_in_compiled_models_too(how: str) -> None:
         boundary = GradientBoundary(call, is_silent=True)
         for change in (ledger.hold, ledger.release):
             change(chosen, "test")
+            drop_stale_graphs(call)
             boundary.follow()
             model.zero_grad()
             call(x, x)[1].backward()
@@ -187,6 +197,34 @@ def test_the_backward_pass_ends_in_compiled_models_too(how: str) -> None:
     for one, other in zip(eager, compiled, strict=True):
         assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(one, other, strict=True))
     assert not torch.allclose(eager[0][0], eager[1][0], atol=1e-4)
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("how", ["whole", "modules", "blocks", "in place"])
+def test_what_was_frozen_when_it_was_compiled_trains_after_the_thaw(how: str, by_hand: bool) -> None:
+    """Before 2.12 torch goes on with graphs that give no gradient to what was frozen."""
+    model = gpt(3)
+    network, first = model, model.transformer.h[0]
+    if how == "blocks":
+        compile_blocks(model, backend="aot_eager")
+    elif how == "modules":
+        model.transformer.h[0] = torch.compile(first, backend="aot_eager")
+    elif how == "in place":
+        first.compile(backend="aot_eager")
+    else:
+        network = torch.compile(model, backend="aot_eager")
+    before = [parameter.detach().clone() for parameter in first.parameters()]
+    if by_hand:
+        x = torch.arange(T)[None]
+        freeze_by_name(model, r"\.h\.")
+        network(x, x)[1].backward()
+        unfreeze_by_name(model, r"\.h\.")
+        network(x, x)[1].backward()
+        assert all(parameter.grad is not None for parameter in first.parameters())
+        return
+    fit(network, [Freezer(name_starts_with="transformer.h.", until_step=2)], 4)
+
+    assert not any(torch.equal(*pair) for pair in zip(before, first.parameters(), strict=True))
 
 
 def test_a_module_that_nobody_compiled_is_not_compiled() -> None:
