@@ -21,8 +21,9 @@ from lighter_freezers.selection.anatomy.block_modules import block_modules
 
 __all__ = ["CompiledGraphs", "drop_stale_graphs", "is_compiled"]
 
-_LOOKS_AT_FLAGS = "2.12"  # from this torch on, as found by trying
-_LOOKS_IN_BLOCKS = "2.9"  # before this one it did so where several modules of a class are compiled
+_TORCH = TorchVersion(torch.__version__)
+_LOOKS_AT_FLAGS = _TORCH >= "2.12"  # as found by trying
+_LOOKS_IN_BLOCKS = _TORCH < "2.9"  # where several modules of a class are compiled
 _MANY = 4  # transitions: from this number on, one graph of the whole model for each is worth a warning
 
 
@@ -60,7 +61,7 @@ class CompiledGraphs:
             return
         self._has_warned = True
         name, limit = _recompile_limit()
-        is_beyond = num_transitions >= limit and _looks_at_flags()
+        is_beyond = num_transitions >= limit and _LOOKS_AT_FLAGS
         log.warning(
             "The model is compiled as a whole, and its schedule has %d transitions: each compiles all "
             "of it again.%s Compile its blocks instead: lighter_freezers.compile_blocks(model).",
@@ -102,21 +103,17 @@ class CompiledGraphs:
                 "each compiles it again.%s Compile its blocks: lighter_freezers.compile_blocks(model).",
                 optimizer_step,
                 len(self._variants),
-                end if _looks_at_flags() else "",
+                end if _LOOKS_AT_FLAGS else "",
             )
 
 
 def drop_stale_graphs(model: nn.Module) -> None:
     """After a change of flags: have a model compiled again, where torch would go on with its old graphs."""
-    if "torch._dynamo" not in sys.modules or _looks_at_flags():
+    if _LOOKS_AT_FLAGS or "torch._dynamo" not in sys.modules:
         return
     classes = Counter(type(module) for module in model.modules() if is_compiled(module)).values()
-    if not classes or 1 in classes or TorchVersion(torch.__version__) >= _LOOKS_IN_BLOCKS:
+    if not classes or 1 in classes or not _LOOKS_IN_BLOCKS:
         torch.compiler.reset()  # also where what is compiled is around the model and does not show
-
-
-def _looks_at_flags() -> bool:
-    return TorchVersion(torch.__version__) >= _LOOKS_AT_FLAGS
 
 
 def _variants(stack: Sequence[nn.Module]) -> Iterator[tuple[object, ...]]:

@@ -187,6 +187,11 @@ def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
     folder = cache_folder(cache_dir) / f"unpacked-{digest[:16]}"
     if folder.is_dir():
         return folder
+    if not hasattr(tarfile, "data_filter"):
+        raise RuntimeError(
+            f"{archive} can be unpacked safely by Python 3.10.12, 3.11.4 and later, and this one is older. "
+            "Update it, or unpack the archive and give its folder, `source: PATH`."
+        )
     part = folder.with_name(f".{secrets.token_hex(8)}.part")
     try:
         _unpack(archive, part)
