@@ -5,6 +5,8 @@ from itertools import chain
 
 from torch.nn import Parameter
 
+from lighter_freezers.engine.effects.stale_graphs import drop_stale_graphs
+
 __all__ = ["Flips", "between_steps"]
 
 
@@ -25,8 +27,11 @@ class Flips:
 
     def note(self, parameters: Sequence[Parameter]) -> None:
         """Note parameters whose flag has just been written, each once."""
-        self.num_noted += bool(parameters)
-        if self._is_open and parameters:
+        if not parameters:
+            return
+        self.num_noted += 1
+        drop_stale_graphs()
+        if self._is_open:
             self._lists.append((parameters[0].requires_grad, list(parameters)))
 
     def succeed(self, old: Parameter, new: Parameter) -> None:

@@ -80,8 +80,8 @@ class Followers:
         self._dtype = FrozenDtype(context.model, self._boundary, is_silent=is_silent)
         if not is_silent:
             idle_schedules.warn_of_user_frozen(self._active_rules, context.model)
-        self._graphs = CompiledGraphs(context.model, is_silent=is_silent)
-        self._graphs.warn_of_schedule(num_transitions([active.rule for active in self._active_rules]))
+            self._graphs = CompiledGraphs(context.model)
+            self._graphs.warn_of_schedule(num_transitions([active.rule for active in self._active_rules]))
 
     def prepare_optimizers(self, context: StepContext, kept: Sequence[KeptRate]) -> None:
         """Make the groups in the optimizers that the run has now."""

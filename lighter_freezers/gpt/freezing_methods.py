@@ -52,7 +52,7 @@ class FreezingMethods(nn.Module):
         from lighter_freezers.selection import layer_names
 
         parameters = layer_names.parameters_of_layer(self, layer)
-        return _changed(self, ledger.hold(parameters.values(), "freeze_layer"))
+        return num_elements(ledger.hold(parameters.values(), "freeze_layer"))
 
     def unfreeze_layer(self, layer: str) -> int:
         """Let a layer train, also one that the user froze; what a Freezer holds trains once it is released.
@@ -68,7 +68,7 @@ class FreezingMethods(nn.Module):
         """
         from lighter_freezers.selection import layer_names
 
-        return _let_train(self, layer_names.parameters_of_layer(self, layer).values())
+        return _let_train(layer_names.parameters_of_layer(self, layer).values())
 
     def freeze_transformer_weights(self) -> int:
         """Hold the trunk frozen until `unfreeze_transformer_weights`; the head and [CLS] keep training.
@@ -87,7 +87,7 @@ class FreezingMethods(nn.Module):
                 "trains. For a head of its own, set tie_weights: false.",
                 stacklevel=2,
             )
-        return _changed(self, ledger.hold(self.transformer.parameters(), "freeze_transformer"))
+        return num_elements(ledger.hold(self.transformer.parameters(), "freeze_transformer"))
 
     def unfreeze_transformer_weights(self) -> int:
         """Let the whole trunk train, also layers the user froze; what a Freezer holds trains once released.
@@ -95,7 +95,7 @@ class FreezingMethods(nn.Module):
         Returns:
             The number of elements that train from now on.
         """
-        return _let_train(self, self.transformer.parameters())
+        return _let_train(self.transformer.parameters())
 
     def get_frozen_status(self) -> bool:
         """Whether nothing of the trunk trains."""
@@ -118,21 +118,13 @@ class FreezingMethods(nn.Module):
         return {**counts, "total": _count(list(self.parameters()))}
 
 
-def _let_train(model: nn.Module, parameters: Iterable[nn.Parameter]) -> int:
+def _let_train(parameters: Iterable[nn.Parameter]) -> int:
     """Undo both kinds of freezing by this model's methods."""
     from lighter_freezers.engine import ledger
 
     parameters = list(parameters)
     holders = ("freeze_layer", "freeze_transformer")
-    return sum(_changed(model, ledger.thaw(parameters, holder)) for holder in holders)
-
-
-def _changed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> int:
-    """Elements of parameters whose flags have changed."""
-    from lighter_freezers.engine.effects.compiled_graphs import drop_stale_graphs
-
-    drop_stale_graphs(model)
-    return num_elements(parameters)
+    return sum(num_elements(ledger.thaw(parameters, holder)) for holder in holders)
 
 
 def _count(parameters: list[nn.Parameter]) -> dict[str, int]:

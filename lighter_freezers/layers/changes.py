@@ -10,7 +10,6 @@ from torch.nn.parameter import is_lazy
 from lighter_freezers._log import log
 from lighter_freezers.arguments import at_least
 from lighter_freezers.engine import ledger
-from lighter_freezers.engine.effects.compiled_graphs import drop_stale_graphs
 from lighter_freezers.selection.adapters import adapters_in
 from lighter_freezers.selection.element_counts import num_elements
 from lighter_freezers.selection.names import canonical_parameters
@@ -33,7 +32,6 @@ def freeze(model: nn.Module, names: Iterable[str], deed: str) -> int:
     """
     named = canonical_parameters(model)
     frozen = ledger.freeze([named[name] for name in names])
-    drop_stale_graphs(model)
     amount = _amount(frozen)
     say(f"{deed}: " + (f"{amount} are frozen now." if amount else "all were frozen already."))
     return num_elements(frozen)
@@ -52,7 +50,6 @@ def thaw(model: nn.Module, names: Iterable[str], deed: str) -> int:
         left = num_elements(parameter for parameter in listed if id(parameter) in kept)
         say(f"{deed}: {left:,} parameters below adapters stay frozen, as PEFT keeps them.")
     thawed = ledger.thaw(asked, _NOBODY)
-    drop_stale_graphs(model)
     amount = _amount(thawed)
     say(f"{deed}: " + (f"{amount} train now." if amount else "all that can train already do."))
     _explain([parameter for parameter in asked if not parameter.requires_grad], deed)

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from lighter_freezers._log import log
 from lighter_freezers.arguments import at_least, checked, count, flag
 from lighter_freezers.engine import ledger
-from lighter_freezers.engine.effects.compiled_graphs import drop_stale_graphs
 from lighter_freezers.engine.effects.optimizer_groups import add_missing, parameters_in
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.trainer_like import SchedulerLike
@@ -133,7 +132,6 @@ class GradualUnfreezer:
         training = self._trained & self._names_of_epoch(epoch)
         frozen = ledger.freeze([named[name] for name in self._trained - training], is_left=True)
         thawed = num_elements(ledger.thaw([named[name] for name in training], "GradualUnfreezer"))
-        drop_stale_graphs(self._model)
         if optimizer is not None:
             _complete(optimizer, {name: named[name] for name in named if name in training}, named, schedulers)
         if self._verbose and (frozen or thawed):

@@ -25,7 +25,7 @@ from lighter_freezers import (
 )
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.backward_cut import GradientBoundary
-from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs, drop_stale_graphs, is_compiled
+from lighter_freezers.engine.effects.compiled_graphs import CompiledGraphs, is_compiled
 from tests.architectures import ARCHITECTURES, BERT, LLAMA, T5, VIT
 from tests.engine.effects.test_gradient_cut import LONE, language_model, tokens
 from tests.lab import first_now, trainer
@@ -187,7 +187,6 @@ def test_the_backward_pass_ends_in_compiled_models_too(how: str) -> None:
         boundary = GradientBoundary(call, is_silent=True)
         for change in (ledger.hold, ledger.release):
             change(chosen, "test")
-            drop_stale_graphs(call)
             boundary.follow()
             model.zero_grad()
             call(x, x)[1].backward()

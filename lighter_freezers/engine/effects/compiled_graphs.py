@@ -1,29 +1,22 @@
-"""Keeps graphs of `torch.compile` in step with a freezing schedule, and warns of those that exceed its limit.
+"""Warns before a freezing schedule makes `torch.compile` exceed its limit of graphs.
 
 A graph is valid for one set of `requires_grad` flags. Torch keeps up to
 `torch._dynamo.config.recompile_limit` graphs of one function (torch 2.6: `cache_size_limit`), and runs it
-uncompiled when it would need another. Before 2.12 it often does not look at the flags of parameters: what
-was frozen when a model was compiled gets no gradient after a thaw. There all graphs are dropped instead.
+uncompiled when it would need another.
 """
 
-import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import nn
-from torch.torch_version import TorchVersion
 
 from lighter_freezers._log import log
 from lighter_freezers.engine.effects.call_detour import compiled_call
+from lighter_freezers.engine.effects.stale_graphs import GUARDS_FLAGS
 from lighter_freezers.selection.anatomy import anatomy_of
 from lighter_freezers.selection.anatomy.block_modules import block_modules
 
-__all__ = ["CompiledGraphs", "drop_stale_graphs", "is_compiled"]
+__all__ = ["CompiledGraphs", "is_compiled"]
 
-_TORCH = TorchVersion(torch.__version__)
-_LOOKS_AT_FLAGS = _TORCH >= "2.12"  # as found by trying
-_LOOKS_IN_BLOCKS = _TORCH < "2.9"  # where several modules of a class are compiled
 _MANY = 4  # transitions: from this number on, one graph of the whole model for each is worth a warning
 
 
@@ -32,16 +25,14 @@ class CompiledGraphs:
 
     Args:
         model: Any module.
-        is_silent: Log nothing, as all ranks but one should.
     """
 
-    def __init__(self, model: nn.Module, *, is_silent: bool = False) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module) -> None:
         compiled = [module for module in model.modules() if is_compiled(module)]
         self._stacks: list[list[nn.Module]] = []
         self._whole: nn.Module | None = None  # the model, where it is compiled as a whole
         self._variants: set[tuple[object, ...]] = set()
-        self._has_warned = is_silent
+        self._has_warned = False
         if not compiled:
             return
         anatomy = anatomy_of(model)
@@ -57,11 +48,11 @@ class CompiledGraphs:
         Args:
             num_transitions: How often something will freeze or thaw.
         """
-        if self._whole is None or num_transitions < _MANY or self._has_warned:
+        if self._whole is None or num_transitions < _MANY:
             return
         self._has_warned = True
         name, limit = _recompile_limit()
-        is_beyond = num_transitions >= limit and _LOOKS_AT_FLAGS
+        is_beyond = num_transitions >= limit and GUARDS_FLAGS
         log.warning(
             "The model is compiled as a whole, and its schedule has %d transitions: each compiles all "
             "of it again.%s Compile its blocks instead: lighter_freezers.compile_blocks(model).",
@@ -70,8 +61,7 @@ class CompiledGraphs:
         )
 
     def follow(self, optimizer_step: int) -> None:
-        """Drop stale graphs; warn of many of a whole model, or when torch will compile no other block."""
-        drop_stale_graphs(self._model)
+        """Count the graphs, and warn of many of a whole model, or when torch will compile no other block."""
         if self._has_warned or (self._whole is None and not self._stacks):
             return
         if self._whole is not None:
@@ -80,7 +70,7 @@ class CompiledGraphs:
         for stack in self._stacks:
             self._variants.update(_variants(stack))
         name, limit = _recompile_limit()
-        if len(self._variants) > limit:
+        if len(self._variants) > limit and GUARDS_FLAGS:  # else discarded graphs never reach it
             self._has_warned = True
             log.warning(
                 "step %d: the compiled blocks have been frozen in %d different ways by now, and torch keeps "
@@ -97,23 +87,14 @@ class CompiledGraphs:
         if len(self._variants) > _MANY:
             self._has_warned = True
             name, limit = _recompile_limit()
-            end = f" After {limit} graphs ({name}) it runs uncompiled for good."
+            end = f" After {limit} graphs ({name}) it runs uncompiled for good." if GUARDS_FLAGS else ""
             log.warning(
                 "step %d: the model is compiled as a whole, and has been frozen in %d different ways by now: "
-                "each compiles it again.%s Compile its blocks: lighter_freezers.compile_blocks(model).",
+                "each compiles all of it again.%s Compile its blocks: lighter_freezers.compile_blocks(model)",
                 optimizer_step,
                 len(self._variants),
-                end if _LOOKS_AT_FLAGS else "",
+                end,
             )
-
-
-def drop_stale_graphs(model: nn.Module) -> None:
-    """After a change of flags: have a model compiled again, where torch would go on with its old graphs."""
-    if _LOOKS_AT_FLAGS or "torch._dynamo" not in sys.modules:
-        return
-    classes = Counter(type(module) for module in model.modules() if is_compiled(module)).values()
-    if not classes or 1 in classes or not _LOOKS_IN_BLOCKS:
-        torch.compiler.reset()  # also where what is compiled is around the model and does not show
 
 
 def _variants(stack: Sequence[nn.Module]) -> Iterator[tuple[object, ...]]:
