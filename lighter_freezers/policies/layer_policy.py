@@ -88,7 +88,7 @@ class LayerPolicy(EngineCallback):
             cut_gradient=arguments.choice("cut_gradient", cut_gradient, ("auto", "never")),
         )
         self.rest = arguments.choice("rest", rest or self.rest, ("train", "freeze"))
-        self.blocks = blocks
+        self.blocks = _paths(blocks)
         if self.statistic is not None:
             arguments.choice("statistic", self.statistic, get_args(Statistic))
 
@@ -132,6 +132,17 @@ class LayerPolicy(EngineCallback):
     def actions(self) -> list[Action]:
         """The action that follows `choose`."""
         return [_PolicyAction(self)]
+
+
+def _paths(blocks: object) -> Sequence[str] | None:
+    paths = arguments.plain(blocks)
+    if paths is None:
+        return None
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise TypeError(f"blocks must be a list of paths of modules. Got {blocks!r}.")
+    if not paths:
+        raise ValueError("blocks is empty. Write paths of modules, such as ['encoder.*'], or leave it out.")
+    return paths
 
 
 class _PolicyAction(Action):

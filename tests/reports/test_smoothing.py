@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -121,6 +122,7 @@ def test_a_resumed_run_is_right_in_the_same_folder(tmp_path: Path) -> None:
     freezer = Freezer(name_starts_with=["network.h."], until_step=18)
     path = tmp_path / "cut.ckpt"
     fit(tmp_path, freezer, FreezeStateLogger(), num_steps=20).save_checkpoint(path)
+    time.sleep(1.0)  # files of one second are read in the order of a counter, as text: 10 before 9
     freezer = Freezer(name_starts_with=["network.h."], until_step=18)
     fit(tmp_path, freezer, FreezeStateLogger(), ckpt_path=str(path))
     share = read(tmp_path)["freeze/frozen_share"]
