@@ -87,7 +87,7 @@ class LayerPolicy(EngineCallback):
             optimizer_state=arguments.choice("optimizer_state", optimizer_state, ("keep", "reset", "free")),
             cut_gradient=arguments.choice("cut_gradient", cut_gradient, ("auto", "never")),
         )
-        self.rest = arguments.choice("rest", rest or self.rest, ("train", "freeze"))
+        self.rest = arguments.choice("rest", self.rest if rest is None else rest, ("train", "freeze"))
         self.blocks = _paths(blocks)
         if self.statistic is not None:
             arguments.choice("statistic", self.statistic, get_args(Statistic))
