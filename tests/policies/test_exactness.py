@@ -12,7 +12,7 @@ from torch import nn
 from lighter_freezers import Freezer, GradualUnfreezing, PrefixCache, apply_lora
 from lighter_freezers.engine.checkpoint_identity import STATE_KEY
 from tests.distributed.run_ranks import run_ranks
-from tests.lab import adamw, batches, regression
+from tests.lab import adamw, batches, first_now, regression
 from tests.policies.policy_lab import NUM_STEPS, POLICIES, Run, Tower, parts
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
@@ -66,14 +66,14 @@ def trainable_only(parameters: Any) -> torch.optim.Optimizer:
     return adamw([each for each in parameters if each.requires_grad])
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", first_now(POLICIES))
 def test_an_optimizer_of_what_trains_is_as_good(name: str, tmp_path: Path) -> None:
     """Built from `requires_grad` parameters, also where the last fit left layers frozen."""
     policy = POLICIES[name]()
     assert Run([policy], optimizer=trainable_only).equals(Run([POLICIES[name]()]))
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", first_now(POLICIES))
 def test_a_freezer_beside_it_holds_too(name: str) -> None:
     """What the Freezer holds does not train; the choice of a policy that draws nothing is as without it."""
     alone, both = (
@@ -96,7 +96,7 @@ def adapted() -> nn.Module:
     return tower
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", first_now(POLICIES))
 def test_lora_layers_are_units(name: str, tmp_path: Path) -> None:
     """What PEFT froze stays frozen; of a block its factors train; a resumed run is the whole one."""
     options = {"network": adapted, "optimizer": trainable_only}
@@ -317,7 +317,7 @@ class TwoOptimizers(pl.LightningModule):
         return [adamw([each for each in self.network.parameters() if id(each) not in ids]), adamw(upper)]
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", first_now(POLICIES))
 def test_several_optimizers_take_turns(name: str, tmp_path: Path) -> None:
     """The Trainer counts the steps of both; each measures what it trains; a resumed run is the whole one."""
     options = {"max_epochs": 2, "module": TwoOptimizers}

@@ -11,7 +11,7 @@ from torch import nn
 from lighter_freezers import Freezer, FreezeStateLogger, Spectrum
 from lighter_freezers.engine import Engine
 from lighter_freezers.selection.layer_names import components
-from tests.lab import WIDTH, ResumableLoader, Stream, adamw, batches, recorder, regression, trainer
+from tests.lab import WIDTH, ResumableLoader, Stream, adamw, batches, first_now, recorder, regression, trainer
 from tests.policies.policy_lab import LONE, POLICIES, Run, Tower, look
 
 MEASURE = ("AutoFreeze", "Misa", "AutoRgn")
@@ -82,7 +82,7 @@ def test_each_policy_that_freezes_random_weights_for_good_warns(
     assert message.startswith(f"{title} freezes network.stem.weight, network.head.weight for the whole run")
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", first_now(POLICIES))
 def test_runs_of_any_shape(name: str) -> None:
     """A stream, no number of epochs, accumulation that changes, validation before, one policy in two runs."""
     usual = Run([POLICIES[name]()])
@@ -106,7 +106,7 @@ def test_runs_of_any_shape(name: str) -> None:
     assert Run([policy]).equals(usual)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", first_now(POLICIES))
 def test_a_policy_joins_a_run_that_began_without_it(name: str, tmp_path: Any) -> None:
     """In the window of its step; and a run goes on without the policy, with all that it held."""
     Run([], save=[(5, tmp_path / "5.ckpt")])
