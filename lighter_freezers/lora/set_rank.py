@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lighter_freezers._log import log
 from lighter_freezers.arguments import checked
 from lighter_freezers.engine import ledger
+from lighter_freezers.engine.effects.compiled_graphs import is_compiled
 from lighter_freezers.lora.attach import prepare_lora_layers, single_layers, targets_in
 from lighter_freezers.lora.initial_factors import note_initial_factors
 from lighter_freezers.lora.merging import check_merge
@@ -233,11 +235,5 @@ def _sites_in(model: nn.Module, layer: str, adapter_name: str) -> list[LoraSite]
 
 def _forget_compiled(model: nn.Module) -> None:
     """Drop compiled code: torch would keep one graph per rank, and stop compiling at its limit."""
-    if "torch._dynamo" not in sys.modules:
-        return
-    is_compiled = getattr(model, "_compiler_ctx", None) or any(
-        module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
-        for module in each_module(model)
-    )
-    if is_compiled:
-        sys.modules["torch._dynamo"].reset()
+    if "torch._dynamo" in sys.modules and any(map(is_compiled, each_module(model))):
+        torch.compiler.reset()

@@ -90,7 +90,8 @@ class CompiledGraphs:
             end = f" After {limit} graphs ({name}) it runs uncompiled for good." if GUARDS_FLAGS else ""
             log.warning(
                 "step %d: the model is compiled as a whole, and has been frozen in %d different ways by now: "
-                "each compiles all of it again.%s Compile its blocks: lighter_freezers.compile_blocks(model)",
+                "each compiles all of it again.%s Compile its blocks: "
+                "lighter_freezers.compile_blocks(model).",
                 optimizer_step,
                 len(self._variants),
                 end,
