@@ -188,11 +188,14 @@ class MetricWatch:
         """
         names = list(trainer_clock.metrics(trainer))
         families = {_family(name) for name in names}
+        said = []
         for watcher, monitor in self._waiting:
             if monitor not in names and _family(monitor) in families:
                 if get_close_matches(monitor, names, 1, cutoff=0.93):
                     raise RuntimeError(_unknown(watcher, monitor, names))
-                log.warning("%s", _unknown(watcher, monitor, names, "not logged in the sanity check"))
+                said.append(_unknown(watcher, monitor, names, "not logged in the sanity check"))
+        for sentence in dict.fromkeys(said):  # several rules may have one title
+            log.warning("%s", sentence)
 
     def _refuse_unknown(self, names: list[str]) -> None:
         for watcher, monitor in self._waiting:
