@@ -9,6 +9,7 @@ from torch import nn
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.actions import Action
+from lighter_freezers.engine.early_stopping import warn_of_stop
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.row_hold import RowHold, Rows, parse_rows
@@ -239,12 +240,26 @@ class Freezer(EngineCallback):
         selector = ParameterSelector(patterns=self._train) if self._train else self._rule.selector
         if selector.counts_blocks:
             check_order(pl_module, selector.anatomy(pl_module))
+        last = self._end_of_short_run(trainer, pl_module)
+        if last is not None and trainer.is_global_zero:
+            log.warning("%s never thaws: the run ends %s", self, end_in_words(last))
+
+    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
+        """Warn where the run was stopped before the hold ended."""
+        own = [each for each in Engine.of(trainer).active_rules if each.title == str(self)]
+        is_held = any(each.hold.is_active and each.released_at is None for each in own)
+        is_told = self._rule.never_releases or self._end_of_short_run(trainer, pl_module) is not None
+        if is_held and not is_told:
+            way_out = "Give EarlyStopping more patience, or thaw at a plateau of less (until_metric)"
+            warn_of_stop(trainer, str(self), "it thawed", way_out)
+
+    def _end_of_short_run(self, trainer: TrainerLike, pl_module: nn.Module) -> Moment | None:
+        """The last moment of a run that certainly ends before the hold; None for any other."""
         schedule = Engine.of(trainer).shares.resolved(self._rule.schedule)
         last = certain_end(trainer, is_manual=not pl_module.automatic_optimization)
         if last is None or self._rule.trigger or getattr(trainer, "fast_dev_run", False):
-            return  # Lightning does not declare the last one
-        if trainer.is_global_zero and _ends_after(schedule, last):
-            log.warning("%s never thaws: the run ends %s", self, end_in_words(last))
+            return None  # Lightning does not declare the last one
+        return last if _ends_after(schedule, last) else None
 
     def __repr__(self) -> str:
         return self._rule.title

@@ -9,7 +9,7 @@ from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.arguments import checked
 from lighter_freezers.engine.actions import Action
-from lighter_freezers.engine.early_stopping import early_end
+from lighter_freezers.engine.early_stopping import early_end, warn_of_stop
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
@@ -17,7 +17,7 @@ from lighter_freezers.engine.rules import FreezeRule
 from lighter_freezers.engine.stages import Best, StageClock
 from lighter_freezers.engine.terms import CutGradient, FrozenMode, OptimizerState
 from lighter_freezers.engine.trainer_clock import certain_end, end_in_words
-from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
+from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.layers.said import Said, anatomy_said
 from lighter_freezers.layers.stage_list import parse_restore_best, read_stages
@@ -268,19 +268,15 @@ class GradualUnfreezing(EngineCallback):
         )
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Warn where EarlyStopping has ended the run before the last stage."""
+        """Warn where the run was stopped before the last stage."""
         if self._clock is not None:
             has_left = self._clock.number + 1 < self._clock.num_stages
         else:
             ours = [each for each in Engine.of(trainer).active_rules if each.title == str(self._plan)]
             has_left = any(each.hold.is_active and not each.rule.is_static for each in ours)
-        stopping = callbacks_of_kind(callbacks_of(trainer), "EarlyStopping")
-        if has_left and trainer.should_stop and stopping and trainer.is_global_zero:
-            log.warning(
-                "%r: the run was stopped before its last stage. With stages, until_early_stopping: true lets "
-                "EarlyStopping end the stage instead of the run",
-                self,
-            )
+        if has_left:
+            way_out = "With stages, until_early_stopping: true lets it end the stage instead of the run"
+            warn_of_stop(trainer, str(self), "its last stage", way_out)
 
     def __repr__(self) -> str:
         return str(self._plan)

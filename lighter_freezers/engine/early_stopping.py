@@ -14,11 +14,12 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from lighter_freezers._log import log
 from lighter_freezers.engine.trainer_clock import steps_per_epoch, validations_per_epoch
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.triggers import Plateau
 
-__all__ = ["EARLY_STOPPING", "OutOfPatience", "PatienceWatch", "early_end"]
+__all__ = ["EARLY_STOPPING", "OutOfPatience", "PatienceWatch", "early_end", "warn_of_stop"]
 
 EARLY_STOPPING = "early_stopping"  # what waits for it names this as its metric
 _HOOKS = ("on_validation_end", "on_train_epoch_end")
@@ -76,6 +77,20 @@ def early_end(
             if limit < checks:
                 return f"{said}, and a stage has {number} {unit}, which may bring none"
     return None
+
+
+def warn_of_stop(trainer: TrainerLike, title: str, unmet: str, way_out: str) -> None:
+    """Warn, at the end of training, of what a run did not come to because it was stopped.
+
+    Args:
+        trainer: The Trainer; nothing is said of a run that was not stopped.
+        title: What waited, such as a callback.
+        unmet: What it waited for.
+        way_out: What to write where EarlyStopping stops the run too early.
+    """
+    if trainer.should_stop and trainer.is_global_zero:
+        is_early = callbacks_of_kind(callbacks_of(trainer), "EarlyStopping")
+        log.warning("%s: the run was stopped before %s%s", title, unmet, f". {way_out}" if is_early else "")
 
 
 class PatienceWatch:
