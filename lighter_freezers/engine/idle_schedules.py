@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
@@ -204,7 +205,9 @@ def refuse_idle_now(model: nn.Module, moment: Moment | None) -> None:
     Raises:
         RuntimeError: No parameter is trainable; the message says who holds them.
     """
-    if any(parameter.requires_grad for parameter in model.parameters()):
+    # LoRA of rank 0 has nothing to learn; once a run is under way, an action may give it a rank
+    counts_empty = moment is not None
+    if any(p.requires_grad and (counts_empty or is_lazy(p) or p.numel()) for p in model.parameters()):
         return
     holders = sorted({holder for parameter in model.parameters() for holder in ledger.holders(parameter)})
     when = f"At step {moment.optimizer_step}" if moment else "At the first step"

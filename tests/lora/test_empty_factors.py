@@ -1,0 +1,66 @@
+"""LoRA of rank 0 everywhere on a frozen base: what then has nothing to learn ends no run."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations, LoraRankScheduler, apply_lora
+from tests.engine.test_unusual_modules import Blocks
+from tests.lab import NAMESPACES, batches, first_now, recorder, regression, trainer
+
+BOTH = ("blocks.0", "blocks.1")
+ALL_ZERO = {
+    "operations": lambda: LayerOperations(
+        [
+            {"name": "set_layer_lora_rank", "value": [layer, rank], "max_wait_iters": wait}
+            for layer, rank, wait in (("block.0", 0, 1), ("block.1", 0, 0), ("block.1", 2, 3))
+        ]
+    ),
+    "scheduler": lambda: LoraRankScheduler(
+        [
+            {"step": 1, "rank_pattern": dict.fromkeys(BOTH, 0)},
+            {"step": 4, "rank_pattern": {"blocks.1": 2}},
+        ]
+    ),
+}
+
+
+def fit(namespace: str, callback: Any, optimizer: str = "Adafactor", **ranks: int) -> list[bool]:
+    """Whether an element of LoRA moved in each step."""
+    config = {"r": 4, "target_modules": list(BOTH), "rank_pattern": ranks.get("pattern", {})}
+    module = regression(
+        namespace,
+        lambda: apply_lora(Blocks(), config),
+        lambda p: getattr(torch.optim, optimizer)([each for each in p if each.requires_grad], lr=0.01),
+    )
+    values: list[list[torch.Tensor]] = []
+
+    def note(_: Any, model: Any) -> None:
+        values.append([p.detach().clone() for p in model.parameters() if p.requires_grad and p.numel()])
+
+    before = recorder(namespace, note, "on_before_optimizer_step")
+    after = recorder(namespace, note)
+    trainer(namespace, callbacks=[callback, before, after], max_epochs=2).fit(module, batches(), batches())
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return [any(not torch.equal(a, b) for a, b in zip(old, new, strict=True)) for old, new in pairs]
+
+
+@pytest.mark.parametrize("optimizer", ["Adafactor", "Muon"])
+@pytest.mark.parametrize("kind", ALL_ZERO)
+@pytest.mark.parametrize("namespace", first_now(NAMESPACES))
+def test_steps_without_any_rank_do_nothing(namespace: str, kind: str, optimizer: str) -> None:
+    """Under optimizers that divide by a size, too; a rank later on trains."""
+    assert fit(namespace, ALL_ZERO[kind](), optimizer) == [True] + [False] * 3 + [True] * 4
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [Freezer(name_starts_with="blocks.0.", until_step=2), GradualUnfreezing(every_n_epochs=1)],
+    ids=["freezer", "gradual"],
+)
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_a_hold_of_all_but_rank_zero_is_refused(namespace: str, callback: Any) -> None:
+    """Before the first step: factors without elements cannot learn."""
+    with pytest.raises(RuntimeError, match="At the first step every parameter is frozen, so nothing trains"):
+        fit(namespace, callback, pattern={"blocks.1": 0})
