@@ -9,7 +9,6 @@ from torch.optim import Optimizer
 
 from lighter_freezers.engine import baselines, idle_schedules, ledger, trainer_clock
 from lighter_freezers.engine.actions import Action, Actions, StepContext
-from lighter_freezers.engine.effects.ddp_wrapper import with_empty_gradients
 from lighter_freezers.engine.effects.learning_rates import KeptRate
 from lighter_freezers.engine.flips import Flips
 from lighter_freezers.engine.followers import Followers, TransitionListener
@@ -51,7 +50,6 @@ class Fit:
         self.step_loss: StepLoss | None = None  # kept while an action wants it
         self.saved_loss: float | None = None  # the loss of the step before this fit goes on
         self._num_steps: Callable[[], int] = lambda: 0  # optimizer steps done
-        self._empty: list[nn.Parameter] = []  # what has a gradient and no elements
         self._window = 1  # batches in an accumulation window, when the last loss was computed
 
     @property
@@ -115,7 +113,6 @@ class Fit:
             device = context.trainer.strategy.root_device
             self.step_loss = StepLoss(context.moment.optimizer_step, self.saved_loss, device)
         self.actions.resume(context)
-        self._empty = with_empty_gradients(context.model)
 
     def context(self, trainer: TrainerLike, model: nn.Module, moment: Moment) -> StepContext:
         """What actions get at this moment."""
@@ -138,8 +135,7 @@ class Fit:
             follow_all(self.active_rules, context.moment)
             outcome = self.actions.perform(context)
             self._follow_stage(context, flips)
-        if has_moved := self.followers.follow(context, flips, outcome):
-            self._empty = with_empty_gradients(context.model)
+        has_moved = self.followers.follow(context, flips, outcome)
         if not self._has_advanced and len(self.actions):  # rules alone were checked at set-up
             idle_schedules.refuse_idle_now(context.model, context.moment)
         self._has_advanced = True
@@ -218,12 +214,10 @@ class Fit:
     @property
     def wants_gradients(self) -> bool:
         """Whether `show_gradients` has to be called before an optimizer step."""
-        is_own = self.intrusions.is_pending or bool(self._empty)
-        return is_own or any(action.wants_gradients for action in self.actions)
+        return self.intrusions.is_pending or any(action.wants_gradients for action in self.actions)
 
     def show_gradients(self, context: StepContext, optimizer: Optimizer) -> None:
-        """Pass the gradients to the actions that want them; the optimizer gets none without elements."""
-        ledger.drop_gradients(self._empty)
+        """Pass the gradients to the actions that want them."""
         for action in self.actions:
             if action.wants_gradients:
                 action.before_optimizer_step(context, optimizer)

@@ -15,8 +15,9 @@ from lighter_freezers.engine import ledger
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.checkpoint_identity import rule_key
 from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
+from lighter_freezers.engine.effects.optimizer_history import with_step_hooks
 from lighter_freezers.engine.run_shares import RunShares
-from lighter_freezers.engine.trainer_like import TrainerLike
+from lighter_freezers.engine.trainer_like import TrainerLike, optimizers_of
 from lighter_freezers.engine.trainer_strategies import refuse_sharded
 from lighter_freezers.engine.triggers import Moment, Schedule
 from lighter_freezers.selection.select import ParameterSelector
@@ -89,7 +90,18 @@ class RowHold(Action):
         self._schedule = shares.resolved(self._schedule)
 
     def resume(self, context: StepContext) -> None:
-        """Hold from here on, with the values that the rows have now: they have not moved before."""
+        """Hold from here on, with the values that the rows have now: they have not moved before.
+
+        Raises:
+            RuntimeError: An optimizer does not call what puts them back.
+        """
+        for optimizer in optimizers_of(context.trainer):
+            if with_step_hooks(optimizer) is not optimizer:
+                raise RuntimeError(
+                    f"{self.title} puts rows back after each step, of which {type(optimizer).__name__} tells "
+                    "nothing: it wraps another optimizer without initialising torch's Optimizer. Return the "
+                    "inner optimizer from configure_optimizers."
+                )
         if self._schedule.is_active(context.moment):
             self._take()
 

@@ -2,13 +2,13 @@
 
 import types
 
+import torch
 from torch import nn
 
-from lighter_freezers.engine.effects.ddp_wrapper import is_parallel
 from lighter_freezers.lora.sites import LoraFactors, PeftModule, why_unsupported
 from lighter_freezers.selection.names import each_module
 
-__all__ = ["is_empty", "shorten_forward", "shorten_forwards"]
+__all__ = ["is_empty", "is_parallel", "shorten_forward", "shorten_forwards"]
 
 
 def shorten_forwards(model: nn.Module) -> None:
@@ -43,6 +43,11 @@ def is_empty(layer: PeftModule) -> bool:
     return bool(names) and not any(
         why_unsupported(layer, name) or layer.r[name] or LoraFactors(layer, name).has_more for name in names
     )
+
+
+def is_parallel() -> bool:
+    """Whether several processes train: DDP then waits for a gradient of every parameter."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _forward_of_base(layer: PeftModule, *args: object, **kwargs: object) -> object:

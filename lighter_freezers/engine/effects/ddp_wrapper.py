@@ -6,31 +6,14 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.parameter import is_lazy
 
-__all__ = ["is_parallel", "put_on", "rebuild", "take_off", "with_empty_gradients"]
+__all__ = ["put_on", "rebuild", "take_off"]
 
 _DDPStrategy: TypeAlias = Any  # of either namespace; its private parts are used here and nowhere else
 _Hooks: TypeAlias = list[tuple[Callable[..., object], object]]  # of communication, each with its state
 _hooks: weakref.WeakKeyDictionary[_DDPStrategy, _Hooks] = weakref.WeakKeyDictionary()  # without a wrapper now
-
-
-def is_parallel() -> bool:
-    """Whether several processes train: DDP then waits for a gradient of every parameter."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def with_empty_gradients(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters without elements, as of LoRA rank 0, that get a gradient: Adafactor divides by its size.
-
-    That is so under DDP, and where nothing else trains.
-    """
-    trained = [each for each in model.parameters() if each.requires_grad]
-    empty = [each for each in trained if not is_lazy(each) and not each.numel()]
-    return empty if is_parallel() or len(empty) == len(trained) else []
 
 
 def rebuild(strategy: _DDPStrategy) -> bool:

@@ -7,6 +7,7 @@ one call compares; it writes only where a scheduler, a warm-up or other code has
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lighter_freezers.engine.effects.optimizer_history import with_step_hooks
 from lighter_freezers.engine.triggers import Moment
 
 __all__ = ["KeptRate", "LearningRateRequest", "RateFactor", "Releasing", "ThawedGroup", "ThawedRates"]
@@ -197,7 +199,8 @@ class ThawedRates:
         self._set_at = -1  # the optimizer step of the last `set`
         self._hooks: list[RemovableHandle] = []
         for optimizer in {id(group.optimizer): group.optimizer for group in groups}.values():
-            self._hooks.append(optimizer.register_step_pre_hook(self._check))
+            check = partial(self._check, optimizer)
+            self._hooks.append(with_step_hooks(optimizer).register_step_pre_hook(check))
 
     def __bool__(self) -> bool:
         return bool(self._groups)

@@ -15,7 +15,7 @@ from torch.torch_version import TorchVersion
 
 from lighter_freezers.engine import ledger
 
-__all__ = ["FrozenValues", "drop_shared_history", "refuse_dropped_state"]
+__all__ = ["FrozenValues", "drop_shared_history", "refuse_dropped_state", "with_step_hooks"]
 
 
 def drop_shared_history(optimizers: Iterable[Optimizer]) -> None:
@@ -44,6 +44,16 @@ def refuse_dropped_state(optimizers: Iterable[Optimizer], optimizer_state: str) 
                 f"{type(optimizer).__name__} wraps another optimizer and counts on the state of all "
                 "parameters. Use optimizer_state='keep', or the inner optimizer alone."
             )
+
+
+def with_step_hooks(optimizer: Optimizer) -> Optimizer:
+    """The optimizer, or the one inside that takes hooks on its steps.
+
+    A wrapper that does not initialise torch's class, such as accelerate's, takes none.
+    """
+    found = [each for each in vars(optimizer).values() if isinstance(each, Optimizer)]
+    is_bare = "_optimizer_step_pre_hooks" not in vars(optimizer)  # torch makes it when it initialises one
+    return with_step_hooks(found[0]) if is_bare and found else optimizer
 
 
 class FrozenValues:

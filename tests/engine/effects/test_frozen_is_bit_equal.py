@@ -122,6 +122,12 @@ class SophiaLike(torch.optim.Optimizer):
         return loss
 
 
+def accelerated(parameters: Any) -> torch.optim.Optimizer:
+    """As accelerate prepares it, without initialising torch's class either."""
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.Accelerator(cpu=True).prepare_optimizer(sgd(parameters))
+
+
 def modes(namespace: str) -> Any:
     """Tells schedule-free optimizers when training begins and ends, as their documents ask for."""
 
@@ -186,7 +192,7 @@ def test_the_history_of_lbfgs_ends_at_a_freeze(namespace: str, names: Any) -> No
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
-@pytest.mark.parametrize("wrapper", [Lookahead, Sam])
+@pytest.mark.parametrize("wrapper", [Lookahead, Sam, accelerated])
 @pytest.mark.parametrize("rate", [{}, {"unfreeze_lr": 0.01}])
 def test_what_a_wrapper_moves_is_put_back(namespace: str, wrapper: Any, rate: Any) -> None:
     frozen, after = frozen_and_thawed(namespace, wrapper, "keep", **rate)
@@ -194,10 +200,34 @@ def test_what_a_wrapper_moves_is_put_back(namespace: str, wrapper: Any, rate: An
     assert any(after)
 
 
-@pytest.mark.parametrize("wrapper", [Lookahead, BareWrapper])
+def test_rates_under_a_wrapper_that_takes_no_hooks() -> None:
+    """The optimizer inside has the rate asked for at each of its steps, in a warm-up too."""
+    rates = []
+
+    def build(parameters: Any) -> torch.optim.Optimizer:
+        wrapper = accelerated(parameters)
+        wrapper.optimizer.register_step_post_hook(
+            lambda inner, *_: rates.append(inner.param_groups[-1]["lr"])
+        )
+        return wrapper
+
+    frozen_and_thawed(NAMESPACES[0], build, "keep", unfreeze_lr=0.02, warmup_steps=2)
+
+    assert rates == [0.05] * 7 + [0.01] + [0.02] * 4
+
+
+def test_rows_under_a_wrapper_that_takes_no_hooks_are_refused() -> None:
+    freezer = Freezer(names="layer2.weight", rows="2:")
+    with pytest.raises(RuntimeError, match="AcceleratedOptimizer tells nothing.*Return the inner optimizer"):
+        trainer(NAMESPACES[0], callbacks=[freezer]).fit(
+            regression(NAMESPACES[0], optimizer=accelerated), batches(), batches()
+        )
+
+
+@pytest.mark.parametrize("wrapper", [Lookahead, BareWrapper, accelerated])
 @pytest.mark.parametrize("state", ["reset", "free"])
 def test_the_state_of_a_wrapper_cannot_be_dropped(state: str, wrapper: Any) -> None:
-    with pytest.raises(RuntimeError, match=f"'{state}' drops .* {wrapper.__name__} wraps another .*'keep'"):
+    with pytest.raises(RuntimeError, match=f"'{state}' drops .* wraps another .*'keep'"):
         frozen_and_thawed("pytorch_lightning", wrapper, state)
 
 
