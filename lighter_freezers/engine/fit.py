@@ -214,10 +214,12 @@ class Fit:
     @property
     def wants_gradients(self) -> bool:
         """Whether `show_gradients` has to be called before an optimizer step."""
-        return self.intrusions.is_pending or any(action.wants_gradients for action in self.actions)
+        is_own = self.intrusions.is_pending or bool(self.followers.optimizers.empty)
+        return is_own or any(action.wants_gradients for action in self.actions)
 
     def show_gradients(self, context: StepContext, optimizer: Optimizer) -> None:
-        """Pass the gradients to the actions that want them."""
+        """Pass the gradients to the actions that want them; the optimizer gets none without elements."""
+        self.followers.optimizers.empty.drop(optimizer)
         for action in self.actions:
             if action.wants_gradients:
                 action.before_optimizer_step(context, optimizer)

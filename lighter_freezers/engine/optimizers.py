@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
 from lighter_freezers.engine.effects import optimizer_groups
+from lighter_freezers.engine.effects.empty_gradients import EmptyGradients
 from lighter_freezers.engine.effects.lean_groups import LeanGroups
 from lighter_freezers.engine.effects.learning_rates import (
     KeptRate,
@@ -66,6 +67,7 @@ class OptimizerFollower:
         self._lean = LeanGroups([])
         self._values = FrozenValues([])
         self._scaler = ScalerKeeper(None)
+        self.empty = EmptyGradients()
         self._named: dict[str, Parameter] = {}
         self._has_step_plateau = False
         self.group_names: list[GroupNames] = []  # of all optimizers, once they are prepared
@@ -123,6 +125,7 @@ class OptimizerFollower:
             groups, lambda: trainer_clock.moment(trainer), has_schedulers=bool(schedulers)
         )
         self._rates.set()
+        self.empty.find(self._optimizers)
 
     def keep_up(self) -> None:
         """Write the requested rates, and put back what an optimizer moved although it is held."""
@@ -152,6 +155,9 @@ class OptimizerFollower:
             is_reshaped: Whether some of its parameters may be other objects than before.
         """
         self._values.follow()
+        if is_reshaped:
+            self.empty.find(self._optimizers)
+        self.empty.look_again()
         if not self._frees:
             return
         if is_reshaped or not self._named:

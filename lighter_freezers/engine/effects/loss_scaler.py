@@ -1,12 +1,14 @@
 """Lets a GradScaler pass over an optimizer of which all is frozen, as it does over one without parameters.
 
 It refuses an optimizer without a gradient ("No inf checks were recorded"), which a bug in the user's code may
-cause. Where the optimizer has none because everything in it is held, there is nothing to step.
+cause. Where the optimizer has none because what is in it is held, or is LoRA of rank 0, there is nothing to
+step.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lighter_freezers.engine import ledger
@@ -33,6 +35,7 @@ class ScalerKeeper:
             return
         self._own = self._scaler.unscale_, self._scaler.step, self._scaler.update
         self._has_passed = False  # over the optimizer whose step is under way
+        self._looked_at: Optimizer | None = None  # whose gradients it has seen, though they may be gone now
         vars(self._scaler).update(unscale_=self._unscale, step=self._step, update=self._update)
 
     def remove(self) -> None:
@@ -42,17 +45,21 @@ class ScalerKeeper:
         self._scaler = None
 
     def _unscale(self, optimizer: Optimizer) -> object:
-        return None if _is_held(optimizer) else self._own[0](optimizer)
+        if _is_idle(optimizer):
+            return None
+        self._looked_at = optimizer
+        return self._own[0](optimizer)
 
     def _step(self, optimizer: Optimizer, *arguments: object, **named: object) -> object:
-        self._has_passed = _is_held(optimizer)
+        self._has_passed = _is_idle(optimizer) and optimizer is not self._looked_at
         return None if self._has_passed else self._own[1](optimizer, *arguments, **named)
 
     def _update(self, *arguments: object, **named: object) -> object:
-        passed, self._has_passed = self._has_passed, False
+        passed, self._has_passed, self._looked_at = self._has_passed, False, None
         return None if passed else self._own[2](*arguments, **named)
 
 
-def _is_held(optimizer: Optimizer) -> bool:
+def _is_idle(optimizer: Optimizer) -> bool:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return all(parameter.grad is None for parameter in parameters) and any(map(ledger.is_held, parameters))
+    has_gradient = any(parameter.grad is not None for parameter in parameters)
+    return not has_gradient and any(ledger.is_held(p) or not (is_lazy(p) or p.numel()) for p in parameters)
