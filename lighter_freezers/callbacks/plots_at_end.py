@@ -67,7 +67,7 @@ class PlotsAtEnd(Callback):
             folder = Path(self.dirpath) if self.dirpath is not None else file.parent / "plots"
             try:
                 self._draw(file, folder)
-            except (ValueError, OSError, RuntimeError) as error:
+            except Exception as error:  # the run has its result, whatever a plot stumbles over
                 warnings.warn(f"PlotsAtEnd could not draw {file}: {error}", stacklevel=2)
 
     def _draw(self, file: Path, folder: Path) -> None:

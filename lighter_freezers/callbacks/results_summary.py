@@ -20,7 +20,7 @@ from lighter_freezers.planning.config_errors import unused_variables
 from lighter_freezers.reports.harmless import Harmless
 from lighter_freezers.reports.loggers import tensorboard_folders
 from lighter_freezers.reports.results_file import versions, write_results
-from lighter_freezers.reports.whole_files import write_json
+from lighter_freezers.reports.whole_files import naming, write_json
 from lighter_freezers.selection.element_counts import num_elements, num_trainable
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
@@ -187,11 +187,13 @@ class ResultsSummary(Callback):
         if not trainer.is_global_zero:
             return
         path = self._path or folder / FILE
-        known = (
-            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"config": _config(pl_module)}
-        )
         scores = {name.partition("/")[2] or name: value for name, value in _logged(trainer).items()}
-        self._harmless(lambda: write_json(path, {**known, "evaluation": scores, "versions": versions()}))
+
+        def write() -> None:
+            known = _read(path) if path.exists() else {"config": _config(pl_module)}
+            write_json(path, {**known, "evaluation": scores, "versions": versions()})
+
+        self._harmless(write)
 
     def _close(self, trainer: TrainerLike, folder: Path, losses: Mapping[str, float | None]) -> None:
         """Log the last lines of the run."""
@@ -244,5 +246,15 @@ def _logged(trainer: TrainerLike) -> dict[str, float]:
 
 
 def _gradient_stats(folder: Path) -> dict[str, object]:
-    files = sorted(folder.glob("*.summary.json"))
-    return {file.name.removesuffix(".summary.json"): json.loads(file.read_text()) for file in files}
+    stats: dict[str, object] = {}
+    for file in sorted(folder.glob("*.summary.json")):
+        try:
+            stats[file.name.removesuffix(".summary.json")] = _read(file)
+        except (OSError, ValueError) as error:
+            log.warning("ResultsSummary leaves out gradient norms: %s", error)
+    return stats
+
+
+def _read(file: Path) -> dict[str, object]:
+    with naming(file, "a summary of a run"):
+        return dict(json.loads(file.read_text(encoding="utf-8")))

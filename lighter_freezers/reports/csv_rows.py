@@ -71,15 +71,13 @@ class StepRows:
 
     def columns(self) -> dict[str, list[str]]:
         """Everything written so far, by column."""
-        with self.path.open(newline="") as file:
-            rows = list(csv.reader(file))
+        rows = _whole_rows(self.path)
         return {name: [row[index] for row in rows[1:]] for index, name in enumerate(rows[0])}
 
     def _earlier_rows(self, source: Path, before_step: int) -> list[list[str]]:
-        text = source.read_text()
-        rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))  # skips an incomplete last row
-        if not rows:
+        if not source.stat().st_size:
             return []
+        rows = _whole_rows(source)
         if tuple(rows[0]) != self.header:
             raise ValueError(
                 f"{source} has the columns {', '.join(rows[0][:6])}..., but this model gives "
@@ -95,6 +93,25 @@ class StepRows:
                 before_step,
             )
         return kept
+
+
+def _whole_rows(path: Path) -> list[list[str]]:
+    """The header and all rows; an incomplete last one is skipped.
+
+    Raises:
+        ValueError: The file is damaged; the message names it.
+    """
+    try:
+        text = path.read_text()
+        header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))
+        for number, row in enumerate(rows, start=2):
+            if len(row) != len(header) or not row[0].isdecimal():
+                raise ValueError(f"line {number} is no row of a step")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged: {error}. Move it away, or give the monitor another name."
+        ) from error
+    return [header, *rows]
 
 
 def _lines(rows: Iterable[Sequence[str]]) -> str:

@@ -1,4 +1,7 @@
-"""Lets what only reports on a run fail without ending it: a full or read-only disk is one warning."""
+"""Lets what only reports on a run fail without ending it.
+
+A full or read-only disk is one warning, and so is a file of the run that other code damaged.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -30,11 +33,12 @@ class Harmless:
             return None
         try:
             return write()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._has_failed = True
+            is_disk = isinstance(error, OSError)
+            way_out = ". Free space, or give a folder that can be written." if is_disk else ""
             warnings.warn(
-                f"{self._title} writes nothing more in this run, which goes on without it: {error}. Free "
-                "space, or give a folder that can be written.",
+                f"{self._title} writes nothing more in this run, which goes on without it: {error}{way_out}",
                 stacklevel=2,
             )
             return None

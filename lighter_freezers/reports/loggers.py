@@ -83,10 +83,10 @@ def _write_metrics(logger: LoggerLike, metrics: Mapping[str, float], step: int) 
 
 @contextmanager
 def _harmless(logger: LoggerLike) -> Iterator[None]:
-    """A logger that cannot write, as on a full disk, is one warning, and the run goes on."""
+    """A logger that cannot write, as on a full disk or without its server, is one warning."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:  # of any logger's client
         if logger not in _FAILED:
             _FAILED.add(logger)
             warnings.warn(f"{type(logger).__name__} cannot write: {error}. The run goes on.", stacklevel=4)
