@@ -9,7 +9,7 @@ import torch
 from lighter_freezers import LayerOperations, LoraRankScheduler
 from lighter_freezers.engine.trainer_strategies import refuse_unsupported_strategy
 from lighter_freezers.lora.rank_action import RankAction
-from tests.lab import NAMESPACES, TinyNet, adamw, batches, regression, trainer
+from tests.lab import NAMESPACES, TinyNet, adamw, batches, first_now, regression, trainer
 from tests.lora.lora_lab import mixed
 
 LONE = "pytorch_lightning"
@@ -93,9 +93,12 @@ def like_sgd(name: str, *bases: type) -> Any:
     + [lambda p, n=name: like_sgd(n)(p, lr=0.1) for name in ("ZeroRedundancyOptimizer", "Lookahead")],
 )
 @pytest.mark.parametrize("callback", changing_ranks(), ids=lambda each: type(each).__name__)
-def test_an_optimizer_that_keeps_shapes_is_refused_before_training(callback: Any, optimizer: Any) -> None:
+@pytest.mark.parametrize("namespace", first_now(NAMESPACES))
+def test_an_optimizer_that_keeps_shapes_is_refused_before_training(
+    namespace: str, callback: Any, optimizer: Any
+) -> None:
     with pytest.raises(RuntimeError, match="lays parameters out once for all.*AdamW"):
-        error_in_fit(callback, optimizer=optimizer)
+        error_in_fit(callback, optimizer=optimizer, namespace=namespace)
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)

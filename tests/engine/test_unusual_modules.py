@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations
-from tests.lab import NAMESPACES, Stream, batches, recorder, regression, trainer
+from tests.lab import NAMESPACES, Stream, batches, first_now, recorder, regression, trainer
 
 LONE = NAMESPACES[0]
 
@@ -126,9 +126,10 @@ def test_a_metric_of_the_modules_own_epoch_end_is_seen(namespace: str, kind: str
 
 
 @pytest.mark.parametrize("kind", ["freezer", "gradual", "operations"])
-def test_a_misspelt_metric_of_the_epoch_end_is_an_error_after_one_epoch(kind: str) -> None:
+@pytest.mark.parametrize("namespace", first_now(NAMESPACES))
+def test_a_misspelt_metric_of_the_epoch_end_is_an_error_after_one_epoch(namespace: str, kind: str) -> None:
     with pytest.raises(RuntimeError, match=r"'train/acx'.*Closest: train/acc"):
-        history(LONE, logs_at_epoch_end(LONE), waiting("train/acx")[kind], max_epochs=1)
+        history(namespace, logs_at_epoch_end(namespace), waiting("train/acx")[kind], max_epochs=1)
 
 
 @pytest.mark.parametrize("kind", ["freezer", "gradual", "operations"])
@@ -236,15 +237,18 @@ def test_schedules_in_epochs_need_no_optimizer(namespace: str, kind: str) -> Non
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_what_needs_an_optimizer_says_so(callback: Any, reason: str) -> None:
+@pytest.mark.parametrize("namespace", first_now(NAMESPACES))
+def test_what_needs_an_optimizer_says_so(namespace: str, callback: Any, reason: str) -> None:
     with pytest.raises(RuntimeError, match=rf"{reason}.*configure_optimizers returned None"):
-        history(LONE, own_optimizer(LONE), callback)
+        history(namespace, own_optimizer(namespace), callback)
 
 
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers` returned `None`")
-def test_steps_count_without_an_optimizer_under_automatic_optimization() -> None:
-    """Lightning steps a mock there, so `until_step` means what it says."""
-    seen = history(LONE, own_optimizer(LONE, is_manual=False), three()["freezer"], max_epochs=1)
+@pytest.mark.parametrize("namespace", first_now(NAMESPACES))
+@pytest.mark.parametrize("kind", ["freezer", "operations"])
+def test_steps_count_without_an_optimizer_under_automatic_optimization(namespace: str, kind: str) -> None:
+    """Lightning steps a mock there, so what counts steps means what it says."""
+    seen = history(namespace, own_optimizer(namespace, is_manual=False), three()[kind], max_epochs=1)
     assert [any(each) for each in seen] == [True, True, False, False]
 
 
