@@ -150,7 +150,7 @@ def _first_bytes(path: Path, number: int) -> bytes:
 def _cut_short(path: Path) -> ValueError:
     from lighter_freezers.engine.damaged_checkpoint import is_not_whole
 
-    return ValueError(is_not_whole(path))
+    return ValueError(is_not_whole(path, path.stat().st_size))
 
 
 def _objects_in(path: Path, is_archive: bool, message: str) -> list[str]:

@@ -2,16 +2,18 @@
 
 import gzip
 import io
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations
-from tests.lab import NAMESPACES, batches, recorder, regression, trainer
+from tests.lab import NAMESPACES, batches, first_now, recorder, regression, trainer
 
 OPERATIONS = [{"name": "freeze_layer", "value": "layer1", "max_wait_iters": 1}]
 CALLBACKS: dict[str, Any] = {
@@ -62,6 +64,40 @@ def test_the_path_may_be_a_url_of_this_machine(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not a whole checkpoint"):
         run.fit(regression(NAMESPACES[0]), batches(), batches(), ckpt_path=f"file://{path}")
     assert errors.seen == ["told"]
+
+
+def flipped(content: bytes, share: float) -> bytes:
+    """With four bytes turned round in the table of what is saved, as a bad disk leaves them."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        name = next(each for each in archive.namelist() if each.endswith("data.pkl"))
+        table = archive.read(name)
+    at = content.find(table) + int(len(table) * share)
+    return content[:at] + bytes(byte ^ 0xFF for byte in content[at : at + 4]) + content[at + 4 :]
+
+
+@pytest.mark.parametrize("namespace", first_now(NAMESPACES))
+@pytest.mark.parametrize("place", ["{folder}/", "memory://bucket/"])
+def test_damage_in_the_middle_and_in_a_store_gets_it(place: str, namespace: str, tmp_path: Path) -> None:
+    """Before the first batch; a whole checkpoint in the store is read as ever."""
+    whole = written(tmp_path, "new").read_bytes()
+    contents = [flipped(whole, share) for share in (0.02, 0.3, 0.5, 0.9)]
+    contents += [whole[: len(whole) * part // 100] for part in (0, 1, 50, 99)]
+    path = place.format(folder=tmp_path) + "damaged.ckpt"
+    for content in contents:
+        with fsspec.open(path, "wb") as file:
+            file.write(content)
+        run = trainer(namespace, callbacks=[CALLBACKS["Freezer"]()], max_epochs=2)
+        sentence = (
+            f"'{path}' ({len(content)} bytes) is not a whole checkpoint of torch.save: it is cut short, "
+        )
+        with pytest.raises(Exception, match=re.escape(sentence)):
+            run.fit(regression(namespace), batches(), batches(), ckpt_path=path)
+        assert run.global_step == 0
+    with fsspec.open(path, "wb") as file:
+        file.write(whole)
+    run = trainer(namespace, callbacks=[CALLBACKS["Freezer"]()], max_epochs=2)
+    run.fit(regression(namespace), batches(), batches(), ckpt_path=path)
+    assert run.global_step == 8
 
 
 @pytest.mark.parametrize("kind", ["new", "older"])
