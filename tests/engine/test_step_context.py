@@ -121,6 +121,39 @@ def test_ranks_agree(tmp_path: Path) -> None:
     assert torch.equal(first[1], second[1])
 
 
+def saved_loss(folder: Path) -> tuple[list[float], float]:
+    """The losses of a run of which only rank zero returns any, and what its checkpoint has."""
+    from pytorch_lightning.strategies import DDPStrategy
+
+    rank, losses = int(os.environ["RANK"]), [0.0]
+    module = regression(LONE, BlockNet)
+    module.automatic_optimization = False
+
+    def training_step(batch: Any, batch_idx: int) -> Any:
+        loss = module.loss(batch)
+        module.optimizers().zero_grad()
+        module.manual_backward(loss)
+        module.optimizers().step()
+        losses.append(float(loss))
+        return None if rank else {"loss": loss.detach()}
+
+    module.training_step = training_step
+    strategy = DDPStrategy(process_group_backend="gloo")
+    runner = trainer(LONE, callbacks=[Looking()], devices=2, strategy=strategy)
+    saver = recorder(LONE, lambda t, _: t.save_checkpoint(folder / "saved.ckpt"), "on_train_epoch_end")
+    runner.callbacks.append(saver)
+    runner.fit(module, batches(32, rank, 2))
+    saved = torch.load(folder / "saved.ckpt", weights_only=True)["callbacks"]["lighter_freezers.engine"]
+    return losses, saved["loss"]
+
+
+@pytest.mark.wide
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_saved_loss_is_that_of_the_ranks_that_have_one(tmp_path: Path) -> None:
+    (losses, saved), _ = run_ranks(saved_loss, tmp_path, 2, tmp_path)
+    assert saved == pytest.approx(losses[-1])
+
+
 def test_a_random_generator_depends_on_seed_and_window_alone() -> None:
     contexts = [StepContext(trainer(LONE), torch.nn.Linear(1, 1), None) for _ in range(2)]  # type: ignore[arg-type]
     torch.manual_seed(3)
