@@ -53,6 +53,7 @@ class MetricWatch:
         self._has_validated = self._is_cut = False  # cut: the run was resumed within this epoch
         self._validated_at: int | None = None  # optimizer step of the last validation that was read
         self._ended_at: int | None = None  # optimizer step of the last end of an epoch that was read
+        self._is_at_end = False  # of an epoch, when the checkpoint of this resumed run was saved
         self._unread: SavedState = {}  # of a checkpoint: `epoch` and `values` of an end that was not read
         self._caught_up: set[str] = set()  # the metrics of such an end, read when training resumed
 
@@ -65,7 +66,8 @@ class MetricWatch:
     def state(self, trainer: TrainerLike) -> dict[str, object]:
         """The state for a checkpoint, in plain types."""
         unread = self._unread or self._at_last_batch(trainer)
-        return {"validated_at": self._validated_at, "epoch_metrics": unread}
+        is_at_end = self._is_at_end or trainer.is_last_batch
+        return {"validated_at": self._validated_at, "epoch_metrics": unread, "is_at_end": is_at_end}
 
     def _at_last_batch(self, trainer: TrainerLike) -> SavedState:
         """The training metrics of an epoch between its last batch and its end: a resumed run lacks them."""
@@ -79,6 +81,7 @@ class MetricWatch:
     def remember(self, state: SavedState) -> None:
         """Restore what `state` returned."""
         self._validated_at, self._unread = state["validated_at"], state.get("epoch_metrics", {})
+        self._is_at_end = state.get("is_at_end", False)
 
     def catch_up(self, trainer: TrainerLike) -> None:
         """Pass on the metrics of an epoch that Lightning counts as ended when training resumes."""
@@ -128,8 +131,10 @@ class MetricWatch:
 
     def note_resumption(self, trainer: TrainerLike, batch_idx: int) -> None:
         """The first batch of a resumed run begins: warn of what the conditions have missed."""
-        self._is_cut = batch_idx > 0
-        self._warn_of_lost_validation(trainer, batch_idx)
+        # Lightning counts on through the epochs of a stream that is resumed between two of them
+        has_ended, self._is_at_end = self._is_at_end or not batch_idx, False
+        self._is_cut = not has_ended
+        self._warn_of_lost_validation(trainer, batch_idx, has_ended=has_ended)
 
     def _warn_of_part(self, trainer: TrainerLike) -> None:
         """Warn of means over a part of an epoch: Lightning's checkpoints do not contain the other part."""
@@ -145,14 +150,14 @@ class MetricWatch:
                 stacklevel=2,
             )
 
-    def _warn_of_lost_validation(self, trainer: TrainerLike, batch_idx: int) -> None:
+    def _warn_of_lost_validation(self, trainer: TrainerLike, batch_idx: int, *, has_ended: bool) -> None:
         """Warn if a checkpoint saved right before a validation makes the resumed run skip that validation.
 
         Lightning then continues with the next batch: the rules miss a value that an uninterrupted run has
         seen.
         """
         step = trainer_clock.moment(trainer).optimizer_step
-        was_due = trainer_clock.validation_was_due(trainer, batch_idx)
+        was_due = trainer_clock.validation_was_due(trainer, batch_idx, has_ended=has_ended)
         missing = [watcher.title for watcher, monitor in self._waiting if monitor not in self._caught_up]
         if missing and was_due and self._validated_at != step:
             waiting = ", ".join(dict.fromkeys(missing))

@@ -125,18 +125,23 @@ def is_update_epoch(trainer: TrainerLike) -> bool:
     return any(trainer.current_epoch > getattr(callback, "swa_end", 0) for callback in averaging)
 
 
-def validation_was_due(trainer: TrainerLike, batch_idx: int) -> bool:
-    """Whether an uninterrupted run has validated between the previous batch and this one."""
+def validation_was_due(trainer: TrainerLike, batch_idx: int, *, has_ended: bool) -> bool:
+    """Whether an uninterrupted run has validated between the previous batch and this one.
+
+    Args:
+        trainer: It resumes.
+        batch_idx: The number that Lightning gives to this batch.
+        has_ended: Whether the previous batch was the last of its epoch.
+    """
     every, num_epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
     if not trainer.enable_validation or every is None:
         return False
     if num_epochs is None:  # it counts batches through all epochs
         num_batches = trainer.fit_loop.total_batch_idx
         return num_batches > 0 and num_batches % every == 0
-    epoch = trainer.current_epoch + (batch_idx > 0)  # after that of the previous batch
-    is_check = (batch_idx or trainer.num_training_batches) % every == 0 or (
-        math.isinf(every) and not batch_idx
-    )
+    epoch = trainer.current_epoch + (not has_ended)  # after that of the previous batch
+    # infinite on a stream, which validates at its end
+    is_check = has_ended if math.isinf(every) else (batch_idx or trainer.num_training_batches) % every == 0
     return epoch > 0 and epoch % num_epochs == 0 and is_check
 
 

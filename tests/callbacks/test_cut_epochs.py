@@ -7,10 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from lighter_freezers import Freezer, LayerOperations
-from tests.lab import ResumableLoader, batches, frozen_layers, recorder, regression, trainer
+from tests.lab import (
+    ResumableLoader,
+    Stream,
+    batches,
+    first_now,
+    frozen_layers,
+    recorder,
+    regression,
+    trainer,
+)
 
 LONE = "pytorch_lightning"
 pytestmark = [
@@ -44,6 +54,7 @@ def run(
     ckpt_path: Path | None = None,
     namespace: str = LONE,
     validates: bool = True,
+    is_stream: bool = False,
     **options: Any,
 ) -> tuple[dict[int, list[str]], list[str]]:
     """What was frozen at each optimizer step, and what was said about it."""
@@ -58,7 +69,7 @@ def run(
     )
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        loader = ResumableLoader(batches().dataset)
+        loader = DataLoader(Stream(), None) if is_stream else ResumableLoader(batches().dataset)
         fit.fit(module(namespace), loader, batches() if validates else None, ckpt_path=ckpt_path)
     return dict(seen.seen), [str(each.message) for each in said if "Freezer" in str(each.message)]
 
@@ -102,6 +113,19 @@ def test_the_end_of_an_epoch_is_seen_wherever_it_is_cut(
         assert said == []
 
 
+@pytest.mark.parametrize("monitor", first_now(MONITORS))
+@pytest.mark.parametrize("save", SAVES)
+def test_the_end_of_a_stream_is_seen_wherever_it_is_cut(save: str, monitor: str, tmp_path: Path) -> None:
+    """Lightning counts batches on then, which is no cut within an epoch."""
+    options = {"is_stream": True, "validates": save == "validation end"}
+    whole, _ = run(tmp_path, waiting(monitor), saves=SAVES[save], **options)
+    assert [whole[0], whole[4], whole[8]] == [["layer1", "layer2"], ["layer1", "layer10"], ["layer10"]]
+    for step in (4, 8):
+        rest, said = run(tmp_path, waiting(monitor), ckpt_path=tmp_path / f"step={step}.ckpt", **options)
+        assert rest == {each: layers for each, layers in whole.items() if each >= step}
+        assert said == []
+
+
 @pytest.mark.parametrize("monitor", MONITORS)
 def test_a_mean_over_the_rest_of_an_epoch_is_named(monitor: str, tmp_path: Path) -> None:
     """The first batches of the epoch are in no checkpoint; the last batch's value needs none of them."""
@@ -142,6 +166,20 @@ def test_a_lost_validation_is_named_where_one_was_due(
         _, said = run(tmp_path, callbacks, ckpt_path=tmp_path / f"step={step}.ckpt", **options)
         named += [step] * any(LOST in text for text in said)
     assert tuple(named) == steps
+
+
+@pytest.mark.parametrize("options", [{}, {"check_val_every_n_epoch": 2}], ids=str)
+def test_a_lost_validation_is_named_on_a_stream(options: dict[str, Any], tmp_path: Path) -> None:
+    """Of unknown length: its last batch is known once it is there, and the next epoch begins at batch 0."""
+    callbacks = [Freezer(name_starts_with="layer1.", until_metric={"monitor": "val/loss", "below": -1.0})]
+    options = {"is_stream": True, **options}
+    run(tmp_path, callbacks, saves={"every_n_train_steps": 4}, **options)
+    named = []
+    for step in (4, 8):
+        seen, said = run(tmp_path, callbacks, ckpt_path=tmp_path / f"step={step}.ckpt", **options)
+        assert min(seen) == step
+        named += [step] * any(LOST in text for text in said)
+    assert named == ([8] if "check_val_every_n_epoch" in options else [4, 8])
 
 
 def test_a_checkpoint_of_a_run_that_fails_before_training_forgets_nothing(tmp_path: Path) -> None:
