@@ -132,6 +132,22 @@ def test_what_thaws_before_is_estimated_again(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["ours first", "theirs first"])
+def test_what_thaws_within_an_epoch_is_averaged(order: str) -> None:
+    """From the step of the thaw on, as the rest is: by hand."""
+    lone = "pytorch_lightning"
+    ema = averaging(lone, "EMAWeightAveraging", decay=0.5)
+    weights = recorder(lone, lambda _, m: m.network.backbone[0].weight.detach().clone())
+    freezer = Freezer(name_starts_with="backbone.", until_step=2)
+    module = fit(lone, [*ordered(order, freezer, ema), weights], max_epochs=1)
+
+    average = weights.seen[0]
+    for weight in weights.seen[1:]:
+        average = 0.5 * average + 0.5 * weight
+    assert not torch.equal(weights.seen[-1], weights.seen[0])
+    assert torch.allclose(module.network.backbone[0].weight, average, atol=1.0e-6)
+
+
+@pytest.mark.parametrize("order", ["ours first", "theirs first"])
 def test_nothing_thaws_in_the_extra_epoch(order: str) -> None:
     """It has the number of an epoch that the run does not have."""
     swa = averaging("pytorch_lightning", "StochasticWeightAveraging", **SWA)

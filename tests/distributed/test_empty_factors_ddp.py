@@ -21,7 +21,8 @@ CALLBACKS = {
     "operations": lambda: LayerOperations([{**RANK, "value": ["block.0", 0], "max_wait_iters": 2}, RANK]),
     "scheduler": lambda: LoraRankScheduler([{"step": 2, "rank_pattern": {"blocks.0": 0}}]),
 }
-OPTIMIZERS = {name: getattr(torch.optim, name) for name in ("Adafactor", "Muon")}
+NAMES = ("Adafactor", "Muon")  # of which older versions of torch lack one
+OPTIMIZERS = {name: getattr(torch.optim, name) for name in NAMES if hasattr(torch.optim, name)}
 
 
 def network() -> nn.Module:

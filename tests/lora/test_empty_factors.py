@@ -49,7 +49,7 @@ def fit(
     return [any(not torch.equal(a, b) for a, b in zip(old, new, strict=True)) for old, new in pairs]
 
 
-@pytest.mark.parametrize("optimizer", ["Adafactor", "Muon"])
+@pytest.mark.parametrize("optimizer", [name for name in ("Adafactor", "Muon") if hasattr(torch.optim, name)])
 @pytest.mark.parametrize("kind", ALL_ZERO)
 @pytest.mark.parametrize("namespace", first_now(NAMESPACES))
 def test_steps_without_any_rank_do_nothing(namespace: str, kind: str, optimizer: str) -> None:
