@@ -150,8 +150,7 @@ class StageClock(Action):
 
     def enter(self, moment: Moment) -> int:
         """Enter the stages that are due; returns the number of the stage from this moment on."""
-        if not self._entered:
-            self._left = self.number
+        self._left = self.number
         while self.number < len(self._ends):
             reason = self._end.reason(moment, self._history, is_out_of_patience=self._is_out_of_patience)
             if reason is None:

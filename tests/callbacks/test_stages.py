@@ -81,6 +81,29 @@ def test_conditions_count_from_the_beginning_of_their_stage() -> None:
     assert [len(parts) for parts in reset[::4]] == [2, 2, 2, 3, 3, 3, 7]
 
 
+def test_the_best_value_of_another_mode_is_not_kept() -> None:
+    """The lowest of one stage is nothing to beat where the highest counts: the first check is progress."""
+    plateau = {"patience": 1, "min_delta": 1.0e9}
+    low = {"monitor": "val/loss", "plateau": plateau}
+    high = {"monitor": "val/loss", "plateau": {**plateau, "patience": 2, "mode": "max"}}
+    found = moves(LONE, [stages(HEAD | {"until_metric": low}, TOP | {"until_metric": high}, REST)], 6)
+
+    assert [len(parts) for parts in found[::4]] == [2, 2, 3, 3, 3, 7]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Checkpoint directory .* is not empty")
+def test_a_shorter_list_goes_on_in_its_last_stage(tmp_path: Path) -> None:
+    """The checkpoint is of a third stage that the list has no more."""
+    shorter = HEAD | {"until_step": 2}, TOP | {"freeze": "head"}
+    longer = shorter[0], shorter[1] | {"until_step": 4}, {"thaw": "head"}
+    fit_saving_each_step(stages(*longer), tmp_path / "long", None)
+    whole = fit_saving_each_step(stages(*shorter), tmp_path / "short", None)
+    path = tmp_path / "long" / "step=6.ckpt"
+    resumed = fit_saving_each_step(stages(*shorter), tmp_path / "resumed", path)
+
+    assert resumed["frozen"] == {step: flags for step, flags in whole["frozen"].items() if step > 6}
+
+
 def test_a_stage_whose_bound_has_passed_is_over_at_once() -> None:
     """Steps and epochs are those of the run: both stages begin at step 6."""
     found = moves(LONE, [stages(HEAD | {"until_step": 6}, TOP | {"until_step": 4}, REST)], 2)

@@ -67,6 +67,28 @@ def test_patience_and_best_score_in_the_next_stage() -> None:
     assert reset[::4] == [0] * 2 + [1] * 3 + [4] * 3
 
 
+def test_without_any_patience_progress_ends_no_stage() -> None:
+    """Of `patience: 0`, which the first check without progress exhausts: here the fourth."""
+    falling = recorder(
+        LONE, lambda t, m: m.log("own", -float(min(t.current_epoch, 2))), "on_validation_epoch_end"
+    )
+    stopping = early_stopping(monitor="own", patience=0, min_delta=0.0)
+    seen, _ = blocks_by_step([GradualUnfreezing(stages=STAGES[::2]), falling, stopping], max_epochs=6)
+
+    assert seen[::4] == [0] * 4 + [4]
+
+
+@pytest.mark.parametrize("min_delta", [0.1, 0.001])
+def test_a_plateau_of_more_progress_comes_first(min_delta: float, caplog: pytest.LogCaptureFixture) -> None:
+    """What is progress for EarlyStopping may be none for the plateau; then it is not late."""
+    plateau = {**PLATEAU, "min_delta": 0.01}
+    with caplog.at_level(logging.WARNING, logger="lighter_freezers"):
+        blocks_by_step(
+            [GradualUnfreezing(plateau=plateau), early_stopping(min_delta=min_delta)], max_epochs=1
+        )
+    assert ("EarlyStopping ends the run" in caplog.text) == (min_delta > 0.01)
+
+
 def test_any_of_several_ends_a_stage() -> None:
     """The less patient one ends it, and both begin afresh."""
     both = [early_stopping(patience=3), early_stopping(monitor="train/loss", patience=2)]
@@ -187,6 +209,14 @@ def test_without_validation_nothing_is_checked_after_it(caplog: pytest.LogCaptur
             limit_val_batches=0,
         )
     assert "EarlyStopping ends the run" not in caplog.text
+
+
+def test_a_stage_that_patience_may_end_is_not_late(caplog: pytest.LogCaptureFixture) -> None:
+    """Its epochs alone would end it after the run."""
+    entries = [{"thaw": "head", **PATIENT, "until_epoch": 20}, {"thaw": "*"}]
+    with caplog.at_level(logging.WARNING, logger="lighter_freezers"):
+        blocks_by_step([GradualUnfreezing(stages=entries), early_stopping()], max_epochs=2)
+    assert "after the run has ended" not in caplog.text
 
 
 def test_a_stage_that_waits_in_vain_is_an_error() -> None:
