@@ -205,8 +205,7 @@ class ActiveRule:
             self.follow(moment)
             end = self.rule.schedule.last_end(moment)
             if end is not None and not self.hold.is_active:
-                self.released_at = end
-                self.released_in = min(self.rule.schedule.until_epoch or moment.epoch, moment.epoch)
+                self.released_at, self.released_in = end, moment.epoch  # steps do not tell the epoch
         elif self._was_holding:
             self.hold.take()
         else:
@@ -220,8 +219,11 @@ class ActiveRule:
             return False
         if self.rule.trigger is not None and not schedule.has_ended(moment):
             return True
-        was_released_now = self.released_at == moment.optimizer_step != schedule.last_end(moment)
-        return rate is not None and (rate.warmup_steps > 0 or rate.growth is not None) and was_released_now
+        if rate is None or self.released_at is None or moment.optimizer_step == schedule.last_end(moment):
+            return False
+        # a warm-up counts from the step of the release, growth from its epoch, which steps do not tell
+        is_warming_up = rate.warmup_steps > 0 and self.released_at == moment.optimizer_step
+        return is_warming_up or rate.growth is not None
 
 
 def follow_all(active_rules: Sequence[ActiveRule], moment: Moment) -> None:

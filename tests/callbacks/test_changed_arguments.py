@@ -65,6 +65,27 @@ def test_a_latch_survives_what_is_neither_what_nor_when(change: dict[str, Any], 
     assert said == []
 
 
+@pytest.mark.parametrize(
+    ("bound", "rate", "is_told"),
+    [
+        ({"until_step": 4}, {"unfreeze_lr_growth": 2.0}, True),
+        ({"until_epoch": 1}, {"unfreeze_lr_growth": 2.0}, True),
+        ({"until_epoch": 1}, {"warmup_steps": 9}, True),
+        ({"until_step": 4}, {"warmup_steps": 9}, False),
+        ({"until_step": 4}, {}, False),
+        ({"until_step": 8}, {"unfreeze_lr_growth": 2.0}, False),
+    ],
+    ids=str,
+)
+def test_a_rate_that_begins_to_move_anew_is_named(
+    bound: dict[str, int], rate: dict[str, Any], is_told: bool, tmp_path: Path
+) -> None:
+    """Of a Freezer that the checkpoint does not know: its steps do not tell the epoch of the release."""
+    new = freezer(name_starts_with="layer10", unfreeze_lr_factor=0.1, **bound, **rate)
+    _, said = resumed(tmp_path, [freezer()], [freezer(), new])
+    assert [f"no state for {new}" in text for text in said] == [True] * is_told
+
+
 def test_another_condition_begins_anew_and_both_are_named(tmp_path: Path) -> None:
     """The schedule is that of the new arguments."""
     never = {"monitor": "val/loss", "below": -1.0}
