@@ -114,6 +114,51 @@ def train(
     return run, start.seen[0]
 
 
+def turned(parameters: Any) -> torch.optim.Optimizer:
+    """In another order than the model has."""
+    return adamw([p for p in reversed(list(parameters)) if p.requires_grad])
+
+
+def with_own(parameters: Any) -> torch.optim.Optimizer:
+    """A parameter that the model does not have, and then its own."""
+    return adamw([nn.Parameter(torch.ones(2)), *(p for p in parameters if p.requires_grad)])
+
+
+@pytest.mark.parametrize("build", [turned, with_own])
+def test_a_checkpoint_has_the_order_in_which_the_optimizer_was_built(build: Any, tmp_path: Path) -> None:
+    """What it lacked while it was frozen is in the order of the model, or at the end where it has another."""
+    module = regression(LONE, BlockNet, build)
+    run = trainer(LONE, callbacks=[Freezer(name_starts_with="blocks.1", until_step=1)])
+    run.fit(module, batches(), batches())
+    run.save_checkpoint(tmp_path / "cut.ckpt")
+    (saved,) = torch.load(tmp_path / "cut.ckpt", weights_only=True)["optimizer_states"]
+
+    named = dict(module.named_parameters())
+    late = [p for name, p in named.items() if "blocks.1" in name]
+    others = [p for p in named.values() if not any(p is each for each in late)]
+    expected = [None, *named.values()] if build is with_own else [*reversed(others), *late]
+    state = run.optimizers[0].state
+    moments = [state[p]["exp_avg"] if p is not None else None for p in expected]
+    assert len(saved["param_groups"][0]["params"]) == len(expected)
+    for number, moment in enumerate(moments):
+        assert moment is None or torch.equal(saved["state"][number]["exp_avg"], moment)
+
+
+def test_groups_have_their_names_after_a_resume(tmp_path: Path) -> None:
+    """As in a run that had them from the start: a monitor of rates logs by these."""
+    names = []
+    for before in ("one", "none"):
+        run, _ = train(CALLBACKS[before](), regression(LONE, BlockNet, adamw), 1)
+        run.save_checkpoint(tmp_path / f"{before}.ckpt")
+        module = regression(LONE, BlockNet, adamw)
+        read = recorder(LONE, lambda t, _: [g.get("name") for g in t.optimizers[0].param_groups])
+        train([*CALLBACKS["one"](), read], module, 2, tmp_path / f"{before}.ckpt")
+        names += read.seen
+
+    assert names[0][1].startswith("Freezer stem until step 2")
+    assert names == names[:1] * len(names)
+
+
 ONE_OF_EACH = set(zip(PAIRS, cycle(OPTIMIZERS)))  # the others run with the wide tests
 
 

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from lighter_freezers import Freezer
 from lighter_freezers.engine import ledger, ledger_records
 from lighter_freezers.engine.ledger import Hold
+from lighter_freezers.engine.rules import active_rules_of, follow_all
+from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.tied_weights import TiedWeights
 
 
 def parameters(number: int = 3, requires_grad: bool = True) -> list[nn.Parameter]:
@@ -26,6 +30,22 @@ def test_a_parameter_is_frozen_while_anyone_holds_it() -> None:
     assert ledger.holders(shared) == ("second",)
     assert second.let_go() == [shared]
     assert shared.requires_grad
+
+
+@pytest.mark.parametrize("windows", [((0, 4), (4, 8)), ((4, 8), (0, 4))])
+def test_a_hold_that_takes_over_flips_nothing(windows: tuple[tuple[int, int], ...]) -> None:
+    """At the step at which one rule releases and another holds, in either order."""
+    model = nn.Linear(2, 2)
+    rules = [rule for window in windows for rule in Freezer(patterns="*", windows=[window]).rules()]
+    active = active_rules_of(rules)
+    for each in active:
+        each.bind(TiedWeights(model))
+    follow_all(active, Moment(0, 0))
+    with ledger.flips() as flips:
+        follow_all(active, Moment(4, 1))
+
+    assert flips.num_noted == 0
+    assert not model.weight.requires_grad
 
 
 def test_what_the_user_froze_stays_frozen() -> None:

@@ -45,3 +45,7 @@ def test_a_long_list_ends_in_a_count() -> None:
     every = [f"part_{letter}.weight" for letter in "abcdefghijk"]
 
     assert NameSummary(every).compress(every[:-1], num_items=2) == "part_a, part_b and 8 more"
+
+
+def test_a_model_without_parameters_has_none_to_name() -> None:
+    assert NameSummary([]).compress([]) == "no parameters"

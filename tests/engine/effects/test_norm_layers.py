@@ -43,6 +43,22 @@ def test_running_statistics_are_bit_equal(mode: NormMode, norm: type[nn.Module])
     assert not any(moved(model, before))
 
 
+@pytest.mark.parametrize("mode", ["eval", "stats"])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.InstanceNorm1d])
+def test_running_statistics_move_after_a_release(mode: NormMode, norm: type[nn.Module]) -> None:
+    """As those of a layer that was never held."""
+    torch.manual_seed(0)
+    options = {"affine": True, "track_running_stats": True, "momentum": 0.3}
+    model, plain = (nn.Sequential(norm(WIDTH, **options)) for _ in range(2))
+    hold, norms = frozen(model, mode)
+    hold.let_go()
+    norms.follow()
+    x = torch.randn(16, WIDTH, 5)
+
+    assert torch.equal(model.train()(x), plain.train()(x))
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
+
+
 def test_eval_uses_the_running_statistics_and_stats_those_of_the_batch() -> None:
     """The two modes against torch's own layer in eval and in train mode."""
     x, reference = torch.randn(16, WIDTH) * 3, nn.BatchNorm1d(WIDTH)
