@@ -248,8 +248,7 @@ class Freezer(EngineCallback):
         """Warn where the run was stopped before the hold ended."""
         own = [each for each in Engine.of(trainer).active_rules if each.title == str(self)]
         is_held = any(each.hold.is_active and each.released_at is None for each in own)
-        is_told = self._rule.never_releases or self._end_of_short_run(trainer, pl_module) is not None
-        if is_held and not is_told:
+        if is_held and not self._rule.never_releases and self._end_of_short_run(trainer, pl_module) is None:
             way_out = "Give EarlyStopping more patience, or thaw at a plateau of less (until_metric)"
             warn_of_stop(trainer, str(self), "it thawed", way_out)
 

@@ -66,8 +66,8 @@ class MetricWatch:
     def state(self, trainer: TrainerLike) -> dict[str, object]:
         """The state for a checkpoint, in plain types."""
         unread = self._unread or self._at_last_batch(trainer)
-        is_at_end = self._is_at_end or trainer.is_last_batch
-        return {"validated_at": self._validated_at, "epoch_metrics": unread, "is_at_end": is_at_end}
+        at_end = trainer.is_last_batch
+        return {"validated_at": self._validated_at, "epoch_metrics": unread, "is_at_end": at_end}
 
     def _at_last_batch(self, trainer: TrainerLike) -> SavedState:
         """The training metrics of an epoch between its last batch and its end: a resumed run lacks them."""

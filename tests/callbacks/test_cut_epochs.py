@@ -182,6 +182,24 @@ def test_a_lost_validation_is_named_on_a_stream(options: dict[str, Any], tmp_pat
     assert named == ([8] if "check_val_every_n_epoch" in options else [4, 8])
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+def test_a_second_fit_knows_where_it_is_cut(tmp_path: Path) -> None:
+    """Of one Trainer, whose first fit ended with an epoch: the second is cut within one."""
+    checkpoint = import_module(f"{LONE}.callbacks").ModelCheckpoint
+    saver = checkpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    built = module()
+    fit = trainer(LONE, callbacks=[*waiting("train/loss"), saver], enable_checkpointing=True)
+    fit.fit(built, ResumableLoader(batches().dataset))
+    fit.fit_loop.max_epochs = 2
+    fit.fit(built, ResumableLoader(batches().dataset))
+
+    for step, is_cut in ((6, True), (8, False)):
+        _, said = run(
+            tmp_path, waiting("train/loss"), ckpt_path=tmp_path / f"step={step}.ckpt", validates=False
+        )
+        assert any("resumed within epoch 1" in text for text in said) == is_cut, step
+
+
 def test_a_checkpoint_of_a_run_that_fails_before_training_forgets_nothing(tmp_path: Path) -> None:
     """Saved between the load and the first step, where another callback fails: no operation runs twice."""
     from pytorch_lightning import Callback
