@@ -53,7 +53,7 @@ class MetricWatch:
         self._has_validated = self._is_cut = False  # cut: the run was resumed within this epoch
         self._validated_at: int | None = None  # optimizer step of the last validation that was read
         self._ended_at: int | None = None  # optimizer step of the last end of an epoch that was read
-        self._is_at_end = False  # of an epoch, when the checkpoint of this resumed run was saved
+        self._is_at_end = False  # of an epoch, where this run resumes
         self._unread: SavedState = {}  # of a checkpoint: `epoch` and `values` of an end that was not read
         self._caught_up: set[str] = set()  # the metrics of such an end, read when training resumed
 
@@ -66,8 +66,7 @@ class MetricWatch:
     def state(self, trainer: TrainerLike) -> dict[str, object]:
         """The state for a checkpoint, in plain types."""
         unread = self._unread or self._at_last_batch(trainer)
-        at_end = trainer.is_last_batch
-        return {"validated_at": self._validated_at, "epoch_metrics": unread, "is_at_end": at_end}
+        return {"validated_at": self._validated_at, "epoch_metrics": unread}
 
     def _at_last_batch(self, trainer: TrainerLike) -> SavedState:
         """The training metrics of an epoch between its last batch and its end: a resumed run lacks them."""
@@ -81,10 +80,10 @@ class MetricWatch:
     def remember(self, state: SavedState) -> None:
         """Restore what `state` returned."""
         self._validated_at, self._unread = state["validated_at"], state.get("epoch_metrics", {})
-        self._is_at_end = state.get("is_at_end", False)
 
     def catch_up(self, trainer: TrainerLike) -> None:
         """Pass on the metrics of an epoch that Lightning counts as ended when training resumes."""
+        self._is_at_end = trainer.is_last_batch  # as the loops were when the checkpoint was saved
         if self._unread and trainer_clock.moment(trainer).epoch > self._unread["epoch"]:
             self._observe(self._unread["values"])
             self._caught_up, self._unread = {*self._unread["values"]}, {}
@@ -132,7 +131,7 @@ class MetricWatch:
     def note_resumption(self, trainer: TrainerLike, batch_idx: int) -> None:
         """The first batch of a resumed run begins: warn of what the conditions have missed."""
         # Lightning counts on through the epochs of a stream that is resumed between two of them
-        has_ended, self._is_at_end = self._is_at_end or not batch_idx, False
+        has_ended = self._is_at_end or not batch_idx
         self._is_cut = not has_ended
         self._warn_of_lost_validation(trainer, batch_idx, has_ended=has_ended)
 
