@@ -237,8 +237,17 @@ def _add_group(
     has_names = "param_names" in home
     members = list(parameters.items()) if has_names else list(parameters.values())
     optimizer.add_param_group({**options, "params": members, "name": group_name})
+    _extend_rates(optimizer, home_index)
     for scheduler in schedulers:
         _extend(scheduler, optimizer, home_index)
+
+
+def _extend_rates(optimizer: Optimizer, home_index: int) -> None:
+    """Extend a list of the rates that the groups were built with: AdaBound steps no group beyond it."""
+    rates = [group.get("initial_lr", group.get("lr")) for group in optimizer.param_groups[:-1]]
+    for value in vars(optimizer).values():
+        if isinstance(value, list) and all(isinstance(rate, float) for rate in value) and value == rates:
+            value.append(value[home_index])
 
 
 def _copy(value: object) -> object:

@@ -128,6 +128,23 @@ def accelerated(parameters: Any) -> torch.optim.Optimizer:
     return accelerate.Accelerator(cpu=True).prepare_optimizer(sgd(parameters))
 
 
+class BoundLike(torch.optim.SGD):
+    """Steps the groups by the rates they were built with, as AdaBound does, and no other group."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.05)
+        self.base_lrs = [group["lr"] for group in self.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = closure()
+        for group, base in zip(self.param_groups, self.base_lrs, strict=False):
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad, alpha=0.05 * group["lr"] / base)
+        return loss
+
+
 def modes(namespace: str) -> Any:
     """Tells schedule-free optimizers when training begins and ends, as their documents ask for."""
 
@@ -214,6 +231,13 @@ def test_rates_under_a_wrapper_that_takes_no_hooks() -> None:
     frozen_and_thawed(NAMESPACES[0], build, "keep", unfreeze_lr=0.02, warmup_steps=2)
 
     assert rates == [0.05] * 7 + [0.01] + [0.02] * 4
+
+
+@pytest.mark.parametrize("rate", [{"unfreeze_lr": 0.01}, {"unfreeze_lr_factor": 0.5}], ids=str)
+def test_a_group_beyond_the_rates_that_an_optimizer_keeps_trains(rate: dict[str, float]) -> None:
+    frozen, after = frozen_and_thawed(NAMESPACES[0], BoundLike, "keep", **rate)
+    assert frozen == [False] * 4
+    assert all(after)
 
 
 def test_rows_under_a_wrapper_that_takes_no_hooks_are_refused() -> None:
