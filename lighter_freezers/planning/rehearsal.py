@@ -141,6 +141,10 @@ class Rehearsal(Callback):
         self._close()
         self._attempt(lambda: next(self._script), trainer)
 
+    def on_train_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """The rehearsal is over: nothing has stopped the user's run, of which others would warn."""
+        trainer.should_stop = False
+
     def on_exception(self, trainer: TrainerLike, pl_module: LightningModule, exception: object) -> None:
         """A step failed: no longer count what torch does."""
         self._meter.break_off()

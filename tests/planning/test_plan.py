@@ -12,6 +12,7 @@ import torch
 
 from lighter_freezers import (
     Freezer,
+    GradualUnfreezing,
     PhaseRecorder,
     plan,
 )
@@ -251,6 +252,20 @@ def test_a_share_of_the_run_is_that_of_one_of_several_processes() -> None:
     assert [phase.step for phase in third.phases] == [0, 2, 4]
     [said] = [each for each in late.warnings if "Freezer" in each]
     assert said.endswith("never thaws: the run ends at step 6, in epoch 2")
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        Freezer(name_starts_with="layer1.", until_metric={"monitor": "val/loss", "below": 0.0}),
+        Freezer(name_starts_with="layer1.", until_step=900),
+        GradualUnfreezing(stages=[{"thaw": "head", "until_epoch": 9}, {"thaw": "*"}]),
+    ],
+    ids=["metric", "late", "stages"],
+)
+def test_the_end_of_a_plan_stops_no_run(callback: Any) -> None:
+    """Only what the run itself would not come to is a warning."""
+    assert not [each for each in planned([callback], max_epochs=3).warnings if "was stopped" in each]
 
 
 def test_several_processes_share_the_batches() -> None:
