@@ -144,7 +144,8 @@ def test_damaged_rows_are_one_warning(namespace: str, damage: Any, tmp_path: Pat
             norms.write_bytes(damage(norms.read_bytes()))
 
     keep = import_module(f"{namespace}.callbacks").ModelCheckpoint(tmp_path / "kept", save_last=True)
-    for options in ({"max_epochs": 2, "enable_checkpointing": True}, {"max_epochs": 3}):
+    for own in ({"max_epochs": 2, "enable_checkpointing": True}, {"max_epochs": 3}):
+        options = {"default_root_dir": tmp_path, **own}
         is_resumed = options["max_epochs"] == 3
         callbacks = [*reports(str(tmp_path)), PlotsAtEnd(), recorder(namespace, hurt, "on_train_epoch_end")]
         run = trainer(namespace, callbacks=[*callbacks, *([] if is_resumed else [keep])], **options)
