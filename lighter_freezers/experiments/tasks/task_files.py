@@ -42,7 +42,6 @@ ARCHIVES = (".tar.bz2", ".tar.gz", ".tar.xz", ".tgz", ".tar", ".zip")
 TIMEOUT = 60.0  # of a download, in seconds
 DAMAGE = (  # what the readers of archives raise
     *(tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error),
-    KeyError,  # a link to nothing
     RuntimeError,  # encrypted, or a compression that Python lacks
 )
 
@@ -107,11 +106,16 @@ def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) 
         folder = _fetched_folder(task, places, cache_dir)
     else:
         folder, words = _own_folder(task, source), source
+    place, kind = folder, "a folder"
     if _is_archive(folder):
-        folder = _unpacked(folder, cache_dir)
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name[:2] != "._")  # of macOS
+        folder, kind = _unpacked(folder, cache_dir), "an archive"
+    files = (path for path in folder.rglob("*") if not path.is_dir() and path.name[:2] != "._")  # of macOS
     known = {path.relative_to(folder).as_posix(): (path,) for path in files}
-    return _chosen(task, known, source, words)
+    chosen = _chosen(task, known, source, words)
+    for file in (*chosen.train, *chosen.val, *chosen.test):
+        if not file.exists():
+            raise ValueError(f"{place} cannot be read as {kind}: {file.name} is a link to nothing.")
+    return chosen
 
 
 def _chosen(task: PromptedTask, known: Mapping[str, Sequence[Path]], where: str, words: str) -> SplitFiles:
@@ -195,8 +199,6 @@ def _unpacked(archive: Path, cache_dir: Path | None) -> Path:
     part = folder.with_name(f".{secrets.token_hex(8)}.part")
     try:
         _unpack(archive, part)
-        if dead := [path.name for path in part.rglob("*") if not path.exists()]:
-            raise KeyError(f"{dead[0]} is a link to nothing")
         with suppress(OSError):  # another process was faster
             os.rename(part, folder)
     except (*DAMAGE, OSError) as error:
@@ -213,13 +215,22 @@ def _unpack(archive: Path, folder: Path) -> None:
     """Unpack an archive; one with a member outside of the folder is refused."""
     if archive.suffix.lower() != ".zip":
         with tarfile.open(archive) as opened:
-            opened.extractall(folder, filter="data")
+            opened.extractall(folder, filter=_safe)
         return
     with zipfile.ZipFile(archive) as zipped:  # its extractall would move such a member into the folder
         for name in zipped.namelist():
             if ".." in PurePosixPath(name).parts:
-                raise KeyError(f"{name} is outside the destination")
+                raise zipfile.BadZipFile(f"{name} is outside the destination")
         zipped.extractall(folder)
+
+
+def _safe(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """A member that stays in the folder; a second name of a file as a link, so that it may lead to nothing."""
+    safe = tarfile.data_filter(member, folder)
+    if safe is not None and safe.islnk():
+        safe = safe.replace(linkname=os.path.relpath(safe.linkname, os.path.dirname(safe.name) or "."))
+        safe.type = tarfile.SYMTYPE
+    return safe
 
 
 def _examples(task: PromptedTask) -> str:

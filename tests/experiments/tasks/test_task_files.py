@@ -436,3 +436,36 @@ def test_a_link_in_an_archive_is_the_file_it_names(link: bytes, tmp_path: Path) 
         archive.addfile(member)
     with pytest.raises(ValueError, match="cannot be read as an archive: .*csv"):
         split_files(TASKS["e2e_nlg"], source=str(tmp_path / "half.tar"), cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("link", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_dead_link_only_matters_where_it_is_read(link: bytes, tmp_path: Path) -> None:
+    """An archive with one elsewhere is read; as the file of a split it is named, in a folder too."""
+    for name, dead in {"readable": "docs/figure.csv", "broken": "val/rows.csv"}.items():
+        tar_of(tmp_path, **{"train/rows.csv": b"mr,ref\na,b"}).rename(tmp_path / f"{name}.tar")
+        member = tarfile.TarInfo(dead)
+        member.type, member.linkname = link, "left/out.csv"
+        with tarfile.open(tmp_path / f"{name}.tar", "a") as archive:
+            archive.addfile(member)
+    found = split_files(TASKS["e2e_nlg"], str(tmp_path / "readable.tar"), tmp_path / "cache")
+    assert [file.name for file in (*found.train, *found.val)] == ["rows.csv"]
+    with pytest.raises(ValueError, match=r"broken\.tar cannot be read as an archive: rows\.csv is a link to"):
+        split_files(TASKS["e2e_nlg"], str(tmp_path / "broken.tar"), tmp_path / "cache")
+
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.csv").symlink_to("gone.csv")
+    with pytest.raises(ValueError, match=r"folder cannot be read as a folder: train\.csv is a link to nothing"):
+        split_files(TASKS["e2e_nlg"], str(tmp_path / "folder"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("link", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+@pytest.mark.parametrize("target", ["../../outside.csv", "{folder}/outside.csv"])
+def test_a_link_out_of_an_archive_is_refused(link: bytes, target: str, tmp_path: Path) -> None:
+    """With the whole archive, wherever the link stands."""
+    (tmp_path / "outside.csv").write_text("mr,ref\na,secret")
+    member = tarfile.TarInfo("docs/figure.csv")
+    member.type, member.linkname = link, target.format(folder=tmp_path)
+    with tarfile.open(tar_of(tmp_path, **{"train.csv": b"mr,ref\na,b"}), "a") as archive:
+        archive.addfile(member)
+    with pytest.raises(ValueError, match=r"rows\.tar cannot be read as an archive: .*link"):
+        split_files(TASKS["e2e_nlg"], str(tmp_path / "rows.tar"), tmp_path / "cache")
