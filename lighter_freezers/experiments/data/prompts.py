@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lighter_freezers.experiments.data.rows import OF_THE_HUB, SUFFIXES, Row, each_row
+from lighter_freezers.selection.names import closest_names
 
 __all__ = [
     "LoadedRows",
@@ -141,7 +142,11 @@ def prompt_with(
 
     Returns:
         The prompt, and the start and end of the part that may be cut.
+
+    Raises:
+        ValueError: No part has that title.
     """
+    _check_title("context", context, parts)
     text, span = f"### Instruction: {instruction}\n\n", (0, 0)
     for title, content in parts.items():
         text += f"### {title}:\n"
@@ -174,10 +179,20 @@ def prompted(
         origin: Rows of one origin stay together when validation rows are held out. Empty: those with the same
             text in the part that may be cut.
         group: Rows of one group are one question with several correct answers. Empty: it has no other.
+
+    Raises:
+        ValueError: No part has the title in `cut`.
     """
+    _check_title("cut", cut, parts)
     prompt, context = prompt_with(instruction, parts, title, cut)
     together = origin or parts[cut]
     return PromptedRow(prompt, answer, (answer,), group or row.where, together, row.where, context)
+
+
+def _check_title(argument: str, title: str, parts: Mapping[str, str]) -> None:
+    if title not in parts:
+        closest = ", ".join(map(repr, closest_names(str(title), parts, 2))) or "none: there are no parts"
+        raise ValueError(f"{argument}={title!r} is the title of no part of the prompt. Closest: {closest}.")
 
 
 SHARE_HELD_OUT = 0.1  # of the origins, where there is no validation file

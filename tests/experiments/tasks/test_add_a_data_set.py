@@ -11,7 +11,14 @@ import pytest
 import yaml
 
 from lighter_freezers import GenerationDataModule
-from lighter_freezers.experiments.data.prompts import PromptedRow, PromptedTask, load_rows
+from lighter_freezers.experiments.data.prompts import (
+    PromptedRow,
+    PromptedTask,
+    load_rows,
+    prompt_with,
+    prompted,
+)
+from lighter_freezers.experiments.data.rows import Row
 from lighter_freezers.experiments.tasks.generation_tasks import TASKS
 from lighter_freezers.experiments.tasks.task_files import files_by_split
 
@@ -105,3 +112,13 @@ def test_a_broken_row_of_sst2_is_named(tmp_path: Path, content: str | bytes, mes
     (row,) = load_rows(TASKS["sst2"], [file]).rows
     assert '### Sentence:\n"a , b\n' in row.prompt
     assert row.target == "negative"
+
+
+def test_a_wrong_title_of_the_part_to_cut_is_named() -> None:
+    """With the closest; where rows have an origin of their own too, whose prompts were never cut."""
+    row, parts = Row(Path("rows.csv"), 1, {}, is_text=True), {"Article": "a", "Date": "b"}
+    for origin in ("", "series"):
+        with pytest.raises(ValueError, match=r"^cut='Artikel' is the title of no part .*Closest: 'Article'"):
+            prompted(row, "Write.", parts, "Headline", "c", cut="Artikel", origin=origin)
+    with pytest.raises(ValueError, match=r"^context='date' is the title of no part .*Closest: 'Date'"):
+        prompt_with("Write.", parts, "Headline", context="date")
