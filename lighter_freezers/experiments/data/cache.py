@@ -19,6 +19,7 @@ __all__ = ["Arrays", "Ids", "cache_folder", "cannot_keep", "encoded_once", "keep
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
 Ids: TypeAlias = npt.NDArray[np.int32]
+IDS_VERSION = 1  # of the files of ids: raise it when `_joined` changes, so that older ones are not read
 
 
 def cache_folder(cache_dir: Path | None) -> Path:
@@ -49,7 +50,7 @@ def cannot_keep(what: str, folder: Path, error: OSError) -> RuntimeError:
     )
 
 
-def kept_arrays(file: Path, build: Callable[[], Arrays]) -> Arrays:
+def kept_arrays(file: Path, build: Callable[[], Arrays], names: Sequence[str] = ()) -> Arrays:
     """Arrays by name: from a file of the cache, or built and kept in it.
 
     Several processes may build the same file at once. A cache that cannot be written costs one warning, and
@@ -58,9 +59,10 @@ def kept_arrays(file: Path, build: Callable[[], Arrays]) -> Arrays:
     Args:
         file: An `.npz` file; its name must say all that the arrays depend on.
         build: Makes them.
+        names: Of the arrays; a file without one of them is damaged.
     """
     try:
-        return _read(file)
+        return _read(file, names)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except Exception as error:  # numpy raises many types, whatever is wrong with the file
@@ -71,15 +73,25 @@ def kept_arrays(file: Path, build: Callable[[], Arrays]) -> Arrays:
         write_whole(file, content.getvalue())
     except OSError as error:
         _say_not_kept(file.parent, error.strerror)
+    else:
+        _say_kept(file.parent)
     return arrays
 
 
-def _read(file: Path) -> Arrays:
+def _read(file: Path, names: Sequence[str]) -> Arrays:
     with file.open("rb") as opened:  # and closed: no memory map stays open
-        return dict(np.load(opened, allow_pickle=False))
+        arrays = dict(np.load(opened, allow_pickle=False))
+    if missing := set(names) - set(arrays):
+        raise ValueError(f"it lacks {missing.pop()}")
+    return arrays
 
 
-@cache  # one line for a folder
+@cache  # one line for a folder: a split may have several files
+def _say_kept(folder: Path) -> None:
+    log.info("The text is encoded now and kept in %s: later starts read it from there.", folder)
+
+
+@cache
 def _say_not_kept(folder: Path, reason: str) -> None:
     log.warning(
         "Encoded text cannot be kept in %s (%s), so each start encodes it again. Give a folder that can be "
@@ -103,7 +115,8 @@ def encoded_once(
     sha = hashlib.sha256(fingerprint.encode())
     for text in texts:
         sha.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-    kept = kept_arrays(folder / f"ids-{sha.hexdigest()[:32]}.npz", lambda: _joined(encode(texts)))
+    file = folder / f"ids-{sha.hexdigest()[:32]}-v{IDS_VERSION}.npz"
+    kept = kept_arrays(file, lambda: _joined(encode(texts)), ("ids", "ends"))
     ids, ends = kept["ids"].astype(np.int32, copy=False), kept["ends"].tolist()
     return [ids[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 

@@ -3,11 +3,12 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+from lighter_freezers._log import log
 from lighter_freezers.experiments.causal_models import Tokenizer, load_tokenizer
 from lighter_freezers.experiments.data.cache import encoded_once
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer, tokenizer_of_file
@@ -100,7 +101,19 @@ class _KeptTokenizer:
 def kept_tokenizer(tokenizer: PromptTokenizer, folder: Path) -> PromptTokenizer:
     """The same, with the ids of all texts kept in a folder; unchanged if it has no fingerprint."""
     fingerprint = tokenizer.fingerprint
-    return tokenizer if fingerprint is None else _KeptTokenizer(tokenizer, fingerprint, folder)
+    if fingerprint is None:
+        _say_not_kept(type(tokenizer.source).__name__)
+        return tokenizer
+    return _KeptTokenizer(tokenizer, fingerprint, folder)
+
+
+@cache  # one line for all splits
+def _say_not_kept(kind: str) -> None:
+    log.info(
+        "Each start encodes the text again: what %s makes of it may depend on code and packages of its own, so "
+        "nothing is kept. Fast tokenizers of transformers, which `AutoTokenizer` prefers, encode once.",
+        kind,
+    )
 
 
 def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:

@@ -97,4 +97,5 @@ def cached_classes(corpus: Corpus, split: str, cache_dir: Path | None = None) ->
     def build() -> Arrays:
         return {"classes": np.concatenate([character_classes(module) for module in corpus.split(split)])}
 
-    return kept_arrays(cache_folder(cache_dir) / name, build)["classes"].astype(np.uint8, copy=False)
+    kept = kept_arrays(cache_folder(cache_dir) / name, build, ("classes",))
+    return kept["classes"].astype(np.uint8, copy=False)

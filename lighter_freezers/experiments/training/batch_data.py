@@ -105,6 +105,11 @@ class BatchData(ABC, Generic[AnyTokenizer]):
         self._tokenizer: AnyTokenizer | None = None
         self._sequences: dict[str, Sequences] = {}
 
+    def __str__(self) -> str:  # Lightning's expects a `DataLoader` and fails on our loaders
+        """The sequences of each split that `setup` has made, a line each."""
+        made = [f"{split}: {sequences.describe()}" for split, sequences in self._sequences.items()]
+        return f"{type(self).__name__}\n" + ("\n".join(made) or "no text before setup()")
+
     @abstractmethod
     def _task(self) -> Task[AnyTokenizer]:
         """Read the text."""

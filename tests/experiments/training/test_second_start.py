@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
 
 from lighter_freezers import GenerationDataModule, TextDataModule
-from lighter_freezers.experiments.data.cache import kept_arrays
+from lighter_freezers.experiments.data import cache
+from lighter_freezers.experiments.data.cache import encoded_once, kept_arrays
 from tests.experiments.data.prompt_tokenizers import llama
 from tests.texts import write_texts
 
@@ -184,6 +187,42 @@ def test_a_damaged_file_is_made_again(
     assert again["ids"].tolist() == [0, 1, 2]
     assert f"{tmp_path / 'a.npz'} is damaged and is made again" in caplog.text
     assert kept_arrays(tmp_path / "a.npz", dict)["ids"].tolist() == [0, 1, 2]
+
+
+def test_ids_in_the_layout_of_another_version_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are encoded again, and the other version still finds its own."""
+    made = []
+    for version in (1, 2, 1, 2):
+        monkeypatch.setattr(cache, "IDS_VERSION", version)
+        encoded_once(["text"], "tokenizer", lambda _: made.append(version) or [[version]], tmp_path)
+    assert made == [1, 2]
+
+
+def test_one_line_says_where_new_text_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """None where it is read; and one if a tokenizer is not known to encode the same each time."""
+    cache._say_kept.cache_clear()  # as in a new process
+    batches(tmp_path, num_train_sequences=4)
+    assert caplog.text.count(f"kept in {tmp_path / 'cache'}: later starts read it") == 1
+    caplog.clear()
+    cache._say_kept.cache_clear()
+    batches(tmp_path, num_train_sequences=4)
+    assert "kept" not in caplog.text
+
+    slow = transformers.ByT5Tokenizer()
+    _, files = batches(tmp_path, tokenizer=slow, max_length=2000)
+    _, files_again = batches(tmp_path, tokenizer=slow, max_length=2000)
+    assert files == files_again
+    assert caplog.text.count("Each start encodes the text again: what ByT5Tokenizer makes of it") == 1
+
+
+def test_a_file_without_one_of_its_arrays_is_made_again(tmp_path: Path) -> None:
+    """As where its directory is damaged and what is packed is not."""
+    encoded_once(["text"], "tokenizer", lambda _: [[1, 2]], tmp_path)
+    (file,) = tmp_path.glob("ids-*.npz")
+    np.savez(file, ids=np.arange(3))
+    assert [ids.tolist() for ids in encoded_once(["text"], "tokenizer", lambda _: [[1, 2]], tmp_path)] == [[1, 2]]
 
 
 def test_a_cache_that_cannot_be_written_costs_one_warning(

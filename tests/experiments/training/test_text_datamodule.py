@@ -261,6 +261,18 @@ def test_too_little_text_is_refused_before_the_first_batch(
         rows_seen("pytorch_lightning", text_data("pytorch_lightning", tmp_path, **arguments))
 
 
+@both
+def test_it_prints_before_and_after_setup(namespace: str, tmp_path: Path) -> None:
+    """Lightning's own text of a data module takes each loader for one of torch."""
+    data = text_data(namespace, tmp_path)
+    assert str(data) == "TextDataModule\nno text before setup()"
+    data.setup("fit")
+    name, train, val = str(data).splitlines()
+    assert name == "TextDataModule"
+    assert train.startswith("train: ")
+    assert val.endswith(" tokens")
+
+
 def test_the_tokenizer_is_there_after_setup(tmp_path: Path) -> None:
     """Before `setup`, the error says to call it."""
     with pytest.raises(RuntimeError, match=r"after setup\(\)"):
