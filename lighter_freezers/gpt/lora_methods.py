@@ -56,21 +56,16 @@ class LoraMethods(FreezingMethods):
     def set_embedding_finetune_mode(self, enabled: bool) -> None:
         """Deprecated: freeze all blocks and the final norm, or let them train again."""
         _deprecate("set_embedding_finetune_mode(enabled)", "freeze_layer and unfreeze_layer")
-        for index in range(self.config.n_layer):
-            self._switch(f"block.{index}", enabled)
-        self._switch("ln_f", enabled)
+        switch = self.freeze_layer if enabled else self.unfreeze_layer
+        for layer in (*(f"block.{index}" for index in range(self.config.n_layer)), "ln_f"):
+            switch(layer)
 
     def set_embedding_freeze_mode(self, enabled: bool) -> None:
         """Deprecated: freeze the embeddings, with a tied head, or let them train again."""
         _deprecate("set_embedding_freeze_mode(enabled)", "freeze_layer and unfreeze_layer")
+        switch = self.freeze_layer if enabled else self.unfreeze_layer
         for layer in EMBEDDINGS[: 1 if self.config.use_rotary_embeddings else 2]:
-            self._switch(layer, enabled)
-
-    def _switch(self, layer: str, is_frozen: bool) -> None:
-        if is_frozen:
-            self.freeze_layer(layer)
-        else:
-            self.unfreeze_layer(layer)
+            switch(layer)
 
 
 def _deprecate(call: str, replacement: str) -> None:

@@ -1,15 +1,17 @@
-"""The LoRA rank of each component over the steps, and its marks in the timeline. Needs no torch."""
+"""What components had from which step on; their LoRA ranks, and the marks of these. Needs no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Generic, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-__all__ = ["RankHistory", "RankHistoryState", "draw_ranks"]
+__all__ = ["History", "RankHistory", "RankHistoryState", "draw_ranks"]
 
 _SMALLEST_ROW = 14  # pixels for a mark
+
+Value = TypeVar("Value")
 
 
 class RankHistoryState(TypedDict):
@@ -19,32 +21,44 @@ class RankHistoryState(TypedDict):
     ranks: list[dict[str, int]]
 
 
-class RankHistory:
-    """The ranks of components from change to change."""
+class History(Generic[Value]):
+    """The values of components from change to change. Abstract: a subclass says what they are."""
 
-    def __init__(self) -> None:
-        self._events: list[tuple[int, dict[str, int]]] = []
+    def __init__(self, steps: Iterable[int] = (), changes: Iterable[Mapping[str, Value]] = ()) -> None:
+        self._keep([(step, dict(values)) for step, values in zip(steps, changes, strict=True)])
 
     @property
     def steps(self) -> list[int]:
-        """The optimizer steps at which a rank changed, in ascending order."""
+        """The optimizer steps at which something changed, in ascending order."""
         return [step for step, _ in self._events]
 
-    def record(self, optimizer_step: int, ranks: Mapping[str, int], *, is_change: bool = False) -> None:
-        """Record the ranks that components have from a step on; records of later steps are dropped.
+    def record(self, optimizer_step: int, values: Mapping[str, Value], *, is_change: bool = False) -> None:
+        """Record the values that components have from a step on.
+
+        Records of later steps are dropped: a run resumed from an earlier checkpoint sends its whole state
+        again, without what came after. At this step, the new values are merged.
 
         Args:
-            optimizer_step: The first step with them.
-            ranks: The largest of each component.
-            is_change: Whether some rank has changed, if only one that is not the largest.
+            optimizer_step: The first step they hold for.
+            values: Component -> its value; those that have not changed may be left out.
+            is_change: Whether something has changed that the values do not show.
         """
-        noted = [changes for step, changes in self._events if step == optimizer_step]
-        ranks = {name: rank for changes in (*noted, ranks) for name, rank in changes.items()}
-        self._events = [event for event in self._events if event[0] < optimizer_step]
-        latest = {name: rank for _, changes in self._events for name, rank in changes.items()}
-        changes = {name: rank for name, rank in ranks.items() if latest.get(name) != rank}
+        if self._events and self._events[-1][0] >= optimizer_step:
+            noted = [changes for step, changes in self._events if step == optimizer_step]
+            self._keep([event for event in self._events if event[0] < optimizer_step])
+            values = {name: value for changes in (*noted, values) for name, value in changes.items()}
+        changes = {name: value for name, value in values.items() if self._latest.get(name) != value}
         if changes or is_change:
             self._events.append((optimizer_step, changes))
+            self._latest.update(changes)
+
+    def _keep(self, events: list[tuple[int, dict[str, Value]]]) -> None:
+        self._events = events
+        self._latest = {name: value for _, changes in events for name, value in changes.items()}
+
+
+class RankHistory(History[int]):
+    """The ranks of components, the largest of each."""
 
     def marks(self, members: Iterable[str]) -> list[tuple[int, str]]:
         """The texts for a row of components, and the steps they start at: "r 8", or "r 4-8"."""
@@ -60,19 +74,12 @@ class RankHistory:
 
     def to_state(self) -> RankHistoryState:
         """The history in plain types."""
-        return {
-            "steps": self.steps,
-            "ranks": [dict(changes) for _, changes in self._events],
-        }
+        return {"steps": self.steps, "ranks": [dict(changes) for _, changes in self._events]}
 
     @classmethod
     def from_state(cls, state: RankHistoryState) -> "RankHistory":
         """The history from the result of `to_state`."""
-        history = cls()
-        history._events = [
-            (step, dict(changes)) for step, changes in zip(state["steps"], state["ranks"], strict=True)
-        ]
-        return history
+        return cls(state["steps"], state["ranks"])
 
 
 def draw_ranks(

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TypedDict
 
 from lighter_freezers.reports.loss_history import LossHistory, Points
-from lighter_freezers.reports.rank_history import RankHistory, RankHistoryState
+from lighter_freezers.reports.rank_history import History, RankHistory, RankHistoryState
 
 __all__ = ["Timeline", "TimelineState", "rows_of"]
 
@@ -28,47 +28,25 @@ class TimelineState(_Changes, total=False):
     losses: dict[str, Points]
 
 
-class Timeline:
-    """The states of a model's components from event to event.
+class Timeline(History[str]):
+    """The states of a model's components from event to event, as `ComponentState` names them.
 
     Args:
         components: Their names, in model order.
+        steps: The optimizer steps of events.
+        changes: The new states at each.
     """
 
-    def __init__(self, components: Sequence[str]) -> None:
+    def __init__(
+        self,
+        components: Sequence[str],
+        steps: Iterable[int] = (),
+        changes: Iterable[Mapping[str, str]] = (),
+    ) -> None:
+        super().__init__(steps, changes)
         self.components = list(components)
-        self._events: list[tuple[int, dict[str, str]]] = []
-        self._latest: dict[str, str] = {}
         self.ranks = RankHistory()
         self.losses = LossHistory()
-
-    @property
-    def steps(self) -> list[int]:
-        """The optimizer steps at which something changed, in ascending order."""
-        return [step for step, _ in self._events]
-
-    def record(self, optimizer_step: int, states: Mapping[str, str]) -> None:
-        """Record the states that components have from a step on.
-
-        Records of later steps are dropped: a run resumed from an earlier checkpoint sends its whole state
-        again, without what came after. At this step, the new states are merged.
-
-        Args:
-            optimizer_step: The first step they hold for.
-            states: Component -> its state, as `ComponentState` names it; only what changed.
-        """
-        if self._events and self._events[-1][0] >= optimizer_step:
-            noted = [changes for step, changes in self._events if step == optimizer_step]
-            self._keep([event for event in self._events if event[0] < optimizer_step])
-            states = {name: state for changes in (*noted, states) for name, state in changes.items()}
-        changes = {name: state for name, state in states.items() if self._latest.get(name) != state}
-        if changes:
-            self._events.append((optimizer_step, changes))
-            self._latest.update(changes)
-
-    def _keep(self, events: list[tuple[int, dict[str, str]]]) -> None:
-        self._events = events
-        self._latest = {name: state for _, changes in events for name, state in changes.items()}
 
     def spans(self, members: Iterable[str], last_step: int) -> list[tuple[int, int, str]]:
         """The states of components taken together, as (first step, end step, state).
@@ -104,8 +82,7 @@ class Timeline:
     @classmethod
     def from_state(cls, state: TimelineState) -> "Timeline":
         """The timeline from the result of `to_state`."""
-        timeline = cls(state["components"])
-        timeline._keep([(step, dict(c)) for step, c in zip(state["steps"], state["changes"], strict=True)])
+        timeline = cls(state["components"], state["steps"], state["changes"])
         if "ranks" in state:
             timeline.ranks = RankHistory.from_state(state["ranks"])
         timeline.losses = LossHistory(state.get("losses"))

@@ -110,8 +110,8 @@ def kept_tokenizer(tokenizer: PromptTokenizer, folder: Path) -> PromptTokenizer:
 @cache  # one line for all splits
 def _say_not_kept(kind: str) -> None:
     log.info(
-        "Each start encodes the text again: what %s makes of it may depend on code and packages of its own, so "
-        "nothing is kept. Fast tokenizers of transformers, which `AutoTokenizer` prefers, encode once.",
+        "Each start encodes the text again: what %s makes of it may depend on code and packages of its own, "
+        "so nothing is kept. Fast tokenizers of transformers, which `AutoTokenizer` prefers, encode once.",
         kind,
     )
 

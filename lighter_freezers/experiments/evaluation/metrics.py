@@ -28,11 +28,7 @@ METRICS: Mapping[str, TextMetric] = {
     "sql_match": sql_match,
     "accuracy": label_accuracy,
 }
-_PACKAGES = {
-    "bleu": "sacrebleu",
-    "rouge": "rouge_score",
-    "meteor": "nltk",
-}  # optional packages that they need
+_PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score", "meteor": "nltk"}  # optional, that they need
 
 
 def score_texts(

@@ -225,7 +225,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _safe(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """A member that stays in the folder; a second name of a file as a link, so that it may lead to nothing."""
+    """A member that stays in the folder; another name of a file as a link, so that it may lead to nothing."""
     safe = tarfile.data_filter(member, folder)
     if safe is not None and safe.islnk():
         safe = safe.replace(linkname=os.path.relpath(safe.linkname, os.path.dirname(safe.name) or "."))

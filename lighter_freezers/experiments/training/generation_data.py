@@ -123,16 +123,12 @@ class GenerationData(BatchData[PromptTokenizer]):
         """Load the given tokenizer, or that for the training rows or for the standard library."""
         if self._given_tokenizer is not None:
             return self._given_tokenizer
-        asked = self._asked_tokenizer
+        asked = None if self._options.tokenizer is None else str(self._options.tokenizer)
         if asked is not None and asked != STANDARD_LIBRARY:
             return prompt_tokenizer(asked)
         is_library = asked == STANDARD_LIBRARY or self._source == STANDARD_LIBRARY
         corpus = standard_library() if is_library else task.corpus
         return own_tokenizer(cached_tokenizer(corpus, self._options.vocab_size, self._options.cache_dir))
-
-    @property
-    def _asked_tokenizer(self) -> str | None:
-        return None if self._options.tokenizer is None else str(self._options.tokenizer)
 
     def _splits(self) -> Sequence[str]:
         """The splits that have rows."""

@@ -1,7 +1,5 @@
 """The base of LR schedulers that also work without an optimizer; the subclasses define the rates."""
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -12,8 +10,8 @@ __all__ = ["OptionalOptimizerLR", "check_optimizer", "last_iteration", "share", 
 _PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
 
 
-class OptionalOptimizerLR(LRScheduler, ABC):
-    """A torch LR scheduler whose rates are a pure function of the iteration.
+class OptionalOptimizerLR(LRScheduler):
+    """A torch LR scheduler whose rates are a pure function of the iteration. Abstract: `get_lr` is missing.
 
     Only its progress is saved, so that a resumed run follows the arguments it was started with.
 
@@ -25,10 +23,6 @@ class OptionalOptimizerLR(LRScheduler, ABC):
         check_optimizer(type(self).__name__, optimizer)
         if optimizer is not None:
             super().__init__(optimizer)
-
-    @abstractmethod
-    def group_rates(self, iter_num: int) -> list[float]:
-        """The rate of each parameter group of the optimizer at an iteration."""
 
     def step(self, epoch: int | None = None) -> None:
         """Advance to the next iteration; call it after the optimizer's step.

@@ -40,16 +40,12 @@ class WarmupDecay(OptionalOptimizerLR):
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """The rate of each group at the current iteration."""
-        return [*self.group_rates(self.last_epoch)]
+        return [float(base) * self._share_of_rate() for base in self.base_lrs]
 
-    def group_rates(self, iter_num: int) -> list[float]:
-        """The rate of each group at an iteration."""
-        return [float(base) * self._share_of_rate(iter_num) for base in self.base_lrs]
-
-    def _share_of_rate(self, iter_num: int) -> float:
-        rise = warmed_up(iter_num, self.warmup_steps)
+    def _share_of_rate(self) -> float:
+        rise = warmed_up(self.last_epoch, self.warmup_steps)
         if self.shape == "constant" or self.num_steps is None:
             return rise
         last = max(self.num_steps, self.warmup_steps + 1)
-        done = share(iter_num, self.warmup_steps, last)
+        done = share(self.last_epoch, self.warmup_steps, last)
         return rise * (1 - done if self.shape == "linear" else (1 + math.cos(math.pi * done)) / 2)
