@@ -38,7 +38,6 @@ __all__ = [
     "BatchData",
     "BatchOptions",
     "TextBatchData",
-    "batch_options",
     "path_or_none",
     "row_files",
 ]
@@ -61,47 +60,39 @@ class BatchOptions:
     num_workers: int
 
 
-def batch_options(
-    tokenizer: object,
-    vocab_size: object,
-    block_size: object,
-    batch_size: object,
-    limits: Sequence[object],
-    seed: object,
-    cache_dir: object,
-    num_workers: object,
-) -> BatchOptions:
-    """Check options from YAML; the limits are those of train, val and test.
-
-    Raises:
-        TypeError: One has the wrong type, such as a number in quotes.
-        ValueError: One is out of range.
-    """
-    return BatchOptions(
-        path_or_none("tokenizer", tokenizer),
-        at_least("vocab_size", vocab_size, MIN_VOCAB_SIZE),
-        at_least("block_size", block_size, 1),
-        at_least("batch_size", batch_size, 1),
-        {
-            split: None if limit is None else at_least(f"num_{split}_sequences", limit, 1)
-            for split, limit in zip(SPLITS, limits, strict=True)
-        },
-        at_least("seed", seed),
-        path_or_none("cache_dir", cache_dir),
-        at_least("num_workers", num_workers),
-    )
-
-
 class BatchData(ABC, Generic[AnyTokenizer]):
     """Batches of sequences in an order that ranks share and checkpoints resume; see `TextDataModule`."""
 
     trainer: OfLightning
     more_sequences: ClassVar[str] = "raise num_{split}_sequences, lower block_size, or give more text"
 
-    def __init__(self, files: RowFiles | None, options: BatchOptions) -> None:
+    def __init__(
+        self,
+        files: RowFiles | None,
+        tokenizer: object,
+        vocab_size: object,
+        block_size: object,
+        batch_size: object,
+        limits: Sequence[object],  # of train, val and test
+        seed: object,
+        cache_dir: object,
+        num_workers: object,
+    ) -> None:
         super().__init__()
         self._files = files
-        self._options = options
+        self._options = BatchOptions(
+            path_or_none("tokenizer", tokenizer),
+            at_least("vocab_size", vocab_size, MIN_VOCAB_SIZE),
+            at_least("block_size", block_size, 1),
+            at_least("batch_size", batch_size, 1),
+            {
+                split: None if limit is None else at_least(f"num_{split}_sequences", limit, 1)
+                for split, limit in zip(SPLITS, limits, strict=True)
+            },
+            at_least("seed", seed),
+            path_or_none("cache_dir", cache_dir),
+            at_least("num_workers", num_workers),
+        )
         self._tokenizer: AnyTokenizer | None = None
         self._sequences: dict[str, Sequences] = {}
 

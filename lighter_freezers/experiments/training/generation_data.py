@@ -24,7 +24,6 @@ from lighter_freezers.experiments.tasks.task_files import SplitFiles, default_so
 from lighter_freezers.experiments.training.batch_data import (
     STANDARD_LIBRARY,
     BatchData,
-    batch_options,
     path_or_none,
 )
 
@@ -68,10 +67,7 @@ class GenerationData(BatchData[PromptTokenizer]):
         limits = num_train_sequences, num_val_sequences, num_test_sequences
         block_size = _length(max_length, self._max_new_tokens)
         path = tokenizer if is_path else None
-        options = batch_options(
-            path, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
-        )
-        super().__init__(None, options)
+        super().__init__(None, path, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers)
         self._given_tokenizer = None if is_path else prompt_tokenizer(tokenizer)
         self._drops_bad = choice("bad_rows", bad_rows, BAD_ROWS) == "drop"
         self._own_files = tuple(

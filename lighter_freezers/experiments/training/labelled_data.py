@@ -10,7 +10,7 @@ from lighter_freezers.experiments.tasks.code_labels import CLASS_NAMES
 from lighter_freezers.experiments.tasks.sequence_scores import DocumentationTask, ScoredTextsTask, cls_token
 from lighter_freezers.experiments.tasks.task import Task
 from lighter_freezers.experiments.tasks.token_classes import CodeClassesTask, LabelledWordsTask
-from lighter_freezers.experiments.training.batch_data import TextBatchData, batch_options, row_files
+from lighter_freezers.experiments.training.batch_data import TextBatchData, row_files
 
 __all__ = ["SequenceScoreData", "TokenLabelData"]
 
@@ -39,10 +39,10 @@ class TokenLabelData(TextBatchData):
         num_workers: int = 0,
     ) -> None:
         limits = num_train_sequences, num_val_sequences, num_test_sequences
-        options = batch_options(
-            tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
+        files = row_files(train_file, val_file, test_file)
+        super().__init__(
+            files, tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
         )
-        super().__init__(row_files(train_file, val_file, test_file), options)
         self._given_names = _names(class_names)
         if self._given_names is not None and self._files is None:
             raise ValueError(
@@ -102,10 +102,10 @@ class SequenceScoreData(TextBatchData):
     ) -> None:
         limits = num_train_sequences, num_val_sequences, num_test_sequences
         block_size = at_least("block_size", block_size, 2)  # [CLS] and one token
-        options = batch_options(
-            tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
+        files = row_files(train_file, val_file, test_file)
+        super().__init__(
+            files, tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
         )
-        super().__init__(row_files(train_file, val_file, test_file), options)
         self._given_cls_token_id = count("cls_token_id", cls_token_id)
 
     @property

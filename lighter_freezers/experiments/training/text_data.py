@@ -9,7 +9,6 @@ from lighter_freezers.experiments.tasks.language_model import CorpusTask, RowTex
 from lighter_freezers.experiments.tasks.task import Task
 from lighter_freezers.experiments.training.batch_data import (
     TextBatchData,
-    batch_options,
     path_or_none,
     row_files,
 )
@@ -48,10 +47,9 @@ class TextData(TextBatchData):
                 "files of rows."
             )
         limits = num_train_sequences, num_val_sequences, num_test_sequences
-        options = batch_options(
-            tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
+        super().__init__(
+            files, tokenizer, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers
         )
-        super().__init__(files, options)
 
     def _task(self) -> Task[TextTokenizer]:
         if self._files is not None:
