@@ -62,10 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser: all command names, and the arguments of the requested one (imports its module)."""
     parser = argparse.ArgumentParser(
-        prog="lighter-freezers", description="Freeze and thaw layers on a schedule: see it before, and after."
+        prog="lighter-freezers",
+        usage=f"%(prog)s [-h] [--version] COMMAND ...\n       COMMAND is one of {', '.join(_COMMANDS)}",
+        description="Freeze and thaw layers on a schedule: see it before, and after.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {lighter_freezers.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(prog=parser.prog, dest="command", required=True, metavar="COMMAND")
     asked = next((word for word in arguments if word in _COMMANDS), None)
     for name, (module_name, line) in _COMMANDS.items():
         module = import_module(module_name) if name == asked else None

@@ -90,6 +90,7 @@ def write_mistakes() -> None:
     ("words", "said"),
     [
         ([], "the following arguments are required: COMMAND"),
+        ([], "COMMAND is one of compare, init, layers, plan, plots, report, schedule, spectrum"),
         (["plam"], "invalid choice: 'plam'"),
         (["plan"], "the following arguments are required: config.yaml"),
         (["plan", "nowhere.yaml"], "nowhere.yaml"),
