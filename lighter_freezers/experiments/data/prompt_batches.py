@@ -116,7 +116,10 @@ class PromptSequences(Sequences):
         self._pad_id = tokenizer.eos_id
         self._tally = _Tally(room)
         self._scored = AnswerSequences([row for group in groups for row in group], tokenizer, room)
-        scored = _those_of_each(groups, self._scored.numbers)
+        question_of = [number for number, group in enumerate(groups) for _ in group]
+        scored: list[list[int]] = [[] for _ in groups]  # for each question its rows in `_scored`
+        for place, number in enumerate(self._scored.numbers):
+            scored[question_of[number]].append(place)
         self._prompts: list[str] = []
         self._references: list[tuple[str, ...]] = []
         self._ids: list[Tensor] = []
@@ -195,17 +198,6 @@ class _Tally:
     def describe(self) -> str:
         left_out = f"; rows too long and left out: {self._num_left_out}" if self._num_left_out else ""
         return f"rows with a cut context: {self._num_cut}{left_out}"
-
-
-def _those_of_each(groups: Sequence[Sequence[PromptedRow]], numbers: Sequence[int]) -> list[list[int]]:
-    """For each group the positions of its rows in `numbers`, with rows numbered across groups."""
-    positions = {number: position for position, number in enumerate(numbers)}
-    found, first = [], 0
-    for group in groups:
-        own = range(first, first + len(group))
-        found.append([positions[number] for number in own if number in positions])
-        first += len(group)
-    return found
 
 
 def _range_of(numbers: Iterable[int]) -> str:

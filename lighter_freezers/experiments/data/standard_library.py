@@ -52,12 +52,8 @@ def standard_library(root: Path | None = None) -> Corpus:
         RuntimeError: It has no source files for all three splits, for example only .pyc files.
     """
     modules = library_modules(root)
-    return Corpus(
-        train=tuple(modules["train"].values()),
-        val=tuple(modules["val"].values()),
-        test=tuple(modules["test"].values()),
-        source=f"standard library of Python {platform.python_version()}",
-    )
+    train, val, test = (tuple(modules[split].values()) for split in SPLITS)
+    return Corpus(train, val, test, source=f"standard library of Python {platform.python_version()}")
 
 
 def library_modules(root: Path | None = None) -> dict[str, dict[str, str]]:

@@ -40,6 +40,7 @@ __all__ = [
     "TextBatchData",
     "path_or_none",
     "row_files",
+    "split_paths",
 ]
 
 STANDARD_LIBRARY = "standard_library"
@@ -234,10 +235,7 @@ def row_files(train_file: object, val_file: object, test_file: object) -> RowFil
         TypeError: One is not a path.
         ValueError: Some are given, but not those required for training.
     """
-    train, val, test = (
-        path_or_none(f"{split}_file", file)
-        for split, file in zip(SPLITS, (train_file, val_file, test_file), strict=True)
-    )
+    train, val, test = split_paths(train_file, val_file, test_file)
     if train is None and val is None and test is None:
         return None
     if train is None or val is None:
@@ -246,6 +244,15 @@ def row_files(train_file: object, val_file: object, test_file: object) -> RowFil
             f"Your own rows need train_file and val_file, and test_file to test or predict. Give {missing}."
         )
     return RowFiles(train, val, test)
+
+
+def split_paths(*files: object) -> list[Path | None]:
+    """Check `train_file`, `val_file` and `test_file` from YAML.
+
+    Raises:
+        TypeError: One is not a path.
+    """
+    return [path_or_none(f"{split}_file", file) for split, file in zip(SPLITS, files, strict=True)]
 
 
 def path_or_none(argument: str, value: object) -> Path | None:

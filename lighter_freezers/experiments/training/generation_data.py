@@ -24,7 +24,7 @@ from lighter_freezers.experiments.tasks.task_files import SplitFiles, default_so
 from lighter_freezers.experiments.training.batch_data import (
     STANDARD_LIBRARY,
     BatchData,
-    path_or_none,
+    split_paths,
 )
 
 __all__ = ["GenerationData"]
@@ -70,10 +70,7 @@ class GenerationData(BatchData[PromptTokenizer]):
         super().__init__(None, path, vocab_size, block_size, batch_size, limits, seed, cache_dir, num_workers)
         self._given_tokenizer = None if is_path else prompt_tokenizer(tokenizer)
         self._drops_bad = choice("bad_rows", bad_rows, BAD_ROWS) == "drop"
-        self._own_files = tuple(
-            path_or_none(f"{split}_file", file)
-            for split, file in zip(SPLITS, (train_file, val_file, test_file), strict=True)
-        )
+        self._own_files = split_paths(train_file, val_file, test_file)
         self._source = _source(source, self._generation_task, any(self._own_files))
 
     @property
