@@ -193,20 +193,22 @@ def test_ids_in_the_layout_of_another_version_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are encoded again, and the other version still finds its own."""
-    made = []
-    for version in (1, 2, 1, 2):
+    read = []
+    for version, encoded in ((1, [[1]]), (2, [[2]]), (1, []), (2, [])):
         monkeypatch.setattr(cache, "IDS_VERSION", version)
-        encoded_once(["text"], "tokenizer", lambda _: made.append(version) or [[version]], tmp_path)
-    assert made == [1, 2]
+        (ids,) = encoded_once(["text"], "tokenizer", lambda _, ids=encoded: ids, tmp_path)
+        read.append(ids.tolist())
+    assert read == [[1], [2], [1], [2]]
 
 
-def test_one_line_says_where_new_text_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """None where it is read; and one if a tokenizer is not known to encode the same each time."""
-    cache._say_kept.cache_clear()  # as in a new process
+def test_the_line_about_a_split_names_where_new_text_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not where it is read; and one line if a tokenizer is not known to encode the same each time."""
     batches(tmp_path, num_train_sequences=4)
-    assert caplog.text.count(f"kept in {tmp_path / 'cache'}: later starts read it") == 1
+    lines = [line for line in caplog.messages if line.startswith("Text, ")]
+    assert [line.endswith(f"; encoded now, kept in {tmp_path / 'cache'}.") for line in lines] == [True, True]
     caplog.clear()
-    cache._say_kept.cache_clear()
     batches(tmp_path, num_train_sequences=4)
     assert "kept" not in caplog.text
 
@@ -222,7 +224,8 @@ def test_a_file_without_one_of_its_arrays_is_made_again(tmp_path: Path) -> None:
     encoded_once(["text"], "tokenizer", lambda _: [[1, 2]], tmp_path)
     (file,) = tmp_path.glob("ids-*.npz")
     np.savez(file, ids=np.arange(3))
-    assert [ids.tolist() for ids in encoded_once(["text"], "tokenizer", lambda _: [[1, 2]], tmp_path)] == [[1, 2]]
+    (ids,) = encoded_once(["text"], "tokenizer", lambda _: [[1, 2]], tmp_path)
+    assert ids.tolist() == [1, 2]
 
 
 def test_a_cache_that_cannot_be_written_costs_one_warning(
