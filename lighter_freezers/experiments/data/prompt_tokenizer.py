@@ -1,16 +1,15 @@
-"""One interface for all tokenizers that encode prompts: our own BPE, and any of transformers."""
+"""The tokenizers that encode prompts: any of transformers, and our own BPE as one of them."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 from lighter_freezers._log import log
 from lighter_freezers.experiments.causal_models import Tokenizer, load_tokenizer
-from lighter_freezers.experiments.data.cache import encoded_once
+from lighter_freezers.experiments.data.cache import Ids, encoded_once
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer, tokenizer_of_file
 
 __all__ = [
@@ -23,50 +22,39 @@ __all__ = [
 ]
 
 
-class PromptTokenizer(Protocol):
-    """What encoding prompts and answers requires of a tokenizer.
+class PromptTokenizer:
+    """A tokenizer of transformers as prompts and answers need it: it adds its start of a prompt, but no end.
 
-    `begins_with` are the tokens that stand before every prompt (`<s>` of a Llama, our own `<eos>`), `eos_id`
-    is the token that ends an answer and that fills up what is shorter, `vocab_size` counts all ids.
+    Args:
+        source: The tokenizer.
+        begins_with: The tokens that stand before every prompt: `<s>` of a Llama, our own `<eos>`.
+        once: `encoded_once` for this tokenizer and a folder. None encodes at each call.
+
+    Attributes:
+        eos_id: The token that ends an answer and that fills up what is shorter.
+        vocab_size: The number of all ids.
     """
 
-    begins_with: tuple[int, ...]
-    eos_id: int
-    vocab_size: int
-
-    @property
-    def source(self) -> object:
-        """The tokenizer behind this face."""
-
-    @property
-    def fingerprint(self) -> str | None:
-        """A digest of all that the ids of a text depend on; None where that is not known."""
+    def __init__(
+        self, source: Tokenizer, begins_with: tuple[int, ...], once: Callable[..., list[Ids]] | None = None
+    ) -> None:
+        self.source = source
+        self.begins_with = begins_with
+        self.eos_id = int(source.eos_token_id)
+        self.vocab_size = len(source)
+        self._once = once
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, with nothing added; the characters `</s>` in a text are plain text."""
+        if self._once is None:
+            return self._encoded(texts)
+        return [ids.tolist() for ids in self._once(texts, encode=self._encoded)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
+        return str(self.source.decode(list(ids), skip_special_tokens=True))
 
-
-class _TransformersTokenizer:
-    """A tokenizer of transformers. It adds its own start of a prompt, but no end."""
-
-    def __init__(self, tokenizer: Tokenizer, begins_with: tuple[int, ...]) -> None:
-        self.source = tokenizer
-        self.eos_id = int(tokenizer.eos_token_id)
-        self.begins_with = begins_with
-        self.vocab_size = len(tokenizer)
-
-    @property
-    def fingerprint(self) -> str | None:
-        kind, rust = type(self.source), getattr(self.source, "backend_tokenizer", None)
-        if rust is None or not kind.__module__.startswith("transformers."):  # ids may depend on its code
-            return None
-        said = f"{kind.__qualname__} {version('transformers')} {version('tokenizers')} {rust.to_str()}"
-        return hashlib.sha256(said.encode()).hexdigest()
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self.source(
             list(texts),
             add_special_tokens=False,
@@ -76,35 +64,18 @@ class _TransformersTokenizer:
         )
         return [list(ids) for ids in encoded.input_ids]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self.source.decode(list(ids), skip_special_tokens=True))
-
-
-class _KeptTokenizer:
-    """A tokenizer that encodes the same texts once, and reads their ids from a folder from then on."""
-
-    def __init__(self, tokenizer: PromptTokenizer, fingerprint: str, folder: Path) -> None:
-        self.source = tokenizer.source
-        self.begins_with = tokenizer.begins_with
-        self.eos_id = tokenizer.eos_id
-        self.vocab_size = tokenizer.vocab_size
-        self.decode = tokenizer.decode
-        self.fingerprint: str | None = fingerprint
-        self._kept = partial(
-            encoded_once, fingerprint=fingerprint, encode=tokenizer.encode_all, folder=folder
-        )
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [ids.tolist() for ids in self._kept(texts)]
-
 
 def kept_tokenizer(tokenizer: PromptTokenizer, folder: Path) -> PromptTokenizer:
-    """The same, with the ids of all texts kept in a folder; unchanged if it has no fingerprint."""
-    fingerprint = tokenizer.fingerprint
-    if fingerprint is None:
-        _say_not_kept(type(tokenizer.source).__name__)
+    """The same, with the ids of all texts kept in a folder; unchanged where they may depend on its code."""
+    source = tokenizer.source
+    kind, rust = type(source), getattr(source, "backend_tokenizer", None)
+    if rust is None or not kind.__module__.startswith("transformers."):
+        _say_not_kept(kind.__name__)
         return tokenizer
-    return _KeptTokenizer(tokenizer, fingerprint, folder)
+    said = f"{kind.__qualname__} {version('transformers')} {version('tokenizers')} {rust.to_str()}"
+    fingerprint = hashlib.sha256(said.encode()).hexdigest()
+    once = partial(encoded_once, fingerprint=fingerprint, folder=folder)
+    return PromptTokenizer(source, tokenizer.begins_with, once)
 
 
 @cache  # one line for all splits
@@ -118,7 +89,7 @@ def _say_not_kept(kind: str) -> None:
 
 def own_tokenizer(tokenizer: TextTokenizer) -> PromptTokenizer:
     """Wrap a byte-level BPE of ours; a text begins and ends with `<eos>`, as in `TextDataModule`."""
-    return _TransformersTokenizer(tokenizer.for_transformers(), (tokenizer.eos_id,))
+    return PromptTokenizer(tokenizer.for_transformers(), (tokenizer.eos_id,))
 
 
 def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
@@ -140,7 +111,7 @@ def transformers_tokenizer(tokenizer: Tokenizer) -> PromptTokenizer:
         )
     alone = list(tokenizer("").input_ids)
     has_begin = tokenizer.bos_token_id is not None and alone[:1] == [tokenizer.bos_token_id]
-    return _TransformersTokenizer(tokenizer, (int(tokenizer.bos_token_id),) if has_begin else ())
+    return PromptTokenizer(tokenizer, (int(tokenizer.bos_token_id),) if has_begin else ())
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:

@@ -64,17 +64,13 @@ class TextTokenizer:
 
     def encode_once(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text, encoded once and kept in the cache."""
-        return encoded_once(texts, self.fingerprint, self.encode_all, cache_folder(self.cache_dir))
+        fingerprint = hashlib.sha256(f"{tokenizers.__version__} {self._bpe.to_str()}".encode()).hexdigest()
+        return encoded_once(texts, fingerprint, self.encode_all, cache_folder(self.cache_dir))
 
     def stream(self, texts: Sequence[str]) -> Ids:
         """The ids of all texts as `<eos> text <eos> text <eos>`, encoded once and kept in the cache."""
         end = np.array([self.eos_id], dtype=np.int32)
         return np.concatenate([end, *(part for ids in self.encode_once(texts) for part in (ids, end))])
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of all that the ids of a text depend on."""
-        return hashlib.sha256(f"{tokenizers.__version__} {self._bpe.to_str()}".encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; `<eos>` has none."""
