@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import lzma
 import os
+import posixpath
 import secrets
 import shutil
 import tarfile
@@ -109,7 +110,8 @@ def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) 
     place, kind = folder, "a folder"
     if _is_archive(folder):
         folder, kind = _unpacked(folder, cache_dir), "an archive"
-    files = (path for path in folder.rglob("*") if not path.is_dir() and path.name[:2] != "._")  # of macOS
+    paths = (path for path in folder.rglob("*") if path.name[:2] != "._")  # of macOS
+    files = (path for path in paths if path.is_file() or not path.exists())  # a dead link is named below
     known = {path.relative_to(folder).as_posix(): (path,) for path in files}
     chosen = _chosen(task, known, source, words)
     for file in (*chosen.train, *chosen.val, *chosen.test):
@@ -225,12 +227,13 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _safe(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """A member that stays in the folder; another name of a file as a link, so that it may lead to nothing."""
+    """A member that stays in the folder; another name of a file that is not there becomes a dead link."""
     safe = tarfile.data_filter(member, folder)
-    if safe is not None and safe.islnk():
-        safe = safe.replace(linkname=os.path.relpath(safe.linkname, os.path.dirname(safe.name) or "."))
-        safe.type = tarfile.SYMTYPE
-    return safe
+    if safe is None or not safe.islnk() or os.path.lexists(os.path.join(folder, safe.linkname)):
+        return safe
+    dead = safe.replace(linkname=posixpath.relpath(safe.linkname, posixpath.dirname(safe.name) or "."))
+    dead.type = tarfile.SYMTYPE
+    return tarfile.data_filter(dead, folder)  # it may stand behind a link to another folder
 
 
 def _examples(task: PromptedTask) -> str:

@@ -469,3 +469,16 @@ def test_a_link_out_of_an_archive_is_refused(link: bytes, target: str, tmp_path:
         archive.addfile(member)
     with pytest.raises(ValueError, match=r"rows\.tar cannot be read as an archive: .*link"):
         split_files(TASKS["e2e_nlg"], str(tmp_path / "rows.tar"), tmp_path / "cache")
+
+
+def test_a_dead_link_behind_another_leads_nowhere_else(tmp_path: Path) -> None:
+    """`a/a` is the folder itself, so two steps up from there are outside of it."""
+    (tmp_path / "gone.csv").write_text("mr,ref\na,secret")
+    around, dead = tarfile.TarInfo("a"), tarfile.TarInfo("a/a/train.csv")
+    around.type, around.linkname = tarfile.SYMTYPE, "."
+    dead.type, dead.linkname = tarfile.LNKTYPE, "gone.csv"
+    with tarfile.open(tmp_path / "rows.tar", "w") as archive:
+        archive.addfile(around)
+        archive.addfile(dead)
+    with pytest.raises(ValueError, match=r"rows\.tar cannot be read as an archive: .*outside"):
+        split_files(TASKS["e2e_nlg"], str(tmp_path / "rows.tar"), tmp_path / "cache")
