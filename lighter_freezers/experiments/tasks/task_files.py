@@ -116,7 +116,10 @@ def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) 
     chosen = _chosen(task, known, source, words)
     for file in (*chosen.train, *chosen.val, *chosen.test):
         if not file.exists():
-            raise ValueError(f"{place} cannot be read as {kind}: {file.name} is a link to nothing.")
+            raise ValueError(
+                f"{place} cannot be read as {kind}: {file.name} is a link to nothing. Fetch it again, with the "
+                "file that it stands for."
+            )
     return chosen
 
 
