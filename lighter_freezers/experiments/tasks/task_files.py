@@ -117,8 +117,8 @@ def split_files(task: PromptedTask, source: str, cache_dir: Path | None = None) 
     for file in (*chosen.train, *chosen.val, *chosen.test):
         if not file.exists():
             raise ValueError(
-                f"{place} cannot be read as {kind}: {file.name} is a link to nothing. Fetch it again, with the "
-                "file that it stands for."
+                f"{place} cannot be read as {kind}: {file.name} is a link to nothing. Fetch it again, with "
+                "the file that it stands for."
             )
     return chosen
 

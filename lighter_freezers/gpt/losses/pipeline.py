@@ -181,17 +181,13 @@ class LossModifierPipeline:
         return acting
 
     def _announce(self, mode: str, acting: Sequence[LossModifier]) -> None:
-        if self.is_empty or not _is_first_process():
+        is_other = distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0
+        if self.is_empty or is_other:
             return
         used = ", ".join(type(modifier).__name__ for modifier in acting) or "none"
         left_out = [type(modifier).__name__ for modifier in self._modifiers if modifier not in acting]
         rest = f"; skipped, as they do not apply in this mode: {', '.join(left_out)}" if left_out else ""
         log.info("loss modifiers in mode %s: %s%s", mode, used, rest)
-
-
-def _is_first_process() -> bool:
-    has_others = distributed.is_available() and distributed.is_initialized()
-    return not has_others or distributed.get_rank() == 0
 
 
 def _ratio(total: Tensor, mass: Tensor) -> Tensor:
