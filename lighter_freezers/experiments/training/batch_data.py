@@ -158,8 +158,8 @@ class BatchData(ABC, Generic[AnyTokenizer]):
             self._sequences[split] = task.sequences(
                 split, self._tokenizer, self._options.block_size, self._options.limits[split]
             )
-            kept = f"; encoded now, kept in {WRITTEN[-1].parent}" if len(WRITTEN) > num_written else ""
-            self._log(f"Text, {split}: {self._sequences[split].describe()}{kept}.")
+            kept = f" Encoded now, kept in {WRITTEN[-1].parent}." if len(WRITTEN) > num_written else ""
+            self._log(f"Text, {split}: {self._sequences[split].describe()}.{kept}")
 
     def train_dataloader(self) -> TrainingLoader | EvaluationLoader:
         """Batches in a random order for each epoch; the same batches repeatedly to overfit."""

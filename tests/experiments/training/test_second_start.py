@@ -207,7 +207,7 @@ def test_the_line_about_a_split_names_where_new_text_is_kept(
     """Not where it is read; and one line if a tokenizer is not known to encode the same each time."""
     batches(tmp_path, num_train_sequences=4)
     lines = [line for line in caplog.messages if line.startswith("Text, ")]
-    assert [line.endswith(f"; encoded now, kept in {tmp_path / 'cache'}.") for line in lines] == [True, True]
+    assert [line.endswith(f". Encoded now, kept in {tmp_path / 'cache'}.") for line in lines] == [True, True]
     caplog.clear()
     batches(tmp_path, num_train_sequences=4)
     assert "kept" not in caplog.text
