@@ -105,7 +105,8 @@ class NormPlan:
         self._dtype = torch.float32 if is_half else None  # bfloat16 would round a norm to three digits
         self.is_sharded = any(map(_is_sharded, self._parameters))
         self._can_clip = not (self._is_mixed or self._has_sparse or is_half or self.is_sharded)
-        self._sorting = _Sorting((), ())
+        self._sorted: tuple[int, ...] = ()  # the cells that `_positions` is for
+        self._positions: list[tuple[_Cell, list[int]]] = []
         self.groups = tuple(dict.fromkeys(cell.group for cell in self._cells if cell.group is not None))
         self.layers = tuple(cell.layer for cell in self._cells if cell.layer is not None)
 
@@ -172,12 +173,12 @@ class NormPlan:
 
     def _sum_up(self, cells: tuple[int, ...], values: Sequence[float]) -> GradientNorms:
         """Combine the norms of tensors, on the host and in double precision."""
-        if cells != self._sorting.cells:
-            self._sorting = _Sorting(cells, self._cells)
-        norms = self._sorting.norms(values)
+        if cells != self._sorted:  # other parameters have gradients than at the last measurement
+            self._sorted, self._positions = cells, self._positions_of(cells)
         by_group: dict[str | None, list[float]] = {}
         layers: dict[str, float | None] = dict.fromkeys(self.layers)
-        for cell, norm in norms:
+        for cell, positions in self._positions:
+            norm = math.hypot(*map(values.__getitem__, positions))
             by_group.setdefault(cell.group, []).append(norm)
             if cell.layer is not None:
                 layers[cell.layer] = norm
@@ -186,26 +187,12 @@ class NormPlan:
         own = {group: groups.get(group) for group in self.groups}
         return GradientNorms(own, layers, total, tuple(values[len(cells) :]))
 
-
-class _Sorting:
-    """The assignment of a list of norms to cells; it stays valid while the same parameters have gradients.
-
-    Args:
-        cells: The cell of each norm, by its index.
-        known: All cells.
-    """
-
-    def __init__(self, cells: tuple[int, ...], known: Sequence[_Cell]) -> None:
-        self.cells = cells
+    def _positions_of(self, cells: tuple[int, ...]) -> list[tuple[_Cell, list[int]]]:
+        """The cells that have a norm, and where the norms in each stand."""
         positions: dict[int, list[int]] = {}
         for position, cell in enumerate(cells):
             positions.setdefault(cell, []).append(position)
-        self._positions = [(known[cell], own) for cell, own in positions.items()]
-
-    def norms(self, values: Sequence[float]) -> list[tuple[_Cell, float]]:
-        """The cells that have a norm, with the norm."""
-        of = values.__getitem__
-        return [(cell, math.hypot(*map(of, positions))) for cell, positions in self._positions]
+        return [(self._cells[cell], own) for cell, own in positions.items()]
 
 
 @checked
