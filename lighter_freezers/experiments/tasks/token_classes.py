@@ -24,7 +24,6 @@ from lighter_freezers.experiments.data.fields import classes_of_rows, label_numb
 from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
 from lighter_freezers.experiments.data.rows import Row
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
-from lighter_freezers.experiments.tasks.code_labels import CLASS_NAMES
 from lighter_freezers.experiments.tasks.labelled_code import LabelledCode
 
 __all__ = ["CodeClassesTask", "LabelledWordsTask"]
@@ -41,11 +40,6 @@ class CodeClassesTask:
 
     corpus: Corpus
     cache_dir: Path | None = None
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The class names of `code_labels`."""
-        return CLASS_NAMES
 
     def describe(self) -> str:
         """A text with source, sizes and digest."""
