@@ -118,7 +118,9 @@ def _typed_values(file: Path) -> Iterator[dict[str, object]]:
         for table in tables:
             yield from table.to_pylist()
     except (ArrowException, OSError, ValueError) as error:  # ValueError: a type that `datasets` does not know
-        raise ValueError(f"{file} cannot be read as {kind.capitalize()}: {error}.") from error
+        raise ValueError(
+            f"{file} cannot be read as {kind.capitalize()}: {str(error).rstrip('.')}."
+        ) from error
 
 
 def _decoded(file: Path) -> str:
