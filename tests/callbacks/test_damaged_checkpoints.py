@@ -61,7 +61,7 @@ def test_the_path_may_be_a_url_of_this_machine(tmp_path: Path) -> None:
     errors = recorder(NAMESPACES[0], lambda *_: "told", when="on_exception")
     run = trainer(NAMESPACES[0], callbacks=[CALLBACKS["Freezer"](), errors])
 
-    with pytest.raises((OSError, RuntimeError), match="not a whole checkpoint"):  # by the version of torch
+    with pytest.raises((OSError, RuntimeError), match="not a whole checkpoint"):
         run.fit(regression(NAMESPACES[0]), batches(), batches(), ckpt_path=f"file://{path}")
     assert errors.seen == ["told"]
 
