@@ -1,0 +1,25 @@
+"""The lowest versions of all that the package needs, in an environment made from nothing."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CANNOT_INSTALL = 3  # of `.ci/versions`
+
+
+@pytest.mark.wide
+def test_freezing_lora_and_layers_with_the_lowest_versions() -> None:
+    """The newest are those of an environment that is made today, as `.ci/run` makes it."""
+    of_this_run = ("PYTEST_", "PYTHONPATH", "VIRTUAL_ENV")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(of_this_run)}
+    command = [ROOT / ".ci" / "versions", "lowest", "-n=1", "-q", "--color=no"]
+
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    said = "\n".join([*done.stdout.splitlines(), *done.stderr.splitlines()][-60:])
+    if done.returncode == CANNOT_INSTALL and "ResolutionImpossible" not in said:
+        pytest.skip(f"the lowest versions cannot be installed here: {said}")
+    assert done.returncode == 0, said
