@@ -55,7 +55,7 @@ class BlockCall:
 
     @cached_property
     def _leaves(self) -> list[object]:
-        return tree_leaves((self.arguments, self.keywords))
+        return tree_leaves((self.arguments, self.keywords), is_leaf=_is_history)
 
     @cached_property
     def tensors(self) -> list[Tensor]:
@@ -77,12 +77,14 @@ class BlockCall:
         """The same call with what blocks return in place of what they handed on."""
         both = self.arguments, self.keywords
         is_handed = any(isinstance(tensor, Handed) for tensor in self.tensors)
-        return BlockCall(*tree_map_only(Handed, Handed.computed, both)) if is_handed else self
+        if not is_handed:
+            return self
+        return BlockCall(*tree_map_only(Handed, Handed.computed, both, is_leaf=_is_history))
 
     @property
     def has_history(self) -> bool:
         """Whether it gets a KV cache, which `generate` reads later."""
-        return any(hasattr(leaf, "get_seq_length") for leaf in self._objects)
+        return any(map(_is_history, self._objects))
 
     @property
     def _objects(self) -> list[object]:
@@ -90,12 +92,17 @@ class BlockCall:
 
     def keys(self, mode: object) -> list[bytes]:
         """The key of each row."""
-        strange = [leaf for leaf in self._objects if not hasattr(leaf, "get_seq_length")]
+        strange = [leaf for leaf in self._objects if not _is_history(leaf)]
         if strange:
             raise Refusal(f"its layers get a {type(strange[0]).__name__}, whose content cannot be compared")
         hidden, *others = self.tensors
         plain = [leaf if isinstance(leaf, _PLAIN) else type(leaf).__name__ for leaf in self._leaves]
         return row_keys(hidden, others, (sorted(self.keywords), plain, mode))
+
+
+def _is_history(value: object) -> bool:
+    """Whether it is a KV cache: one object that blocks write to, also where torch could take it apart."""
+    return hasattr(value, "get_seq_length")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
+from transformers import DynamicCache
 
 from lighter_freezers import Freezer, PrefixCache
 from tests.lab import WIDTH, batches, recorder, regression, trainer
@@ -246,7 +247,21 @@ def test_a_model_compiled_as_a_whole(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "compile_blocks(model)" in caplog.text
 
 
-def test_generation_in_evaluation_gets_a_whole_history(tmp_path: Path) -> None:
+@pytest.fixture(params=["object", "tensors"])
+def history(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A KV cache as torch sees it: one object, or tensors, as in transformers 4.52 and for `torch.export`."""
+    nodes = torch.utils._pytree.SUPPORTED_NODES
+    is_new = request.param == "tensors" and DynamicCache not in nodes
+    if is_new:
+        from transformers.integrations.executorch import register_dynamic_cache_export_support
+
+        register_dynamic_cache_export_support()
+    yield request.param
+    if is_new:
+        torch.utils._pytree._deregister_pytree_node(DynamicCache)
+
+
+def test_generation_in_evaluation_gets_a_whole_history(tmp_path: Path, history: str) -> None:
     logits: dict[bool, list[object]] = {False: [], True: []}
 
     def generate(has_cache: bool) -> Callable[[Fitted], None]:

@@ -117,7 +117,7 @@ def generate_tokens(
         whole: Tensor = base.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            generation_config=_generation_config(settings, eos_token_id),
+            **_generation_options(settings, eos_token_id),
         )
     return whole[:, input_ids.shape[1] :]
 
@@ -175,10 +175,8 @@ def until_end(tokens: Tensor, eos_token_id: int) -> list[list[int]]:
     return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in rows]
 
 
-def _generation_config(settings: GenerationSettings, eos_token_id: int) -> object:
-    """A config with every relevant value, since missing ones would come from the model's own config."""
-    import transformers
-
+def _generation_options(settings: GenerationSettings, eos_token_id: int) -> Mapping[str, object]:
+    """Every relevant value by name: in a config, some versions take the model's own value for a default."""
     sampled: Mapping[str, object] = (
         {}
         if settings.is_greedy
@@ -188,14 +186,14 @@ def _generation_config(settings: GenerationSettings, eos_token_id: int) -> objec
             "top_k": settings.top_k or 0,
         }
     )
-    config_class: Any = transformers.GenerationConfig  # its arguments have no types
-    return config_class(
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=not settings.is_greedy,
-        eos_token_id=eos_token_id,
-        pad_token_id=eos_token_id,
-        **{**_NEUTRAL, **sampled},
-    )
+    return {
+        **_NEUTRAL,
+        **sampled,
+        "max_new_tokens": settings.max_new_tokens,
+        "do_sample": not settings.is_greedy,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": eos_token_id,
+    }
 
 
 _NEUTRAL: Mapping[str, object] = {

@@ -104,7 +104,7 @@ def calls_in(script: str, folder: Path, *arguments: str) -> int:
 def test_of_two_processes_that_start_together_one_encodes(tmp_path: Path) -> None:
     """The other waits, and reads."""
     write_texts(tmp_path / "texts")
-    assert calls_in(TWO_PROCESSES, tmp_path, "texts") > 0
+    calls_in(TWO_PROCESSES, tmp_path, "texts")  # each process writes down its own
     assert {rank: int((tmp_path / f"calls{rank}").read_text()) > 0 for rank in (0, 1)} == {0: True, 1: False}
 
 
