@@ -11,7 +11,7 @@ CANNOT_INSTALL = 3  # of `.ci/versions`
 
 
 @pytest.mark.wide
-def test_freezing_lora_and_layers_with_the_lowest_versions() -> None:
+def test_all_rooms_with_the_lowest_versions() -> None:
     """The newest are those of an environment that is made today, as `.ci/run` makes it."""
     of_this_run = ("PYTEST_", "PYTHONPATH", "VIRTUAL_ENV")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(of_this_run)}
