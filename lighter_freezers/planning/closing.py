@@ -8,7 +8,7 @@ from pathlib import Path
 from lighter_freezers.planning.phase_meter import FILE, PhaseRecord
 from lighter_freezers.reports.columns import columns
 
-__all__ = ["closing_lines", "saved_backward"]
+__all__ = ["backward_work", "closing_lines"]
 
 _MOST_CHANGES = 8
 
@@ -33,8 +33,7 @@ def closing_lines(
     rows = [*losses, *((f"step {step}", said) for step, said in shown)]
     if num_more > 0:
         rows.append(("", f"and {num_more} more changes, the last at step {changes[-1][0]}"))
-    if (share := _saved_in(folder, num_elements)) is not None:
-        rows.append(("saved", f"{share:.0%} of the backward work of full training"))
+    rows += _work_in(folder, num_elements)
     file = folder / "freeze_timeline.png"
     rows += [("picture", where) for where in pictures or ([str(file)] if file.exists() else [])]
     has_norms = any(folder.glob("*.group_norms.csv"))
@@ -44,32 +43,40 @@ def closing_lines(
     return [f"  {line}" for line in [*(columns(rows, num_left=2) if rows else ()), *following]]
 
 
-def saved_backward(records: Sequence[PhaseRecord], num_steps: int, num_elements: int) -> float | None:
-    """The share of the operations of all backward passes that a run did without.
-
-    The whole is that of a phase in which everything trained, where there was one, or else twice the forward
-    pass, as a product of matrices needs it.
+def backward_work(
+    records: Sequence[PhaseRecord], num_steps: int, num_elements: int
+) -> tuple[float | None, float | None]:
+    """What the backward passes of a run cost.
 
     Args:
         records: The phases of the run, in order.
         num_steps: Its optimizer steps.
         num_elements: Of the model.
+
+    Returns:
+        The share of the operations that it did without, against a phase in which everything trained (None
+        without one), and its operations for each one of the forward passes (None where none were counted).
     """
-    backward = [(each.flops or 0) - (each.forward_flops or 0) for each in records]
-    full = [backward[i] for i, each in enumerate(records) if each.num_trainable == num_elements]
     starts = [each.optimizer_step for each in records]
     lengths = [end - start for start, end in zip(starts, [*starts[1:], num_steps], strict=False)]
-    done = sum(map(mul, backward, lengths))
-    wholes = [max(full or [2 * (each.forward_flops or 0)]) for each in records]
-    whole = sum(map(mul, wholes, lengths))
-    return max(0.0, 1 - done / whole) if whole else None
+    forward = [each.forward_flops or 0 for each in records]
+    backward = [(each.flops or 0) - own for each, own in zip(records, forward, strict=True)]
+    full = [own for each, own in zip(records, backward, strict=True) if each.num_trainable == num_elements]
+    done, both = sum(map(mul, backward, lengths)), sum(map(mul, forward, lengths))
+    whole = max(full, default=0) * sum(lengths)
+    return max(0.0, 1 - done / whole) if whole else None, done / both if both else None
 
 
-def _saved_in(folder: Path, num_elements: int) -> float | None:
+def _work_in(folder: Path, num_elements: int) -> list[tuple[str, str]]:
     """From what `PhaseRecorder` has written, if it was there."""
     file = folder / FILE
     report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if "num_steps" not in report:
-        return None
+        return []
     records = [PhaseRecord.from_dict(record) for record in report["phases"]]
-    return saved_backward(records, report["num_steps"], num_elements)
+    saved, ratio = backward_work(records, report["num_steps"], num_elements)
+    if saved is not None:
+        return [("saved", f"{saved:.0%} of the backward work of full training")]
+    if ratio is not None:  # what full training costs is not known: heads and checkpoints differ
+        return [("backward", f"{ratio:.2f} of the forward work; of a whole model, often 2")]
+    return []

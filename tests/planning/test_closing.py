@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lighter_freezers.planning.closing import closing_lines, saved_backward
+from lighter_freezers.planning.closing import backward_work, closing_lines
 from lighter_freezers.planning.phase_meter import FILE, PhaseRecord
 
 HALF = PhaseRecord(0, 0, "half", 50, flops=150, forward_flops=100)
@@ -13,18 +13,18 @@ WHOLE = PhaseRecord(10, 0, "whole", 100, flops=290, forward_flops=100)
 
 
 @pytest.mark.parametrize(
-    ("records", "num_steps", "share"),
+    ("records", "saved", "ratio"),
     [
-        ([HALF, WHOLE], 30, 1 - (10 * 50 + 20 * 190) / (30 * 190)),  # measured in the second phase
-        ([HALF], 30, 1 - 50 / 200),  # twice the forward pass
-        ([WHOLE], 30, 0.0),
-        ([], 30, None),
+        ([HALF, WHOLE], 1 - (10 * 50 + 20 * 190) / (30 * 190), (10 * 50 + 20 * 190) / (30 * 100)),
+        ([HALF], None, 0.5),  # what all of it would cost was not measured
+        ([WHOLE], 0.0, 1.9),
+        ([], None, None),
     ],
 )
-def test_the_share_of_the_backward_work(
-    records: list[PhaseRecord], num_steps: int, share: float | None
+def test_the_work_of_the_backward_passes(
+    records: list[PhaseRecord], saved: float | None, ratio: float | None
 ) -> None:
-    assert saved_backward(records, num_steps, 100) == pytest.approx(share)
+    assert backward_work(records, 30, 100) == pytest.approx((saved, ratio))
 
 
 def test_the_lines_name_what_is_in_the_folder(tmp_path: Path) -> None:
@@ -48,6 +48,9 @@ def test_the_lines_name_what_is_in_the_folder(tmp_path: Path) -> None:
     assert f"picture  {tmp_path / 'freeze_timeline.png'}" in lines
     shown = [line.split()[-2] for line in lines.splitlines() if "lighter-freezers" in line]
     assert shown == ["report", "plots", "compare"]
+    (tmp_path / FILE).write_text(json.dumps({"phases": [HALF.as_dict()], "num_steps": 30}))
+    others = "\n".join(closing_lines(tmp_path, [], [], [], 100))
+    assert "backward  0.50 of the forward work; of a whole model, often 2" in others
     shown = lines.replace(str(tmp_path), "outputs/run/version_0").splitlines()
     assert len(max(shown, key=len)) <= 57
     assert closing_lines(tmp_path / "empty", [], [], [], 0)[0] == "  next"
