@@ -15,11 +15,10 @@ import numpy.typing as npt
 from lighter_freezers._log import log
 from lighter_freezers.reports.whole_files import write_whole
 
-__all__ = ["Arrays", "Ids", "WRITTEN", "cache_folder", "cannot_keep", "encoded_once", "keep", "kept_arrays"]
+__all__ = ["Arrays", "Ids", "cache_folder", "cannot_keep", "encoded_once", "keep", "kept_arrays"]
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
 Ids: TypeAlias = npt.NDArray[np.int32]
-WRITTEN: list[Path] = []  # the files of arrays that this process has added to a cache, for log lines
 IDS_VERSION = 1  # of the files of ids: raise it when `_joined` changes, so that older ones are not read
 
 
@@ -75,7 +74,7 @@ def kept_arrays(file: Path, build: Callable[[], Arrays], names: Sequence[str] = 
     except OSError as error:
         _say_not_kept(file.parent, error.strerror)
     else:
-        WRITTEN.append(file)
+        _say_kept(file.parent)
     return arrays
 
 
@@ -88,6 +87,11 @@ def _read(file: Path, names: Sequence[str]) -> Arrays:
 
 
 @cache  # one line for a folder
+def _say_kept(folder: Path) -> None:
+    log.info("What is encoded now is kept in %s, and read from there at the next start.", folder)
+
+
+@cache
 def _say_not_kept(folder: Path, reason: str) -> None:
     log.warning(
         "Encoded text cannot be kept in %s (%s), so each start encodes it again. Give a folder that can be "

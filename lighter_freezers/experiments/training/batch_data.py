@@ -16,7 +16,6 @@ from lighter_freezers._log import log
 from lighter_freezers.arguments import at_least
 from lighter_freezers.engine.trainer_like import OfLightning
 from lighter_freezers.experiments.data.batches import Sequences
-from lighter_freezers.experiments.data.cache import WRITTEN
 from lighter_freezers.experiments.data.corpus import SPLITS
 from lighter_freezers.experiments.data.own_files import RowFiles
 from lighter_freezers.experiments.data.standard_library import standard_library
@@ -154,12 +153,10 @@ class BatchData(ABC, Generic[AnyTokenizer]):
             self._tokenizer = self._load_tokenizer(task)
             self._log(f"Text: {task.describe()}; {self._tokenizer.vocab_size} tokens.")
         for split in missing:
-            num_written = len(WRITTEN)
             self._sequences[split] = task.sequences(
                 split, self._tokenizer, self._options.block_size, self._options.limits[split]
             )
-            kept = f" Encoded now, kept in {WRITTEN[-1].parent}." if len(WRITTEN) > num_written else ""
-            self._log(f"Text, {split}: {self._sequences[split].describe()}.{kept}")
+            self._log(f"Text, {split}: {self._sequences[split].describe()}.")
 
     def train_dataloader(self) -> TrainingLoader | EvaluationLoader:
         """Batches in a random order for each epoch; the same batches repeatedly to overfit."""
