@@ -44,6 +44,7 @@ TIMEOUT = 60.0  # of a download, in seconds
 DAMAGE = (  # what the readers of archives raise
     *(tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error),
     RuntimeError,  # encrypted, or a compression that Python lacks
+    ValueError,  # a name that no file can have
 )
 
 
@@ -232,7 +233,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 def _safe(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
     """A member that stays in the folder; another name of a file that is not there becomes a dead link."""
     safe = tarfile.data_filter(member, folder)
-    if safe is None or not safe.islnk() or os.path.lexists(os.path.join(folder, safe.linkname)):
+    if safe is None or not safe.islnk() or os.path.exists(os.path.join(folder, safe.linkname)):
         return safe
     dead = safe.replace(linkname=posixpath.relpath(safe.linkname, posixpath.dirname(safe.name) or "."))
     dead.type = tarfile.SYMTYPE

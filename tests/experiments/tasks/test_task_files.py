@@ -458,6 +458,28 @@ def test_a_dead_link_only_matters_where_it_is_read(link: bytes, tmp_path: Path) 
         split_files(TASKS["e2e_nlg"], str(tmp_path / "folder"), tmp_path / "cache")
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("b/figure.csv", r"figure\.csv is a link to nothing"), ("", "cannot be read as an archive")],
+)
+def test_a_hard_link_is_named_where_the_archive_has_no_such_file(
+    target: str, said: str, tmp_path: Path
+) -> None:
+    """Here `b` is another name of the folder `a`, in which a link leads to nothing."""
+    members = [
+        ("a/figure.csv", tarfile.SYMTYPE, "gone.csv"),
+        ("b", tarfile.SYMTYPE, "a"),
+        ("train/figure.csv", tarfile.LNKTYPE, target),
+    ]
+    with tarfile.open(tmp_path / "rows.tar", "w") as archive:
+        for name, kind, linkname in members if target else members[-1:]:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, linkname
+            archive.addfile(member)
+    with pytest.raises(ValueError, match=rf"rows\.tar .*{said}"):
+        split_files(TASKS["e2e_nlg"], str(tmp_path / "rows.tar"), tmp_path / "cache")
+
+
 @pytest.mark.parametrize("link", [tarfile.LNKTYPE, tarfile.SYMTYPE])
 @pytest.mark.parametrize("target", ["../../outside.csv", "{folder}/outside.csv"])
 def test_a_link_out_of_an_archive_is_refused(link: bytes, target: str, tmp_path: Path) -> None:
