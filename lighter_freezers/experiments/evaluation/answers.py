@@ -95,7 +95,8 @@ def generate_tokens(
 ) -> Tensor:
     """Continue prompts that are padded on the left, each until its end of text.
 
-    Everything else in the model's own `generation_config` is overridden: penalties, minimum lengths, beams.
+    Sampling, beams, minimum lengths and penalties of repetition in the model's own `generation_config` are
+    overridden; what else it asks for, such as tokens to suppress, holds.
     Greedy text does not depend on which prompts share a batch, up to rounding.
 
     Args:
@@ -198,7 +199,7 @@ def _generation_options(settings: GenerationSettings, eos_token_id: int) -> Mapp
 
 _NEUTRAL: Mapping[str, object] = {
     "num_beams": 1,
-    "min_length": 0,
+    "min_new_tokens": 0,  # it comes before `min_length`, which some models' own configs have instead
     "use_cache": True,
     "temperature": 1.0,
     "top_p": 1.0,

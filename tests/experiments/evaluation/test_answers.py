@@ -76,6 +76,15 @@ def test_what_the_model_says_of_generation_is_put_aside(architecture: str) -> No
     assert generated(network, PROMPTS, settings, -1) == plain
 
 
+def test_a_model_cannot_keep_an_answer_from_its_end() -> None:
+    """However its own config says how many tokens there are at least."""
+    network, settings = trained("llama"), GenerationSettings(max_new_tokens=12)
+    eos = greedy_by_hand(network, PROMPTS[0], 1, -1)[0]
+    network.generation_config.min_new_tokens, network.generation_config.min_length = 12, 30
+
+    assert generated(network, [PROMPTS[0]], settings, eos) == [[]]
+
+
 def test_drawn_text_can_be_had_again() -> None:
     """The same seed, the same text; the program's own random numbers go on as if nothing was."""
     network = trained("llama")
