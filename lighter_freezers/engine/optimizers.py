@@ -157,7 +157,6 @@ class OptimizerFollower:
         self._values.follow()
         if is_reshaped:
             self.empty.find(self._optimizers)
-        self.empty.look_again()
         if not self._frees:
             return
         if is_reshaped or not self._named:

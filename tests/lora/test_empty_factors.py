@@ -75,6 +75,29 @@ def test_a_head_that_trains_beside_rank_zero_trains_alone(namespace: str, callba
     assert fit(namespace, callback, network=network) == [True] * 8
 
 
+class Late(Blocks):
+    """Without its last block in the first three training steps."""
+
+    num_calls = 0
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        self.num_calls += self.training
+        if self.num_calls > 3:
+            return super().forward(inputs)
+        return self.head(torch.tanh(self.blocks[0](self.stem(inputs))))
+
+
+def test_a_layer_of_rank_zero_may_come_in_later() -> None:
+    """Its factors get their first gradient in step 3, long after the first look at them."""
+
+    def network() -> Any:
+        model = apply_lora(Late(), {"r": 4, "target_modules": list(BOTH), "rank_pattern": {BOTH[1]: 0}})
+        del model.blocks[1].forward  # PEFT's own, as where nothing trained when the rank was set
+        return model
+
+    assert fit(NAMESPACES[0], Freezer(name_starts_with="stem."), network=network) == [True] * 8
+
+
 @pytest.mark.parametrize("kind", ALL_ZERO)
 def test_a_grad_scaler_goes_on_with_them(kind: str) -> None:
     """It has seen gradients that the optimizer does not get."""

@@ -15,30 +15,21 @@ class EmptyGradients:
     """The parameters without elements in some optimizers, such as LoRA of rank 0.
 
     They get a gradient under DDP, which waits for one of every parameter, and where their layer calls PEFT's
-    forward. Others are looked at before one step, and then not until something freezes or thaws.
+    forward, which may be at any step.
     """
 
     def __init__(self) -> None:
         self._found: dict[Optimizer, list[Parameter]] = {}
-        self._watched: dict[Optimizer, list[Parameter]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._watched)
+        return bool(self._found)
 
     def find(self, optimizers: Iterable[Optimizer]) -> None:
         """Find them in the groups as they are now."""
         every = {each: [p for group in each.param_groups for p in group["params"]] for each in optimizers}
         empty = {each: [p for p in own if not (is_lazy(p) or p.numel())] for each, own in every.items()}
         self._found = {each: own for each, own in empty.items() if own}
-        self.look_again()
-
-    def look_again(self) -> None:
-        """Look at all of them before the next step."""
-        self._watched = dict(self._found)
 
     def drop(self, optimizer: Optimizer) -> None:
         """Before a step of an optimizer: leave it none of their gradients."""
-        got = [p for p in self._watched.pop(optimizer, ()) if p.grad is not None]
-        if got:
-            ledger.drop_gradients(got)
-            self._watched[optimizer] = got
+        ledger.drop_gradients(self._found.get(optimizer, ()))
