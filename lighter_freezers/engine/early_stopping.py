@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lighter_freezers._log import log
-from lighter_freezers.engine.trainer_clock import steps_per_epoch, validations_per_epoch
+from lighter_freezers.engine.trainer_clock import share_done, steps_per_epoch, validations_per_epoch
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.triggers import Plateau
 
@@ -83,12 +83,12 @@ def warn_of_stop(trainer: TrainerLike, title: str, unmet: str, way_out: str) -> 
     """Warn, at the end of training, of what a run did not come to because it was stopped.
 
     Args:
-        trainer: The Trainer; nothing is said of a run that was not stopped.
+        trainer: The Trainer; nothing is said of a run that came to its end, be it as EarlyStopping gave up.
         title: What waited, such as a callback.
         unmet: What it waited for.
         way_out: What to write where EarlyStopping stops the run too early.
     """
-    if trainer.should_stop and trainer.is_global_zero:
+    if trainer.should_stop and share_done(trainer, 0.0) < 1 and trainer.is_global_zero:
         is_early = callbacks_of_kind(callbacks_of(trainer), "EarlyStopping")
         log.warning("%s: the run was stopped before %s%s", title, unmet, f". {way_out}" if is_early else "")
 

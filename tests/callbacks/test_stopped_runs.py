@@ -94,6 +94,13 @@ def test_what_is_told_before_is_not_told_again(caplog: Any) -> None:
     assert said == f"{Freezer(**LATER)} never thaws: the run ends at step 8, in epoch 1"
 
 
+@pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_epochs": 3, "min_epochs": 3}, {"max_steps": 8}])
+def test_a_run_that_played_its_length_was_not_stopped(length: Any, caplog: Any) -> None:
+    """EarlyStopping gives up after the second epoch, or may not stop the run yet."""
+    freezer = Freezer(name_starts_with="layer2", until_metric={"monitor": "val/loss", "below": 0})
+    assert warnings_of(LONE, [freezer, early_stopping(LONE)], caplog, **length) == ""
+
+
 def test_a_run_that_is_not_stopped_is_silent(caplog: Any) -> None:
     """It may go on from its checkpoint."""
     never = {"monitor": "val/loss", "below": 0}
