@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lighter_freezers.planning.phase_meter import FILE, PhaseRecord
 from lighter_freezers.reports.columns import columns
+from lighter_freezers.reports.whole_files import naming
 
 __all__ = ["backward_work", "closing_lines"]
 
@@ -70,11 +71,14 @@ def backward_work(
 def _work_in(folder: Path, num_elements: int) -> list[tuple[str, str]]:
     """From what `PhaseRecorder` has written, if it was there."""
     file = folder / FILE
-    report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if "num_steps" not in report:
+    if not file.is_file():
         return []
-    records = [PhaseRecord.from_dict(record) for record in report["phases"]]
-    saved, ratio = backward_work(records, report["num_steps"], num_elements)
+    with naming(file, "a report of phases"):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        if "num_steps" not in report:
+            return []
+        records = [PhaseRecord.from_dict(record) for record in report["phases"]]
+        saved, ratio = backward_work(records, report["num_steps"], num_elements)
     if saved is not None:
         return [("saved", f"{saved:.0%} of the backward work of full training")]
     if ratio is not None:  # what full training costs is not known: heads and checkpoints differ

@@ -107,6 +107,20 @@ def test_a_damaged_summary_of_norms_is_left_out(
     assert stats.keys() == {"gradient_analysis"}
 
 
+@pytest.mark.parametrize("phases", [[{"width": 3}], [3], None, {}])
+def test_a_report_of_phases_from_elsewhere_ends_no_run(phases: Any, tmp_path: Path) -> None:
+    """Another program's, or that of a version with other fields."""
+    (tmp_path / "freeze_report.json").write_text(json.dumps({"num_steps": 3, "phases": phases}))
+    run = trainer(NAMESPACES[0], callbacks=[ResultsSummary()], default_root_dir=tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(regression(NAMESPACES[0]), batches())
+
+    said = [str(each.message) for each in caught if "freeze_report.json is not" in str(each.message)]
+    assert len(said) == (phases != {})
+    assert (tmp_path / "results_summary.json").exists()
+
+
 @pytest.mark.parametrize("namespace", first_now(NAMESPACES))
 def test_a_damaged_summary_of_the_run_ends_no_test(namespace: str, tmp_path: Path) -> None:
     """It stays as it is."""
