@@ -1,13 +1,13 @@
 """Lets a GradScaler pass over an optimizer of which all is frozen, as it does over one without parameters.
 
 It refuses an optimizer without a gradient ("No inf checks were recorded"), which a bug in the user's code may
-cause. Where the optimizer has none because what is in it is held, or is LoRA of rank 0, there is nothing to
-step.
+cause. Where the optimizer has none because all in it is held, or is LoRA of rank 0, there is nothing to step.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
+from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -61,5 +61,10 @@ class ScalerKeeper:
 
 def _is_idle(optimizer: Optimizer) -> bool:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    has_gradient = any(parameter.grad is not None for parameter in parameters)
-    return not has_gradient and any(ledger.is_held(p) or not (is_lazy(p) or p.numel()) for p in parameters)
+    if any(p.grad is not None or (p.requires_grad and not _is_empty(p)) for p in parameters):
+        return False
+    return any(ledger.is_held(p) or _is_empty(p) for p in parameters)
+
+
+def _is_empty(parameter: Parameter) -> bool:
+    return not is_lazy(parameter) and not parameter.numel()
