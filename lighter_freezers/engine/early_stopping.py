@@ -86,11 +86,16 @@ def warn_of_stop(trainer: TrainerLike, title: str, unmet: str, way_out: str) -> 
         trainer: The Trainer; nothing is said of a run that came to its end, be it as EarlyStopping gave up.
         title: What waited, such as a callback.
         unmet: What it waited for.
-        way_out: What to write where EarlyStopping stops the run too early.
+        way_out: What to write where an EarlyStopping was out of patience.
     """
     if trainer.should_stop and share_done(trainer, 0.0) < 1 and trainer.is_global_zero:
-        is_early = callbacks_of_kind(callbacks_of(trainer), "EarlyStopping")
-        log.warning("%s: the run was stopped before %s%s", title, unmet, f". {way_out}" if is_early else "")
+        kind = callbacks_of_kind(callbacks_of(trainer), "EarlyStopping")
+        ends = [cast("_EarlyStoppingLike", each) for each in kind]
+        left = [each.patience - each.wait_count for each in ends]
+        has_run_out = any(number <= 0 for number in left)
+        log.warning(
+            "%s: the run was stopped before %s%s", title, unmet, f". {way_out}" if has_run_out else ""
+        )
 
 
 class PatienceWatch:

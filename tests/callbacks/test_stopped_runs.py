@@ -20,6 +20,12 @@ def early_stopping(namespace: str) -> Any:
     return kind(monitor="val/loss", patience=1, min_delta=1.0e9)
 
 
+def good_enough(namespace: str) -> Any:
+    """An EarlyStopping with patience, for which the first value is reason to stop."""
+    kind = import_module(f"{namespace}.callbacks").EarlyStopping
+    return kind(monitor="val/loss", patience=50, stopping_threshold=1.0e9)
+
+
 def timer(namespace: str) -> Any:
     return import_module(f"{namespace}.callbacks").Timer(timedelta(microseconds=1), verbose=False)
 
@@ -51,7 +57,7 @@ def test_a_freezer_that_never_thawed_is_named(namespace: str, condition: Any, ca
     )
 
 
-@pytest.mark.parametrize("stop", first_now([timer, own_stop]))
+@pytest.mark.parametrize("stop", first_now([good_enough, timer, own_stop]))
 def test_whatever_else_stops_the_run_has_no_patience(stop: Any, caplog: Any) -> None:
     freezer = Freezer(**LATER)
 
