@@ -82,5 +82,5 @@ def _work_in(folder: Path, num_elements: int) -> list[tuple[str, str]]:
     if saved is not None:
         return [("saved", f"{saved:.0%} of the backward work of full training")]
     if ratio is not None:  # what full training costs is not known: heads and checkpoints differ
-        return [("backward", f"{ratio:.2f} of the forward work; of a whole model, often 2")]
+        return [("backward", f"{ratio:.2f} times the forward work (about 2 if all trains)")]
     return []

@@ -50,7 +50,7 @@ def test_the_lines_name_what_is_in_the_folder(tmp_path: Path) -> None:
     assert shown == ["report", "plots", "compare"]
     (tmp_path / FILE).write_text(json.dumps({"phases": [HALF.as_dict()], "num_steps": 30}))
     others = "\n".join(closing_lines(tmp_path, [], [], [], 100))
-    assert "backward  0.50 of the forward work; of a whole model, often 2" in others
+    assert "backward  0.50 times the forward work (about 2 if all trains)" in others
     shown = lines.replace(str(tmp_path), "outputs/run/version_0").splitlines()
     assert len(max(shown, key=len)) <= 57
     assert closing_lines(tmp_path / "empty", [], [], [], 0)[0] == "  next"

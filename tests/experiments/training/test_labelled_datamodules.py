@@ -278,12 +278,16 @@ def test_a_given_cls_token_grows_the_vocabulary_to_it(tmp_path: Path) -> None:
 def test_the_log_tells_what_rows_there_are(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line about the text and one for each split, with the number of rows that are too long."""
+    """One line about the text, one for each split with its rows that are too long, one about the cache."""
     with caplog.at_level(logging.INFO, logger="lighter_freezers"):
         rows_seen(PL, own_data(PL, kind, tmp_path, block_size=4))
-    lines = [record.getMessage() for record in caplog.records if record.name == "lighter_freezers"]
+    said = [record.getMessage() for record in caplog.records if record.name == "lighter_freezers"]
+    lines = [line for line in said if line.startswith("Text")]
 
     assert len(lines) == 3
+    assert [line.partition(" in ")[0] for line in said if line not in lines] == [
+        "What is encoded now is kept"
+    ]
     assert "train.jsonl: train 35 documents" in lines[0]
     assert "rows longer than block_size=4" in lines[1]
     assert "35, c" in lines[1]
