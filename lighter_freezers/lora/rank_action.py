@@ -23,6 +23,7 @@ from lighter_freezers.lora.rank_curves import RankCurves
 from lighter_freezers.lora.rank_notes import notes_of
 from lighter_freezers.lora.rank_plan import RankPlan, resolved_ranks
 from lighter_freezers.lora.rank_schedule import RankEntry
+from lighter_freezers.lora.rank_zero import is_empty, is_parallel
 from lighter_freezers.lora.ranks import Shrink
 from lighter_freezers.lora.restore import install_rank_restore
 from lighter_freezers.lora.set_rank import resize_sites
@@ -111,12 +112,21 @@ class RankAction(Action):
 
     @property
     def wants_gradients(self) -> bool:
-        """Whether new components wait for their first gradient."""
-        return self._new.is_waiting
+        """Whether new components wait for their first gradient, or empty factors have one, as under DDP."""
+        return self._new.is_waiting or (is_parallel() and bool(self._empty_sites))
 
     def before_optimizer_step(self, context: StepContext, optimizer: Optimizer) -> None:
-        """Initialise the moments of new components."""
+        """Initialise the moments of new components; of rank 0 there are none, as in one process.
+
+        The engine drops gradients without elements, but a convolution of rank 0 has one component, of zeros.
+        """
         self._new.start(optimizer)
+        if is_parallel():
+            ledger.drop_gradients(p for site in self._empty_sites for p in site.factors.parameters)
+
+    @property
+    def _empty_sites(self) -> list[LoraSite]:
+        return [site for site in self._sites.values() if is_empty(site.factors.layer)]
 
     def setup(self, trainer: TrainerLike, model: nn.Module, stage: str) -> None:
         """Find the layers and check every rank, before anything is trained or loaded."""
