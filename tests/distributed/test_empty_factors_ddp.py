@@ -12,7 +12,7 @@ from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations, LoraRa
 from tests.callbacks.test_freezer_resume import same
 from tests.distributed.run_ranks import run_ranks
 from tests.engine.test_unusual_modules import Blocks
-from tests.lab import NAMESPACES, batches, first_now, regression, trainer
+from tests.lab import NAMESPACES, batches, regression, trainer
 
 RANK = {"name": "set_layer_lora_rank", "value": ["block.1", 3], "max_wait_iters": 3}
 CALLBACKS = {
@@ -52,7 +52,8 @@ def fit_all(namespace: str, num_ranks: int) -> list[dict[str, torch.Tensor]]:
     return [fit(namespace, kind, optimizer, num_ranks) for kind in CALLBACKS for optimizer in OPTIMIZERS]
 
 
-@pytest.mark.parametrize("namespace", first_now(NAMESPACES))
+@pytest.mark.wide
+@pytest.mark.parametrize("namespace", NAMESPACES)
 def test_two_ranks_equal_one_process(namespace: str, tmp_path: Path) -> None:
     """Whatever callback there is, with Adafactor and with Muon."""
     alone = fit_all(namespace, 1)

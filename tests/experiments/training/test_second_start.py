@@ -115,6 +115,7 @@ def test_the_second_start_of_the_quickstart_encodes_nothing(tmp_path: Path) -> N
     assert calls_in(QUICKSTART, tmp_path, *arguments) == 0
 
 
+@pytest.mark.wide
 def test_the_second_start_of_every_data_module_encodes_nothing(tmp_path: Path) -> None:
     """Windows, rows, words with labels, texts with scores; prompts for our tokenizer and transformers'."""
     llama().save_pretrained(tmp_path / "tokenizer")
