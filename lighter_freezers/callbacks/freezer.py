@@ -246,7 +246,10 @@ class Freezer(EngineCallback):
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Warn where the run was stopped before the hold ended."""
-        own = [each for each in Engine.of(trainer).active_rules if each.title == str(self)]
+        if not trainer.should_stop:  # many Freezers need not look for their rules
+            return
+        title = str(self)
+        own = [each for each in Engine.of(trainer).active_rules if each.title == title]
         is_held = any(each.hold.is_active and each.released_at is None for each in own)
         if is_held and not self._rule.never_releases and self._end_of_short_run(trainer, pl_module) is None:
             way_out = "Give EarlyStopping more patience, or thaw at a plateau of less (until_metric)"
