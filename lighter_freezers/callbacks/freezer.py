@@ -253,7 +253,7 @@ class Freezer(EngineCallback):
         is_held = any(each.hold.is_active and each.released_at is None for each in own)
         if is_held and not self._rule.never_releases and self._end_of_short_run(trainer, pl_module) is None:
             way_out = "Give EarlyStopping more patience, or thaw at a plateau of less (until_metric)"
-            warn_of_stop(trainer, str(self), "it thawed", way_out)
+            warn_of_stop(trainer, title, "it thawed", way_out)
 
     def _end_of_short_run(self, trainer: TrainerLike, pl_module: nn.Module) -> Moment | None:
         """The last moment of a run that certainly ends before the hold; None for any other."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import sub
 from typing import Literal, TypeAlias
 
 from torch.nn import Module, Parameter
@@ -126,7 +127,7 @@ class Census:
             if new != old:
                 self._states[component] = new
                 changes.append((old, new))
-        self.total = sum_of("total", self._states.values())
+        self.total = sum_of("total", [self.total, *(_difference(old, new) for old, new in changes)])
         for row in dict.fromkeys(self._row_of[new.name] for _, new in changes):
             self._rows[row] = self._row(row)
         return changes
@@ -166,6 +167,10 @@ def sum_of(name: str, states: Iterable[ComponentState]) -> ComponentState:
     """
     counts = [state.counts for state in states] or [(0, 0, 0, 0, 0)]
     return ComponentState(name, *map(sum, zip(*counts, strict=True)))
+
+
+def _difference(old: ComponentState, new: ComponentState) -> ComponentState:
+    return ComponentState(new.name, *map(sub, new.counts, old.counts))
 
 
 def state_table_markdown(states: Sequence[ComponentState]) -> str:
