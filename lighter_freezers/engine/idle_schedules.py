@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from lighter_freezers._log import log
 from lighter_freezers.engine import ledger, trainer_clock
@@ -12,6 +11,7 @@ from lighter_freezers.engine.rules import ActiveRule
 from lighter_freezers.engine.trainer_clock import NEVER
 from lighter_freezers.engine.trainer_like import TrainerLike
 from lighter_freezers.engine.triggers import Moment, Schedule
+from lighter_freezers.selection.element_counts import is_empty
 from lighter_freezers.selection.name_summary import NameSummary, first_few
 from lighter_freezers.selection.names import canonical_parameters
 
@@ -207,7 +207,7 @@ def refuse_idle_now(model: nn.Module, moment: Moment | None) -> None:
     """
     # LoRA of rank 0 has nothing to learn; once a run is under way, an action may give it a rank
     counts_empty = moment is not None
-    if any(p.requires_grad and (counts_empty or is_lazy(p) or p.numel()) for p in model.parameters()):
+    if any(p.requires_grad and (counts_empty or not is_empty(p)) for p in model.parameters()):
         return
     holders = sorted({holder for parameter in model.parameters() for holder in ledger.holders(parameter)})
     when = f"At step {moment.optimizer_step}" if moment else "At the first step"

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from torch.nn import Parameter
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.selection.element_counts import is_empty
 
 __all__ = ["EmptyGradients"]
 
@@ -27,7 +27,7 @@ class EmptyGradients:
     def find(self, optimizers: Iterable[Optimizer]) -> None:
         """Find them in the groups as they are now."""
         every = {each: [p for group in each.param_groups for p in group["params"]] for each in optimizers}
-        empty = {each: [p for p in own if not (is_lazy(p) or p.numel())] for each, own in every.items()}
+        empty = {each: [p for p in own if is_empty(p)] for each, own in every.items()}
         self._found = {each: own for each, own in empty.items() if own}
 
     def drop(self, optimizer: Optimizer) -> None:

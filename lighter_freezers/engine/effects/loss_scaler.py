@@ -7,11 +7,10 @@ cause. Where the optimizer has none because all in it is held, or is LoRA of ran
 from collections.abc import Callable
 from typing import Protocol
 
-from torch.nn import Parameter
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.selection.element_counts import is_empty
 
 __all__ = ["ScalerKeeper"]
 
@@ -61,10 +60,6 @@ class ScalerKeeper:
 
 def _is_idle(optimizer: Optimizer) -> bool:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if any(p.grad is not None or (p.requires_grad and not _is_empty(p)) for p in parameters):
+    if any(p.grad is not None or (p.requires_grad and not is_empty(p)) for p in parameters):
         return False
-    return any(ledger.is_held(p) or _is_empty(p) for p in parameters)
-
-
-def _is_empty(parameter: Parameter) -> bool:
-    return not is_lazy(parameter) and not parameter.numel()
+    return any(ledger.is_held(p) or is_empty(p) for p in parameters)
