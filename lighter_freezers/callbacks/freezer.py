@@ -9,7 +9,7 @@ from torch import nn
 from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.engine.actions import Action
-from lighter_freezers.engine.early_stopping import warn_of_stop
+from lighter_freezers.engine.early_stopping import say_unmet
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.row_hold import RowHold, Rows, parse_rows
@@ -245,15 +245,16 @@ class Freezer(EngineCallback):
             log.warning("%s never thaws: the run ends %s", self, end_in_words(last))
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Warn where the run was stopped before the hold ended."""
-        if not trainer.should_stop:  # many Freezers need not look for their rules
+        """Say where the hold did not end: the run was stopped, or a condition was never met."""
+        on_metric = self._rule.trigger is not None
+        if not (trainer.should_stop or on_metric):  # many Freezers need not look for their rules
             return
         title = str(self)
         own = [each for each in Engine.of(trainer).active_rules if each.title == title]
         is_held = any(each.hold.is_active and each.released_at is None for each in own)
         if is_held and not self._rule.never_releases and self._end_of_short_run(trainer, pl_module) is None:
             way_out = "Give EarlyStopping more patience, or thaw at a plateau of less (until_metric)"
-            warn_of_stop(trainer, title, "it thawed", way_out)
+            say_unmet(trainer, title, "it thawed", way_out, on_metric=on_metric)
 
     def _end_of_short_run(self, trainer: TrainerLike, pl_module: nn.Module) -> Moment | None:
         """The last moment of a run that certainly ends before the hold; None for any other."""

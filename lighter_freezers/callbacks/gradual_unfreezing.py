@@ -9,7 +9,7 @@ from lighter_freezers import arguments
 from lighter_freezers._log import log
 from lighter_freezers.arguments import checked
 from lighter_freezers.engine.actions import Action
-from lighter_freezers.engine.early_stopping import early_end, warn_of_stop
+from lighter_freezers.engine.early_stopping import early_end, say_unmet
 from lighter_freezers.engine.effects.order_check import check_order
 from lighter_freezers.engine.engine import Engine, EngineCallback
 from lighter_freezers.engine.rule_arguments import parse_terms
@@ -268,15 +268,16 @@ class GradualUnfreezing(EngineCallback):
         )
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Warn where the run was stopped before the last stage."""
+        """Say where the last stage did not begin: the run was stopped, or a condition was never met."""
         if self._clock is not None:
-            has_left = self._clock.number + 1 < self._clock.num_stages
+            has_left, on_metric = self._clock.number + 1 < self._clock.num_stages, bool(self._clock.awaits)
         else:
             ours = [each for each in Engine.of(trainer).active_rules if each.title == str(self._plan)]
-            has_left = any(each.hold.is_active and not each.rule.is_static for each in ours)
+            left = [each for each in ours if each.hold.is_active and not each.rule.is_static]
+            has_left, on_metric = bool(left), any(each.monitors for each in left)
         if has_left:
             way_out = "With stages, until_early_stopping: true lets it end the stage instead of the run"
-            warn_of_stop(trainer, str(self), "its last stage", way_out)
+            say_unmet(trainer, str(self), "its last stage", way_out, on_metric=on_metric)
 
     def __repr__(self) -> str:
         return str(self._plan)

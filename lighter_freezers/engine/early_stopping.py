@@ -19,7 +19,7 @@ from lighter_freezers.engine.trainer_clock import share_done, steps_per_epoch, v
 from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of, callbacks_of_kind
 from lighter_freezers.engine.triggers import Plateau
 
-__all__ = ["EARLY_STOPPING", "OutOfPatience", "PatienceWatch", "early_end", "warn_of_stop"]
+__all__ = ["EARLY_STOPPING", "OutOfPatience", "PatienceWatch", "early_end", "say_unmet"]
 
 EARLY_STOPPING = "early_stopping"  # what waits for it names this as its metric
 _HOOKS = ("on_validation_end", "on_train_epoch_end")
@@ -79,16 +79,20 @@ def early_end(
     return None
 
 
-def warn_of_stop(trainer: TrainerLike, title: str, unmet: str, way_out: str) -> None:
-    """Warn, at the end of training, of what a run did not come to because it was stopped.
+def say_unmet(trainer: TrainerLike, title: str, unmet: str, way_out: str, *, on_metric: bool) -> None:
+    """Say, at the end of training, what a run did not come to: a warning where it was stopped.
 
     Args:
-        trainer: The Trainer; nothing is said of a run that came to its end, be it as EarlyStopping gave up.
+        trainer: The Trainer. A run that came to its end, be it as EarlyStopping gave up, may go on from its
+            checkpoint: a line of the log, and nothing where steps and epochs told it before the first batch.
         title: What waited, such as a callback.
         unmet: What it waited for.
         way_out: What to write where an EarlyStopping was out of patience.
+        on_metric: Whether a metric could have ended the wait.
     """
-    if trainer.should_stop and share_done(trainer, 0.0) < 1 and trainer.is_global_zero:
+    if not trainer.is_global_zero:
+        return
+    if trainer.should_stop and share_done(trainer, 0.0) < 1:
         kind = callbacks_of_kind(callbacks_of(trainer), "EarlyStopping")
         ends = [cast("_EarlyStoppingLike", each) for each in kind]
         left = [each.patience - each.wait_count for each in ends]
@@ -96,6 +100,8 @@ def warn_of_stop(trainer: TrainerLike, title: str, unmet: str, way_out: str) -> 
         log.warning(
             "%s: the run was stopped before %s%s", title, unmet, f". {way_out}" if has_run_out else ""
         )
+    elif on_metric:
+        log.info("%s: the run ended before %s", title, unmet)
 
 
 class PatienceWatch:

@@ -89,7 +89,8 @@ def _harmless(logger: LoggerLike) -> Iterator[None]:
     except Exception as error:  # of any logger's client
         if logger not in _FAILED:
             _FAILED.add(logger)
-            warnings.warn(f"{type(logger).__name__} cannot write: {error}. The run goes on.", stacklevel=4)
+            loss = "These reports are missing there, which does not end the run by itself."
+            warnings.warn(f"{type(logger).__name__} cannot write: {error}. {loss}", stacklevel=4)
 
 
 def _is_lightnings(logger: "_TensorBoardLike") -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lighter_freezers import Freezer, LayerOperations
+from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations
+from tests.callbacks.block_net import BlockNet
 from tests.lab import NAMESPACES, batches, first_now, recorder, regression, trainer
 
 LONE = NAMESPACES[0]
@@ -107,7 +108,35 @@ def test_a_run_that_played_its_length_was_not_stopped(length: Any, caplog: Any) 
     assert warnings_of(LONE, [freezer, early_stopping(LONE)], caplog, **length) == ""
 
 
-def test_a_run_that_is_not_stopped_is_silent(caplog: Any) -> None:
-    """It may go on from its checkpoint."""
-    never = {"monitor": "val/loss", "below": 0}
-    assert warnings_of(LONE, [Freezer(names="layer2.bias", until_metric=never)], caplog, max_epochs=2) == ""
+@pytest.mark.parametrize("namespace", first_now(NAMESPACES))
+@pytest.mark.parametrize(
+    ("callback", "unmet"),
+    [
+        (Freezer(names="head.bias", until_metric={"monitor": "val/loss", "below": 0}), "it thawed"),
+        (GradualUnfreezing(plateau={"monitor": "val/loss", "patience": 50}), "its last stage"),
+        (
+            GradualUnfreezing(
+                stages=[
+                    {"thaw": "head", "until_metric": {"monitor": "val/loss", "below": 0}},
+                    {"thaw": "*"},
+                ]
+            ),
+            "its last stage",
+        ),
+        (Freezer(names="head.bias", until_metric={"monitor": "val/loss", "above": 0}), None),
+        (Freezer(names="head.bias"), None),
+        (Freezer(names="head.bias", until_step=5), None),
+        (GradualUnfreezing(every_n_epochs=1), None),
+    ],
+    ids=["below", "plateau", "stages", "met", "for good", "by step", "by epoch"],
+)
+def test_a_condition_that_no_value_met_is_a_line_of_the_log(
+    callback: Any, unmet: str | None, namespace: str, caplog: Any
+) -> None:
+    """It is no warning: the run may go on from its checkpoint."""
+    with caplog.at_level(logging.INFO, logger="lighter_freezers"):
+        run = trainer(namespace, callbacks=[callback], max_epochs=4)
+        run.fit(regression(namespace, BlockNet), batches(), batches())
+
+    said = [(each.levelname, each.message) for each in caplog.records if "the run ended" in each.message]
+    assert said == ([("INFO", f"{callback}: the run ended before {unmet}")] if unmet else [])

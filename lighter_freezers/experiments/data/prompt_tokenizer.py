@@ -70,7 +70,7 @@ def kept_tokenizer(tokenizer: PromptTokenizer, folder: Path) -> PromptTokenizer:
     source = tokenizer.source
     kind, rust = type(source), getattr(source, "backend_tokenizer", None)
     if rust is None or not kind.__module__.startswith("transformers."):
-        _say_not_kept(kind.__name__)
+        _say_encodes_each_start(kind.__name__)
         return tokenizer
     said = f"{kind.__qualname__} {version('transformers')} {version('tokenizers')} {rust.to_str()}"
     fingerprint = hashlib.sha256(said.encode()).hexdigest()
@@ -79,7 +79,7 @@ def kept_tokenizer(tokenizer: PromptTokenizer, folder: Path) -> PromptTokenizer:
 
 
 @cache  # one line for all splits
-def _say_not_kept(kind: str) -> None:
+def _say_encodes_each_start(kind: str) -> None:
     log.info(
         "Each start encodes the text again: what %s makes of it may depend on code and packages of its own, "
         "so nothing is kept. Fast tokenizers of transformers, which `AutoTokenizer` prefers, encode once.",
