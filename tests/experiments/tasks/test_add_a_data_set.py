@@ -43,6 +43,7 @@ def shell(command: str, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.wide
 def test_the_guide_leads_to_a_run(tmp_path: Path) -> None:
     """Its file, its data, its config and its commands; the file is outside the package."""
     task, data = blocks("python")

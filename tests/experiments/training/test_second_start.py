@@ -101,6 +101,7 @@ def calls_in(script: str, folder: Path, *arguments: str) -> int:
     return int(done.stdout.split()[-1])
 
 
+@pytest.mark.wide
 def test_of_two_processes_that_start_together_one_encodes(tmp_path: Path) -> None:
     """The other waits, and reads."""
     write_texts(tmp_path / "texts")
@@ -108,6 +109,7 @@ def test_of_two_processes_that_start_together_one_encodes(tmp_path: Path) -> Non
     assert {rank: int((tmp_path / f"calls{rank}").read_text()) > 0 for rank in (0, 1)} == {0: True, 1: False}
 
 
+@pytest.mark.wide
 def test_the_second_start_of_the_quickstart_encodes_nothing(tmp_path: Path) -> None:
     """The whole of `lighter fit`, twice, each in a process of its own."""
     arguments = ("fit", str(ROOT / "configs" / "quickstart.yaml"), "trainer::max_steps=2")
