@@ -9,6 +9,8 @@ import torchvision.models as tv
 import transformers
 from torch import nn
 
+from tests.zoo.lazy_library import LazyLibrary
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {}
 
 
@@ -120,12 +122,12 @@ TIMM = """
     rdnet_tiny hrnet_w18 tresnet_m resnetv2_50 caformer_s18 rexnet_100 samvit_base_patch16 fasternet_t0
 """
 if find_spec("timm"):
-    import timm
+    timm = LazyLibrary("timm")
 
     for name in TIMM.split():
         MODELS[f"timm_{name}"] = (on_meta(lambda name=name: timm.create_model(name)), None)
 if find_spec("monai"):
-    import monai.networks.nets as mn
+    mn = LazyLibrary("monai.networks.nets")
 
     MODELS |= {
         "monai_segresnetds": (
@@ -143,7 +145,7 @@ SMP = [
     *[("Unet", "inceptionv4"), ("Unet", "xception"), ("Unet", "se_resnet50")],
 ]
 if find_spec("segmentation_models_pytorch"):
-    import segmentation_models_pytorch as smp
+    smp = LazyLibrary("segmentation_models_pytorch")
 
     for kind, encoder in SMP:
         MODELS[f"smp_{kind}_{encoder}".lower()] = (

@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import nn
 
+from tests.zoo.lazy_library import LazyLibrary
 from tests.zoo.transformers_models import ED, H, L, V, hf
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {}
@@ -197,7 +198,7 @@ MODELS |= {
     "plain_siamese": (Siamese, (1, 1, 16)),
 }
 try:
-    import monai.networks.nets as mn
+    mn = LazyLibrary("monai.networks.nets")
 except ImportError:
     pass
 else:

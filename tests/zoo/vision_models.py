@@ -4,6 +4,8 @@ import torch
 import torchvision.models as tv
 from torch import nn
 
+from tests.zoo.lazy_library import LazyLibrary
+
 MODELS = {}
 
 
@@ -78,7 +80,7 @@ T("tv_s3d", lambda: tv.video.s3d(num_classes=2), None)
 T("tv_r3d_18", lambda: tv.video.r3d_18(num_classes=2), None)
 T("tv_mvit", lambda: tv.video.mvit_v1_b(num_classes=2), None)
 try:
-    import timm
+    timm = LazyLibrary("timm")
 
     for n in [
         "fastvit_t8",
@@ -125,7 +127,7 @@ try:
 except ImportError:
     pass
 try:
-    import monai.networks.nets as mn
+    mn = LazyLibrary("monai.networks.nets")
 
     T("monai_unet", lambda: mn.UNet(2, 1, 2, (4, 8, 16, 32), (2, 2, 2), num_res_units=2), (1, 1, 32, 32))
     T("monai_basic_unet", lambda: mn.BasicUNet(2, 1, 2, (4, 4, 8, 16, 32, 4)), (1, 1, 32, 32))
@@ -192,7 +194,7 @@ try:
 except ImportError:
     pass
 try:
-    import segmentation_models_pytorch as smp
+    smp = LazyLibrary("segmentation_models_pytorch")
 
     for n, e in [
         ("Unet", "resnet18"),
