@@ -112,7 +112,11 @@ def write_mistakes() -> None:
         ),
         (["plan", "list.yaml"], "list.yaml is no config: it has a list at its top"),
         (["schedule", "list.yaml", "--strategy", "gradual"], "list.yaml is no config"),
-        (["plan", "text.yaml"], "trainer::callbacks has 'my.Freezer', no callback. Write `- _target_: my.F"),
+        pytest.param(
+            ["plan", "text.yaml"],
+            "trainer::callbacks has 'my.Freezer', no callback. Write `- _target_: my.F",
+            id="a text for a callback",
+        ),
         (["plan", "misspelt.yaml", "model::_target_=torc.nn.Linear"], "Did you mean `torch.nn.Linear`?"),
         (["plan", "misspelt.yaml", "model::in_features=$max("], "'$max(' is no Python expression"),
         (["plan", "misspelt.yaml", "model::in_features=$'a'.uper()"], "Did you mean `upper`?"),
