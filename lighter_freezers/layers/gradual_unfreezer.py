@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import at_least, checked, count, flag
+from lighter_freezers.arguments import at_least, checked, count
 from lighter_freezers.engine import ledger
 from lighter_freezers.engine.effects.optimizer_groups import add_missing, parameters_in
 from lighter_freezers.engine.effects.order_check import check_order
@@ -90,13 +90,13 @@ class GradualUnfreezer:
     ) -> None:
         self._total_epochs = at_least("total_epochs", total_epochs, 1)
         self._embeddings_epoch = count("unfreeze_embeddings_at", unfreeze_embeddings_at)
-        self._freeze_embeddings = flag("freeze_embeddings", freeze_embeddings)
+        self._freeze_embeddings = freeze_embeddings
         if self._embeddings_epoch is not None and not freeze_embeddings:
             raise ValueError(
                 "unfreeze_embeddings_at says when frozen embeddings thaw, but freeze_embeddings is False. "
                 "Leave one of the two out."
             )
-        self._verbose = flag("verbose", verbose)
+        self._verbose = verbose
         self._model = model
         if said.get("tower") is not None:
             raise ValueError("GradualUnfreezer thaws towers side by side: GradualUnfreezing takes a tower.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lighter_freezers.arguments import checked, flag, fraction
+from lighter_freezers.arguments import checked, fraction
 from lighter_freezers.layers.changes import say, thaw
 from lighter_freezers.layers.first_and_last import freeze_first_n_layers
 from lighter_freezers.layers.parts import freeze_embeddings
@@ -62,7 +62,7 @@ def setup_lp_lora_style(
         TypeError: An argument has the wrong type.
         ValueError: The share is outside 0 to 1, the model has no blocks, or it has LoRA already.
     """
-    freeze_ratio, freeze_embed = fraction("freeze_ratio", freeze_ratio), flag("freeze_embed", freeze_embed)
+    freeze_ratio = fraction("freeze_ratio", freeze_ratio)
     if lora is not None and adapters_in(model).trained:
         raise ValueError("The model has LoRA already: leave lora out, or start with a model without it.")
     anatomy = anatomy_said(model, said)

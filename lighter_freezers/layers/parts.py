@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import checked, flag
+from lighter_freezers.arguments import checked
 from lighter_freezers.layers.changes import freeze, thaw, thaw_layers
 from lighter_freezers.layers.said import Said, anatomy_said, of_tower
 from lighter_freezers.selection.anatomy import Anatomy
@@ -207,7 +207,7 @@ def _head(model: nn.Module, anatomy: Anatomy, said: Said) -> Sequence[str]:
 
 def _matches(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bool) -> list[str]:
     """Canonical names of the parameters that a pattern matches under any of their names."""
-    ignored = re.RegexFlag(0) if flag("case_sensitive", case_sensitive) else re.IGNORECASE
+    ignored = re.RegexFlag(0) if case_sensitive else re.IGNORECASE
     searches = [_compiled(pattern, ignored).search for pattern in _listed(patterns)]
     aliases = list(named_aliases(model))
     found = {id(parameter) for name, parameter in aliases if any(search(name) for search in searches)}
@@ -219,8 +219,6 @@ def _matches(model: nn.Module, patterns: str | Sequence[str], case_sensitive: bo
 
 def _listed(patterns: str | Sequence[str]) -> list[str]:
     listed = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(listed, Sequence) or not all(isinstance(pattern, str) for pattern in listed):
-        raise TypeError(f"patterns must be a regular expression or a list of them. Got {patterns!r}.")
     if not listed:
         raise ValueError("patterns is empty: write at least one regular expression.")
     return list(listed)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lighter_freezers._log import log
-from lighter_freezers.arguments import checked, count, flag
+from lighter_freezers.arguments import checked, count
 from lighter_freezers.engine.trainer_like import OfLightning, SavedState
 from lighter_freezers.experiments.causal_models import Tokenizer, base_of
 from lighter_freezers.experiments.data.batches import Batch
@@ -70,11 +70,10 @@ class CausalLMTraining:
         drawn = {"temperature": temperature, "top_p": top_p, "seed": generation_seed}
         generation = {"max_new_tokens": max_new_tokens, **drawn}
         self._answers = AnswerEvaluation(generation, metrics, model if tokenizer is None else tokenizer)
-        self._saves_frozen = flag("save_frozen_weights", save_frozen_weights)
-        self._saves_final_model = flag("save_final_model", save_final_model)
-        is_checkpointed = flag("gradient_checkpointing", gradient_checkpointing)
+        self._saves_frozen = save_frozen_weights
+        self._saves_final_model = save_final_model
         loaded = network_from(model, network, dtype, load_options)
-        self.network = adapted(loaded, lora, model, gradient_checkpointing=is_checkpointed)
+        self.network = adapted(loaded, lora, model, gradient_checkpointing=gradient_checkpointing)
         self._said = {
             "model": type(base_of(loaded)).__name__ if model is None else model,
             "dtype": str(next(loaded.parameters()).dtype).removeprefix("torch."),

@@ -2,15 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
-from lighter_freezers.arguments import at_least, choice, positive
+from lighter_freezers.arguments import at_least, positive
 from lighter_freezers.engine import ledger
 from lighter_freezers.experiments.training.optimization import decayed_groups, not_negative
-from lighter_freezers.gpt.lr_schedules.warmup_decay import SHAPES, WarmupDecay
+from lighter_freezers.gpt.lr_schedules.warmup_decay import Shape, WarmupDecay
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["FineTuning"]
@@ -33,13 +32,12 @@ class FineTuning:
 
     learning_rate: float
     weight_decay: float
-    lr_schedule: Literal["cosine", "linear", "constant"]
+    lr_schedule: Shape
     warmup_steps: int
 
     def __post_init__(self) -> None:
         positive("learning_rate", self.learning_rate)
         not_negative("weight_decay", self.weight_decay)
-        choice("lr_schedule", self.lr_schedule, SHAPES)
         at_least("warmup_steps", self.warmup_steps)
 
     def optimizers(self, network: nn.Module, num_steps: float) -> dict[str, object]:

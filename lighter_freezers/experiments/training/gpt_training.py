@@ -53,15 +53,15 @@ class GPTTraining:
         eos_token_id: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(network, GPT):
-            raise TypeError(f"network must be a lighter_freezers.GPT. Got {type(network).__name__}.")
         self._given = given_optimizer(optimizer, scheduler, scheduler_interval, scheduler_monitor)
         self.network = network
         self.optimizer = optimizer
         self.learning_rate = positive("learning_rate", learning_rate)
         self.head_learning_rate = _head_learning_rate(head_learning_rate, optimizer)
         self.weight_decay = not_negative("weight_decay", weight_decay)
-        self.loss_modifiers = _pipeline(loss_modifiers)
+        if isinstance(loss_modifiers, Mapping):
+            loss_modifiers = create_loss_modifier_pipeline(loss_modifiers)
+        self.loss_modifiers = loss_modifiers
         continuation = Continuation(max_new_tokens, temperature, top_k, top_p, eos_token_id)
         self._predict = predictor_of(network.config.mode, continuation)
         self._trunk_thaw = TrunkThaw(network)
@@ -154,14 +154,3 @@ def _head_learning_rate(given: float | None, optimizer: torch.optim.Optimizer | 
             "the optimizer's parameter groups, or leave the optimizer out."
         )
     return None if given is None else positive("head_learning_rate", given)
-
-
-def _pipeline(given: object) -> LossModifierPipeline | None:
-    if given is None or isinstance(given, LossModifierPipeline):
-        return given
-    if isinstance(given, Mapping):
-        return create_loss_modifier_pipeline(given)
-    raise TypeError(
-        "loss_modifiers must be a lighter_freezers.LossModifierPipeline, or a mapping of keys such as "
-        f"loss_modifiers_enabled. Got {given!r}."
-    )

@@ -53,12 +53,10 @@ def given_optimizer(
     """Lightning's dictionary for an optimizer from YAML; None if there is none.
 
     Raises:
-        TypeError: It is not an optimizer, or not a scheduler.
+        TypeError: It is not a scheduler.
         ValueError: There is a scheduler without its optimizer, or the interval is unknown.
     """
     choice("scheduler_interval", interval, ("step", "epoch"))
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch optimizer. Got {optimizer!r}.")
     if optimizer is None:
         if scheduler is not None:
             raise ValueError("A scheduler drives an optimizer: give that optimizer too.")

@@ -195,9 +195,7 @@ def _ratio(total: Tensor, mass: Tensor) -> Tensor:
     return total / torch.where(mass > 0, mass, 1.0)
 
 
-def _checked(modifiers: object) -> tuple[LossModifier, ...]:
-    if not isinstance(modifiers, Sequence):
-        raise TypeError(f"modifiers must be a list of loss modifiers. Got {modifiers!r}.")
+def _checked(modifiers: Sequence[LossModifier]) -> tuple[LossModifier, ...]:
     for modifier in modifiers:
         if not isinstance(modifier, LossModifier):
             raise TypeError(

@@ -7,10 +7,9 @@ import torch
 
 from lighter_freezers.gpt.lr_schedules.optional_optimizer import OptionalOptimizerLR, share, warmed_up
 
-__all__ = ["SHAPES", "WarmupDecay"]
+__all__ = ["Shape", "WarmupDecay"]
 
 Shape = Literal["cosine", "linear", "constant"]
-SHAPES: tuple[Shape, ...] = ("cosine", "linear", "constant")
 
 
 class WarmupDecay(OptionalOptimizerLR):
