@@ -10,7 +10,7 @@ from lighter_freezers.engine.triggers import Schedule
 from lighter_freezers.selection.name_summary import NameSummary
 from lighter_freezers.selection.names import canonical_parameters
 
-__all__ = ["amount", "comments_on", "first_step"]
+__all__ = ["comments_on", "described", "first_step"]
 
 
 def comments_on(config: Mapping[str, object], model: nn.Module) -> list[str]:
@@ -20,14 +20,11 @@ def comments_on(config: Mapping[str, object], model: nn.Module) -> list[str]:
         config: A callback of this package as it stands in a config.
         model: The module that will train.
     """
-    sizes = {name: parameter.numel() for name, parameter in canonical_parameters(model).items()}
-    summary = NameSummary(list(sizes))
-    return [_line(rule, sizes, summary, model) for rule in _rules(config, model)]
+    return [_line(rule, model) for rule in _rules(config, model)]
 
 
 def first_step(configs: Sequence[Mapping[str, object]], model: nn.Module) -> str:
     """A short phrase for what trains in the first step."""
-    parameters = canonical_parameters(model)
     held = {
         name
         for config in configs
@@ -35,9 +32,8 @@ def first_step(configs: Sequence[Mapping[str, object]], model: nn.Module) -> str
         if rule.schedule != Schedule(until_step=0)
         for name in rule.selector.select(model)
     }
-    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
-    names = [name for name, parameter in parameters.items() if parameter.requires_grad and name not in held]
-    return f"{NameSummary(list(sizes)).compress(names)} ({amount(names, sizes)})"
+    training = (name for name, each in canonical_parameters(model).items() if each.requires_grad)
+    return described([name for name in training if name not in held], model)
 
 
 def _rules(config: Mapping[str, object], model: nn.Module) -> list[FreezeRule]:
@@ -47,9 +43,8 @@ def _rules(config: Mapping[str, object], model: nn.Module) -> list[FreezeRule]:
     return rules
 
 
-def _line(rule: FreezeRule, sizes: Mapping[str, int], summary: NameSummary, model: nn.Module) -> str:
-    names = list(rule.selector.select(model))
-    what = f"{summary.compress(names)} ({amount(names, sizes)})"
+def _line(rule: FreezeRule, model: nn.Module) -> str:
+    what = described(list(rule.selector.select(model)), model)
     rate = rule.learning_rate
     share = f"at {rate.factor:.3g} of the learning rate" if rate is not None and rate.factor != 1 else ""
     if rule.schedule == Schedule(until_step=0):
@@ -58,7 +53,9 @@ def _line(rule: FreezeRule, sizes: Mapping[str, int], summary: NameSummary, mode
     return f"{what}: {held}{', then trains ' * bool(share)}{share}"
 
 
-def amount(names: Sequence[str], sizes: Mapping[str, int]) -> str:
-    """How many elements some parameters have, and their share of all."""
+def described(names: Sequence[str], model: nn.Module) -> str:
+    """Some parameters of a model as a short phrase, how many elements they have, and their share of all."""
+    sizes = {name: parameter.numel() for name, parameter in canonical_parameters(model).items()}
     number = sum(sizes[name] for name in names)
-    return f"{number:,} parameters, {number / max(1, sum(sizes.values())):.1%}"
+    share = number / max(1, sum(sizes.values()))
+    return f"{NameSummary(list(sizes)).compress(names)} ({number:,} parameters, {share:.1%})"

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Commented", "add_callbacks", "as_list", "indented"]
+__all__ = ["Commented", "add_callbacks", "as_list", "child", "indented"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ def add_callbacks(text: str, callbacks: Sequence[Commented]) -> str:
     Raises:
         ValueError: `trainer` or its `callbacks` is a reference, or of the wrong type.
     """
-    trainer = _child(yaml.compose(text, yaml.SafeLoader), "trainer")
+    trainer = child(yaml.compose(text, yaml.SafeLoader), "trainer")
     if not isinstance(trainer, yaml.MappingNode):
         raise ValueError("trainer is not a mapping in this file. Write it out: _target_, callbacks, ...")
     if trainer.flow_style:
         return add_callbacks(_in_block_style(text, trainer), callbacks)
-    present = _child(trainer, "callbacks")
+    present = child(trainer, "callbacks")
     if present is None:
         return _inserted(text, _line_behind_target(trainer), _below_key(callbacks, trainer.start_mark.column))
     if isinstance(present, yaml.SequenceNode) and present.value:
@@ -70,7 +70,7 @@ def indented(text: str, column: int) -> str:
     return "".join(" " * column + line + "\n" if line.strip() else "\n" for line in text.splitlines())
 
 
-def _child(node: yaml.Node | None, key: str) -> Any:  # a node of any kind
+def child(node: yaml.Node | None, key: str) -> Any:  # a node of any kind
     """The value of a key; None where there is none."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     return next((value for name, value in pairs if name.value == key), None)
@@ -78,7 +78,7 @@ def _child(node: yaml.Node | None, key: str) -> Any:  # a node of any kind
 
 def _line_behind_target(trainer: yaml.MappingNode) -> int:
     """The line after `_target_`, or before the first key where there is none."""
-    target = _child(trainer, "_target_")
+    target = child(trainer, "_target_")
     return trainer.start_mark.line if target is None else target.end_mark.line + 1
 
 

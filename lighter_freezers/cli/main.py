@@ -9,22 +9,21 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from types import ModuleType
 
 import lighter_freezers
 
 __all__ = ["main"]
 
-# name -> (module, the line in `lighter-freezers --help`)
+# module of this room -> the line in `lighter-freezers --help`
 _COMMANDS = {
-    "compare": ("lighter_freezers.cli.compare", "settings, figures and curves of runs, side by side"),
-    "init": ("lighter_freezers.cli.init", "the configs that come with the package: list them, copy one"),
-    "layers": ("lighter_freezers.cli.layers", "the layers of a model, and what rules call them"),
-    "plan": ("lighter_freezers.cli.plan", "what a config will freeze, when, and what it costs"),
-    "plots": ("lighter_freezers.cli.plots", "pictures of gradient norms and losses of runs"),
-    "report": ("lighter_freezers.cli.report", "the plan beside what a finished run measured"),
-    "schedule": ("lighter_freezers.cli.schedule", "write a config with a freezing schedule for a model"),
-    "spectrum": ("lighter_freezers.cli.spectrum", "a Freezer for all matrices but those with most signal"),
+    "compare": "settings, figures and curves of runs, side by side",
+    "init": "the configs that come with the package: list them, copy one",
+    "layers": "the layers of a model, and what rules call them",
+    "plan": "what a config will freeze, when, and what it costs",
+    "plots": "pictures of gradient norms and losses of runs",
+    "report": "the plan beside what a finished run measured",
+    "schedule": "write a config with a freezing schedule for a model",
+    "spectrum": "a Freezer for all matrices but those with most signal",
 }
 _USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 _LIGHTNING_ERROR = "MisconfigurationException"  # by name: its import takes seconds
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not (isinstance(error, _USER_ERRORS) or type(error).__name__ == _LIGHTNING_ERROR):
             raise
-        print(f"lighter-freezers {parsed.command}: {_message(error)}", file=sys.stderr)
+        print(f"lighter-freezers {parsed.command}: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
 
 
@@ -69,18 +68,10 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {lighter_freezers.__version__}")
     commands = parser.add_subparsers(prog=parser.prog, dest="command", required=True, metavar="COMMAND")
     asked = next((word for word in arguments if word in _COMMANDS), None)
-    for name, (module_name, line) in _COMMANDS.items():
-        module = import_module(module_name) if name == asked else None
-        command = commands.add_parser(name, help=line, description=_description(module))
+    for name, line in _COMMANDS.items():
+        module = import_module(f"lighter_freezers.cli.{name}") if name == asked else None
+        command = commands.add_parser(name, help=line, description=getattr(module, "SUMMARY", None))
         if module is not None:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser
-
-
-def _description(module: ModuleType | None) -> str | None:
-    return None if module is None else str(module.SUMMARY)
-
-
-def _message(error: BaseException) -> str:
-    return str(error) or type(error).__name__

@@ -6,13 +6,11 @@ import yaml
 from torch import nn
 
 from lighter_freezers.callbacks.gradual_unfreezing import GradualUnfreezing
-from lighter_freezers.cli.callback_comments import amount
+from lighter_freezers.cli.callback_comments import described
 from lighter_freezers.cli.config_text import Commented, as_list
 from lighter_freezers.cli.strategies import GRADUAL, selection_of
 from lighter_freezers.layers.stage_list import Entry
 from lighter_freezers.layers.thaw_plan import ExplicitStage
-from lighter_freezers.selection.name_summary import NameSummary
-from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["gradual_arguments", "stage_entries", "stage_file"]
 
@@ -66,7 +64,6 @@ def stage_entries(arguments: Entry, model: nn.Module) -> list[Commented]:
 
 
 def _entry(stage: ExplicitStage, model: nn.Module) -> Commented:
-    sizes = {name: parameter.numel() for name, parameter in canonical_parameters(model).items()}
     names = [name for layer in stage.layers for name in layer.names]
     value: dict[str, object] = {}
     if names:
@@ -79,7 +76,7 @@ def _entry(stage: ExplicitStage, model: nn.Module) -> Commented:
             for layer, factor in zip(stage.layers, stage.factors, strict=True)
             for word in _words(model, layer.names)
         }
-    what = f"{NameSummary(list(sizes)).compress(names)} ({amount(names, sizes)})" if names else "nothing"
+    what = described(names, model) if names else "nothing"
     return Commented((f"thaws {what}",), {**value, **stage.rest})
 
 

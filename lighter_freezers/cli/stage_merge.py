@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from lighter_freezers import arguments
-from lighter_freezers.cli.config_text import Commented, as_list, indented
+from lighter_freezers.cli.config_text import Commented, as_list, child, indented
 from lighter_freezers.layers.stage_list import read_stages
 
 __all__ = ["merged_stages"]
@@ -75,8 +75,7 @@ def merged_stages(path: Path, entries: Sequence[Commented]) -> tuple[str, list[s
 
 def _stage_nodes(root: yaml.Node | None, lines: Sequence[str]) -> list[yaml.Node]:
     """The stages, if each stands right behind a dash that begins its line; else none."""
-    pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    found = next((value for key, value in pairs if key.value == "stages"), None)
+    found = child(root, "stages")
     nodes = found.value if isinstance(found, yaml.SequenceNode) and not found.flow_style else []
     return nodes if all(lines[node.start_mark.line].strip()[:1] == "-" for node in nodes) else []
 
