@@ -33,10 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.picture is not None:
         check_picture_path(arguments.picture)
-    has_times = not arguments.no_times
-    planned = plan_of_config(
-        arguments.inputs, num_rounds=3 if has_times else 1, num_timed=4 if has_times else 0
-    )
+    planned = plan_of_config(arguments.inputs, has_times=not arguments.no_times)
     print(json.dumps(planned.as_dict(), indent=1) if arguments.json else planned)
     if arguments.picture is not None:
         planned.draw(arguments.picture)

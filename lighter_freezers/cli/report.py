@@ -42,8 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         with naming(saved, "a plan of `plan ... --json`"):
             planned = Plan.from_dict(json.loads(saved.read_text()))
     elif config.is_file():
-        rounds, timed = (1, 0) if arguments.no_times else (3, 4)
-        planned = plan_of_config([str(config)], num_rounds=rounds, num_timed=timed)
+        planned = plan_of_config([str(config)], has_times=not arguments.no_times)
     else:
         raise ValueError(
             f"There is no config.yaml in '{folder}', as `lighter fit` leaves one. Give --plan FILE."

@@ -21,19 +21,19 @@ from lighter_freezers.planning.values import Plan
 __all__ = ["built_from_config", "plan_of_config"]
 
 
-def plan_of_config(inputs: Sequence[str], *, num_rounds: int, num_timed: int) -> Plan:
+def plan_of_config(inputs: Sequence[str], *, has_times: bool) -> Plan:
     """Plan what `lighter fit` would run with these inputs.
 
     Args:
         inputs: Config files and overrides such as `trainer::max_epochs=3`, or mappings.
-        num_rounds: As for `plan`.
-        num_timed: As for `plan`.
+        has_times: Whether to time steps; otherwise one step in each phase is counted.
 
     Raises:
         ValueError: A file or a key is missing, or the config cannot be built.
     """
     model, trainer, data, said = built_from_config(inputs)
-    planned = plan(trainer, model, data, num_rounds=num_rounds, num_timed=num_timed, progress=_show)
+    rounds = {} if has_times else {"num_rounds": 1, "num_timed": 0}
+    planned = plan(trainer, model, data, progress=_show, **rounds)
     _show("")
     return replace(planned, warnings=(*said, *planned.warnings))
 

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from torch import nn
 
@@ -99,10 +98,13 @@ def plan(
         raise TypeError(f"datamodule must be a LightningDataModule. Got {datamodule!r} ({kind}).")
     if datamodule is None and hasattr(train_dataloaders, "prepare_data"):
         datamodule, train_dataloaders = train_dataloaders, None
-    rehearsals = []
+    rehearsals: list[Rehearsal] = []
+
+    def say(step: int) -> None:
+        progress(f"measuring, round {len(rehearsals) + 1} of {rounds}: the phase from step {step}")
+
     with hushed() as said:
-        for index in range(rounds):
-            say = partial(_say, progress, f"round {index + 1} of {rounds}")
+        for _ in range(rounds):
             with untouched_randomness():
                 rehearsals.append(
                     rehearse(trainer, model, datamodule, train_dataloaders, timed, progress=say)
@@ -112,10 +114,6 @@ def plan(
     with hushed(), untouched_randomness():
         everything = free[0] if free else _without_rules(trainer, model, datamodule, train_dataloaders)
     return replace(planned, everything=everything and replace(everything, optimizer_step=0, epoch=0))
-
-
-def _say(progress: Callable[[str], object], where: str, step: int) -> None:
-    progress(f"measuring, {where}: the phase from step {step}")
 
 
 def _without_rules(

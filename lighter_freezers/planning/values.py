@@ -165,12 +165,13 @@ def _timeline_of(plan: Plan) -> Timeline:
 
 
 def _plan_text(plan: Plan) -> str:
+    phases = [*plan.phases, *plan.undated]
     per_epoch = "" if plan.steps_per_epoch is None else f", {plan.steps_per_epoch:,} an epoch"
     parts = [
         f"{plan.model}: {amount(plan.num_parameters)} parameters, {plan.num_steps:,} steps{per_epoch}",
         _titled("What each rule matches", _rule_lines(plan)),
-        _titled("When what changes", _change_lines([*plan.phases, *plan.undated])),
-        _titled("What each phase costs", _cost_lines(plan)),
+        _titled("When what changes", _change_lines(phases)),
+        _titled("What each phase costs", columns([_COSTS, *map(_cost_row, phases)])),
         *([_titled("What PrefixCache stores and saves", cached)] if (cached := _cache_lines(plan)) else []),
         rates_and_totals(plan),
         _titled("Warnings", [f"- {warning}" for warning in plan.warnings] or ["none"]),
@@ -262,11 +263,6 @@ def _duration(seconds: float) -> str:
     if not minutes:
         return f"{seconds:.2g} s"
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _cost_lines(plan: Plan) -> list[str]:
-    rows = [_COSTS, *(_cost_row(phase) for phase in [*plan.phases, *plan.undated])]
-    return columns(rows)
 
 
 def _cost_row(phase: PlannedPhase) -> tuple[str, ...]:
