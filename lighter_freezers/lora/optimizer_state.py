@@ -135,9 +135,8 @@ class NewComponents:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[
-            str, dict[str, int]
-        ] = {}  # name of a site -> factor -> components that are not new
+        # name of a site -> factor -> components that are not new
+        self._waiting: dict[str, dict[str, int]] = {}
         self._sites: dict[str, LoraSite] = {}
 
     @property

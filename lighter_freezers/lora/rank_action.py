@@ -19,7 +19,6 @@ from lighter_freezers.engine.triggers import LossOrWait, Moment
 from lighter_freezers.lora.optimizer_state import NewComponents
 from lighter_freezers.lora.peft_configs import refuse_other_tuners
 from lighter_freezers.lora.rank_change import OnZero, RankChange
-from lighter_freezers.lora.rank_curves import RankCurves
 from lighter_freezers.lora.rank_notes import notes_of
 from lighter_freezers.lora.rank_plan import RankPlan, resolved_ranks
 from lighter_freezers.lora.rank_schedule import RankEntry
@@ -29,6 +28,7 @@ from lighter_freezers.lora.restore import install_rank_restore
 from lighter_freezers.lora.set_rank import resize_sites
 from lighter_freezers.lora.sites import LoraSite, required_sites
 from lighter_freezers.lora.statistics import BottleneckStatistics
+from lighter_freezers.reports.step_curves import StepCurves
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["RankAction", "RankOptions"]
@@ -60,6 +60,8 @@ class RankOptions:
 class RankAction(Action):
     """The entries of one schedule, in one fit.
 
+    Loggers get `lora/rank/<layer>`, `lora/parameters` and `lora/discarded/<layer>` where they change.
+
     Args:
         entries: From `parse_rank_schedule`.
         options: What holds for all of them.
@@ -79,7 +81,7 @@ class RankAction(Action):
         self._holds: dict[str, Hold] = {}
         self._new = NewComponents()
         self._statistics = BottleneckStatistics({})
-        self._curves = RankCurves({})
+        self._curves = StepCurves()
         self._saved: SavedState | None = None  # what there was to remember
 
     @property
@@ -138,7 +140,6 @@ class RankAction(Action):
             resolved_ranks(model, self._sites, entry, options.on_zero, options.shrink)
             for entry in self._plan.entries
         ]
-        self._curves = RankCurves(self._sites)
         if options.shrink == "kfac":
             chosen = {name for ranks in self._ranks for name in ranks}
             self._statistics = BottleneckStatistics({n: s for n, s in self._sites.items() if n in chosen})
@@ -156,7 +157,7 @@ class RankAction(Action):
         """Hold again what rank 0 froze, and show the ranks there are."""
         resize_sites(context.model, dict.fromkeys(self._frozen, 0), self._sites, on_zero="freeze")
         self._hold_frozen()
-        self._curves.begin(context.trainer, context.moment.optimizer_step)
+        self._curves.begin(context.trainer, self._points(), context.moment.optimizer_step)
         self._statistics.install()
 
     def resolve(self, shares: RunShares) -> None:
@@ -186,7 +187,8 @@ class RankAction(Action):
         ranks = {name: rank for index in due for name, rank in self._ranks[index].items()}
         changes = self._change(context, ranks)
         self._plan.finish(list(due), context.moment)
-        self._curves.note(context.trainer, context.moment.optimizer_step, changes)
+        lost = {f"lora/discarded/{site.title}": c.discarded for site, c in changes if c.discarded}
+        self._curves.change(context.trainer, self._points(), context.moment.optimizer_step, also=lost)
         touched = {site.layer for site, _ in changes}
         return ActionResult(
             is_reshaped=any(change.rank_before != change.rank_after for _, change in changes),
@@ -246,6 +248,13 @@ class RankAction(Action):
                 "LoRA rank 0 drops updates of norm %.3g: on_zero='merge' or 'freeze' would keep them", lost
             )
         return changes
+
+    def _points(self) -> dict[str, float]:
+        """What the curves show now."""
+        sites = self._sites.values()
+        ranks = {f"lora/rank/{site.title}": float(site.factors.rank) for site in sites}
+        sizes = (parameter.numel() for site in sites for parameter in site.factors.parameters)
+        return {**ranks, "lora/parameters": float(sum(sizes))}
 
     def _hold_frozen(self) -> None:
         """Hold them in the ledger, and watch them."""
