@@ -1,4 +1,4 @@
-"""The action behind LayerOperations: does a queue of operations on one model, in one fit."""
+"""The action behind LayerOperations: prepares a model for a queue of operations, and does them in one fit."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -15,9 +15,9 @@ from lighter_freezers.engine.run_shares import RunShares
 from lighter_freezers.engine.terms import Terms
 from lighter_freezers.engine.trainer_like import SavedState, TrainerLike
 from lighter_freezers.engine.triggers import LossOrWait, Moment
-from lighter_freezers.layers.operations import execution
+from lighter_freezers.layers.changes import lora_factors
 from lighter_freezers.layers.operations.kinds import Effect, OperationContext
-from lighter_freezers.layers.operations.layer_holds import LayerHolds
+from lighter_freezers.layers.operations.layer_holds import LayerHolds, parameters_of_layers
 from lighter_freezers.layers.operations.parse import Operation
 from lighter_freezers.layers.operations.queue import OperationQueue, Record
 from lighter_freezers.reports.loggers import write_text
@@ -56,7 +56,7 @@ class QueuedOperations(Action):
     ) -> None:
         super().__init__()
         self.terms = terms
-        self.reshapes = execution.changes_ranks(operations)
+        self.reshapes = any(operation.kind.about == "lora" for operation in operations)
         self._monitor = monitor
         self._average_over = average_over
         self._on_failure = on_failure
@@ -93,7 +93,11 @@ class QueuedOperations(Action):
     @property
     def ranks(self) -> Mapping[str, int]:
         """LoRA rank of each component, where operations change ranks."""
-        return execution.lora_ranks(self._model) if self.reshapes else {}
+        if not self.reshapes:
+            return {}
+        from lighter_freezers.lora.sites import find_lora_sites
+
+        return {site.layer: site.factors.rank for site in find_lora_sites(self._model).values()}
 
     @property
     def wants_gradients(self) -> bool:
@@ -109,30 +113,49 @@ class QueuedOperations(Action):
         """Check layers and ranks, and give layers that get LoRA later an empty adapter."""
         self._model = model
         if stage == "fit":
-            execution.check_operations(self._queue.operations, model)
-        execution.prepare_lora(self._queue.operations, model)
+            self._check(model)
+        if self.reshapes:
+            self._prepare_lora(model)
         if stage == "fit" and self.reshapes:  # whether a merge is possible is known once there is an adapter
-            execution.check_operations(self._queue.operations, model)
-
-        for operation in self._queue.operations if stage == "fit" else ():
-            if operation.kind.about in ("freezing", "thawing"):
-                self._holds.resolve(model, str(operation.value))
+            self._check(model)
+        for layers in (*self._layers("freezing"), *self._layers("thawing")) if stage == "fit" else ():
+            self._holds.resolve(model, layers)
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
-        """What operations may thaw."""
-        return execution.trainable_later(self._queue.operations, model)
+        """What operations may thaw, by name: it has to be in an optimizer from the start."""
+        named = lora_factors(model, in_use=False) if self.reshapes else {}
+        for layers in self._layers("thawing"):
+            named |= parameters_of_layers(model, layers)
+        return {name: p for name, p in named.items() if p.is_floating_point() or p.is_complex()}
 
     def freezable(self, model: nn.Module) -> list[Parameter]:
         """What operations may freeze."""
-        return execution.freezable(self._queue.operations, model)
+        layers = dict.fromkeys(self._layers("freezing"))
+        return [p for each in layers for p in parameters_of_layers(model, each).values()]
 
     def take_optimizers(self, context: StepContext) -> None:
-        """Record the initial learning rates."""
-        self._curves = execution.rate_curves(self._queue.operations, context.optimizers, context.schedulers)
+        """Record the initial learning rates, if an operation changes them.
+
+        Raises:
+            RuntimeError: An operation could not be done with these optimizers and schedulers.
+        """
+        about_rates = [operation for operation in self._queue.operations if operation.kind.about == "rates"]
+        if not about_rates:
+            return
+        self._curves = RateCurves(context.optimizers, context.schedulers)
+        for operation in about_rates:
+            if operation.kind.needs_schedule and not self._curves.has_schedule:
+                raise RuntimeError(
+                    f"{operation.argument} ({operation.name}): there is no LR scheduler to restart. "
+                    "Return one from configure_optimizers, or remove the operation."
+                )
 
     def start(self, context: StepContext) -> None:
         """Watch for LoRA components that have had no gradient yet."""
-        self._new_components = execution.new_components(self._queue.operations)
+        if self.reshapes:
+            from lighter_freezers.lora.optimizer_state import NewComponents
+
+            self._new_components = NewComponents()
 
     def resume(self, context: StepContext) -> None:
         """Continue from the state there is; else start the first wait."""
@@ -144,7 +167,11 @@ class QueuedOperations(Action):
         self._queue.remember(saved)
         self._holds.restore(context.model, saved["layers"])
         if self._new_components is not None:
-            execution.restore_lora(context.model, self._new_components, saved["new_components"])
+            from lighter_freezers.lora.set_rank import hold_bases
+            from lighter_freezers.lora.sites import find_lora_sites
+
+            hold_bases(context.model)
+            self._new_components.remember(saved["new_components"], find_lora_sites(context.model))
 
     def resolve(self, shares: RunShares) -> None:
         """Put steps in place of shares of the run."""
@@ -218,6 +245,33 @@ class QueuedOperations(Action):
     def leave(self) -> None:
         """Leave the flags as they are."""
         self._holds.leave()
+
+    def _layers(self, about: Literal["freezing", "thawing"]) -> list[str]:
+        return [str(each.value) for each in self._queue.operations if each.kind.about == about]
+
+    def _check(self, model: nn.Module) -> None:
+        """Check all operations against the model, before any is done.
+
+        Raises:
+            ValueError: A layer is unknown, or a rank impossible; the message says where, and what there is.
+            RuntimeError: The rank of a layer cannot be changed, or not in this way.
+        """
+        for operation in self._queue.operations:
+            try:
+                if operation.kind.check is not None:
+                    operation.kind.check(model, operation.value)
+            except (ValueError, RuntimeError) as error:
+                raise type(error)(f"{operation.argument} ({operation}): {error}") from None
+
+    def _prepare_lora(self, model: nn.Module) -> None:
+        """Give layers that get LoRA later empty factors now, and restore ranks from checkpoints."""
+        from lighter_freezers.lora.attach import prepare_lora_layers
+        from lighter_freezers.lora.restore import install_rank_restore
+
+        operations = self._queue.operations
+        targets = [each.kind.target(each.value) for each in operations if each.kind.target is not None]
+        prepare_lora_layers(model, list(dict.fromkeys(layer for layer, rank in targets if rank)))
+        install_rank_restore(model)
 
     def _do(self, operation: Operation, context: StepContext, notes: Sequence[str]) -> tuple[Effect, bool]:
         """Do one operation; returns its effect, or why it failed, and whether it was done.
