@@ -27,9 +27,8 @@ class SelfAttention(nn.Module):
         self.dropout = config.dropout
         self.is_causal = config.attention_type == "causal"
         self.use_rotary_embeddings = config.use_rotary_embeddings
-        self.c_attn = nn.Linear(
-            config.n_embd, 3 * config.n_embd, bias=config.bias
-        )  # query, key, value in one
+        # query, key, value in one
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, is_first_only: bool = False) -> Tensor:

@@ -4,7 +4,7 @@ Shapes: B batch, T time, C channels, V vocabulary, K classes.
 """
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,28 +19,10 @@ from lighter_freezers.gpt.cross_entropy import (
 )
 from lighter_freezers.gpt.fused_loss import fused_cross_entropy, is_fusion_better
 
-__all__ = ["LossModifiers", "Objective", "objective_of"]
+if TYPE_CHECKING:
+    from lighter_freezers.gpt.losses.pipeline import LossModifierPipeline
 
-
-class LossModifiers(Protocol):
-    """What the model requires of a pipeline of loss modifiers; `lighter_freezers.gpt.losses` has one."""
-
-    def is_active(self, mode: str) -> bool:
-        """Whether it changes the loss of this mode now."""
-
-    def token_loss(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        *,
-        mode: str,
-        ignore_index: int,
-        class_weights: Tensor | None = None,
-    ) -> Tensor:
-        """The modified loss of classes, (B, T, K)."""
-
-    def score_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """The modified loss of scores, (B)."""
+__all__ = ["Objective", "objective_of"]
 
 
 class Objective(nn.Module, ABC):
@@ -75,11 +57,11 @@ class Objective(nn.Module, ABC):
         return logits
 
     @abstractmethod
-    def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
+    def loss(self, predictions: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None") -> Tensor:
         """The loss, a scalar."""
 
     def loss_of_hidden(
-        self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: LossModifiers | None
+        self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None"
     ) -> Tensor:
         """The same loss, from hidden states, where the predictions are not needed."""
         return self.loss(self.predictions(head, hidden), targets, modifiers)
@@ -98,7 +80,7 @@ class LanguageModelling(Objective):
         """Check that targets are token numbers, (B, T)."""
         return _checked_classes(targets, input_ids, is_real, self.config.ignore_index)
 
-    def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
+    def loss(self, predictions: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None") -> Tensor:
         """The cross-entropy in nats per token."""
         ignore_index = self.config.ignore_index
         if modifiers is not None and modifiers.is_active(self.mode):
@@ -107,7 +89,7 @@ class LanguageModelling(Objective):
         return mean_cross_entropy(logits, targets.flatten(), ignore_index)
 
     def loss_of_hidden(
-        self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: LossModifiers | None
+        self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None"
     ) -> Tensor:
         """The same loss; only positions with a target go through the head, in chunks if there are many."""
         if modifiers is not None and modifiers.is_active(self.mode):
@@ -157,7 +139,7 @@ class TokenClassification(Objective):
             )
         return targets if is_real is None else targets * is_real[:, :, None]
 
-    def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
+    def loss(self, predictions: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None") -> Tensor:
         """The cross-entropy in nats per token, weighted by `class_weights`."""
         ignore_index = self.config.ignore_index
         flat_targets = targets.flatten(0, 1)  # (N) or (N, K)
@@ -202,7 +184,7 @@ class SequenceScoring(Objective):
         """Scores: (B, 1, C) -> (B)."""
         return _at_least_float32(head(hidden)).sigmoid().flatten()
 
-    def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifiers | None) -> Tensor:
+    def loss(self, predictions: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None") -> Tensor:
         """The mean squared error."""
         targets = targets.to(predictions.dtype)
         if modifiers is not None and modifiers.is_active(self.mode):

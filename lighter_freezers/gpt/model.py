@@ -5,6 +5,7 @@ Shapes: B batch, T time, V vocabulary, C channels (`n_embd`), K classes.
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,18 @@ from torch import Tensor, nn
 from lighter_freezers.arguments import checked, count
 from lighter_freezers.gpt.config import GPTConfig, ModelMode
 from lighter_freezers.gpt.generation import Sampling, continued, evaluating
-from lighter_freezers.gpt.heads import LossModifiers, objective_of
-from lighter_freezers.gpt.lora_methods import LoraMethods
+from lighter_freezers.gpt.heads import objective_of
+from lighter_freezers.gpt.layer_methods import LayerMethods
 from lighter_freezers.gpt.padding import checked_attention_mask, mask_of_padding, require
 from lighter_freezers.gpt.trunk import Trunk
+
+if TYPE_CHECKING:
+    from lighter_freezers.gpt.losses.pipeline import LossModifierPipeline
 
 __all__ = ["GPT"]
 
 
-class GPT(LoraMethods):
+class GPT(LayerMethods):
     """A transformer with one trunk and the head of its mode.
 
     Parameters are called as in nanoGPT: `transformer.wte`, `transformer.wpe` (unless rotary),
@@ -100,7 +104,7 @@ class GPT(LoraMethods):
         input_ids: Tensor,
         targets: Tensor | None = None,
         *,
-        loss_modifiers: LossModifiers | None = None,
+        loss_modifiers: "LossModifierPipeline | None" = None,
         attention_mask: Tensor | None = None,
         with_logits: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
@@ -145,7 +149,7 @@ class GPT(LoraMethods):
         input_ids: Tensor,
         targets: Tensor,
         *,
-        loss_modifiers: LossModifiers | None = None,
+        loss_modifiers: "LossModifierPipeline | None" = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """The loss without the predictions, which is cheaper.

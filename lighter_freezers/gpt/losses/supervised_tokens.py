@@ -70,10 +70,11 @@ class SupervisedTokens:
         Returns:
             (B, T) in nats.
         """
+        weights = None if class_weights is None else class_weights.float()
         if self.probabilities is None:
-            costs = self._hard_costs(class_weights, smoothing)
+            costs = self._hard_costs(weights, smoothing)
         else:
-            costs = self._soft_costs(self.probabilities, class_weights, smoothing)
+            costs = self._soft_costs(self.probabilities, weights, smoothing)
         return torch.where(self.is_supervised, costs, 0.0)
 
     def masses(self, class_weights: Tensor | None) -> Tensor:
@@ -87,33 +88,24 @@ class SupervisedTokens:
             masses = (self.probabilities * weights).sum(dim=-1)
         return torch.where(self.is_supervised, masses, 0.0)
 
-    def _hard_costs(self, class_weights: Tensor | None, smoothing: Tensor | None) -> Tensor:
+    def _hard_costs(self, weights: Tensor | None, smoothing: Tensor | None) -> Tensor:
         flat = self.log_probabilities.flatten(0, 1)  # (B T, K)
-        costs = F.nll_loss(flat, self.labels.flatten(), weight=_float(class_weights), reduction="none")
+        costs = F.nll_loss(flat, self.labels.flatten(), weight=weights, reduction="none")
         costs = costs.view_as(self.labels)  # (B, T)
         if smoothing is None:
             return costs
-        if class_weights is None:
-            of_all = -self.log_probabilities.sum(dim=-1)  # (B, T, K) -> (B, T)
-        else:
-            of_all = -(self.log_probabilities * class_weights.float()).sum(
-                dim=-1
-            )  # no matmul: autocast rounds it
+        # no matmul: autocast rounds it
+        weighted = self.log_probabilities if weights is None else self.log_probabilities * weights
+        of_all = -weighted.sum(dim=-1)  # (B, T, K) -> (B, T)
         return (1 - smoothing) * costs + smoothing / self._num_others * (of_all - costs)
 
-    def _soft_costs(
-        self, probabilities: Tensor, class_weights: Tensor | None, smoothing: Tensor | None
-    ) -> Tensor:
+    def _soft_costs(self, probabilities: Tensor, weights: Tensor | None, smoothing: Tensor | None) -> Tensor:
         if smoothing is not None:
             share = smoothing.unsqueeze(-1)  # (B, T, 1)
             probabilities = (1 - share) * probabilities + share * (1 - probabilities) / self._num_others
         costs = -probabilities * self.log_probabilities  # (B, T, K)
-        return (costs if class_weights is None else costs * class_weights.float()).sum(dim=-1)
+        return (costs if weights is None else costs * weights).sum(dim=-1)
 
     @property
     def _num_others(self) -> int:
         return max(1, self.log_probabilities.shape[-1] - 1)
-
-
-def _float(weights: Tensor | None) -> Tensor | None:
-    return None if weights is None else weights.float()
