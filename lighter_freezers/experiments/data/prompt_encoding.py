@@ -69,7 +69,11 @@ def encode_answers(
         if apart:
             for number, ids in zip(apart, tokenizer.encode_all([targets[n] for n in apart]), strict=True):
                 answers[number] = ids
-        return [_taught(tokenizer, *parts) for parts in zip(prompts, alone, answers, strict=True)]
+        start, end = tokenizer.begins_with, tokenizer.eos_id
+        return [
+            EncodedPrompt(prompt, (*start, *ids, *answer, end), num_answer=len(answer) + 1, is_cut=False)
+            for prompt, ids, answer in zip(prompts, alone, answers, strict=True)
+        ]
 
     return _cut_to(max_length, rows, encode)
 
@@ -86,13 +90,6 @@ def encode_prompts(
         ]
 
     return _cut_to(max_length, rows, encode)
-
-
-def _taught(
-    tokenizer: PromptTokenizer, prompt: str, ids: Sequence[int], answer: Sequence[int]
-) -> EncodedPrompt:
-    whole = (*tokenizer.begins_with, *ids, *answer, tokenizer.eos_id)
-    return EncodedPrompt(prompt, whole, num_answer=len(answer) + 1, is_cut=False)
 
 
 Encode = Callable[[Sequence[str], Sequence[PromptedRow]], list[EncodedPrompt]]

@@ -10,13 +10,14 @@ import csv
 import glob
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lighter_freezers._extras import require
+from lighter_freezers.experiments.data.corpus import Corpus
 
-__all__ = ["OF_THE_HUB", "Row", "SUFFIXES", "each_row", "read_rows", "shown"]
+__all__ = ["OF_THE_HUB", "Row", "RowFiles", "SUFFIXES", "each_row", "read_rows", "shown"]
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 OF_THE_HUB = ".arrow"  # what `datasets` keeps of its data sets
@@ -52,6 +53,36 @@ class Row:
         return ValueError(f"{self.where}, field '{field}': expected {expected}, got {got}.")
 
 
+@dataclass(frozen=True)
+class RowFiles:
+    """The user's own rows, a JSONL or CSV file for each split.
+
+    Args:
+        train: Rows to train on.
+        val: Rows to validate on.
+        test: Rows to test on and to predict. None if there are none.
+    """
+
+    train: Path
+    val: Path
+    test: Path | None = None
+
+    def read(self, split: str, fields: Sequence[str]) -> list[Row]:
+        """The rows of `train`, `val` or `test`.
+
+        Raises:
+            ValueError: There is no file for the split, or it cannot be read.
+        """
+        file = {"train": self.train, "val": self.val, "test": self.test}[split]
+        if file is None:
+            raise ValueError(f"There is no {split} file. Give `{split}_file:` a .jsonl or .csv file.")
+        return read_rows(file, fields)
+
+    def corpus(self, texts: Iterable[str]) -> Corpus:
+        """The texts of the training rows as a corpus; a tokenizer must not learn from other splits."""
+        return Corpus(train=tuple(texts), val=(), test=(), source=f"rows of {self.train}")
+
+
 def shown(value: object) -> str:
     """A value for an error: shortened, and with its type unless it is a string."""
     text = repr(value)
@@ -84,28 +115,27 @@ def each_row(file: Path, fields: Sequence[str]) -> Iterator[Row]:
     if not file.is_file():
         raise ValueError(f"The file {file} does not exist (working directory: {Path.cwd()}).")
     if _suffix(file) not in (*SUFFIXES, OF_THE_HUB):
-        raise ValueError(f"{file}: expected the suffix {_or(SUFFIXES)}, got {file.suffix or 'none'!r}.")
-    yield from {".jsonl": _jsonl, ".csv": _csv}.get(_suffix(file), _typed)(file, fields)
+        known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise ValueError(f"{file}: expected the suffix {known}, got {file.suffix or 'none'!r}.")
+    if _suffix(file) == ".csv":
+        yield from _csv(file, fields)
+        return
+    is_json = _suffix(file) == ".jsonl"
+    for number, values in _jsonl(file, fields) if is_json else enumerate(_typed(file), start=1):
+        row = Row(file, number, values, is_text=False)
+        for field in fields:
+            if field not in values:
+                expected = f"expected in every row, but this one has {_listed(list(values))}"
+                raise ValueError(f"{row.where}, field '{field}': {expected}.")
+        yield row
 
 
 def _suffix(file: Path) -> str:
     return file.suffix.lower()
 
 
-def _or(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def _typed(file: Path, fields: Sequence[str]) -> Iterator[Row]:
-    """The rows of a Parquet or Arrow file."""
-    for number, values in enumerate(_typed_values(file), start=1):
-        row = Row(file, number, values, is_text=False)
-        _check_fields(row, fields)
-        yield row
-
-
-def _typed_values(file: Path) -> Iterator[dict[str, object]]:
-    """The fields of each row; lists and nested fields are Python's lists and dicts."""
+def _typed(file: Path) -> Iterator[dict[str, object]]:
+    """The fields of each row of Parquet or Arrow; lists and nested fields are Python's lists and dicts."""
     kind = _suffix(file).removeprefix(".")
     require(f"The {kind} file {file}", "datasets")
     from datasets import load_dataset
@@ -135,10 +165,10 @@ def _decoded(file: Path) -> str:
         ) from error
 
 
-def _jsonl(file: Path, fields: Sequence[str]) -> Iterator[Row]:
-    for number, line in enumerate(
-        _decoded(file).split("\n"), start=1
-    ):  # a JSON string may contain other line ends
+def _jsonl(file: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, object]]]:
+    """The number and the fields of each line that is not blank."""
+    lines = _decoded(file).split("\n")  # a JSON string may contain other line ends
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -150,9 +180,7 @@ def _jsonl(file: Path, fields: Sequence[str]) -> Iterator[Row]:
                 f"{file}, line {number}: expected a JSON object such as {_example(fields)}, "
                 f"got {shown(values)}."
             )
-        row = Row(file, number, values, is_text=False)
-        _check_fields(row, fields)
-        yield row
+        yield number, values
 
 
 def _fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -161,15 +189,6 @@ def _fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
         twice = next(name for name, _ in pairs if [key for key, _ in pairs].count(name) > 1)
         raise ValueError(f"the field '{twice}' is there twice, and one of them would be lost")
     return fields
-
-
-def _check_fields(row: Row, fields: Sequence[str]) -> None:
-    for field in fields:
-        if field not in row.values:
-            raise ValueError(
-                f"{row.where}, field '{field}': expected in every row, but this one has "
-                f"{_listed(list(row.values))}."
-            )
 
 
 def _csv(file: Path, fields: Sequence[str]) -> Iterator[Row]:

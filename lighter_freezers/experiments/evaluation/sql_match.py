@@ -3,8 +3,9 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from lighter_freezers.experiments.evaluation.text_metrics import check_pairs, normalised, share_true
+from lighter_freezers.experiments.evaluation.text_metrics import check_pairs, normalised
 
 __all__ = ["SqlQuery", "parse_sql", "sql_match"]
 
@@ -53,8 +54,8 @@ def sql_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -
     asked = [_meaning(text) for text in predictions]
     wanted = [{_meaning(text) for text in texts} for texts in references]
     return {
-        "sql_match": share_true([query in queries for query, queries in zip(asked, wanted, strict=True)]),
-        "sql_unparsed": share_true([isinstance(query, str) for query in asked]),
+        "sql_match": fmean([query in queries for query, queries in zip(asked, wanted, strict=True)]),
+        "sql_unparsed": fmean([isinstance(query, str) for query in asked]),
     }
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from itertools import zip_longest
+from statistics import fmean
 
 from lighter_freezers._extras import require
 
@@ -17,7 +18,6 @@ __all__ = [
     "percent",
     "rouge",
     "sentences",
-    "share_true",
 ]
 
 
@@ -54,11 +54,6 @@ def _check_list(name: str, texts: Sequence[str]) -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"{name}[{index}] must be a text. Got {text!r} ({type(text).__name__}).")
-
-
-def share_true(hits: Sequence[bool]) -> float:
-    """The share of true values, 0 to 1."""
-    return sum(hits) / len(hits)
 
 
 def percent(values: Sequence[float]) -> float:
@@ -211,7 +206,7 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
     """
     check_pairs(predictions, references)
     pairs = zip(predictions, references, strict=True)
-    return {"exact_match": share_true([normalised(text) in map(normalised, texts) for text, texts in pairs])}
+    return {"exact_match": fmean([normalised(text) in map(normalised, texts) for text, texts in pairs])}
 
 
 def normalised(text: str) -> str:
@@ -248,8 +243,8 @@ def label_accuracy(
     known = {_tidy(label) for label in labels} if labels is not None else set().union(*right)
     said = [parse_label(prediction, known) for prediction in predictions]
     return {
-        "accuracy": share_true([label in row for label, row in zip(said, right, strict=True)]),
-        "unparsed": share_true([label is None for label in said]),
+        "accuracy": fmean([label in row for label, row in zip(said, right, strict=True)]),
+        "unparsed": fmean([label is None for label in said]),
     }
 
 

@@ -6,7 +6,6 @@ Real data on every machine: the functions of the standard library of the running
 
 import ast
 import hashlib
-import inspect
 import json
 import textwrap
 import warnings
@@ -100,7 +99,7 @@ def summarised_functions(source: str) -> Iterator[tuple[str, str, str]]:
 
 def _summary(function: Function) -> str:
     """The first line of the docstring; empty if it has too few words."""
-    documentation = inspect.cleandoc(ast.get_docstring(function, clean=False) or "").strip()
+    documentation = (ast.get_docstring(function) or "").strip()
     first = documentation.split("\n")[0].strip()
     return first if len(first.split()) >= FEWEST_WORDS else ""
 

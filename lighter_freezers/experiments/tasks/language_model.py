@@ -14,7 +14,7 @@ from lighter_freezers.experiments.data.batches import (
 )
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import text_of
-from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
+from lighter_freezers.experiments.data.rows import RowFiles
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
 
 __all__ = ["CorpusTask", "RowTextsTask"]
@@ -60,7 +60,7 @@ class RowTextsTask:
     @cached_property
     def corpus(self) -> Corpus:
         """The texts of the training rows."""
-        return corpus_of_rows(self._texts("train"), self.files)
+        return self.files.corpus(self._texts("train"))
 
     def describe(self) -> str:
         """A text with source, sizes and digest."""

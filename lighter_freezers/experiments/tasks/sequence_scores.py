@@ -17,8 +17,7 @@ from lighter_freezers.experiments.data.batches import (
 )
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import score_of, text_of
-from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
-from lighter_freezers.experiments.data.rows import Row
+from lighter_freezers.experiments.data.rows import Row, RowFiles
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
 from lighter_freezers.experiments.tasks.labelled_code import LabelledCode
 
@@ -90,7 +89,7 @@ class ScoredTextsTask:
     @cached_property
     def corpus(self) -> Corpus:
         """The texts of the training rows."""
-        return corpus_of_rows((text_of(row) for row in self._read("train")), self.files)
+        return self.files.corpus(text_of(row) for row in self._read("train"))
 
     def describe(self) -> str:
         """A text with source, sizes and digest."""

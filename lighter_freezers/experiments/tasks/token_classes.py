@@ -21,8 +21,7 @@ from lighter_freezers.experiments.data.batches import (
 from lighter_freezers.experiments.data.cache import Ids
 from lighter_freezers.experiments.data.corpus import Corpus
 from lighter_freezers.experiments.data.fields import classes_of_rows, label_numbers, labels_of, words_of
-from lighter_freezers.experiments.data.own_files import RowFiles, corpus_of_rows
-from lighter_freezers.experiments.data.rows import Row
+from lighter_freezers.experiments.data.rows import Row, RowFiles
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer
 from lighter_freezers.experiments.tasks.labelled_code import LabelledCode
 
@@ -90,7 +89,7 @@ class LabelledWordsTask:
     @cached_property
     def corpus(self) -> Corpus:
         """The words of the training rows, joined by spaces."""
-        return corpus_of_rows((" ".join(words_of(row)) for row in self._train_rows), self.files)
+        return self.files.corpus(" ".join(words_of(row)) for row in self._train_rows)
 
     def describe(self) -> str:
         """A text with source, sizes, digest and classes."""

@@ -17,7 +17,7 @@ from lighter_freezers.arguments import at_least
 from lighter_freezers.engine.trainer_like import OfLightning
 from lighter_freezers.experiments.data.batches import Sequences
 from lighter_freezers.experiments.data.corpus import SPLITS
-from lighter_freezers.experiments.data.own_files import RowFiles
+from lighter_freezers.experiments.data.rows import RowFiles
 from lighter_freezers.experiments.data.standard_library import standard_library
 from lighter_freezers.experiments.data.tokenizer import (
     MIN_VOCAB_SIZE,

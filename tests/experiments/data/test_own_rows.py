@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lighter_freezers.experiments.data.own_files import RowFiles
+from lighter_freezers.experiments.data.rows import RowFiles
 from lighter_freezers.experiments.data.tokenizer import TextTokenizer, cached_tokenizer
 from lighter_freezers.experiments.tasks.language_model import RowTextsTask
 from lighter_freezers.experiments.tasks.sequence_scores import ScoredTextsTask
