@@ -1,7 +1,8 @@
 """Parses the arguments of a freezing rule from YAML, and derives its title from them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lighter_freezers import arguments
 from lighter_freezers._log import log
@@ -16,11 +17,31 @@ from lighter_freezers.engine.terms import (
 )
 from lighter_freezers.engine.triggers import MetricTrigger, Schedule
 from lighter_freezers.selection.name_summary import first_few
+from lighter_freezers.selection.names import closest_names
 from lighter_freezers.selection.select import ParameterSelector
 
-__all__ = ["parse_learning_rate", "parse_schedule", "refuse_two_rates", "rule_title"]
+__all__ = ["parse_entry", "parse_learning_rate", "parse_schedule", "refuse_two_rates", "rule_title"]
 
 _FROZEN_DTYPES: tuple[FrozenDtype, ...] = ("bf16",)
+
+
+# Any: as YAML has it; each value is checked where it is read
+def parse_entry(argument: str, entry: object, keys: Sequence[str], example: str) -> Mapping[str, Any]:
+    """Check the keys of an entry of a list.
+
+    Raises:
+        TypeError: It is no mapping.
+        ValueError: It has another key.
+    """
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"{argument} must be a mapping such as {example}. Got {entry!r}.")
+    for key in entry:
+        if key not in keys:
+            closest = closest_names(str(key), keys, 1)[0]
+            raise ValueError(
+                f"{argument} does not know '{key}'. Closest: '{closest}'. Keys: {', '.join(keys)}."
+            )
+    return entry
 
 
 def parse_schedule(

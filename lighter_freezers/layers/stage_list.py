@@ -10,6 +10,7 @@ from lighter_freezers.engine.early_stopping import OutOfPatience
 from lighter_freezers.engine.effects.learning_rates import LearningRateRequest
 from lighter_freezers.engine.effects.stage_optimizers import StageOptimizer
 from lighter_freezers.engine.rule_arguments import (
+    parse_entry,
     parse_learning_rate,
     parse_schedule,
     parse_terms,
@@ -20,7 +21,6 @@ from lighter_freezers.engine.stages import StageEnd
 from lighter_freezers.engine.terms import NormMode
 from lighter_freezers.engine.triggers import parse_metric_trigger
 from lighter_freezers.layers.stage_targets import OPTIMIZER_KEYS, Entry, parse_stage_optimizer
-from lighter_freezers.selection.names import closest_names
 from lighter_freezers.selection.words import parse_words
 
 __all__ = ["Entry", "Stage", "parse_restore_best", "read_stages"]
@@ -122,16 +122,7 @@ def _load(schedule: object) -> tuple[str, object]:
 
 
 def _stage(argument: str, entry: object, index: int) -> Stage:
-    if not isinstance(entry, Mapping):
-        raise TypeError(
-            f"{argument} must be a mapping such as {{thaw: head, until_epoch: 2}}. Got {entry!r}."
-        )
-    for key in entry:
-        if key not in _KEYS:
-            closest = closest_names(str(key), _KEYS, 1)[0]
-            raise ValueError(
-                f"{argument} does not know '{key}'. Closest: '{closest}'. Keys: {', '.join(_KEYS)}."
-            )
+    entry = parse_entry(argument, entry, _KEYS, "{thaw: head, until_epoch: 2}")
     thaw, freeze = (parse_words(f"{argument}.{key}", entry.get(key)) for key in ("thaw", "freeze"))
     if not thaw and not index:
         raise ValueError(f"{argument} thaws nothing, so nothing would train. Give thaw, such as head.")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lighter_freezers.arguments import bound, count
+from lighter_freezers.engine.rule_arguments import parse_entry
 from lighter_freezers.engine.triggers import LossOrWait, Moment, parse_loss_or_wait
-from lighter_freezers.selection.names import closest_names
 
 __all__ = ["RankEntry", "parse_rank_schedule"]
 
@@ -63,14 +63,7 @@ def parse_rank_schedule(schedule: object, monitor: str) -> tuple[RankEntry, ...]
 
 
 def _entry(argument: str, entry: object, monitor: str) -> RankEntry:
-    if not isinstance(entry, Mapping):
-        raise TypeError(f"{argument} must be a mapping such as {_EXAMPLE}. Got {entry!r}.")
-    for key in entry:
-        if key not in _KEYS:
-            closest = closest_names(str(key), _KEYS, 1)[0]
-            raise ValueError(
-                f"{argument} does not know '{key}'. Closest: '{closest}'. Keys: {', '.join(_KEYS)}."
-            )
+    entry = parse_entry(argument, entry, _KEYS, _EXAMPLE)
     pattern = _rank_pattern(f"{argument}.rank_pattern", entry.get("rank_pattern"))
     description = str(entry.get("desc") or "")
     given = {key: entry.get(key) for key in _KEYS[:4] if entry.get(key) is not None}
