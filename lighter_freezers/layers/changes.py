@@ -71,14 +71,13 @@ def thaw_layers(model: nn.Module, layers: Iterable[Iterable[str]], deed: str) ->
     return thaw(model, [name for names in layers for name in adapters.free(named, names)], deed)
 
 
-def lora_factors(model: nn.Module, *, in_use: bool = True) -> dict[str, Parameter]:
-    """Canonical name -> LoRA factor; those of rank 0 only where `in_use` is false."""
+def lora_factors(model: nn.Module) -> dict[str, Parameter]:
+    """Canonical name -> LoRA factor, those of rank 0 too."""
     if "peft" not in sys.modules:
         return {}
     from lighter_freezers.lora.sites import find_lora_sites
 
-    factors = [site.factors for site in find_lora_sites(model).values()]
-    ids = {id(p) for each in factors if each.rank or not in_use for p in each.parameters}
+    ids = {id(p) for site in find_lora_sites(model).values() for p in site.factors.parameters}
     return {name: p for name, p in canonical_parameters(model).items() if id(p) in ids}
 
 

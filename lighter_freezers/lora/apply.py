@@ -184,7 +184,8 @@ def _check_targets(network: nn.Module, config: "LoraConfig") -> None:
     paths = [path for path, _ in walk(network) if path]
     for target in config.target_modules:
         if not any(path == target or path.endswith(f".{target}") for path in paths):
-            close = ", ".join(f"'{name}'" for name in closest_names(target, [_last(path) for path in paths]))
+            own_names = [path.rpartition(".")[2] for path in paths]
+            close = ", ".join(f"'{name}'" for name in closest_names(target, own_names))
             raise ValueError(
                 f"config.target_modules: no layer of {type(network).__name__} is called '{target}'. "
                 f"Closest: {close or 'none'}. All: [name for name, _ in network.named_modules()]"
@@ -213,7 +214,3 @@ def _check_initialisation(network: nn.Module, config: "Mapping[str, object] | Lo
             f"{', '.join(moving) or 'this one'}) works with one adapter only: others would lack that part. "
             "Leave init_lora_weights out."
         )
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]

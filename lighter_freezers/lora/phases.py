@@ -1,7 +1,7 @@
 """LoRA phases as values: which adapters train from which step on, without gaps between phases."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -161,11 +161,7 @@ def parse_phases(argument: str, config: object) -> list[LoraPhase]:
             f"{argument}[{len(phases) - 1}].end_step: no phase defines what trains from step "
             f"{phases[-1].end_step} on. Leave it out: the last phase lasts until the run ends."
         )
-    bounds = [*ends, None]
-    return [
-        LoraPhase(phase.start_step, end, phase.modules, phase.layer_range)
-        for phase, end in zip(phases, bounds, strict=True)
-    ]
+    return [replace(phase, end_step=end) for phase, end in zip(phases, [*ends, None], strict=True)]
 
 
 def check_phases(phases: Sequence[LoraPhase], adapters: Sequence[Adapter], num_blocks: int) -> None:

@@ -81,7 +81,8 @@ def draw_timeline(timeline: Timeline, last_step: int, *, is_card: bool = False) 
     """
     from PIL import Image, ImageDraw, ImageFilter
 
-    rows, curves = rows_of(timeline.components), _curves(timeline)
+    rows = rows_of(timeline.components)
+    curves = {key: points for key, points in timeline.losses.curves.items() if len(points) > 1}
     layout = _FULL if not is_card else _CARD if curves else _SLIM_CARD
     height = max(2, min(layout.tallest, layout.rows // len(rows)))
     names = [_cut(name, layout) for name in [*rows, *curves]]
@@ -125,10 +126,6 @@ class _Axis:
     def text(self, place: tuple[float, float], text: str, anchor: str, colour: str = _INK) -> None:
         """Write in the size of this picture."""
         self.canvas.text(place, text, fill=colour, font=_font(self.layout.text), anchor=anchor)
-
-
-def _curves(timeline: Timeline) -> dict[str, Points]:
-    return {key: points for key, points in timeline.losses.curves.items() if len(points) > 1}
 
 
 @lru_cache(maxsize=8)

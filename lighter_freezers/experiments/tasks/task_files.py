@@ -128,8 +128,9 @@ def _chosen(task: PromptedTask, known: Mapping[str, Sequence[Path]], where: str,
     """The files of each split, given those of each name."""
     found = files_by_split(task, known)
     if not any(found.values()):
+        examples = ", ".join(task.patterns[split][0] for split in SPLITS)
         raise ValueError(
-            f"{where} has no files for {task.name}: expected names such as {_examples(task)} with a suffix "
+            f"{where} has no files for {task.name}: expected names such as {examples} with a suffix "
             f"among {', '.join(task.suffixes)}, got {', '.join(sorted(known)[:4]) or 'none'}. Name them so, "
             "or give train_file, val_file and test_file."
         )
@@ -147,7 +148,8 @@ def files_by_split(task: PromptedTask, names: Iterable[str]) -> dict[str, list[s
         task: Has the patterns.
         names: Paths below one folder, with "/".
     """
-    known = [name for name in map(PurePosixPath, names) if _is_rows(task, name)]
+    paths = (path for path in map(PurePosixPath, names) if path.suffix in task.suffixes)
+    known = [path for path in paths if not fnmatch(path.name, "*.tables.*")]
     found: dict[str, list[str]] = {}
     for split in SPLITS:
         candidates = [
@@ -157,10 +159,6 @@ def files_by_split(task: PromptedTask, names: Iterable[str]) -> dict[str, list[s
         ]
         found[split] = sorted(str(name) for name in next(filter(None, candidates), []))
     return found
-
-
-def _is_rows(task: PromptedTask, name: PurePosixPath) -> bool:
-    return name.suffix in task.suffixes and not fnmatch(name.name, "*.tables.*")
 
 
 def _telling_name(task: PromptedTask, name: PurePosixPath) -> str:
@@ -238,10 +236,6 @@ def _safe(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
     dead = safe.replace(linkname=posixpath.relpath(safe.linkname, posixpath.dirname(safe.name) or "."))
     dead.type = tarfile.SYMTYPE
     return tarfile.data_filter(dead, folder)  # it may stand behind a link to another folder
-
-
-def _examples(task: PromptedTask) -> str:
-    return ", ".join(task.patterns[split][0] for split in SPLITS)
 
 
 def _on_the_hub(task: PromptedTask) -> tuple[str, ...]:

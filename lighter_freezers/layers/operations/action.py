@@ -123,7 +123,7 @@ class QueuedOperations(Action):
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
         """What operations may thaw, by name: it has to be in an optimizer from the start."""
-        named = lora_factors(model, in_use=False) if self.reshapes else {}
+        named = lora_factors(model) if self.reshapes else {}
         for layers in self._layers("thawing"):
             named |= parameters_of_layers(model, layers)
         return {name: p for name, p in named.items() if p.is_floating_point() or p.is_complex()}
