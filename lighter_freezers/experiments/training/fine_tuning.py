@@ -1,7 +1,8 @@
-"""The default optimizer of a CausalLMModule: AdamW with warm-up and decay."""
+"""The default optimizer of a CausalLMModule: AdamW with a warm-up, then a decay to 0, or none."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -9,10 +10,12 @@ from torch import nn
 from lighter_freezers.arguments import at_least, positive
 from lighter_freezers.engine import ledger
 from lighter_freezers.experiments.training.optimization import decayed_groups, not_negative
-from lighter_freezers.gpt.lr_schedules.warmup_decay import Shape, WarmupDecay
+from lighter_freezers.gpt.lr_schedules.optional_optimizer import OptionalOptimizerLR, share, warmed_up
 from lighter_freezers.selection.names import canonical_parameters
 
 __all__ = ["FineTuning"]
+
+Shape = Literal["cosine", "linear", "constant"]
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,41 @@ class FineTuning:
         last = int(num_steps) if math.isfinite(num_steps) else None
         rates = WarmupDecay(optimizer, self.lr_schedule, self.warmup_steps, last)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+
+class WarmupDecay(OptionalOptimizerLR):
+    """Each group's own rate times a shared shape.
+
+    With i the iteration, counted from 0 in optimizer steps:
+
+        s(i) = (i + 1) / (warmup_steps + 1)     during the warm-up
+               (1 + cos(pi p)) / 2              after, `cosine`; p = (i - warmup) / (last - warmup), at most 1
+               1 - p                            after, `linear`
+               1                                after, `constant`
+
+    Args:
+        optimizer: The optimizer whose rates to set.
+        shape: One of the three.
+        warmup_steps: Optimizer steps over which the rates rise.
+        num_steps: Optimizer steps of the run, where the decay ends; not used by `constant`.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, shape: Shape, warmup_steps: int, num_steps: int | None
+    ) -> None:
+        self.shape = shape
+        self.warmup_steps = warmup_steps
+        self.num_steps = num_steps
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The rate of each group at the current iteration."""
+        return [float(base) * self._share_of_rate() for base in self.base_lrs]
+
+    def _share_of_rate(self) -> float:
+        rise = warmed_up(self.last_epoch, self.warmup_steps)
+        if self.shape == "constant" or self.num_steps is None:
+            return rise
+        last = max(self.num_steps, self.warmup_steps + 1)
+        done = share(self.last_epoch, self.warmup_steps, last)
+        return rise * (1 - done if self.shape == "linear" else (1 + math.cos(math.pi * done)) / 2)
