@@ -106,7 +106,7 @@ class LoraPhases(EngineCallback):
         self._strategy, self._ends = parse_strategy(
             strategy, phase1_end, phase2_end, has_phases=phases is not None
         )
-        self._given = [] if phases is None else parse_phases("phases", phases)
+        self._given = [] if phases is None else parse_phases(phases)
         self._adapter_name = adapter_name
         self._terms = parse_terms(optimizer_state, cut_gradient)
         self._phases: list[LoraPhase] = []

@@ -136,11 +136,10 @@ def phases_of_strategy(strategy: str, ends: Sequence[int], num_blocks: int) -> l
     ]
 
 
-def parse_phases(argument: str, config: object) -> list[LoraPhase]:
+def parse_phases(config: object) -> list[LoraPhase]:
     """Read phases as they stand in YAML.
 
     Args:
-        argument: The argument's name, for errors.
         config: A list of `{start_step, end_step, active_modules, layer_range}`. A phase without `end_step`
             ends where the next begins, the last one never.
 
@@ -149,16 +148,16 @@ def parse_phases(argument: str, config: object) -> list[LoraPhase]:
         ValueError: A key is unknown, or the phases do not follow one another without gap or overlap.
     """
     if not isinstance(config, Sequence) or isinstance(config, str) or not config:
-        raise TypeError(f"{argument} must be a list of phases with {', '.join(KEYS)}. Got {config!r}.")
-    phases = [_phase(f"{argument}[{index}]", entry) for index, entry in enumerate(config)]
+        raise TypeError(f"phases must be a list of phases with {', '.join(KEYS)}. Got {config!r}.")
+    phases = [_phase(f"phases[{index}]", entry) for index, entry in enumerate(config)]
     ends = [phase.start_step for phase in phases[1:]]
     if phases[0].start_step != 0:
-        raise ValueError(f"{argument}[0] must start at step 0, or nothing defines what trains before it.")
+        raise ValueError("phases[0] must start at step 0, or nothing defines what trains before it.")
     for index, (phase, end) in enumerate(zip(phases, ends, strict=False)):
-        _check_bounds(f"{argument}[{index}]", phase, end)
+        _check_bounds(f"phases[{index}]", phase, end)
     if phases[-1].end_step is not None:
         raise ValueError(
-            f"{argument}[{len(phases) - 1}].end_step: no phase defines what trains from step "
+            f"phases[{len(phases) - 1}].end_step: no phase defines what trains from step "
             f"{phases[-1].end_step} on. Leave it out: the last phase lasts until the run ends."
         )
     return [replace(phase, end_step=end) for phase, end in zip(phases, [*ends, None], strict=True)]

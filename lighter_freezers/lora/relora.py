@@ -20,7 +20,6 @@ def merge_lora_weights(
     model: nn.Module,
     layers: Sequence[str] | None = None,
     *,
-    adapter_name: str | None = None,
     optimizers: Iterable[Optimizer] = (),
     seed: str | None = None,
 ) -> list[str]:
@@ -31,7 +30,6 @@ def merge_lora_weights(
     Args:
         model: A network, or a LightningModule around one.
         layers: Short names, as for `set_layer_lora_rank`. None for every layer with LoRA.
-        adapter_name: PEFT's name of the adapter. None for `default`, or for the only one there is.
         optimizers: Their state of the factors is dropped.
         seed: Of the initial values of new components. None for torch's own generator.
 
@@ -43,7 +41,7 @@ def merge_lora_weights(
         RuntimeError: A weight is tied or quantised.
     """
     refuse_other_tuners(model)
-    every = find_lora_sites(model, adapter_name)
+    every = find_lora_sites(model)
     patterns = list(layers) if layers is not None else []
     chosen = {site.name: site for pattern in patterns for site in select_sites(model, every, pattern)}
     sites = [site for site in (every if layers is None else chosen).values() if site.factors.rank]

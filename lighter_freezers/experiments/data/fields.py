@@ -51,16 +51,16 @@ def field_among(row: Row, *names: str) -> str:
     raise row.error(names[0], f"in every row{others}", f"a row with {there or 'no fields'}")
 
 
-def score_of(row: Row, field: str = "score") -> float:
+def score_of(row: Row) -> float:
     """The score of a row, in [0, 1].
 
     Raises:
         ValueError: It is not a number, or out of range.
     """
-    found = row.values[field]
+    found = row.values["score"]
     value = _number_in(found) if isinstance(found, str) and row.is_text else found
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise row.error(field, "a number from 0 to 1", shown(found))  # NaN too, which compares false
+        raise row.error("score", "a number from 0 to 1", shown(found))  # NaN too, which compares false
     return float(value)
 
 
@@ -71,24 +71,24 @@ def _number_in(text: str) -> float | None:
         return None
 
 
-def words_of(row: Row, field: str = "tokens") -> tuple[str, ...]:
+def words_of(row: Row) -> tuple[str, ...]:
     """The words of a row, at least one.
 
     Raises:
         ValueError: They are not a list of words, or a word is blank.
     """
-    return _strings(row, field, "a word")
+    return _strings(row, "tokens", "a word")
 
 
-def labels_of(row: Row, num_words: int, field: str = "labels") -> tuple[str, ...]:
+def labels_of(row: Row, num_words: int) -> tuple[str, ...]:
     """The names of the labels of a row, one for each word.
 
     Raises:
         ValueError: They are not a list of names, or not as many as there are words.
     """
-    labels = _strings(row, field, "the name of a class")
+    labels = _strings(row, "labels", "the name of a class")
     if len(labels) != num_words:
-        raise row.error(field, f"as many labels as 'tokens' has words, {num_words}", str(len(labels)))
+        raise row.error("labels", f"as many labels as 'tokens' has words, {num_words}", str(len(labels)))
     return labels
 
 
