@@ -61,7 +61,7 @@ class ResultsSummary(Callback):
 
     Runs on: setup, the transitions that the package's other callbacks make, on_train_start,
     on_before_backward, on_train_batch_end (which keeps the loss on the device), on_train_epoch_end,
-    on_train_end, on_fit_end, on_test_end.
+    on_fit_end, on_test_end.
 
     Saves: nothing; after a resume, losses and seconds only cover the time since the resume.
 
@@ -94,6 +94,11 @@ class ResultsSummary(Callback):
             for sentence in unused_variables(_config(pl_module)) if trainer.is_global_zero else ():
                 log.warning(sentence)
             self._changes = []
+            self._started = time.monotonic()
+            self._harmless.begin()
+            self._sizes = {}
+            self._losses, self._total, self._num_batches, self._path = [], None, 0, None
+            self._first = None
             engine.add_listener(self)
 
     def on_transition(self, trainer: TrainerLike, pl_module: nn.Module, transition: Transition) -> None:
@@ -104,12 +109,8 @@ class ResultsSummary(Callback):
         self._changes += [(transition.optimizer_step, each) for each in said]
 
     def on_train_start(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Reset the sums, and start the clock."""
+        """Start the clock; a run without a step has none of these hooks."""
         self._started = time.monotonic()
-        self._harmless.begin()
-        self._sizes = {}
-        self._losses, self._total, self._num_batches, self._path = [], None, 0, None
-        self._first = None
         self._period = getattr(trainer, "log_every_n_steps", 0) or 50  # Lightning does not declare it
 
     def on_before_backward(self, trainer: TrainerLike, pl_module: nn.Module, loss: object) -> None:
@@ -156,13 +157,10 @@ class ResultsSummary(Callback):
             left = (time.monotonic() - began) / 60 * max(0.0, 1 - done) / (done - done_then)
             pl_module.log(LEFT, left, prog_bar=True, logger=False, sync_dist=is_epoch_end)
 
-    def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
-        """Count what trains, before all holds are released."""
+    def on_fit_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
+        """Count what trains, before all holds are released, and write the file; on the first rank only."""
         self._sizes["parameters"] = num_elements(pl_module.parameters())
         self._sizes["final_trainable_parameters"] = num_trainable(pl_module.parameters())
-
-    def on_fit_end(self, trainer: TrainerLike, pl_module: LightningModule) -> None:
-        """Write the file; on the first rank only."""
         losses = self._mean_losses(trainer)
         folder = _folder(trainer)
         if not trainer.is_global_zero:

@@ -187,3 +187,17 @@ def test_a_logger_whose_server_is_gone_is_one_warning(namespace: str, tmp_path: 
 
     assert run.global_step == 8
     assert len([each for each in said if each.startswith("Gone cannot write: no server")]) == 1
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("option", ["limit_train_batches", "max_epochs", "max_steps"])
+def test_a_run_without_a_step_has_a_summary(namespace: str, option: str, tmp_path: Path) -> None:
+    """Of that run alone, also where the callback has seen a longer one before."""
+    summary = ResultsSummary()
+    for folder, own in ((tmp_path / "long", {"max_epochs": 1}), (tmp_path, {option: 0})):
+        run = trainer(namespace, callbacks=[summary], default_root_dir=folder, **own)
+        run.fit(regression(namespace), batches(), batches())
+
+    found = json.loads((tmp_path / "results_summary.json").read_text())
+    assert (found["optimizer_steps"], found["train_loss"], found["train_seconds"] < 60) == (0, None, True)
+    assert found["parameters"] == found["final_trainable_parameters"] > 0

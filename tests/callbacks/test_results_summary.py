@@ -72,7 +72,7 @@ def test_the_summary_of_a_fit(namespace: str, window: int, tmp_path: Path) -> No
 def test_the_last_loss_is_the_mean_of_ten_batches(tmp_path: Path) -> None:
     """Of however many there were; those before count in the mean of all."""
     summary = ResultsSummary()
-    trainer, _, losses = fit(tmp_path, "pytorch_lightning", summary, max_steps=-1)
+    trainer, _, losses = fit(tmp_path, "pytorch_lightning", ResultsSummary(), max_steps=-1)
     outputs = [{"loss": torch.tensor(float(i))} for i in range(2500)]
     model = torch.nn.Module()
     summary.on_train_start(trainer, model)
