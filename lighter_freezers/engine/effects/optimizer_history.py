@@ -5,7 +5,7 @@ Nor do wrappers such as Lookahead, which pull weights towards a copy of their ow
 optimizers, which exchange weights between training and validation.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def with_step_hooks(optimizer: Optimizer) -> Optimizer:
 
     A wrapper that does not initialise torch's class, such as accelerate's, takes none.
     """
-    found = [each for each in vars(optimizer).values() if isinstance(each, Optimizer)]
+    found = _inside(optimizer)
     is_bare = "_optimizer_step_pre_hooks" not in vars(optimizer)  # torch makes it when it initialises one
     return with_step_hooks(found[0]) if is_bare and found else optimizer
 
@@ -84,7 +84,17 @@ class FrozenValues:
 
 
 def _is_wrapper(optimizer: Optimizer) -> bool:
-    return any(isinstance(value, Optimizer) for value in vars(optimizer).values())
+    return bool(_inside(optimizer))
+
+
+def _inside(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimizers that it wraps, of which it may have a list."""
+    found: list[Optimizer] = []
+    for value in vars(optimizer).values():
+        several = list(value.values()) if isinstance(value, Mapping) else value
+        each = several if isinstance(several, (list, tuple)) else [value]
+        found += [one for one in each if isinstance(one, Optimizer)]
+    return found
 
 
 def _has_modes(optimizer: Optimizer) -> bool:

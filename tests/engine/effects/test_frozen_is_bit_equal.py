@@ -248,7 +248,22 @@ def test_rows_under_a_wrapper_that_takes_no_hooks_are_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("wrapper", [Lookahead, BareWrapper, accelerated])
+class Split(torch.optim.Optimizer):
+    """Steps a list of optimizers, one for each kind of parameter."""
+
+    def __init__(self, parameters: Any) -> None:
+        parameters = list(parameters)
+        self.parts = [sgd([p for p in parameters if (p.ndim == 1) == is_bias]) for is_bias in (False, True)]
+        super().__init__(parameters, {})
+
+    def step(self, closure: Any = None) -> Any:
+        loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+
+@pytest.mark.parametrize("wrapper", [Lookahead, BareWrapper, accelerated, Split])
 @pytest.mark.parametrize("state", ["reset", "free"])
 def test_the_state_of_a_wrapper_cannot_be_dropped(state: str, wrapper: Any) -> None:
     with pytest.raises(RuntimeError, match=f"'{state}' drops .* wraps another .*'keep'"):
