@@ -260,8 +260,8 @@ class Freezer(EngineCallback):
         """The last moment of a run that certainly ends before the hold; None for any other."""
         schedule = Engine.of(trainer).shares.resolved(self._rule.schedule)
         last = certain_end(trainer, is_manual=not pl_module.automatic_optimization)
-        if last is None or self._rule.trigger or getattr(trainer, "fast_dev_run", False):
-            return None  # Lightning does not declare the last one
+        if last is None or self._rule.trigger:
+            return None
         return last if _ends_after(schedule, last) else None
 
     def __repr__(self) -> str:

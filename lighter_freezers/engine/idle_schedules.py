@@ -160,7 +160,7 @@ def warn_of_short_run(
 ) -> None:
     """Warn of what begins after the run, and of bounds between which no step lies; not if that is unknown."""
     last = trainer_clock.certain_end(trainer, is_manual=not getattr(model, "automatic_optimization", True))
-    if last is None or getattr(trainer, "fast_dev_run", False):  # Lightning does not declare it
+    if last is None:
         return
     said = {(each.title, *each.rule.schedule.beyond(last)) for each in active_rules}
     said |= {(each.title, *each.beyond(last)) for each in actions}

@@ -17,6 +17,7 @@ __all__ = [
     "certain_end",
     "end_in_words",
     "epoch_metrics",
+    "is_trial",
     "is_update_epoch",
     "last_moment",
     "mean_over_ranks",
@@ -194,11 +195,21 @@ def unknown_length(trainer: TrainerLike, *, is_manual: bool) -> str | None:
 
 
 def certain_end(trainer: TrainerLike, *, is_manual: bool) -> Moment | None:
-    """A moment that no step of the run comes after, `NEVER` for an unknown step or epoch; None if unknown."""
+    """A moment that no step of the run comes after, `NEVER` for an unknown step or epoch; None if unknown.
+
+    That of a trial run says nothing about the real one.
+    """
+    if is_trial(trainer):
+        return None
     last = None if unknown_length(trainer, is_manual=is_manual) else last_moment(trainer)
     if last is None and trainer.max_steps == -1 and (epochs := num_epochs(trainer)) is not None:
         return Moment(NEVER, epochs - 1)
     return last
+
+
+def is_trial(trainer: TrainerLike) -> bool:
+    """Whether the run only tries the code, with a few batches of an epoch."""
+    return bool(getattr(trainer, "fast_dev_run", False))  # Lightning does not declare it
 
 
 def end_in_words(last: Moment) -> str:

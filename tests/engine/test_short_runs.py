@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from lighter_freezers import Freezer, LayerOperations, LoraRankScheduler, apply_lora
+from lighter_freezers import Freezer, GradualUnfreezing, LayerOperations, LoraRankScheduler, apply_lora
 from tests.lab import Stream, batches, regression, trainer
 
 OPERATION = {"name": "freeze_layer", "value": "layer1"}
@@ -113,14 +113,29 @@ def test_of_a_stream_only_what_is_certain(bounds: Any, options: Any, end: str | 
 
 
 def test_an_unknown_length_says_nothing(caplog: Any) -> None:
-    """Of a stream only the number of epochs is known; a trial run says nothing about the real one."""
+    """Of a stream only the number of epochs is known."""
     data = DataLoader(Stream(), batch_size=None)
     late = Freezer(names="head.bias", from_step=500)
 
     assert warnings_of(caplog, late, data=data) == []
-    assert warnings_of(caplog, late, fast_dev_run=True) == []
     [said] = warnings_of(caplog, Freezer(names="head.bias", from_epoch=2), data=data)
     assert said.endswith("from epoch 2 begins after the run has ended, whose last is epoch 1")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Freezer(names="head.bias", from_step=500),
+        lambda: Freezer(names="head.bias", until_step=500),
+        lambda: GradualUnfreezing(every_n_steps=100, blocks=["layer1", "layer2"]),
+        lambda: GradualUnfreezing(stages=[{"thaw": "head.", "until_step": 9}, {"thaw": "layer2."}]),
+        lambda: LayerOperations([OPERATION | {"max_wait_iters": 30}]),
+    ],
+)
+def test_a_trial_run_says_nothing_about_the_real_one(make: Any, caplog: Any) -> None:
+    """Its few batches come to no stage and no operation."""
+    assert warnings_of(caplog, make(), fast_dev_run=2) == []
+    assert not [each for each in caplog.records if "not reached" in each.getMessage()]
 
 
 @pytest.mark.parametrize(("loss", "message"), [(math.nan, "not NaN"), (-math.inf, "this would never happen")])

@@ -8,6 +8,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lighter_freezers._log import log
+from lighter_freezers.engine import trainer_clock
 from lighter_freezers.engine.actions import Action, ActionResult, StepContext
 from lighter_freezers.engine.effects.learning_rate_curves import RateCurves
 from lighter_freezers.engine.ledger import Hold
@@ -231,9 +232,9 @@ class QueuedOperations(Action):
         self._saved = state
 
     def end(self, trainer: TrainerLike) -> None:
-        """Log which operations were not reached."""
+        """Log which operations were not reached; a trial run reaches few of them."""
         pending = self._queue.pending
-        if pending and trainer.is_global_zero:
+        if pending and trainer.is_global_zero and not trainer_clock.is_trial(trainer):
             log.warning(
                 "LayerOperations: %d of %d operations were not reached; next was '%s', %s",
                 len(pending),
