@@ -23,6 +23,8 @@ from lighter_freezers.engine.effects.optimizer_choice import sparse_parameters
 from lighter_freezers.engine.effects.optimizer_history import (
     FrozenValues,
     drop_shared_history,
+    give_momentum,
+    refuse_dampened_momentum,
     refuse_dropped_state,
 )
 from lighter_freezers.engine.effects.saved_groups import GroupNames, group_names, members_of
@@ -102,6 +104,8 @@ class OptimizerFollower:
             return
         for state in sorted(self._states - {"keep"}):
             refuse_dropped_state(self._optimizers, state)
+        if trainable_later or any(not each.rule.is_static for each in self._active_rules):
+            refuse_dampened_momentum(self._optimizers)
         if self._frees:
             refuse_lean_groups(trainer.strategy, self._optimizers)
             self._lean = LeanGroups(self._optimizers)
@@ -157,13 +161,13 @@ class OptimizerFollower:
         self._values.follow()
         if is_reshaped:
             self.empty.find(self._optimizers)
-        if not self._frees:
-            return
-        if is_reshaped or not self._named:
-            before, self._named = self._named, canonical_parameters(model)
-            self._lean.replace({id(old): self._named[name] for name, old in before.items()})
-        freeing = [hold.parameters for hold in holds if hold.terms.optimizer_state == "free"]
-        self._lean.leave_out([parameter for parameters in freeing for parameter in parameters])
+        if self._frees:
+            if is_reshaped or not self._named:
+                before, self._named = self._named, canonical_parameters(model)
+                self._lean.replace({id(old): self._named[name] for name, old in before.items()})
+            freeing = [hold.parameters for hold in holds if hold.terms.optimizer_state == "free"]
+            self._lean.leave_out([parameter for parameters in freeing for parameter in parameters])
+        give_momentum(self._optimizers)
 
     def release(self) -> None:
         """Put everything back into the groups, and stop managing the optimizers."""

@@ -5,7 +5,7 @@ Nor do wrappers such as Lookahead, which pull weights towards a copy of their ow
 optimizers, which exchange weights between training and validation.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,16 @@ from torch.optim import Optimizer
 from torch.torch_version import TorchVersion
 
 from lighter_freezers.engine import ledger
+from lighter_freezers.engine.trainer_like import ParameterGroup
 
-__all__ = ["FrozenValues", "drop_shared_history", "refuse_dropped_state", "with_step_hooks"]
+__all__ = [
+    "FrozenValues",
+    "drop_shared_history",
+    "give_momentum",
+    "refuse_dampened_momentum",
+    "refuse_dropped_state",
+    "with_step_hooks",
+]
 
 
 def drop_shared_history(optimizers: Iterable[Optimizer]) -> None:
@@ -23,6 +31,35 @@ def drop_shared_history(optimizers: Iterable[Optimizer]) -> None:
     for optimizer in optimizers:
         if "lbfgs" in type(optimizer).__name__.lower() or isinstance(optimizer, torch.optim.LBFGS):
             optimizer.state.clear()
+
+
+def give_momentum(optimizers: Iterable[Optimizer]) -> None:
+    """Let fused SGD step what has no momentum yet beside what has: its kernel takes one kind or the other."""
+    for optimizer, group in _fused_momentum(optimizers):
+        training = [p for p in group["params"] if p.requires_grad]
+        lacking = [p for p in training if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        for parameter in lacking if len(lacking) < len(training) else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def refuse_dampened_momentum(optimizers: Iterable[Optimizer]) -> None:
+    """Fail before training where that momentum of 0 would be damped at its first step, as no other is.
+
+    Raises:
+        ValueError: Fused SGD with momentum has a dampening.
+    """
+    if any(group.get("dampening") for _, group in _fused_momentum(optimizers)):
+        raise ValueError(
+            "SGD(fused=True) with momentum and dampening cannot step what thaws during the run: torch's "
+            "kernel takes no parameter without momentum beside others. Use fused=False, or dampening=0."
+        )
+
+
+def _fused_momentum(optimizers: Iterable[Optimizer]) -> Iterator[tuple[Optimizer, ParameterGroup]]:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+            if group.get("fused") and group.get("momentum"):
+                yield optimizer, group
 
 
 def refuse_dropped_state(optimizers: Iterable[Optimizer], optimizer_state: str) -> None:

@@ -1,6 +1,7 @@
 """Frozen means bit-equal under any optimizer, or the run is refused: torch's, and popular ones outside."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -197,6 +198,36 @@ def test_under_every_optimizer_of_torch(name: str, state: str) -> None:
     frozen, after = frozen_and_thawed("pytorch_lightning", of_torch(name), state, names)
     assert frozen == [False] * 4
     assert any(after)
+
+
+def momentum(parameters: Any, **options: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.1, **options)
+
+
+@pytest.mark.parametrize("rate", [{}, {"unfreeze_lr_factor": 0.5}], ids=str)
+@pytest.mark.parametrize("windows", [[[0, 3]], [[3, 7]], [[0, 2], [5, 8]]], ids=str)
+@pytest.mark.parametrize("state", STATES)
+def test_fused_momentum_begins_at_a_thaw_as_any_other(state: Any, windows: Any, rate: Any) -> None:
+    """Its kernel refuses parameters without momentum beside others."""
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        module = regression(NAMESPACES[0], optimizer=partial(momentum, fused=fused))
+        freezer = Freezer(name_starts_with=["layer2"], windows=windows, optimizer_state=state, **rate)
+        trainer(NAMESPACES[0], callbacks=[freezer], max_epochs=3).fit(module, batches(), batches())
+        ends.append(list(module.parameters()))
+    for plain, fast in zip(*ends, strict=True):
+        torch.testing.assert_close(plain, fast)
+
+
+def test_fused_momentum_with_a_dampening_is_refused() -> None:
+    """Only where something thaws."""
+    build = partial(momentum, fused=True, dampening=0.5)
+    trainer(NAMESPACES[0], callbacks=[Freezer(names="head.bias")]).fit(
+        regression(NAMESPACES[0], optimizer=build), batches(), batches()
+    )
+    with pytest.raises(ValueError, match=r"SGD\(fused=True\) with momentum and dampening .* fused=False"):
+        frozen_and_thawed(NAMESPACES[0], build, "keep")
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
