@@ -13,23 +13,32 @@ from lighter_freezers.engine.effects.learning_rates import ThawedGroup
 
 
 class Net(pl.LightningModule):
-    def __init__(self, *, is_scheduled: bool = False, rate_by_hand: float | None = None) -> None:
+    def __init__(
+        self, *, is_scheduled: bool = False, rate_by_hand: float | None = None, hook: str = "optimizer_step"
+    ) -> None:
         super().__init__()
         self.backbone, self.head = nn.Linear(4, 4), nn.Linear(4, 1)
-        self.is_scheduled, self.rate_by_hand = is_scheduled, rate_by_hand
+        self.is_scheduled, self.rate_by_hand, self.hook = is_scheduled, rate_by_hand, hook
         self.counts: list[int] = []
         self.rates: list[float] = []
         self.num_calls = 0
 
     def training_step(self, batch: torch.Tensor) -> torch.Tensor:
         self.counts.append(self.num_calls)
+        self._write_rates("training_step")
         return self.head(self.backbone(batch)).square().mean()
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
-        for group in optimizer.param_groups if self.rate_by_hand else ():
-            group["lr"] = self.rate_by_hand
+        self._write_rates("optimizer_step")
         optimizer.step(closure=optimizer_closure)
         self.rates.append(optimizer.param_groups[-1]["lr"])
+
+    def on_before_optimizer_step(self, optimizer):
+        self._write_rates("on_before_optimizer_step")
+
+    def _write_rates(self, hook: str) -> None:
+        for group in self.optimizers().param_groups if self.rate_by_hand and hook == self.hook else ():
+            group["lr"] = self.rate_by_hand
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
@@ -46,7 +55,7 @@ def fit(model: Net, *callbacks: pl.Callback) -> None:
     trainer.fit(model, torch.utils.data.DataLoader(torch.randn(80, 4), batch_size=4))
 
 
-def test_a_steady_step_calls_us_once():
+def test_a_steady_step_calls_us_twice() -> None:
     model = Net()
 
     def count(frame: FrameType, event: str, _: object) -> None:
@@ -58,8 +67,8 @@ def test_a_steady_step_calls_us_once():
         fit(model, Freezer(**thawing, warmup_steps=3))
     finally:
         sys.setprofile(None)
-    # the countdown to the next transition at the start of a batch, and one comparison before the step
-    assert model.counts[16] - model.counts[15] - _calls_of_plain_freezer() == 1
+    # the step's hook, and the comparison after its closure
+    assert model.counts[16] - model.counts[15] - _calls_of_plain_freezer() == 2
 
 
 def _calls_of_plain_freezer() -> int:
@@ -93,8 +102,10 @@ def test_a_moving_rate_is_written_once_per_step(
     assert [writes.count(step) for step in range(5, 19)] == [1] * 14
 
 
-def test_a_rate_written_by_hand_does_not_replace_the_requested_one():
-    model = Net(rate_by_hand=0.02)
+@pytest.mark.parametrize("hook", ["optimizer_step", "training_step", "on_before_optimizer_step"])
+def test_a_rate_written_by_hand_does_not_replace_the_requested_one(hook: str) -> None:
+    """Lightning calls the last two inside the optimizer's step."""
+    model = Net(rate_by_hand=0.02, hook=hook)
     fit(model, Freezer(name_starts_with="backbone.", until_step=2, unfreeze_lr_factor=0.1))
     assert model.rates[:2] == [0.02, 0.02]
     assert model.rates[2:] == pytest.approx([0.002] * 18)

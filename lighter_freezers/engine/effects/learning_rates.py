@@ -1,8 +1,8 @@
 """Sets the learning rate of thawed parameters, whatever an LR scheduler writes.
 
 The rate of a group follows from the request alone, or from that of the group it was split from, which the LR
-scheduler still controls. Nothing accumulates, so a resumed run has the same rates. Before each optimizer step
-one call compares; it writes only where a scheduler, a warm-up or other code has moved a rate.
+scheduler still controls. Nothing accumulates, so a resumed run has the same rates. At each optimizer step
+two calls compare; they write only where a scheduler, a warm-up or other code has moved a rate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lighter_freezers.engine.effects.optimizer_history import with_step_hooks
 from lighter_freezers.engine.triggers import Moment
+
+_Args: TypeAlias = tuple[object, ...]  # of `Optimizer.step`
+_Named: TypeAlias = dict[str, object]
+_Call: TypeAlias = tuple[_Args, _Named]
 
 __all__ = ["KeptRate", "LearningRateRequest", "RateFactor", "Releasing", "ThawedGroup", "ThawedRates"]
 
@@ -223,8 +227,19 @@ class ThawedRates:
             hook.remove()
         self._groups, self._hooks = [], []
 
-    def _check(self, optimizer: Optimizer, *_: object) -> None:
-        groups = optimizer.param_groups
+    def _check(
+        self, optimizer: Optimizer, _: object, args: _Args, named: _Named
+    ) -> tuple[_Args, _Named] | None:
+        """Before a step; where it computes the batch in a closure, after that, which may write rates too."""
+        closure = args[1] if len(args) > 1 else named.get("closure")
+        if not callable(closure):
+            self._keep(optimizer)
+            return None
+        kept = partial(self._keep, optimizer, closure)
+        return ((args[0], kept, *args[2:]), named) if len(args) > 1 else (args, {**named, "closure": kept})
+
+    def _keep(self, optimizer: Optimizer, closure: Callable[[], object] = lambda: None) -> object:
+        loss, groups = closure(), optimizer.param_groups
         for each in self._groups:
             if each.optimizer is optimizer and (
                 (each.is_moving and self._moment().optimizer_step != self._set_at)
@@ -232,4 +247,5 @@ class ThawedRates:
                 or groups[each.home_index].get("lr") is not each.scheduled
             ):
                 self.set()
-                return
+                break
+        return loss
