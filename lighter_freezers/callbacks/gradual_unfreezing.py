@@ -164,7 +164,6 @@ class GradualUnfreezing(EngineCallback):
         self._said: Said = {"blocks": blocks, "head": head, "embeddings": embeddings, "tower": tower}
         terms = parse_terms(optimizer_state, cut_gradient, frozen_mode=frozen_mode)
         which = arguments.index_or_name("optimizer", optimizer)
-        self._clock: StageClock | None = None
         if stages is not None or schedule is not None:
             implicit = {
                 "every_n_epochs": every_n_epochs,
@@ -201,10 +200,13 @@ class GradualUnfreezing(EngineCallback):
 
     def actions(self) -> list[Action]:
         """What counts the stages, where they are given one by one."""
-        if not isinstance(self._plan, StagePlan):
-            return []
-        self._clock = self._plan.clock()
-        return [self._clock]
+        return [self._plan.clock()] if isinstance(self._plan, StagePlan) else []
+
+    def _clock(self, trainer: TrainerLike) -> StageClock | None:
+        """The one of this fit; kept by the engine alone, so that the callback can be pickled after it."""
+        is_explicit = isinstance(self._plan, StagePlan)
+        clocks = [each for each in Engine.of(trainer).actions if isinstance(each, StageClock)]
+        return clocks[0] if is_explicit and clocks else None
 
     def rules_for(self, model: nn.Module) -> list[FreezeRule]:
         """The rules that hold each stage until it starts: one per stage, or one per layer with `lr_decay`."""
@@ -237,9 +239,9 @@ class GradualUnfreezing(EngineCallback):
             for hold, title in self._beginnings
             if hold != Schedule() and shares.resolved(hold).is_active(last)
         ]
-        if self._clock is not None:
-            self._clock.resolve(shares)
-            late = [f"stage {stage + 1}" for stage in self._clock.never_begun(last)]
+        if clock := self._clock(trainer):
+            clock.resolve(shares)
+            late = [f"stage {stage + 1}" for stage in clock.never_begun(last)]
         if late:
             log.warning(
                 "%r: %s would %s after the run has ended, %s. Train longer, or thaw more at a time",
@@ -269,8 +271,8 @@ class GradualUnfreezing(EngineCallback):
 
     def on_train_end(self, trainer: TrainerLike, pl_module: nn.Module) -> None:
         """Say where the last stage did not begin: the run was stopped, or a condition was never met."""
-        if self._clock is not None:
-            has_left, on_metric = self._clock.number + 1 < self._clock.num_stages, bool(self._clock.awaits)
+        if clock := self._clock(trainer):
+            has_left, on_metric = clock.number + 1 < clock.num_stages, bool(clock.awaits)
         else:
             ours = [each for each in Engine.of(trainer).active_rules if each.title == str(self._plan)]
             left = [each for each in ours if each.hold.is_active and not each.rule.is_static]

@@ -13,6 +13,7 @@ from lighter_freezers.engine.effects.learning_rates import KeptRate
 from lighter_freezers.engine.flips import Flips
 from lighter_freezers.engine.followers import Followers, TransitionListener
 from lighter_freezers.engine.intrusions import Intrusions
+from lighter_freezers.engine.ledger_records import is_left_over
 from lighter_freezers.engine.metric_watch import MetricWatch
 from lighter_freezers.engine.rules import FreezeRule, active_rules_of, follow_all, refuse_overlap
 from lighter_freezers.engine.run_shares import RunShares
@@ -81,6 +82,7 @@ class Fit:
         baselines.mark(model, holdable)
         self._found = idle_schedules.found_by(self.actions, model)
         follow_all(self.active_rules, moment)
+        ledger.thaw(filter(is_left_over, holdable), "")  # the schedule begins anew, so that they train
         if self.active_rules and not len(self.actions):  # an action may thaw something before that
             idle_schedules.refuse_idle_phase(self.active_rules, model)
 

@@ -13,6 +13,7 @@ __all__ = [
     "Record",
     "holders",
     "is_held",
+    "is_left_over",
     "is_user_frozen",
     "known",
     "observed",
@@ -123,3 +124,9 @@ def is_user_frozen(parameter: Parameter) -> bool:
     if record.count:
         return not record.baseline
     return not parameter.requires_grad and not record.is_left
+
+
+def is_left_over(parameter: Parameter) -> bool:
+    """Whether an earlier run ended while it held a parameter, which nothing holds now."""
+    record = known(parameter)
+    return record is not None and record.is_left and record.baseline and not record.count

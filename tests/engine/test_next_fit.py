@@ -11,7 +11,14 @@ import torch
 from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.tuner import Tuner
 
-from lighter_freezers import Freezer, LayerOperations
+from lighter_freezers import (
+    BlockCycling,
+    FreezeOut,
+    Freezer,
+    FreezeStateLogger,
+    GradualUnfreezing,
+    LayerOperations,
+)
 from lighter_freezers.engine.engine import Engine
 from tests.lab import TinyNet, adamw, batches, frozen_layers, recorder, regression, trainer
 
@@ -190,3 +197,47 @@ def test_a_copied_network_thaws(twin_of: Any, when: str) -> None:
     both = Freezer(name_starts_with=["layer1.", "layer2."], until_step=2)
     fit(trainer(LONE, callbacks=[both, seen], max_epochs=1), again, 1)
     assert seen.seen == [["layer1", "layer2"]] * 2 + [["layer1"]] * 2
+
+
+def seen_frozen(module: Any, *callbacks: Any) -> list[list[str]]:
+    """What is frozen in each step of a run of two epochs."""
+    seen = recorder(LONE, lambda _, each: frozen_layers(each))
+    trainer(LONE, callbacks=[*callbacks, seen], max_epochs=2).fit(module, batches(), batches())
+    return list(seen.seen)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Freezer(name_starts_with="layer2.", from_step=5),
+        lambda: Freezer(name_starts_with="layer2.", windows=[[2, 4], [6, 99]]),
+        lambda: LayerOperations([{"name": "freeze_layer", "value": "layer2", "max_wait_iters": 2}]),
+        lambda: BlockCycling(3, "ascending", blocks=["layer1", "layer2", "layer10"]),
+        lambda: FreezeOut(6, every_n_steps=2, blocks=["layer1", "layer2", "layer10"]),
+    ],
+    ids=["freezer", "windows", "operations", "cycling", "freeze out"],
+)
+def test_what_a_run_left_frozen_follows_the_schedule_of_the_next(make: Any) -> None:
+    """With the same callback and with a new one; what the next selects nothing of is left alone."""
+    module, ours = regression(LONE), make()
+    runs = [seen_frozen(module, each) for each in (ours, ours, make())]
+    assert runs[0] == runs[1] == runs[2]
+    assert runs[0][-1]
+    assert seen_frozen(module, Freezer(names="head.bias", until_step=1))[-1] == runs[0][-1]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_callbacks_can_be_pickled(when: str, tmp_path: Any) -> None:
+    """For a pool of processes: before a fit and after one, they keep nothing of the module."""
+    stages = GradualUnfreezing(stages=[{"thaw": "head.", "until_step": 3}, {"thaw": "layer2."}])
+    ours = [[*callbacks(), BlockCycling(3, blocks=["layer1", "layer2"])], [stages, FreezeStateLogger()]]
+    for each in ours:
+        if when == "after":
+            trainer(LONE, callbacks=each, max_epochs=1, default_root_dir=tmp_path).fit(
+                regression(LONE), batches(), batches()
+            )
+        twins = pickle.loads(pickle.dumps(each))
+        assert [str(twin) for twin in twins[:1]] == [str(one) for one in each[:1]]
+        trainer(LONE, callbacks=twins, max_epochs=1, default_root_dir=tmp_path).fit(
+            regression(LONE), batches(), batches()
+        )
