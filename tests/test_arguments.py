@@ -1,10 +1,20 @@
 """Plain values from YAML: what passes, and what the errors say."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lighter_freezers import GradientNormMonitor, arguments
+from lighter_freezers import (
+    CausalLMModule,
+    GradientNormMonitor,
+    GradualUnfreezing,
+    LayerOperations,
+    PlotsAtEnd,
+    PrefixCache,
+    arguments,
+    evaluate_e2e,
+)
 
 
 @pytest.mark.parametrize(
@@ -79,3 +89,25 @@ def test_an_unknown_argument_is_named_with_its_class() -> None:
         TypeError, match=r"GradientNormMonitor.__init__\(\) got .* argument 'log_every_n_steps'"
     ):
         GradientNormMonitor(log_every_n_steps=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda path: GradientNormMonitor(dirpath=path).dirpath, None),
+        (PlotsAtEnd, None),
+        (PrefixCache, None),
+        (lambda path: GradualUnfreezing(schedule=path), "schedule: there is no file"),
+        (lambda path: LayerOperations(path / "a.yaml"), "operations: there is no file"),
+        (lambda path: CausalLMModule(model=path), "No model at"),
+        (lambda path: evaluate_e2e(path, source=path, output_dir=path), "No model at"),
+    ],
+    ids=["norms", "plots", "cache", "schedule", "operations", "model", "evaluate"],
+)
+def test_a_path_of_pathlib_is_a_path(make: Any, told: str | None, tmp_path: Path) -> None:
+    """Wherever a text is: taken, or looked up."""
+    if told is None:
+        make(tmp_path / "none")
+        return
+    with pytest.raises((ValueError, OSError), match=told):
+        make(tmp_path / "none")

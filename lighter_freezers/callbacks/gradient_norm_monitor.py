@@ -1,5 +1,6 @@
 """The callback that measures gradient norms and writes them to files and loggers. Training is unaffected."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -92,7 +93,7 @@ class GradientNormMonitor(Callback):
         every_n_steps: int | None = None,
         *,
         per_layer: bool = True,
-        dirpath: str | None = None,
+        dirpath: str | os.PathLike[str] | None = None,
         name: str = "gradient_analysis",
         save_format: Literal["csv", "json"] = "csv",
         val_loss: str | None = None,

@@ -1,5 +1,6 @@
 """The GradualUnfreezing callback: the head trains first, then the blocks thaw one after another."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -151,7 +152,7 @@ class GradualUnfreezing(EngineCallback):
         head: Sequence[str] = (),
         embeddings: Sequence[str] = (),
         stages: Sequence[Mapping[str, object]] | None = None,
-        schedule: str | None = None,
+        schedule: str | os.PathLike[str] | None = None,
         best: Best = "keep",
         restore_best: bool | Mapping[str, object] = False,
         frozen_mode: FrozenMode = "train",

@@ -1,5 +1,6 @@
 """The callback that plots the files of the gradient-norm monitor when a run has ended."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ class PlotsAtEnd(Callback):
     """
 
     @checked
-    def __init__(self, dirpath: str | None = None) -> None:
+    def __init__(self, dirpath: str | os.PathLike[str] | None = None) -> None:
         self.dirpath = dirpath
 
     def setup(self, trainer: TrainerLike, pl_module: nn.Module, stage: str) -> None:

@@ -1,5 +1,6 @@
 """The callback that computes the output of a frozen prefix once for each row, and gives it back later."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -83,7 +84,7 @@ class PrefixCache(EngineCallback):
     @checked
     def __init__(
         self,
-        folder: str | None = None,
+        folder: str | os.PathLike[str] | None = None,
         *,
         dtype: Literal["float32", "bfloat16"] = "float32",
         max_gb: float = 20.0,

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import torch
@@ -114,10 +115,10 @@ def evaluate(
     num_samples: int | None = None,
     batch_size: int = 8,
     *,
-    source: str | None = None,
+    source: str | os.PathLike[str] | None = None,
     tokenizer: Tokenizer = None,
     generation: Mapping[str, Any] | None = None,  # GenerationSettings checks each
-    output_dir: str | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
     **data: Any,  # GenerationDataModule checks each
 ) -> TaskScores:
     """Evaluate a model on a task: it answers each test prompt once, scored against all references.
@@ -164,7 +165,7 @@ def evaluate(
     if output_dir is not None:
         name = type(network).__name__ if isinstance(model_path, nn.Module) else model_path
         said = {"model": name, "base_model": base_model_id, **figures.report(prompts, settings)}
-        write_results(output_dir, {**said, "scores": scores})
+        write_results(Path(output_dir), {**said, "scores": scores})
     return TaskScores(scores, len(figures.answers), settings)
 
 
@@ -229,7 +230,9 @@ def _model_and_tokenizer(
     return network, saved_tokenizer if tokenizer is None else tokenizer
 
 
-def _test_data(task: PromptedTask, source: str | None, **options: Given) -> "GenerationDataModule":
+def _test_data(
+    task: PromptedTask, source: str | os.PathLike[str] | None, **options: Given
+) -> "GenerationDataModule":
     """The test data of a task, encoded for a model."""
     from lighter_freezers.experiments.training.generation_datamodule import (
         GenerationDataModule,  # imports Lightning

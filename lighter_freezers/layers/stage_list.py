@@ -1,5 +1,6 @@
 """Explicit stages as they stand in YAML: what thaws in each, at which rates, until when."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def read_stages(stages: object, schedule: object, beside: Mapping[str, object]) 
 
 def _load(schedule: object) -> tuple[str, object]:
     """The name of the list in errors, and the list."""
-    if not isinstance(schedule, (str, Path)):
+    if not isinstance(schedule, (str, os.PathLike)):
         raise TypeError(f"schedule must be the path of a YAML file. Got {schedule!r}.")
     path = Path(schedule)
     loaded = arguments.file_content("schedule", path)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -231,13 +232,10 @@ def test_callbacks_can_be_pickled(when: str, tmp_path: Any) -> None:
     """For a pool of processes: before a fit and after one, they keep nothing of the module."""
     stages = GradualUnfreezing(stages=[{"thaw": "head.", "until_step": 3}, {"thaw": "layer2."}])
     ours = [[*callbacks(), BlockCycling(3, blocks=["layer1", "layer2"])], [stages, FreezeStateLogger()]]
+    once = partial(trainer, LONE, max_epochs=1, default_root_dir=tmp_path)
     for each in ours:
         if when == "after":
-            trainer(LONE, callbacks=each, max_epochs=1, default_root_dir=tmp_path).fit(
-                regression(LONE), batches(), batches()
-            )
+            once(callbacks=each).fit(regression(LONE), batches(), batches())
         twins = pickle.loads(pickle.dumps(each))
         assert [str(twin) for twin in twins[:1]] == [str(one) for one in each[:1]]
-        trainer(LONE, callbacks=twins, max_epochs=1, default_root_dir=tmp_path).fit(
-            regression(LONE), batches(), batches()
-        )
+        once(callbacks=twins).fit(regression(LONE), batches(), batches())

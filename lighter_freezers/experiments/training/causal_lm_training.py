@@ -1,5 +1,6 @@
 """Fine-tuning a causal language model, without a Lightning base class; used by both namespaces."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -38,7 +39,7 @@ class CausalLMTraining:
     @checked
     def __init__(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         network: nn.Module | None = None,
         *,
         lora: Mapping[str, object] | None = None,
@@ -65,6 +66,7 @@ class CausalLMTraining:
         super().__init__()
         self._given = given_optimizer(optimizer, scheduler, scheduler_interval, scheduler_monitor)
         self._fine_tuning = FineTuning(learning_rate, weight_decay, lr_schedule, warmup_steps)
+        model = None if model is None else os.fspath(model)
         self._model_path = model
         count("generation_seed", generation_seed)
         drawn = {"temperature": temperature, "top_p": top_p, "seed": generation_seed}

