@@ -82,7 +82,17 @@ class MetricWatch:
         self._validated_at, self._unread = state["validated_at"], state.get("epoch_metrics", {})
 
     def catch_up(self, trainer: TrainerLike) -> None:
-        """Pass on the metrics of an epoch that Lightning counts as ended when training resumes."""
+        """Pass on the metrics of an epoch that Lightning counts as ended when training resumes.
+
+        Raises:
+            RuntimeError: The Trainer lets nothing log a metric.
+        """
+        if self._waiting and trainer.barebones:
+            watcher, monitor = self._waiting[0]
+            raise RuntimeError(
+                f"{watcher.title} waits for the metric '{monitor}', and Trainer(barebones=True) lets nothing "
+                f"log one. Remove barebones, or {watcher.monitor_argument}."
+            )
         self._is_at_end = trainer.is_last_batch  # as the loops were when the checkpoint was saved
         if self._unread and trainer_clock.moment(trainer).epoch > self._unread["epoch"]:
             self._observe(self._unread["values"])
@@ -121,7 +131,8 @@ class MetricWatch:
             return
         now = trainer_clock.metrics(trainer)
         if self._has_validated or not trainer.enable_validation:
-            self._refuse_unknown([*now, *before])
+            fact = "" if trainer.enable_validation else ", and this run has no validation"
+            self._refuse_unknown([*now, *before], f"never logged{fact}")
         if not trainer.is_last_batch:
             return  # the run stops within the epoch, and one that goes on has no value here
         if is_cut:
@@ -196,15 +207,15 @@ class MetricWatch:
         for watcher, monitor in self._waiting:
             if monitor not in names and _family(monitor) in families:
                 if get_close_matches(monitor, names, 1, cutoff=0.93):
-                    raise RuntimeError(_unknown(watcher, monitor, names))
+                    raise RuntimeError(_unknown(watcher, monitor, names, "never logged"))
                 said.append(_unknown(watcher, monitor, names, "not logged in the sanity check"))
         for sentence in dict.fromkeys(said):  # several rules may have one title
             log.warning("%s", sentence)
 
-    def _refuse_unknown(self, names: list[str]) -> None:
+    def _refuse_unknown(self, names: list[str], fact: str) -> None:
         for watcher, monitor in self._waiting:
             if monitor not in names:
-                raise RuntimeError(_unknown(watcher, monitor, names))
+                raise RuntimeError(_unknown(watcher, monitor, names, fact))
 
 
 def _family(name: str) -> str:
@@ -212,7 +223,7 @@ def _family(name: str) -> str:
     return re.split(r"[/_]", name, maxsplit=1)[0]
 
 
-def _unknown(watcher: Watcher, monitor: str, names: list[str], fact: str = "never logged") -> str:
+def _unknown(watcher: Watcher, monitor: str, names: list[str], fact: str) -> str:
     of_loaders = [name for name in names if name.partition("/dataloader_idx_")[0] == monitor]
     closest = sorted(of_loaders)[:3] or closest_names(monitor, names, 3)
     return (

@@ -141,6 +141,7 @@ class TrainerLike(Protocol):
     """
 
     accumulate_grad_batches: int
+    barebones: bool
     check_val_every_n_epoch: int | None
     gradient_clip_val: float | int | None
     limit_train_batches: int | float

@@ -47,6 +47,20 @@ def test_a_metric_that_nothing_logs_is_an_error_once_it_is_due(
 
 
 @each
+def test_a_metric_that_the_trainer_lets_nothing_log_is_an_error_before_training(
+    namespace: str, kind: str
+) -> None:
+    """`barebones`; without validation, the error that comes at the end of the first epoch says so."""
+    bare = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "barebones"), None
+    )
+    with pytest.raises(RuntimeError, match="waits for the metric 'acc', and .*barebones=True.* lets nothing"):
+        history(namespace, regression(namespace, Blocks), waiting("acc")[kind], **{**bare, "barebones": True})
+    with pytest.raises(RuntimeError, match="'acc', but it was never logged, and this run has no validation"):
+        history(namespace, regression(namespace, Blocks), waiting("acc")[kind], limit_val_batches=0)
+
+
+@each
 def test_a_metric_is_found_without_epoch(namespace: str, kind: str) -> None:
     """`val/acc/epoch`, as lighter logs it, is `val/acc`; it is above the threshold from epoch 1 on."""
     module = regression(namespace, Blocks)
