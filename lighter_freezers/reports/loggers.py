@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from lighter_freezers.engine.trainer_like import LoggerLike
 from lighter_freezers.reports.whole_files import write_png
+from lighter_freezers.selection.names import loggable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,9 +65,10 @@ def with_late_epoch(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def write_metrics(loggers: Loggers, metrics: Mapping[str, float], step: int) -> None:
     """Log numbers to every logger; to Lightning's TensorBoardLogger in one event, not in one for each."""
+    named = {loggable(key): value for key, value in metrics.items()}
     for logger in loggers if metrics else ():
         with _harmless(logger):
-            _write_metrics(logger, metrics, step)
+            _write_metrics(logger, named, step)
 
 
 def _write_metrics(logger: LoggerLike, metrics: Mapping[str, float], step: int) -> None:
@@ -148,7 +150,7 @@ def write_layout(loggers: Loggers, category: str, charts: Mapping[str, Iterable[
 
 def _pattern(keys: Iterable[str]) -> str:
     """One regular expression for a chart: the tab sends one request for each, and matches from the start."""
-    stems = dict.fromkeys(_INDEX.sub(r"\\.\\d+", re.escape(key)) for key in keys)
+    stems = dict.fromkeys(_INDEX.sub(r"\\.\\d+", re.escape(loggable(key))) for key in keys)
     return f"(.*-)?({'|'.join(stems)})$"  # a logger's prefix ends in "-"
 
 

@@ -4,8 +4,10 @@
 """
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import TypeAlias
 
 from torch import nn
@@ -17,6 +19,7 @@ __all__ = [
     "closest_names",
     "join",
     "layout",
+    "loggable",
     "each_module",
     "named_aliases",
     "spellings",
@@ -31,6 +34,12 @@ PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 Layout: TypeAlias = tuple[Mapping[str, nn.Parameter | None], Mapping[str, nn.Module | None]]
 _MOST_COMPARED = 100  # names, letter by letter
 WRAPPERS = ("network", "model")  # LighterModule and most LightningModules hold the model under one of these
+
+
+@lru_cache(maxsize=10_000)
+def loggable(name: str) -> str:
+    """A name with a space in place of what loggers refuse, such as MLflow the brackets of a module's name."""
+    return " ".join(re.sub(r"[^\w.\-/:]+", " ", name).split())
 
 
 def canonical_name(name: str) -> str:

@@ -3,12 +3,14 @@
 import logging
 import re
 import warnings
+from collections import OrderedDict
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lighter_freezers import (
@@ -22,7 +24,7 @@ from lighter_freezers import (
 )
 from tests.engine.effects.test_frozen_is_bit_equal import Lookahead, Sam
 from tests.engine.test_unusual_modules import Blocks, frozen_blocks, history, three, waiting
-from tests.lab import NAMESPACES, Stream, batches, first_now, recorder, regression, trainer
+from tests.lab import NAMESPACES, WIDTH, Stream, batches, first_now, recorder, regression, trainer
 
 KINDS = ("freezer", "gradual", "operations")
 USUAL = {kind: [True] * steps + [False] * (12 - steps) for kind, steps in zip(KINDS, (2, 8, 2), strict=True)}
@@ -138,6 +140,27 @@ def test_every_logger_takes_what_is_logged(
     if name == "own":
         assert all(re.fullmatch(r"[/\w.\- :]+", each) for each in logger.names)
         assert {"gradient_norm/blocks.0", "trainable_share/blocks.0"} <= logger.names
+
+
+def oddly_named() -> Any:
+    layers = {"in (8), a=1": nn.Linear(WIDTH, WIDTH), "out['y']#2": nn.Linear(WIDTH, 1)}
+    return nn.Sequential(OrderedDict(layers))
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_layers_of_any_name_are_logged_as_every_logger_takes_them(namespace: str, tmp_path: Path) -> None:
+    """Without the characters that MLflow refuses; the files keep the names."""
+    logger = without_experiment(namespace, tmp_path)
+    rates = import_module(f"{namespace}.callbacks").LearningRateMonitor()
+    freezer = Freezer(name_starts_with="in (8), a=1.", until_step=2, unfreeze_lr=0.01)
+    reports = [FreezeStateLogger(), GradientNormMonitor(1, dirpath=str(tmp_path)), rates]
+    options = {"logger": logger, "default_root_dir": tmp_path, "max_epochs": 1, "log_every_n_steps": 1}
+    module = regression(namespace, oddly_named)
+    trainer(namespace, callbacks=[freezer, *reports], **options).fit(module, batches(), batches())
+
+    assert {"gradient_norm/in 8 a 1", "trainable_share/out y 2"} <= logger.names
+    assert all(re.fullmatch(r"[/\w.\- :]+", each) for each in logger.names)
+    assert "in (8), a=1" in (tmp_path / "gradient_analysis.group_norms.csv").read_text()
 
 
 @each

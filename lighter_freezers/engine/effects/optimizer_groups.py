@@ -4,7 +4,6 @@ Groups are only made at the start of a fit, in an order that depends on the argu
 maps those of a checkpoint to those of the run that resumes.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from lighter_freezers.engine.effects.optimizer_choice import (
     described,
 )
 from lighter_freezers.engine.trainer_like import ParameterGroup, SchedulerLike
+from lighter_freezers.selection.names import loggable
 
 __all__ = [
     "PER_GROUP",
@@ -140,7 +140,7 @@ def split_off(
         ValueError: An optimizer has no rates.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
-    group_name = " ".join(re.sub(r"[^\w.\-/:]+", " ", group_name).split())  # MLflow refuses others
+    group_name = loggable(group_name)
     moved: list[tuple[Optimizer, int, int]] = []
     for optimizer in optimizers:
         for index, home in enumerate(list(optimizer.param_groups)):
