@@ -22,6 +22,7 @@ from lighter_freezers.engine.trainer_like import TrainerLike, callbacks_of
 from lighter_freezers.engine.trainer_strategies import refuse_flat_gradients, refuse_unsupported_strategy
 from lighter_freezers.engine.training_loss import StepLoss, loss_of
 from lighter_freezers.engine.triggers import Moment
+from lighter_freezers.selection.adapters import is_adapted
 from lighter_freezers.selection.tied_weights import TiedWeights
 
 __all__ = ["EachBatch", "Fit"]
@@ -82,7 +83,8 @@ class Fit:
         baselines.mark(model, holdable)
         self._found = idle_schedules.found_by(self.actions, model)
         follow_all(self.active_rules, moment)
-        ledger.thaw(filter(is_left_over, holdable), "")  # the schedule begins anew, so that they train
+        if not is_adapted(model):  # PEFT freezes all but its adapters
+            ledger.thaw(filter(is_left_over, holdable), "")  # the schedule begins anew, so that they train
         if self.active_rules and not len(self.actions):  # an action may thaw something before that
             idle_schedules.refuse_idle_phase(self.active_rules, model)
 

@@ -82,16 +82,13 @@ class MetricWatch:
         self._validated_at, self._unread = state["validated_at"], state.get("epoch_metrics", {})
 
     def catch_up(self, trainer: TrainerLike) -> None:
-        """Pass on the metrics of an epoch that Lightning counts as ended when training resumes.
-
-        Raises:
-            RuntimeError: The Trainer lets nothing log a metric.
-        """
-        if self._waiting and trainer.barebones:
-            watcher, monitor = self._waiting[0]
-            raise RuntimeError(
-                f"{watcher.title} waits for the metric '{monitor}', and Trainer(barebones=True) lets nothing "
-                f"log one. Remove barebones, or {watcher.monitor_argument}."
+        """Pass on the metrics of an epoch that Lightning counts as ended when training resumes."""
+        for title, monitor in {(each.title, name): None for each, name in self._waiting if trainer.barebones}:
+            log.warning(
+                "%s waits for the metric '%s', and Trainer(barebones=True) lets nothing log one: no value "
+                "will meet the condition. Remove barebones",
+                title,
+                monitor,
             )
         self._is_at_end = trainer.is_last_batch  # as the loops were when the checkpoint was saved
         if self._unread and trainer_clock.moment(trainer).epoch > self._unread["epoch"]:

@@ -104,7 +104,8 @@ class OptimizerFollower:
             return
         for state in sorted(self._states - {"keep"}):
             refuse_dropped_state(self._optimizers, state)
-        if trainable_later or any(not each.rule.is_static for each in self._active_rules):
+        thawing = [each for each in self._active_rules if not each.rule.never_releases]
+        if any(each.learning_rate is None for each in thawing):  # what has a rate gets a group of its own
             refuse_dampened_momentum(self._optimizers)
         if self._frees:
             refuse_lean_groups(trainer.strategy, self._optimizers)

@@ -111,7 +111,7 @@ class TaskScores:
 def evaluate(
     task: str | PromptedTask,
     model_path: ModelOrPath,
-    base_model_id: str | None = None,
+    base_model_id: str | os.PathLike[str] | None = None,
     num_samples: int | None = None,
     batch_size: int = 8,
     *,
@@ -150,6 +150,7 @@ def evaluate(
     GenerationSettings.of({"max_new_tokens": 1, **(generation or {})})
     check_tokenizer(tokenizer)
     chosen = task_named(task)
+    base_model_id = None if base_model_id is None else os.fspath(base_model_id)
     network, known_tokenizer = _model_and_tokenizer(model_path, base_model_id, tokenizer)
     sizes = {"batch_size": batch_size, "num_test_sequences": num_samples}
     prompts = _test_data(chosen, source, tokenizer=known_tokenizer, **sizes, **data)

@@ -4,7 +4,6 @@ Shapes: B batch, T time, C channels, V vocabulary, K classes.
 """
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,7 @@ from lighter_freezers.gpt.cross_entropy import (
     weighted_cross_entropy,
 )
 from lighter_freezers.gpt.fused_loss import fused_cross_entropy, is_fusion_better
-
-if TYPE_CHECKING:
-    from lighter_freezers.gpt.losses.pipeline import LossModifierPipeline
+from lighter_freezers.gpt.losses.pipeline import LossModifierPipeline
 
 __all__ = ["Objective", "objective_of"]
 
@@ -57,11 +54,11 @@ class Objective(nn.Module, ABC):
         return logits
 
     @abstractmethod
-    def loss(self, predictions: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None") -> Tensor:
+    def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifierPipeline | None) -> Tensor:
         """The loss, a scalar."""
 
     def loss_of_hidden(
-        self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None"
+        self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: LossModifierPipeline | None
     ) -> Tensor:
         """The same loss, from hidden states, where the predictions are not needed."""
         return self.loss(self.predictions(head, hidden), targets, modifiers)
@@ -80,7 +77,7 @@ class LanguageModelling(Objective):
         """Check that targets are token numbers, (B, T)."""
         return _checked_classes(targets, input_ids, is_real, self.config.ignore_index)
 
-    def loss(self, predictions: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None") -> Tensor:
+    def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifierPipeline | None) -> Tensor:
         """The cross-entropy in nats per token."""
         ignore_index = self.config.ignore_index
         if modifiers is not None and modifiers.is_active(self.mode):
@@ -89,7 +86,7 @@ class LanguageModelling(Objective):
         return mean_cross_entropy(logits, targets.flatten(), ignore_index)
 
     def loss_of_hidden(
-        self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None"
+        self, head: nn.Module, hidden: Tensor, targets: Tensor, modifiers: LossModifierPipeline | None
     ) -> Tensor:
         """The same loss; only positions with a target go through the head, in chunks if there are many."""
         if modifiers is not None and modifiers.is_active(self.mode):
@@ -139,7 +136,7 @@ class TokenClassification(Objective):
             )
         return targets if is_real is None else targets * is_real[:, :, None]
 
-    def loss(self, predictions: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None") -> Tensor:
+    def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifierPipeline | None) -> Tensor:
         """The cross-entropy in nats per token, weighted by `class_weights`."""
         ignore_index = self.config.ignore_index
         flat_targets = targets.flatten(0, 1)  # (N) or (N, K)
@@ -184,7 +181,7 @@ class SequenceScoring(Objective):
         """Scores: (B, 1, C) -> (B)."""
         return _at_least_float32(head(hidden)).sigmoid().flatten()
 
-    def loss(self, predictions: Tensor, targets: Tensor, modifiers: "LossModifierPipeline | None") -> Tensor:
+    def loss(self, predictions: Tensor, targets: Tensor, modifiers: LossModifierPipeline | None) -> Tensor:
         """The mean squared error."""
         targets = targets.to(predictions.dtype)
         if modifiers is not None and modifiers.is_active(self.mode):

@@ -5,7 +5,6 @@ Shapes: B batch, T time, V vocabulary, C channels (`n_embd`), K classes.
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,9 @@ from lighter_freezers.gpt.config import GPTConfig, ModelMode
 from lighter_freezers.gpt.generation import Sampling, continued, evaluating
 from lighter_freezers.gpt.heads import objective_of
 from lighter_freezers.gpt.layer_methods import LayerMethods
+from lighter_freezers.gpt.losses.pipeline import LossModifierPipeline
 from lighter_freezers.gpt.padding import checked_attention_mask, mask_of_padding, require
 from lighter_freezers.gpt.trunk import Trunk
-
-if TYPE_CHECKING:
-    from lighter_freezers.gpt.losses.pipeline import LossModifierPipeline
 
 __all__ = ["GPT"]
 
@@ -104,7 +101,7 @@ class GPT(LayerMethods):
         input_ids: Tensor,
         targets: Tensor | None = None,
         *,
-        loss_modifiers: "LossModifierPipeline | None" = None,
+        loss_modifiers: LossModifierPipeline | None = None,
         attention_mask: Tensor | None = None,
         with_logits: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
@@ -149,7 +146,7 @@ class GPT(LayerMethods):
         input_ids: Tensor,
         targets: Tensor,
         *,
-        loss_modifiers: "LossModifierPipeline | None" = None,
+        loss_modifiers: LossModifierPipeline | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """The loss without the predictions, which is cheaper.

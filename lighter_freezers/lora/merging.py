@@ -21,8 +21,8 @@ def merge_into_base(factors: LoraFactors) -> None:
     layer._caches.pop(f"{name}-weight_norm", None)  # what DoRA keeps for `unmerge`
     if not factors.is_embedding and layer.lora_B[name].bias is not None:
         layer.lora_B[name].bias.zero_()
-    if name in layer.lora_magnitude_vector:
-        layer.lora_magnitude_vector[name].weight.abs_()  # the weight has the sign of a negative one
+    if name in layer.lora_magnitude_vector:  # a negative one has become part of the weight, with its sign
+        layer.lora_magnitude_vector[name].weight.abs_()
     layer.base_is_changed = True  # for `save_adapter`
     forget_initial_factors(layer, name)  # the weight has all of it
 

@@ -3,11 +3,9 @@
 import copy
 import logging
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +145,7 @@ def hushed() -> Iterator[list[str]]:
     others = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning")]
     levels = [(logger, logger.level) for logger in others]
     state = ours.level, ours.handlers, ours.propagate
-    collector = BufferingHandler(sys.maxsize)  # never flushed
+    collector = _Collector(said)
     for logger in others:
         logger.setLevel(logging.ERROR)
     ours.handlers, ours.propagate = [collector], False
@@ -156,10 +154,20 @@ def hushed() -> Iterator[list[str]]:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
             yield said
-            said += [record.getMessage() for record in collector.buffer]
             said += [str(each.message) for each in raised if _OWN in each.filename]
     finally:
         for logger, level in levels:
             logger.setLevel(level)
         level, ours.handlers, ours.propagate = state
         ours.setLevel(level)
+
+
+class _Collector(logging.Handler):
+    """Collects the messages of log records."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(record.getMessage())

@@ -189,7 +189,8 @@ class _PolicyAction(Action):
                 f"{len(units)} units, all frozen by the user. Thaw what it shall choose from, or remove it."
             )
         inside = {id(parameter) for hold in units.values() for parameter in hold.parameters}
-        self._rest = self.new_hold(each for each in model.parameters() if id(each) not in inside)
+        rest = model.parameters() if self._policy.rest == "freeze" else ()
+        self._rest = self.new_hold(each for each in rest if id(each) not in inside)
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
         """The units; what is in none of them is held for the whole run or not at all."""
@@ -205,7 +206,7 @@ class _PolicyAction(Action):
     @property
     def _share(self) -> Share:
         units = {id(each) for hold in self._units.values() for each in hold.parameters}
-        rest = {id(each) for each in self._rest.parameters} if self._policy.rest == "freeze" else set()
+        rest = {id(each) for each in self._rest.parameters}
         return Share(self.title, units, rest, freezes=self._policy.freezes)
 
     def resolve(self, shares: RunShares) -> None:
@@ -214,7 +215,7 @@ class _PolicyAction(Action):
 
     def resume(self, context: StepContext) -> None:
         """Hold what was held, or decide the first window."""
-        frozen = self._rest.take() if self._policy.rest == "freeze" else []
+        frozen = self._rest.take()
         if self._window is None:
             prepared = context.of_rank_zero(self._policy.prepare(context.model))
             self._window = Window(-1, 0, tuple(self._units), frozenset(self._units), prepared=prepared)

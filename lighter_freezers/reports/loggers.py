@@ -65,8 +65,8 @@ def with_late_epoch(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def write_metrics(loggers: Loggers, metrics: Mapping[str, float], step: int) -> None:
     """Log numbers to every logger; to Lightning's TensorBoardLogger in one event, not in one for each."""
-    named = {loggable(key): value for key, value in metrics.items()}
-    for logger in loggers if metrics else ():
+    named = {loggable(key): value for key, value in metrics.items()} if loggers else {}
+    for logger in loggers if named else ():
         with _harmless(logger):
             _write_metrics(logger, named, step)
 

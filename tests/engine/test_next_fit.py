@@ -19,6 +19,9 @@ from lighter_freezers import (
     FreezeStateLogger,
     GradualUnfreezing,
     LayerOperations,
+    Lisa,
+    Misa,
+    apply_lora,
 )
 from lighter_freezers.engine.engine import Engine
 from tests.lab import TinyNet, adamw, batches, frozen_layers, recorder, regression, trainer
@@ -225,6 +228,37 @@ def test_what_a_run_left_frozen_follows_the_schedule_of_the_next(make: Any) -> N
     assert runs[0] == runs[1] == runs[2]
     assert runs[0][-1]
     assert seen_frozen(module, Freezer(names="head.bias", until_step=1))[-1] == runs[0][-1]
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        Freezer(name_starts_with="layer2.", from_step=5),
+        Freezer(name_starts_with="layer2.", windows=[[2, 4]]),
+        LayerOperations([{"name": "freeze_layer", "value": "layer2", "max_wait_iters": 2}]),
+    ],
+    ids=["from", "windows", "operations"],
+)
+@pytest.mark.parametrize("targets", [["layer1"], ["layer1", "layer2"]], ids=str)
+def test_what_lora_keeps_is_not_thawed_after_a_run_that_left_it_frozen(callback: Any, targets: Any) -> None:
+    """PEFT freezes all but its adapters, in whatever state it finds them."""
+    module = regression(LONE)
+    seen_frozen(module, Freezer(name_starts_with="layer2."))
+    apply_lora(module.network, {"r": 2, "target_modules": targets})
+    trains = recorder(LONE, lambda _, each: [n for n, p in each.named_parameters() if p.requires_grad])
+    trainer(LONE, callbacks=[callback, trains], max_epochs=2).fit(module, batches(), batches())
+    assert all("lora" in name for name in trains.seen[0])
+
+
+@pytest.mark.parametrize("make", [lambda **which: Lisa(1, 3, **which), lambda **which: Misa(0.2, **which)])
+def test_what_a_policy_does_not_choose_from_stays_as_a_run_left_it(make: Any) -> None:
+    """With `rest: train`, which means as before."""
+    module = regression(LONE)
+    seen_frozen(module, Freezer(names="head.bias"))
+    policy = make(blocks=["layer1", "layer2"], rest="train")
+    bias = recorder(LONE, lambda _, each: each.network.head.bias.requires_grad)
+    trainer(LONE, callbacks=[policy, bias], max_epochs=2).fit(module, batches(), batches())
+    assert not any(bias.seen)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

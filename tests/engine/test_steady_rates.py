@@ -1,4 +1,4 @@
-"""A requested learning rate costs one comparison per step; a rate that moves is written once."""
+"""A requested learning rate costs two comparisons per step; a rate that moves is written once."""
 
 import sys
 from types import FrameType
@@ -21,10 +21,12 @@ class Net(pl.LightningModule):
         self.is_scheduled, self.rate_by_hand, self.hook = is_scheduled, rate_by_hand, hook
         self.counts: list[int] = []
         self.rates: list[float] = []
+        self.seen: list[float] = []
         self.num_calls = 0
 
     def training_step(self, batch: torch.Tensor) -> torch.Tensor:
         self.counts.append(self.num_calls)
+        self.seen.append(self.optimizers().param_groups[-1]["lr"])
         self._write_rates("training_step")
         return self.head(self.backbone(batch)).square().mean()
 
@@ -55,7 +57,7 @@ def fit(model: Net, *callbacks: pl.Callback) -> None:
     trainer.fit(model, torch.utils.data.DataLoader(torch.randn(80, 4), batch_size=4))
 
 
-def test_a_steady_step_calls_us_twice() -> None:
+def test_a_steady_step_calls_us_three_times() -> None:
     model = Net()
 
     def count(frame: FrameType, event: str, _: object) -> None:
@@ -67,8 +69,8 @@ def test_a_steady_step_calls_us_twice() -> None:
         fit(model, Freezer(**thawing, warmup_steps=3))
     finally:
         sys.setprofile(None)
-    # the step's hook, and the comparison after its closure
-    assert model.counts[16] - model.counts[15] - _calls_of_plain_freezer() == 2
+    # the step's hook, and a comparison before its closure and after it
+    assert model.counts[16] - model.counts[15] - _calls_of_plain_freezer() == 3
 
 
 def _calls_of_plain_freezer() -> int:
@@ -109,6 +111,7 @@ def test_a_rate_written_by_hand_does_not_replace_the_requested_one(hook: str) ->
     fit(model, Freezer(name_starts_with="backbone.", until_step=2, unfreeze_lr_factor=0.1))
     assert model.rates[:2] == [0.02, 0.02]
     assert model.rates[2:] == pytest.approx([0.002] * 18)
+    assert model.seen[3:] == pytest.approx([0.002] * 17)
 
 
 def test_a_thaw_writes_its_rate_once(monkeypatch: pytest.MonkeyPatch) -> None:

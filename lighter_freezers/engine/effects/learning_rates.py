@@ -1,8 +1,9 @@
 """Sets the learning rate of thawed parameters, whatever an LR scheduler writes.
 
 The rate of a group follows from the request alone, or from that of the group it was split from, which the LR
-scheduler still controls. Nothing accumulates, so a resumed run has the same rates. At each optimizer step
-two calls compare; they write only where a scheduler, a warm-up or other code has moved a rate.
+scheduler still controls. Nothing accumulates, so a resumed run has the same rates. Before each optimizer
+step, and once its batch is computed, a call compares; it writes only where a scheduler, a warm-up or other
+code has moved a rate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -230,16 +231,16 @@ class ThawedRates:
     def _check(
         self, optimizer: Optimizer, _: object, args: _Args, named: _Named
     ) -> tuple[_Args, _Named] | None:
-        """Before a step; where it computes the batch in a closure, after that, which may write rates too."""
+        """Before a step, and after the closure in which it computes the batch: that may write rates too."""
+        self._keep(optimizer)
         closure = args[1] if len(args) > 1 else named.get("closure")
         if not callable(closure):
-            self._keep(optimizer)
             return None
         kept = partial(self._keep, optimizer, closure)
         return ((args[0], kept, *args[2:]), named) if len(args) > 1 else (args, {**named, "closure": kept})
 
-    def _keep(self, optimizer: Optimizer, closure: Callable[[], object] = lambda: None) -> object:
-        loss, groups = closure(), optimizer.param_groups
+    def _keep(self, optimizer: Optimizer, closure: Callable[[], object] | None = None) -> object:
+        loss, groups = closure() if closure else None, optimizer.param_groups
         for each in self._groups:
             if each.optimizer is optimizer and (
                 (each.is_moving and self._moment().optimizer_step != self._set_at)

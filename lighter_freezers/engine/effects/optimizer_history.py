@@ -6,6 +6,7 @@ optimizers, which exchange weights between training and validation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -38,12 +39,15 @@ def give_momentum(optimizers: Iterable[Optimizer]) -> None:
     for optimizer, group in _fused_momentum(optimizers):
         training = [p for p in group["params"] if p.requires_grad]
         lacking = [p for p in training if optimizer.state.get(p, {}).get("momentum_buffer") is None]
-        for parameter in lacking if len(lacking) < len(training) else ():
+        if not 0 < len(lacking) < len(training):
+            continue
+        refuse_dampened_momentum([optimizer])
+        for parameter in lacking:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def refuse_dampened_momentum(optimizers: Iterable[Optimizer]) -> None:
-    """Fail before training where that momentum of 0 would be damped at its first step, as no other is.
+    """Fail where that momentum of 0 would be damped at its first step, as no other is.
 
     Raises:
         ValueError: Fused SGD with momentum has a dampening.
@@ -56,7 +60,7 @@ def refuse_dampened_momentum(optimizers: Iterable[Optimizer]) -> None:
 
 
 def _fused_momentum(optimizers: Iterable[Optimizer]) -> Iterator[tuple[Optimizer, ParameterGroup]]:
-    for optimizer in optimizers:
+    for optimizer in chain.from_iterable((each, *_inside(each)) for each in optimizers):
         for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
             if group.get("fused") and group.get("momentum"):
                 yield optimizer, group
@@ -75,7 +79,7 @@ def refuse_dropped_state(optimizers: Iterable[Optimizer], optimizer_state: str) 
                 f"optimizer_state='{optimizer_state}' drops the state of what freezes, which Adagrad cannot "
                 f"make anew before torch 2.12. This is {torch.__version__}. Use optimizer_state='keep'."
             )
-        if _is_wrapper(optimizer):
+        if _inside(optimizer):
             raise RuntimeError(
                 f"optimizer_state='{optimizer_state}' drops the state of what freezes, but "
                 f"{type(optimizer).__name__} wraps another optimizer and counts on the state of all "
@@ -121,7 +125,7 @@ class FrozenValues:
 
 
 def _is_wrapper(optimizer: Optimizer) -> bool:
-    return bool(_inside(optimizer))
+    return any(isinstance(value, Optimizer) for value in vars(optimizer).values())
 
 
 def _inside(optimizer: Optimizer) -> list[Optimizer]:

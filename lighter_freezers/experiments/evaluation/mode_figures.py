@@ -167,7 +167,9 @@ def _merged(parts: Tensor) -> Tensor:
     total = numbers.sum()
     means = (numbers[:, None] * parts[:, 1:3]).sum(dim=0) / total.clamp(min=1)  # (2)
     shifts = parts[:, 1:3] - means  # (R, 2)
-    products = torch.cat([shifts.square(), shifts.prod(dim=1, keepdim=True)], dim=1)  # (R, 3)
+    products = torch.stack(
+        [shifts[:, 0].square(), shifts[:, 1].square(), shifts[:, 0] * shifts[:, 1]], dim=1
+    )  # (R, 3)
     deviations = (parts[:, 3:6] + numbers[:, None] * products).sum(dim=0)  # (3)
     return torch.cat([total[None], means, deviations, parts[:, 6].sum()[None]])
 

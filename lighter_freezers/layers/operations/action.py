@@ -124,9 +124,10 @@ class QueuedOperations(Action):
 
     def trainable_later(self, model: nn.Module) -> dict[str, Parameter]:
         """What operations may thaw, by name: it has to be in an optimizer from the start."""
-        named = lora_factors(model) if self.reshapes else {}
+        named: dict[str, Parameter] = {}
         for layers in self._layers("thawing"):
             named |= parameters_of_layers(model, layers)
+        named |= lora_factors(model) if self.reshapes else {}  # a saved group has this order
         return {name: p for name, p in named.items() if p.is_floating_point() or p.is_complex()}
 
     def freezable(self, model: nn.Module) -> list[Parameter]:

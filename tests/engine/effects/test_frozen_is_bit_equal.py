@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.torch_version import TorchVersion
 
-from lighter_freezers import Freezer
+from lighter_freezers import BlockCycling, FreezeOut, Freezer
 from tests.lab import NAMESPACES, batches, recorder, regression, sgd, trainer
 
 STATES = ("keep", "reset", "free")
@@ -221,13 +221,24 @@ def test_fused_momentum_begins_at_a_thaw_as_any_other(state: Any, windows: Any, 
 
 
 def test_fused_momentum_with_a_dampening_is_refused() -> None:
-    """Only where something thaws."""
+    """Only where something thaws into a group that has momentum."""
     build = partial(momentum, fused=True, dampening=0.5)
-    trainer(NAMESPACES[0], callbacks=[Freezer(names="head.bias")]).fit(
-        regression(NAMESPACES[0], optimizer=build), batches(), batches()
-    )
-    with pytest.raises(ValueError, match=r"SGD\(fused=True\) with momentum and dampening .* fused=False"):
+    for freezer in (
+        Freezer(names="head.bias"),
+        Freezer(names="head.bias", from_step=5),
+        Freezer(names="head.bias", until_step=5, unfreeze_lr_factor=0.5),
+        FreezeOut(6, every_n_steps=2, blocks=["layer1", "layer2", "layer10"]),
+    ):
+        run = trainer(NAMESPACES[0], callbacks=[freezer], max_epochs=3)
+        run.fit(regression(NAMESPACES[0], optimizer=build), batches(), batches())
+    refusal = r"SGD\(fused=True\) with momentum and dampening .* fused=False"
+    with pytest.raises(ValueError, match=refusal):
         frozen_and_thawed(NAMESPACES[0], build, "keep")
+    cycling = BlockCycling(3, "ascending", blocks=["layer1", "layer2", "layer10"], rest="train")
+    with pytest.raises(ValueError, match=refusal):  # at the change of blocks: only then it is known
+        trainer(NAMESPACES[0], callbacks=[cycling], max_epochs=3).fit(
+            regression(NAMESPACES[0], optimizer=build), batches(), batches()
+        )
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
