@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim import lr_scheduler as lrs
 
 from lighter_freezers import Freezer, FreezeStateLogger, LayerOperations
-from tests.lab import NAMESPACES, NormNet, batches, frozen_layers, recorder, regression, trainer
+from tests.lab import NAMESPACES, NormNet, batches, frozen_layers, recorder, regression, sgd, trainer
 
 LONE = "pytorch_lightning"
 NOW = {"trigger_loss": math.inf, "max_wait_iters": 0}
@@ -353,3 +353,26 @@ def test_a_norm_that_an_operation_thaws_gathers_statistics_again(namespace: str)
     moves = [not torch.equal(one, two) for one, two in zip(buffers.seen, buffers.seen[1:], strict=False)]
     assert not moves[0]
     assert all(moves[3:])
+
+
+def test_a_group_has_what_thaws_before_the_adapters() -> None:
+    """A checkpoint names its parameters in this order, in which the norm of a clipped gradient is summed."""
+    module = regression(
+        LONE, optimizer=lambda every: sgd([each for each in every if each.requires_grad and each.numel()])
+    )
+    module.network.layer2.requires_grad_(False)
+    wait = {"max_wait_iters": 1}
+    operations = [
+        operation("set_layer_lora_rank", ["layer1", 1], **wait),
+        operation("unfreeze_layer", "layer2", **wait),
+    ]
+
+    def names(fit: Any, each: Any) -> list[str]:
+        known = {id(parameter): name for name, parameter in each.network.named_parameters()}
+        return [known[id(parameter)] for parameter in fit.optimizers[0].param_groups[-1]["params"]]
+
+    seen = recorder(LONE, names)
+    fitted = trainer(LONE, callbacks=[LayerOperations(operations), seen], max_epochs=2)
+    fitted.fit(module, batches(), batches())
+    adapters = ["layer1.lora_A.default.weight", "layer1.lora_B.default.weight"]
+    assert seen.seen[-1] == ["layer2.weight", "layer2.bias", *adapters]
