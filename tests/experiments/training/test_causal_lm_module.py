@@ -241,7 +241,7 @@ def test_a_peft_model_as_it_is(tmp_path: Path) -> None:
         ({}, ValueError, "Give either model.*or network.*Got neither"),
         ({"model": "x", "network": nn.Linear(1, 1)}, ValueError, "Got both"),
         ({"network": nn.Linear(1, 1)}, TypeError, "causal language model of transformers.*Got Linear"),
-        ({"model": nn.Linear(1, 1)}, TypeError, "model must be a text. Got Linear"),
+        ({"model": nn.Linear(1, 1)}, TypeError, "model must be a text or a PathLike. Got Linear"),
         ({"model": "x", "dtype": "int8"}, ValueError, "dtype must be one of auto, float32"),
         ({"learning_rate": "2e-4"}, TypeError, "learning_rate must be a number.*5.0e-5"),
         ({"weight_decay": -1.0}, ValueError, "weight_decay must be at least 0"),
