@@ -215,7 +215,7 @@ class _PolicyAction(Action):
 
     def resume(self, context: StepContext) -> None:
         """Hold what was held, or decide the first window."""
-        frozen = self._rest.take()
+        frozen = self._rest.take() if self._policy.rest == "freeze" else []
         if self._window is None:
             prepared = context.of_rank_zero(self._policy.prepare(context.model))
             self._window = Window(-1, 0, tuple(self._units), frozenset(self._units), prepared=prepared)

@@ -262,9 +262,8 @@ SHOWN: dict[str, tuple[list[str], str]] = {  # overrides, and what `lighter fit`
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["lisa", *(pytest.param(each, marks=pytest.mark.wide) for each in sorted(POLICIES - {"lisa"}))]
-)
+@pytest.mark.wide
+@pytest.mark.parametrize("name", sorted(POLICIES))
 def test_a_policy_by_its_own_command(name: str, tmp_path: Path, cache: Path) -> None:
     """`lighter fit` in a fresh process: 18 steps, the log says what trains, and a TensorBoard run is left."""
     overrides, expected = SHOWN[name]

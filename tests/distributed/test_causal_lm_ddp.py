@@ -98,6 +98,7 @@ def test_two_processes_answer_each_prompt_once(two_ranks: Any, case: str, tmp_pa
     assert math.isfinite(json.loads(file.read_text())["scores"]["perplexity"])
 
 
+@pytest.mark.wide
 def test_validation_is_over_the_tokens_of_all_ranks(two_ranks: Any) -> None:
     """Not a mean of two means."""
     expected = perplexity(causal_lm(), training_loader(10, 2, 1))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
@@ -25,6 +26,7 @@ def fit(num_ranks: int) -> dict[str, Any]:
     return {"weights": dict(module.state_dict()), "flops": flops.seen}
 
 
+@pytest.mark.wide
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     """Bit-equal to each other, equal to the single process but for the order of a sum, and cut alike."""
     torch.set_num_threads(1)

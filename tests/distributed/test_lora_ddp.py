@@ -121,6 +121,7 @@ def test_two_ranks_equal_one_process(two_ranks: Any, alone: dict[str, Any], opti
     assert first["num_identities"] == 1
 
 
+@pytest.mark.wide
 def test_what_each_process_has_seen_is_put_together(two_ranks: Any) -> None:
     """Loss-aware shrinking listens to the batches of one process; ranks agree all the same."""
     first, second = (rank["kfac"] for rank in two_ranks)
@@ -129,6 +130,7 @@ def test_what_each_process_has_seen_is_put_together(two_ranks: Any) -> None:
     assert not same(first["weights"], two_ranks[0]["plain"]["weights"])
 
 
+@pytest.mark.wide
 def test_the_resumed_run_is_the_same(two_ranks: Any) -> None:
     """Cut at a step at which ranks change."""
     for rank in two_ranks:

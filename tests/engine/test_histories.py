@@ -190,7 +190,7 @@ STILL = (  # a norm in inference mode by two Freezers, one after the other
 )
 
 
-@settings(max_examples=150, **QUICK)
+@settings(max_examples=60, **QUICK)
 @given(histories | manual, cuts)
 @example(History((MET,), num_epochs=3), ("batch", 6))  # at the last batch of the epoch that meets it
 @example(History((MET,), num_epochs=3), ("batch", 7))  # after that
