@@ -21,7 +21,6 @@ from lighter_freezers.engine.triggers import Moment
 
 _Args: TypeAlias = tuple[object, ...]  # of `Optimizer.step`
 _Named: TypeAlias = dict[str, object]
-_Call: TypeAlias = tuple[_Args, _Named]
 
 __all__ = ["KeptRate", "LearningRateRequest", "RateFactor", "Releasing", "ThawedGroup", "ThawedRates"]
 

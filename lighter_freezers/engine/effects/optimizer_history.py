@@ -125,6 +125,7 @@ class FrozenValues:
 
 
 def _is_wrapper(optimizer: Optimizer) -> bool:
+    """Whether it may move weights around the steps of another; a list of optimizers only shares them out."""
     return any(isinstance(value, Optimizer) for value in vars(optimizer).values())
 
 
